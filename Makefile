@@ -1,0 +1,64 @@
+# gaudi-sweep. `make` prints the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+# Cached bytecode halves every start-up; a worker starts often.
+unexport PYTHONDONTWRITEBYTECODE
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+UV_VERSION := 0.13.9
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# On a Gaudi image torch and DeepSpeed are the image's own builds: seen, never replaced.
+ON_GAUDI := $(shell $(PYTHON) -c "import importlib.util as u; print(u.find_spec('habana_frameworks') is not None or '')")
+IMAGE_OWN := torch deepspeed
+# uv does not read pip's settings: hand over pip's folder of local wheels, where there is one.
+FIND_LINKS := $(addprefix --find-links=,$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null || $(PYTHON) -m pip config get :env:.find-links 2>/dev/null))
+
+SPACE ?= lora_rank
+STUDY ?= $(SPACE)
+ARGS ?=
+
+.PHONY: help
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+.PHONY: install
+install: $(STAMP) ## make the virtual environment with the pinned versions
+
+$(STAMP): pyproject.toml Makefile
+	$(PYTHON) -m venv $(if $(ON_GAUDI),--system-site-packages) $(VENV)
+	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
+	printf '%s\n' $(if $(ON_GAUDI),$(foreach p,$(IMAGE_OWN),"$(p) ; python_version < '3'")) > $(VENV)/image-own.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --override $(VENV)/image-own.txt $(FIND_LINKS) --editable '.[dev]'
+	touch $@
+
+.PHONY: sweep
+sweep: $(STAMP) ## run or go on with SPACE=name (ARGS="--set training.max_steps=50")
+	$(BIN)/gaudi-sweep run $(SPACE) $(ARGS)
+
+.PHONY: check plan status report
+check plan: $(STAMP) ## look at SPACE=name without training
+	$(BIN)/gaudi-sweep $@ $(SPACE) $(ARGS)
+
+status report: $(STAMP) ## say how STUDY=name stands; write its table and report
+	$(BIN)/gaudi-sweep $@ $(STUDY) $(ARGS)
+
+.PHONY: test lint format
+test: $(STAMP) ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## ruff, mypy and the import walls
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## rewrite the code in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: clean
+clean: ## remove the virtual environment and caches, never runs/
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

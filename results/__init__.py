@@ -1,0 +1,1 @@
+"""Explain: from trial folders alone to a table and a report."""

@@ -1,0 +1,1 @@
+"""Train one job from a trial folder. The front (`config`, `folder`, `problems`) is torch-free."""

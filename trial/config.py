@@ -1,0 +1,351 @@
+"""What one trial trains: the contract written to `config.json`, checked without torch.
+
+Keys under `training` are `TrainingArguments` names, under `lora` PEFT `LoraConfig` names, both
+verbatim and both checked against the installed versions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from trial import schema
+from trial.problems import ConfigError, Problem, from_pydantic, unknown
+
+VERSION = 1
+Scalar = bool | int | float | str | None
+DeviceName = Literal["auto", "cpu", "cuda", "hpu"]
+
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "seed": 42,
+    "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 16,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 2e-4,
+    "lr_scheduler_type": "cosine",
+    "warmup_ratio": 0.03,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    # optimum-habana's value, for every device: 1e-8 vanishes beside a bf16 second moment.
+    "adam_epsilon": 1e-6,
+    "num_train_epochs": 1.0,
+    "max_steps": -1,
+    "eval_strategy": "steps",
+    "eval_steps": 0.1,
+    "logging_steps": 10,
+    "save_strategy": "steps",
+    "report_to": "none",
+    "optim": "adamw_torch",
+}
+
+OURS: dict[str, str] = {
+    "output_dir": "the trial folder is the output",
+    "overwrite_output_dir": "the trial folder is the output",
+    "logging_dir": "logs go to the trial folder",
+    "use_habana": "say `device: hpu`",
+    "use_cpu": "say `device: cpu`",
+    "no_cuda": "say `device: cpu`",
+    "use_mps_device": "devices are auto, cpu, cuda and hpu",
+    "resume_from_checkpoint": "a trial goes on from its own newest checkpoint by itself",
+    "deepspeed": "say `deepspeed: {config: ...}` and `zero_stage`",
+    "remove_unused_columns": "the dataset holds only what the model takes",
+    "label_names": "labels are always `labels`",
+    "local_rank": "ranks are started by the harness",
+    "load_best_model_at_end": "say `keep: best` or `keep: last`",
+    "metric_for_best_model": "the metric is eval_loss",
+    "greater_is_better": "the metric is eval_loss",
+    "auto_find_batch_size": "it would change the configuration being compared",
+    "ignore_data_skip": "it would make a resumed trial differ",
+    "restore_callback_states_from_checkpoint": "resuming is the harness's own",
+    "push_to_hub": "sweeps stay offline; export the winner",
+    "torchdynamo": "say `torch_compile: true`",
+}
+"""Training arguments that the harness sets itself, and what to say instead."""
+
+_AT_LEAST: dict[str, tuple[float, bool]] = {
+    "learning_rate": (0, False),
+    "per_device_train_batch_size": (1, True),
+    "per_device_eval_batch_size": (1, True),
+    "gradient_accumulation_steps": (1, True),
+    "warmup_ratio": (0, True),
+    "warmup_steps": (0, True),
+    "weight_decay": (0, True),
+    "max_grad_norm": (0, True),
+    "adam_epsilon": (0, False),
+    "num_train_epochs": (0, False),
+    "logging_steps": (0, False),
+    "eval_steps": (0, False),
+    "save_steps": (0, False),
+    "seed": (0, True),
+}
+
+
+class Section(BaseModel):
+    """A frozen part of a file: unknown keys are refused."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, validate_default=True, protected_namespaces=()
+    )
+
+
+class ModelConfig(Section):
+    """The frozen base model."""
+
+    name_or_path: str = "builtin:tiny-llama"
+    """`builtin:tiny-llama`, a local folder, or a hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the base weights; adapters stay float32."""
+    attn_implementation: str | None = None
+    """`eager`, `sdpa`, `gaudi_fused_sdpa`, ...; the model's own default when null."""
+    tokenizer_name_or_path: str | None = None
+    """Where the tokenizer is, when not beside the model."""
+    trust_remote_code: bool = False
+    """Run Python files that come with the model. Off unless asked for; said aloud when on."""
+
+
+class DataConfig(Section):
+    """Question and answer, prompt and completion, or chat rows; `eval` is always held out."""
+
+    path: str = "builtin:python-docs"
+    """`builtin:python-docs`, a CSV, JSON, JSONL or Parquet file, a saved dataset, or a hub id."""
+    name: str | None = None
+    """Configuration name of a hub dataset."""
+    split: str = "train"
+    """Split of a hub or saved dataset to draw from."""
+    format: Literal["auto", "csv", "json", "jsonl", "parquet", "dataset"] = "auto"
+    """How to read `path`; `auto` goes by its ending."""
+    delimiter: str | None = None
+    """CSV delimiter; sniffed when null."""
+    prompt_column: str | None = None
+    """Column of the prompt; `question`, `prompt` or `instruction` when null."""
+    completion_column: str | None = None
+    """Column of the completion; `answer`, `completion`, `response` or `output` when null."""
+    messages_column: str | None = None
+    """Column of chat messages (`role`, `content`); `messages` or `conversations` when null."""
+    prompt_format: str = "auto"
+    """A family of prompt tags (`llama2`, `phi`, ...), `chat_template`, `plain`, or `auto`."""
+    max_length: int = Field(default=512, ge=8)
+    """Tokens per row; every row is padded to it, so that shapes stay fixed."""
+    eval_path: str | None = None
+    """A held-out file of its own instead of a split by seed."""
+    eval_split: str | None = None
+    """A held-out split of its own instead of a split by seed."""
+    eval_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the rows held out, when there is no eval set of its own."""
+    split_seed: int = Field(default=0, ge=0)
+    """Seed of the held-out split; apart from `training.seed`, so that seeds share one eval set."""
+    max_train_samples: int | None = Field(default=None, ge=1)
+    """Train on at most so many rows."""
+    max_eval_samples: int | None = Field(default=None, ge=1)
+    """Evaluate on at most so many rows."""
+
+
+class LoraSection(BaseModel):
+    """PEFT `LoraConfig` keys by their own names; `r: 0` trains the whole model instead."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    r: int = Field(default=8, ge=0)
+    """Rank of the adapter matrices."""
+    lora_alpha: float = Field(default=16, gt=0)
+    """Scaling numerator: effective scale alpha / r, or alpha / sqrt(r) with rsLoRA."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before the adapter."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r)."""
+    use_dora: bool = False
+    """Weight-decomposed LoRA."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases are trained too."""
+    target_modules: str | list[str] = "all-linear"
+    """Module names, one regular expression, or `all-linear` (all but the output head)."""
+
+    @property
+    def scale(self) -> float:
+        """Effective scale of the adapter's update; 0 without an adapter."""
+        if not self.r:
+            return 0.0
+        return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
+
+
+class DeepSpeedSection(Section):
+    """DeepSpeed beyond the stage."""
+
+    config: str | dict[str, Any] | None = None
+    """The user's own `ds_config.json`: a path or the mapping itself."""
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    """Where optimizer states live (stages 1 to 3)."""
+    offload_param: Literal["none", "cpu"] = "none"
+    """Where parameters live (stage 3)."""
+
+
+class Origin(Section):
+    """Where a trial came from; has no effect on training."""
+
+    study: str
+    number: int = Field(ge=0)
+    params: dict[str, Any] = Field(default_factory=dict)
+    """What the sampler drew, by dotted path."""
+
+
+class TrialConfig(Section):
+    """Everything one trial trains with."""
+
+    version: Literal[1] = VERSION
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    lora: LoraSection = LoraSection()
+    training: dict[str, Any] = Field(default_factory=dict)
+    """`TrainingArguments` and `GaudiTrainingArguments` keys by their own names."""
+    zero_stage: Literal[0, 1, 2, 3] | None = None
+    """DeepSpeed ZeRO stage; null trains without DeepSpeed."""
+    deepspeed: DeepSpeedSection = DeepSpeedSection()
+    device: DeviceName = "auto"
+    """`auto` takes hpu, else cuda, else cpu."""
+    keep: Literal["best", "last"] = "best"
+    """Which adapter is saved, and whose eval loss is the trial's value."""
+    gaudi_config: str | dict[str, Any] = Field(
+        default_factory=lambda: {"use_fused_adam": True, "use_fused_clip_norm": True}
+    )
+    """GaudiConfig inline, or a hub id or folder; only `device: hpu` reads it."""
+    origin: Origin | None = None
+
+    @field_validator("lora")
+    @classmethod
+    def _lora_names(cls, lora: LoraSection) -> LoraSection:
+        _raise_first(_argument_problems("lora", lora.model_extra or {}, schema.lora_arguments()))
+        return lora
+
+    @field_validator("training")
+    @classmethod
+    def _training_names(cls, training: dict[str, Any]) -> dict[str, Any]:
+        _raise_first(training_problems(training))
+        return {**TRAINING_DEFAULTS, **training}
+
+    @model_validator(mode="after")
+    def _stage_agrees(self) -> TrialConfig:
+        if self.zero_stage is None and self.deepspeed != DeepSpeedSection():
+            raise ValueError("`deepspeed` needs a `zero_stage` (0, 1, 2 or 3)")
+        return self
+
+    def fingerprint(self) -> str:
+        """Hash of everything that has an effect on the result: equal means the same trial."""
+        content = self.model_dump(mode="json", exclude={"origin", "version"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "lora": LoraSection,
+    "deepspeed": DeepSpeedSection,
+}
+
+
+def known_keys() -> dict[str, tuple[str, ...]]:
+    """The keys of every section by its name; the empty name is the top level."""
+    known = {name: tuple(section.model_fields) for name, section in SECTIONS.items()}
+    known["lora"] = tuple(dict.fromkeys([*known["lora"], *schema.lora_arguments()]))
+    known["training"] = tuple(name for name in schema.training_arguments() if name not in OURS)
+    known[""] = tuple(
+        name for name in TrialConfig.model_fields if name not in ("version", "origin")
+    )
+    return known
+
+
+def known_paths() -> tuple[str, ...]:
+    """Every dotted path a search space may vary."""
+    known = known_keys()
+    leaves = [name for name in known[""] if name not in known]
+    return (
+        *leaves,
+        *(f"{section}.{key}" for section in known if section for key in known[section]),
+    )
+
+
+def training_problems(training: Mapping[str, Any]) -> list[Problem]:
+    """Every mistake under `training`."""
+    problems = [
+        Problem(f"training.{name}", f"is set by the harness: {OURS[name]}", repr(training[name]))
+        for name in training
+        if name in OURS
+    ]
+    rest = {name: value for name, value in training.items() if name not in OURS}
+    problems += _argument_problems("training", rest, schema.training_arguments())
+    named = {problem.key for problem in problems}
+    for name, (low, inclusive) in _AT_LEAST.items():
+        value = rest.get(name)
+        if value is None or f"training.{name}" in named:
+            continue
+        if value < low or (value == low and not inclusive):
+            rule = f"must be {'at least' if inclusive else 'greater than'} {low}"
+            problems.append(Problem(f"training.{name}", rule, repr(value)))
+    return problems
+
+
+def problems_of(content: Mapping[str, Any]) -> list[Problem]:
+    """Every mistake in a trial's configuration; empty when `TrialConfig` would accept it."""
+    if not isinstance(content, Mapping):
+        return [Problem("", "a configuration is a mapping", repr(content))]
+    rest = dict(content)
+    problems: list[Problem] = []
+    for name, check in _LOOSE.items():
+        section = rest.get(name)
+        if isinstance(section, Mapping):
+            found = check(section)
+            problems += found
+            bad = {problem.key.partition(".")[2] for problem in found}
+            rest[name] = {key: value for key, value in section.items() if key not in bad}
+    try:
+        TrialConfig.model_validate(rest)
+    except ValidationError as error:
+        problems += from_pydantic(error, known_keys())
+    return problems
+
+
+def parse(content: Mapping[str, Any]) -> TrialConfig:
+    """A checked `TrialConfig`.
+
+    Raises:
+        ConfigError: every mistake at once.
+    """
+    problems = problems_of(content)
+    if problems:
+        raise ConfigError(problems)
+    return TrialConfig.model_validate(dict(content))
+
+
+def _lora_problems(lora: Mapping[str, Any]) -> list[Problem]:
+    extra = {name: value for name, value in lora.items() if name not in LoraSection.model_fields}
+    return _argument_problems("lora", extra, schema.lora_arguments())
+
+
+_LOOSE: dict[str, Callable[[Mapping[str, Any]], list[Problem]]] = {
+    "training": training_problems,
+    "lora": _lora_problems,
+}
+
+
+def _argument_problems(
+    section: str, values: Mapping[str, Any], arguments: Mapping[str, schema.Argument]
+) -> list[Problem]:
+    problems = []
+    for name, value in values.items():
+        key = f"{section}.{name}"
+        if name not in arguments:
+            known = [known for known in arguments if known not in OURS]
+            problems.append(unknown(key, known, f"{section} argument"))
+        elif refusal := arguments[name].refusal(value):
+            problems.append(Problem(key, f"expected {refusal}", repr(value)))
+    return problems
+
+
+def _raise_first(problems: list[Problem]) -> None:
+    if problems:
+        raise ValueError("; ".join(str(problem) for problem in problems))

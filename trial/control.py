@@ -1,0 +1,31 @@
+"""How a training trial speaks with whoever runs it. Torch-free."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from trial.folder import Evaluation, TrialFolder
+
+StopReason = Literal["prune", "interrupt"]
+"""`prune` ends the trial for good; `interrupt` checkpoints it, to go on later."""
+
+
+class Control(Protocol):
+    """Asked at every optimizer step, told of every evaluation."""
+
+    def evaluated(self, folder: TrialFolder, evaluation: Evaluation) -> None:
+        """One evaluation is on disk."""
+
+    def stop_reason(self, folder: TrialFolder) -> StopReason | None:
+        """Why the trial is to stop before its next optimizer step; None to go on."""
+
+
+class Free:
+    """Nobody listens and nobody stops the trial: `python -m trial`."""
+
+    def evaluated(self, folder: TrialFolder, evaluation: Evaluation) -> None:
+        """Nothing to tell."""
+
+    def stop_reason(self, folder: TrialFolder) -> StopReason | None:
+        """Never."""
+        return None

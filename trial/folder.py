@@ -1,0 +1,346 @@
+"""Every path of a study and of a trial, and the records in them. Readers never see half a file.
+
+    runs/<study>/study.json            what the study is (version, sweep file, resolved spec)
+                 sweep.yaml            the sweep file as it was given
+                 journal.log           the sampler's memory (written by the driver only)
+                 trials/00007/         one TrialFolder
+
+A trial folder is the truth of what happened in that trial; the journal can be rebuilt from it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trial.config import TrialConfig
+
+State = Literal["complete", "pruned", "failed", "duplicate"]
+CauseKind = Literal["diverged", "out_of_memory", "lost", "device_busy", "hung", "error"]
+
+
+class Record(BaseModel):
+    """Something on disk. Fields added by a later version are ignored, missing ones are refused."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", allow_inf_nan=True, ser_json_inf_nan="constants"
+    )
+
+
+M = TypeVar("M", bound=BaseModel)
+R = TypeVar("R", bound=Record)
+
+
+class Evaluation(Record):
+    """One evaluation on the held-out set: a line of `metrics.jsonl`."""
+
+    kind: Literal["eval"] = "eval"
+    step: int
+    """Optimizer steps done."""
+    eval_loss: float
+    """Cross-entropy in nats per completion token over the whole eval set."""
+    metrics: dict[str, float] = Field(default_factory=dict)
+    """Further metrics by name."""
+    epoch: float = 0.0
+    tokens: int = 0
+    """Training tokens seen, padding left out."""
+    train_seconds: float = 0.0
+    """Seconds spent in training steps so far, evaluation left out."""
+    time: float = Field(default_factory=time.time)
+    """Seconds since 1970."""
+
+
+class TrainLog(Record):
+    """One training log entry: a line of `metrics.jsonl`."""
+
+    kind: Literal["train"] = "train"
+    step: int
+    loss: float
+    """The trainer's own logged loss. Not comparable with `eval_loss`."""
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    time: float = Field(default_factory=time.time)
+
+
+class Attempt(Record):
+    """One start of a trial: a line of `attempts.jsonl`. A resumed trial has several."""
+
+    started: float
+    host: str
+    pid: int
+    device: str
+    """What it ran on, e.g. `cpu`, `cuda NVIDIA H100`, `hpu GAUDI2`, `hpu stand-in`."""
+    devices: int = 1
+    resumed_from: int = 0
+    """Optimizer step of the checkpoint it went on from; 0 for a fresh start."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    cold: bool = True
+    """Whether this process had to import and load everything."""
+
+
+class Cause(Record):
+    """Why a trial did not complete."""
+
+    kind: CauseKind
+    message: str
+    """First line of the cause, as a person reads it."""
+    step: int | None = None
+
+
+class Seconds(Record):
+    """Wall seconds of a trial by what they bought, summed over its attempts."""
+
+    startup: float = 0.0
+    """Imports and device start, paid by a worker's first trial."""
+    load: float = 0.0
+    """Base model, tokenizer and data."""
+    first_step: float = 0.0
+    """The first optimizer step of each attempt: graph compilation, where there is any."""
+    train: float = 0.0
+    """All later optimizer steps."""
+    eval: float = 0.0
+    save: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Sum of the phases."""
+        return sum(getattr(self, name) for name in type(self).model_fields)
+
+
+class Result(Record):
+    """How a trial ended: `result.json`, written last and once."""
+
+    version: Literal[1] = 1
+    state: State
+    value: float | None = None
+    """Eval loss of the saved adapter (see `keep`); the last one seen when pruned."""
+    best_step: int | None = None
+    steps: int = 0
+    """Optimizer steps done."""
+    max_steps: int = 0
+    """Optimizer steps planned."""
+    initial_eval_loss: float | None = None
+    """Before the first step, when `training.eval_on_start` is set."""
+    metrics: dict[str, float] = Field(default_factory=dict)
+    tokens: int = 0
+    trainable_parameters: int = 0
+    total_parameters: int = 0
+    peak_memory_bytes: int = 0
+    """Peak of the device's memory; of the process (RSS) on CPU."""
+    seconds: Seconds = Seconds()
+    device: str = ""
+    devices: int = 1
+    data_hash: str = ""
+    model_hash: str = ""
+    cause: Cause | None = None
+    duplicate_of: int | None = None
+    """Number of the trial with the same configuration, for a `duplicate`."""
+    finished: float = Field(default_factory=time.time)
+
+
+class StudyRecord(Record):
+    """What a study is: `study.json`."""
+
+    version: Literal[1] = 1
+    name: str
+    created: float = Field(default_factory=time.time)
+    spec: dict[str, Any]
+    """The resolved sweep file."""
+    source: str = ""
+    """Where the sweep file was."""
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    """Versions, git commit, host."""
+
+
+class TrialFolder:
+    """The files of one trial."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.attempts = self.path / "attempts.jsonl"
+        self.result = self.path / "result.json"
+        self.log = self.path / "train.log"
+        self.adapter = self.path / "adapter"
+        self.checkpoints = self.path / "checkpoints"
+
+    @classmethod
+    def create(cls, path: Path | str, config: TrialConfig) -> TrialFolder:
+        """Make the folder and write its configuration."""
+        folder = cls(path)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder.config, config.model_dump_json(indent=2) + "\n")
+        return folder
+
+    def read_config(self) -> TrialConfig:
+        """The trial's configuration.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is not one this version can read; says where and why.
+        """
+        return _read(self.config, TrialConfig)
+
+    def read_result(self) -> Result | None:
+        """The result, or None while the trial has not ended."""
+        return _read(self.result, Result) if self.result.exists() else None
+
+    def write_result(self, result: Result) -> None:
+        """Commit the trial's end: after this the trial is never trained again."""
+        write_atomically(self.result, result.model_dump_json(indent=2) + "\n")
+
+    def append(self, line: Evaluation | TrainLog) -> None:
+        """Add one line to the metrics, on disk when this returns."""
+        append_line(self.metrics, line.model_dump_json())
+
+    def append_attempt(self, attempt: Attempt) -> None:
+        """Note that the trial was started."""
+        append_line(self.attempts, attempt.model_dump_json())
+
+    def read_evaluations(self) -> list[Evaluation]:
+        """Evaluations in step order; a step evaluated again after a resume counts once."""
+        rows = (row for row in read_lines(self.metrics) if row.get("kind") == "eval")
+        by_step = {row.step: row for row in _parse_all(rows, Evaluation)}
+        return [by_step[step] for step in sorted(by_step)]
+
+    def read_train_logs(self) -> list[TrainLog]:
+        """Training log entries in step order, each step once."""
+        rows = (row for row in read_lines(self.metrics) if row.get("kind") == "train")
+        by_step = {row.step: row for row in _parse_all(rows, TrainLog)}
+        return [by_step[step] for step in sorted(by_step)]
+
+    def read_attempts(self) -> list[Attempt]:
+        """Every start of the trial, oldest first."""
+        return list(_parse_all(read_lines(self.attempts), Attempt))
+
+
+class StudyFolder:
+    """The files of one study."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.record = self.path / "study.json"
+        self.sweep_file = self.path / "sweep.yaml"
+        self.journal = self.path / "journal.log"
+        self.trials = self.path / "trials"
+        self.report = self.path / "report"
+        self.log = self.path / "driver.log"
+
+    @property
+    def name(self) -> str:
+        """The study's name: its folder's."""
+        return self.path.name
+
+    def exists(self) -> bool:
+        """Whether a study has been started here."""
+        return self.record.exists()
+
+    def read_record(self) -> StudyRecord:
+        """What the study is.
+
+        Raises:
+            FileNotFoundError: there is no study here.
+            ValueError: made by a version this one cannot read.
+        """
+        return _read(self.record, StudyRecord)
+
+    def write_record(self, record: StudyRecord) -> None:
+        """Start or update the study's record."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.record, record.model_dump_json(indent=2) + "\n")
+
+    def trial(self, number: int) -> TrialFolder:
+        """The folder of one trial, whether it exists or not."""
+        return TrialFolder(self.trials / f"{number:05d}")
+
+    def all_trials(self) -> list[tuple[int, TrialFolder]]:
+        """Existing trial folders by number."""
+        names = sorted(p.name for p in self.trials.glob("*") if p.name.isdecimal())
+        return sorted((int(name), TrialFolder(self.trials / name)) for name in names)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a whole file or nothing, durable when this returns."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make a rename in `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line; a torn last line left by a crash is cut off first."""
+    with open(path, "ab+") as file:
+        _cut_torn_line(file)
+        file.write(line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a JSONL file; a torn or foreign line is passed over."""
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if not line.endswith("\n"):
+                return
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                yield row
+
+
+def _cut_torn_line(file: Any) -> None:
+    end = file.seek(0, os.SEEK_END)
+    if not end:
+        return
+    file.seek(end - 1)
+    if file.read(1) == b"\n":
+        return
+    start = max(0, end - 1_000_000)
+    file.seek(start)
+    kept = file.read(end - start).rfind(b"\n") + 1
+    file.truncate(start + kept)
+
+
+def _parse_all(rows: Iterator[dict[str, Any]], record: type[R]) -> Iterator[R]:
+    for row in rows:
+        try:
+            yield record.model_validate(row)
+        except ValidationError:
+            continue
+
+
+def _read(path: Path, record: type[M]) -> M:
+    text = path.read_text(encoding="utf-8")
+    try:
+        return record.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{path}: {key or 'content'}: {first['msg']}") from error

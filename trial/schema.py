@@ -1,0 +1,120 @@
+"""The argument names of the installed libraries, read from their source without importing them.
+
+`TrainingArguments`, `GaudiTrainingArguments` and `LoraConfig` live in packages whose import loads
+torch. The deciding side must name a misspelt key before any worker starts, so the dataclasses are
+parsed instead: always the installed version's names, in some tens of milliseconds.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Optional, Union
+
+from pydantic import TypeAdapter, ValidationError
+
+_SIMPLE: dict[str, Any] = {
+    "int": int, "float": float, "bool": bool, "str": str, "dict": dict, "list": list,
+    "Any": Any, "Optional": Optional, "Union": Union, "Literal": Literal, "None": None,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One dataclass field: its name, the annotation as written, and a check of values."""
+
+    name: str
+    annotation: str
+    accepts: Any
+
+    def refusal(self, value: object) -> str:
+        """What the argument expects, when `value` does not fit; otherwise an empty string."""
+        try:
+            TypeAdapter(self.accepts).validate_python(value, strict=True)
+        except ValidationError as error:
+            wanted = {str(item.get("ctx", {}).get("expected", "")) for item in error.errors()}
+            choices = next((text for text in sorted(wanted, key=len, reverse=True) if text), "")
+            return f"one of {choices}" if choices else f"a value of type {self.annotation}"
+        return ""
+
+
+def _source(package: str, path: str) -> ast.Module:
+    spec = importlib.util.find_spec(package.split(".")[0])
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"{package} is not installed")
+    for root in spec.submodule_search_locations:
+        file = Path(root, *package.split(".")[1:], path)
+        if file.is_file():
+            return ast.parse(file.read_text(encoding="utf-8"))
+    raise ModuleNotFoundError(f"{package} has no {path}")
+
+
+def _enums(tree: ast.Module) -> dict[str, Any]:
+    """String enumerations of a module as `Literal` types by class name."""
+    found: dict[str, Any] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and any("Enum" in ast.unparse(b) for b in node.bases):
+            values = [
+                item.value.value
+                for item in node.body
+                if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant)
+            ]
+            if values and all(isinstance(value, str) for value in values):
+                found[node.name] = Literal[tuple(values)]
+    return found
+
+
+def _type(annotation: ast.expr, names: dict[str, Any]) -> Any:
+    """The type an annotation means, with enumerations in place of the bare `str` beside them."""
+    text = ast.unparse(annotation)
+    for enum in names:
+        text = text.replace(f"Union[{enum}, str]", enum)
+    try:
+        return eval(text, {"__builtins__": {}}, {**_SIMPLE, **names})
+    except (NameError, TypeError, SyntaxError):
+        return Any
+
+
+def _arguments(tree: ast.Module, cls: str, names: dict[str, Any]) -> dict[str, Argument]:
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == cls:
+            fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
+            return {
+                item.target.id: Argument(
+                    item.target.id, ast.unparse(item.annotation), _type(item.annotation, names)
+                )
+                for item in fields
+                if isinstance(item.target, ast.Name) and not item.target.id.startswith("_")
+            }
+    raise LookupError(f"no class {cls}")
+
+
+@cache
+def training_arguments() -> dict[str, Argument]:
+    """`TrainingArguments` and `GaudiTrainingArguments` fields by name."""
+    source = _source("transformers", "training_args.py")
+    enums = {**_enums(_source("transformers", "trainer_utils.py")), **_enums(source)}
+    gaudi = _source("optimum.habana.transformers", "training_args.py")
+    return {
+        **_arguments(gaudi, "GaudiTrainingArguments", enums),
+        **_arguments(source, "TrainingArguments", enums),
+    }
+
+
+@cache
+def gaudi_only_arguments() -> frozenset[str]:
+    """Names that only `GaudiTrainingArguments` has; meaningless to the CUDA trainer."""
+    source = _source("transformers", "training_args.py")
+    gaudi = _source("optimum.habana.transformers", "training_args.py")
+    return frozenset(_arguments(gaudi, "GaudiTrainingArguments", {})) - frozenset(
+        _arguments(source, "TrainingArguments", {})
+    )
+
+
+@cache
+def lora_arguments() -> dict[str, Argument]:
+    """PEFT's `LoraConfig` fields by name; `r: 0` (no adapter) is ours."""
+    return _arguments(_source("peft.tuners.lora", "config.py"), "LoraConfig", {})
