@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from trial import schema
 from trial.problems import ConfigError, Problem, from_pydantic, unknown
 
-VERSION = 1
+VERSION: Literal[1] = 1
 Scalar = bool | int | float | str | None
 DeviceName = Literal["auto", "cpu", "cuda", "hpu"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -56,7 +56,7 @@ def unknown(key: str, known: Sequence[str], what: str = "key") -> Problem:
     return Problem(key, f"unknown {what}{listed}", repr(name), near)
 
 
-def from_pydantic(error: ValidationError, known: dict[str, Sequence[str]]) -> list[Problem]:
+def from_pydantic(error: ValidationError, known: Mapping[str, Sequence[str]]) -> list[Problem]:
     """Turn pydantic's errors into problems; `known` maps a section's dotted path to its keys."""
     problems = []
     for item in error.errors():
