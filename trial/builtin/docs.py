@@ -1,0 +1,108 @@
+"""`builtin:python-docs`: what the functions and classes of Python's standard library do.
+
+Drawn at run time from the docstrings of the installed Python, by parsing the source; no module is
+imported. Another patch release of Python may word some of them otherwise: the data hash shows it.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import sysconfig
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+_NAMES = """
+abc argparse ast asyncio.base_events asyncio.events asyncio.futures asyncio.locks
+asyncio.protocols asyncio.queues asyncio.runners asyncio.streams asyncio.tasks asyncio.transports
+base64 bdb bz2 calendar cmd code codecs collections concurrent.futures._base configparser
+contextlib copy csv dataclasses difflib dis doctest email.charset email.generator email.header
+email.message email.policy email.utils enum filecmp fileinput fnmatch fractions ftplib functools
+glob gzip hashlib heapq hmac html.parser http.client http.cookiejar http.cookies http.server
+imaplib inspect ipaddress json.decoder json.encoder linecache logging logging.config
+logging.handlers lzma mailbox mimetypes multiprocessing.connection multiprocessing.context
+multiprocessing.managers multiprocessing.pool multiprocessing.process
+multiprocessing.shared_memory numbers operator optparse os pdb pickle pickletools pkgutil platform
+plistlib poplib pprint pstats pyclbr pydoc queue random sched secrets selectors shelve shlex
+shutil smtplib socket socketserver ssl statistics string subprocess symtable sysconfig tarfile
+tempfile textwrap threading timeit tokenize trace traceback tracemalloc turtle types typing
+unittest.case unittest.loader unittest.mock unittest.result unittest.suite urllib.parse
+urllib.request urllib.robotparser uuid warnings wave weakref webbrowser wsgiref.handlers
+wsgiref.headers wsgiref.util xml.dom.minidom xml.etree.ElementTree xml.sax.handler
+xml.sax.xmlreader xmlrpc.client xmlrpc.server zipapp zipfile zipimport zoneinfo
+"""
+MODULES = tuple(_NAMES.split())
+"""Modules whose docstrings are asked about. The tiny Llama has seen none of them."""
+
+SHORTEST, LONGEST = 20, 240
+"""Characters of an answer; a longer paragraph ends with the last sentence that fits."""
+SHOWN_ARGUMENTS = 5
+
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+_CLASS_QUESTIONS = ("What is `{name}`?", "What is the class `{name}` for?")
+_FUNCTION_QUESTIONS = (
+    "What does `{name}` do?",
+    "What is `{name}` for?",
+    "Describe `{name}`.",
+)
+
+
+@cache
+def read() -> list[Mapping[str, str]]:
+    """All rows (`question`, `answer`), in the order of the modules and of their source."""
+    rows: list[Mapping[str, str]] = []
+    answered: set[str] = set()
+    for module in MODULES:
+        if (file := source_file(module)) is None:
+            continue
+        for name, node in _definitions(ast.parse(file.read_bytes()), module):
+            answer = summary(ast.get_docstring(node) or "")
+            # One text under two names would stand on both sides of the split.
+            if answer and answer not in answered:
+                answered.add(answer)
+                rows.append({"question": question(name, node), "answer": answer})
+    return rows
+
+
+def source_file(module: str) -> Path | None:
+    """Where the installed Python keeps a module's source; None where it has none."""
+    stem = Path(sysconfig.get_path("stdlib"), *module.split("."))
+    candidates = (stem.with_suffix(".py"), stem / "__init__.py")
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _definitions(tree: ast.Module, module: str) -> Iterator[tuple[str, Definition]]:
+    """Public functions, classes and methods by full name, outermost level first."""
+    package = ".".join(part for part in module.split(".") if not part.startswith("_"))
+    for node in tree.body:
+        if isinstance(node, Definition) and not node.name.startswith("_"):
+            yield f"{package}.{node.name}", node
+            for inner in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(inner, Definition) and not inner.name.startswith("_"):
+                    yield f"{package}.{node.name}.{inner.name}", inner
+
+
+def question(name: str, node: Definition) -> str:
+    """What is asked about one definition: one of a few phrasings, by the hash of its name."""
+    is_class = isinstance(node, ast.ClassDef)
+    phrasings = _CLASS_QUESTIONS if is_class else _FUNCTION_QUESTIONS
+    pick = hashlib.sha256(name.encode()).digest()[0] % len(phrasings)
+    called = name if isinstance(node, ast.ClassDef) else f"{name}({_arguments(node)})"
+    return phrasings[pick].format(name=called)
+
+
+def _arguments(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    names = [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
+    shown = [name for name in names if name not in ("self", "cls")]
+    more = ["..."] if len(shown) > SHOWN_ARGUMENTS else []
+    return ", ".join(shown[:SHOWN_ARGUMENTS] + more)
+
+
+def summary(docstring: str) -> str:
+    """The first paragraph of a docstring as one line, or nothing where it says too little."""
+    text = " ".join(docstring.split("\n\n")[0].split())
+    if len(text) > LONGEST:
+        text = text[: text.rfind(". ", 0, LONGEST) + 1]
+    return text if len(text) >= SHORTEST and not text.startswith((">>>", "@")) else ""
