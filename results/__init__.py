@@ -1,1 +1,30 @@
-"""Explain: from trial folders alone to a table and a report."""
+"""Explain: from trial folders alone to a table and a report.
+
+Names are loaded when first used: importing `results` costs nothing, drawing costs when drawing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from results.report import write, write_report
+    from results.show import print_table
+    from results.table import trials_table, write_table
+
+__all__ = ["print_table", "trials_table", "write", "write_report", "write_table"]
+
+_HOME = {
+    "print_table": "results.show",
+    "trials_table": "results.table",
+    "write": "results.report",
+    "write_report": "results.report",
+    "write_table": "results.table",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'results' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -1,0 +1,166 @@
+"""The table at the end of a sweep, for people at a terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from results import units
+
+WIDTH = 100
+TOP = 20
+"""Complete trials printed; the rest is in the files."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    name: str
+    title: str
+    text: Callable[[Any], str] = units.number
+
+
+_MEASURES = (
+    _Column("scale", "scale"),
+    _Column("best_step", "best step"),
+    _Column("steps", "steps"),
+    _Column("trainable_parameters", "trained", units.count),
+    _Column("seconds_total", "time", units.seconds),
+    _Column("peak_memory_bytes", "memory", units.size),
+    _Column("device", "device", str),
+)
+
+_SHORT = {
+    "training.learning_rate": "learning rate", "lora.r": "r", "lora.lora_alpha": "alpha",
+    "lora.lora_dropout": "dropout", "lora.use_rslora": "rsLoRA", "lora.target_modules": "targets",
+    "training.seed": "seed", "zero_stage": "ZeRO",
+}  # fmt: skip
+
+
+def short(name: str) -> str:
+    """A dotted path as people call it."""
+    return _SHORT.get(name) or name.rsplit(".", 1)[-1].replace("_", " ")
+
+
+def ranked(table: pd.DataFrame, state: str = "complete") -> pd.DataFrame:
+    """Trials of one state, best first; those without a value last, ties by number."""
+    rows = table[table["state"] == state]
+    upward = lower_is_better(table)
+    return rows.sort_values(["value", "number"], ascending=[upward, True], na_position="last")
+
+
+def lower_is_better(table: pd.DataFrame) -> bool:
+    """Whether small values win in this study."""
+    return objective(table)[1] != "maximize"
+
+
+def objective(table: pd.DataFrame) -> tuple[str, str]:
+    """Metric and direction of the study's first objective."""
+    listed = table.attrs.get("objectives") or [["eval_loss", "minimize"]]
+    return listed[0][0], listed[0][1]
+
+
+def value_text(table: pd.DataFrame) -> Callable[[Any], str]:
+    """How the study's value is written."""
+    metric = objective(table)[0]
+    if "loss" in metric:
+        return units.loss
+    if metric.endswith("_bytes"):
+        return units.size
+    return units.number
+
+
+def print_table(table: pd.DataFrame, console: Console) -> None:
+    """Print the study: complete trials best first, then pruned, failed and the others apart."""
+    width = min(WIDTH, console.width)
+    for title, rows, columns in _parts(table):
+        searched = table.attrs.get("searched", ())
+        console.print(_drawn(title, rows, columns, searched, width), width=width)
+    console.print(_counted(table), width=width)
+
+
+def _parts(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame, list[_Column]]]:
+    settings = [_Column(name, short(name)) for name in table.attrs.get("varied", ())]
+    value = _Column("value", objective(table)[0].replace("_", " "), value_text(table))
+    complete, pruned, failed = (ranked(table, s) for s in ("complete", "pruned", "failed"))
+    best = f"Complete, best first{_of(len(complete))}"
+    stopped = f"Pruned (value when stopped){_of(len(pruned))}"
+    cause = [_Column("cause_kind", "cause", str), _Column("cause", "first line", _clip)]
+    parts = [
+        (best, complete, [value, *settings, *_MEASURES]),
+        (stopped, pruned, [value, *settings, _Column("steps", "stopped at"), _MEASURES[4]]),
+        (f"Failed{_of(len(failed))}", failed, [*settings, *cause]),
+        ("Unreadable", ranked(table, "unreadable"), [_Column("problem", "problem", str)]),
+    ]
+    return [(title, rows.head(TOP), columns) for title, rows, columns in parts if len(rows)]
+
+
+def _of(count: int) -> str:
+    return f" ({TOP} of {count}; all are in trials.csv)" if count > TOP else ""
+
+
+def _drawn(
+    title: str, rows: pd.DataFrame, columns: Sequence[_Column], searched: Sequence[str], width: int
+) -> Table:
+    drawn = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    drawn.add_column("trial", justify="right", no_wrap=True)
+    shown = _fitting(rows, columns, searched, width)
+    for column in shown:
+        style = "cyan" if column.name in searched else ""
+        head = Text(column.title + ("*" if column.name in searched else ""), style=style)
+        drawn.add_column(head, justify="left" if column.text in (str, _clip) else "right",
+                         overflow="fold" if column.name in ("cause", "problem") else "ellipsis",
+                         no_wrap=column.name not in ("cause", "problem"))  # fmt: skip
+    for row in rows.to_dict("records"):
+        cells = [Text(column.text(row[column.name])) for column in shown]
+        drawn.add_row(str(row["number"]), *cells)
+    return drawn
+
+
+def _fitting(
+    rows: pd.DataFrame, columns: Sequence[_Column], searched: Sequence[str], width: int
+) -> list[_Column]:
+    """The columns that say something, as many as the width holds, the searched ones first."""
+    telling = [column for column in columns if _tells(rows, column, searched)]
+    widths = {column.name: _width(rows, column) for column in telling}
+    first = sorted(
+        telling, key=lambda column: (column.name != "value", column.name not in searched)
+    )
+    kept, room = set(), width - 9
+    for column in first:
+        if widths[column.name] <= room:
+            kept.add(column.name)
+            room -= widths[column.name]
+    return [column for column in telling if column.name in kept]
+
+
+def _tells(rows: pd.DataFrame, column: _Column, searched: Sequence[str]) -> bool:
+    if column.name not in rows:
+        return False
+    known = rows[column.name].notna()
+    always = column.name in ("value", "cause", "cause_kind", "problem", "steps", *searched)
+    return bool(known.any()) and (always or rows[column.name].nunique(dropna=False) > 1)
+
+
+def _width(rows: pd.DataFrame, column: _Column) -> int:
+    longest = max((len(column.text(value)) for value in rows[column.name]), default=0)
+    return min(max(longest, len(column.title) + 1), 40) + 3
+
+
+def _clip(text: Any) -> str:
+    return units.MISSING if units.is_missing(text) else str(text)[:160]
+
+
+def _counted(table: pd.DataFrame) -> Text:
+    counts = Counter(table["state"])
+    told = ", ".join(f"{counts[state]} {state}" for state in sorted(counts)) or "no trials"
+    spent = units.seconds(float(table["device_seconds"].sum()))
+    searched = ", ".join(table.attrs.get("searched", ())) or "nothing"
+    return Text(f"{told}; {spent} of device time. * searched: {searched}")
