@@ -1,0 +1,118 @@
+"""A sweep file as it was understood: what to search, how, until when, on what."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sweep.dimension import Choices, Dimension, Range
+from trial.config import Section
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+"""A study's name is its folder's: one plain name."""
+
+Direction = Literal["minimize", "maximize"]
+
+
+class ObjectiveSpec(Section):
+    """One figure to make small or large."""
+
+    metric: str = Field(default="eval_loss", min_length=1)
+    """`eval_loss`, `seconds`, `seconds_per_step`, `peak_memory_bytes`, `trainable_parameters`,
+    `tokens_per_second`, or another metric that trials report."""
+    direction: Direction = "minimize"
+    """`minimize` or `maximize`."""
+
+
+class SamplerSpec(Section):
+    """Who proposes trials."""
+
+    name: str = "tpe"
+    """`tpe`, `gp`, `random`, `grid`, `qmc`, `cmaes` or `nsga2`."""
+    seed: int | None = Field(default=0, ge=0, lt=2**32)
+    """Seed of the proposals; null draws one."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keywords of the Optuna sampler; in the file they stand beside `name`."""
+
+
+class PrunerSpec(Section):
+    """Who stops trials that will not win."""
+
+    name: str = "none"
+    """`none`, `median`, `percentile`, `successive_halving`, `hyperband`, `patient`, `threshold`
+    or `wilcoxon`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keywords of the Optuna pruner; in the file they stand beside `name`. `patient` takes
+    `wrapped: {name: ...}`."""
+
+
+class StopSpec(Section):
+    """When the sweep is over: whichever comes first."""
+
+    trials: int | None = Field(default=None, ge=1)
+    """Trials started, duplicates left out."""
+    hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Wall time."""
+    device_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Devices held, times hours, over all trials."""
+    no_improvement: int | None = Field(default=None, ge=1)
+    """Finished trials in a row without a new best."""
+    target: float | None = Field(default=None, allow_inf_nan=False)
+    """A value of the objective that is good enough."""
+
+
+class ResourceSpec(Section):
+    """What a trial holds while it runs."""
+
+    devices_per_trial: int = Field(default=1, ge=1)
+    """Whole HPUs or GPUs, or processes on `device: cpu`."""
+    cpus_per_trial: int = Field(default=1, ge=1)
+    """CPU cores of each process on `device: cpu`."""
+    concurrency: int | None = Field(default=None, ge=1)
+    """At most so many trials at once; null fills the devices."""
+
+
+class SweepSpec(BaseModel):
+    """A whole sweep, checked; see `sweep.loader.load`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=f"^{NAME}$")
+    """Name of the study and of its folder under `runs/`; the file's stem unless given."""
+    question: str = ""
+    """What the sweep is to answer, in one sentence."""
+    base: dict[str, Any] = Field(default_factory=dict)
+    """A trial's configuration (model, data, lora, training, ...) or the path of a YAML with one."""
+    space: dict[str, Dimension] = Field(default_factory=dict)
+    """What is searched, fixed or derived, by dotted path of the trial's configuration."""
+    variables: dict[str, Dimension] = Field(default_factory=dict)
+    """Further drawn values that expressions and conditions may use, by free name."""
+    objectives: tuple[ObjectiveSpec, ...] = (ObjectiveSpec(),)
+    """`objective: {metric, direction}`, or several under `objectives`."""
+    sampler: SamplerSpec = SamplerSpec()
+    """A name, or `{name: ..., seed: ..., any keyword of that Optuna sampler}`."""
+    pruner: PrunerSpec = PrunerSpec()
+    """A name, or `{name: ..., any keyword of that Optuna pruner}`."""
+    enqueue: tuple[dict[str, Any], ...] = ()
+    """Known-good points to try first, by dotted path."""
+    stop: StopSpec = StopSpec()
+    """When the sweep is over."""
+    resources: ResourceSpec = ResourceSpec()
+    """What a trial holds while it runs."""
+
+    def content(self) -> dict[str, Any]:
+        """The spec as JSON values: equal for files that mean the same."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_content(cls, content: dict[str, Any]) -> SweepSpec:
+        """The spec that `content()` described."""
+        return cls.model_validate(content)
+
+    def varies(self, path: str) -> bool:
+        """Whether trials can differ in `path` by search (derived values left out)."""
+        branches = {**self.space, **self.variables}.get(path, ())
+        return any(isinstance(b, Choices | Range) and b.count() != 1 for b in branches) or (
+            len(branches) > 1 or any(b.when for b in branches)
+        )
