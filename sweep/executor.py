@@ -34,6 +34,7 @@ class Started:
 
     number: int
     device: str
+    max_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,9 @@ StopReason = Literal["prune", "interrupt"]
 class Control(Protocol):
     """Asked at every optimizer step, told of every evaluation."""
 
+    def started(self, folder: TrialFolder, device: str, max_steps: int) -> None:
+        """Everything is loaded; `max_steps` optimizer steps are planned on `device`."""
+
     def evaluated(self, folder: TrialFolder, evaluation: Evaluation) -> None:
         """One evaluation is on disk."""
 
@@ -23,8 +26,11 @@ class Control(Protocol):
 class Free:
     """Nobody listens and nobody stops the trial: `python -m trial`."""
 
+    def started(self, folder: TrialFolder, device: str, max_steps: int) -> None:
+        """Nobody to tell."""
+
     def evaluated(self, folder: TrialFolder, evaluation: Evaluation) -> None:
-        """Nothing to tell."""
+        """Nobody to tell."""
 
     def stop_reason(self, folder: TrialFolder) -> StopReason | None:
         """Never."""

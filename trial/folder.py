@@ -169,6 +169,7 @@ class TrialFolder:
         self.result = self.path / "result.json"
         self.log = self.path / "train.log"
         self.adapter = self.path / "adapter"
+        self.model = self.path / "model"
         self.checkpoints = self.path / "checkpoints"
 
     @classmethod
@@ -288,6 +289,13 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cut off a last line that a crash left without its end; a missing file stays missing."""
+    if path.exists():
+        with open(path, "rb+") as file:
+            _cut_torn_line(file)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -1,0 +1,174 @@
+"""The `gaudi-sweep` command. Parses, prints, and sets the exit code; the work is elsewhere.
+
+Exit codes: 0 done, 1 the sweep failed, 2 bad input (nothing was started), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from trial.folder import StudyFolder
+from trial.problems import ConfigError, Problem, unknown
+
+if TYPE_CHECKING:
+    from sweep.spec import SweepSpec
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+SpaceArgument = Annotated[
+    str, typer.Argument(metavar="SPACE", help="A name in spaces/, or the path of a sweep file.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override any key, e.g. training.max_steps=50."
+    ),
+]
+RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of all studies.")]
+StudyArgument = Annotated[
+    str, typer.Argument(metavar="STUDY", help="A study's name, or the path of its folder.")
+]
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Bad input ends with exit code 2 and every mistake on its own line, never a traceback."""
+    from sweep.lease import StudyBusyError
+
+    try:
+        yield
+    except ConfigError as error:
+        count = len(error.problems)
+        err.print(f"[bold red]{count} mistake{'s' * (count > 1)}; nothing was started[/]")
+        for problem in error.problems:
+            err.print(str(problem), markup=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    except (StudyBusyError, OSError, ValueError) as error:
+        err.print(str(error), style="bold red", markup=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+def _load(space: str, overrides: list[str] | None) -> tuple[SweepSpec, Path]:
+    """The sweep file, checked down to the model and the data it names."""
+    from sweep import loader
+    from sweep.preflight import preflight
+
+    source = loader.find(space)
+    spec = loader.load(source, overrides or ())
+    preflight(spec)
+    return spec, source
+
+
+@app.command()
+def check(space: SpaceArgument, overrides: SetOption = None) -> None:
+    """Check a sweep file, its model and its data; train nothing."""
+    from sweep.space import Space, advice
+
+    with _clear_errors():
+        spec, source = _load(space, overrides)
+    size = Space.of(spec).size()
+    count = "continuous" if size is None else f"{size} configurations"
+    out.print(f"{source}: ok ({count}; sampler {spec.sampler.name}; pruner {spec.pruner.name})")
+    for line in advice(spec):
+        out.print(f"  advice: {line}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def plan(
+    space: SpaceArgument,
+    overrides: SetOption = None,
+    count: Annotated[int, typer.Option(help="Proposals shown of an adaptive sampler.")] = 10,
+) -> None:
+    """Show what would run: the grid, or the first proposals of the sampler."""
+    from sweep.plan import plan_table
+
+    with _clear_errors():
+        spec, _ = _load(space, overrides)
+        plan_table(spec, count, out)
+
+
+@app.command()
+def run(
+    space: SpaceArgument,
+    overrides: SetOption = None,
+    runs: RunsOption = Path("runs"),
+    study: Annotated[str | None, typer.Option(help="Study name; the sweep file's else.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials in all; extends a study.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Jobs at once at most.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or hpu.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Keep the old study aside.")] = False,
+    storage: Annotated[str | None, typer.Option(help="Optuna storage URL; a journal else.")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="An existing Ray cluster.")] = None,
+) -> None:
+    """Start a sweep, or go on with it."""
+    from sweep import session
+
+    named = {"stop.trials": trials, "resources.concurrency": workers, "base.device": device}
+    extra = [f"{key}={value}" for key, value in named.items() if value is not None]
+    with _clear_errors():
+        spec, source = _load(space, [*(overrides or ()), *extra])
+        options = session.Options(runs, study, fresh, storage, ray_address, sys.argv)
+        folder = session.study_folder(spec.name, options)
+        try:
+            ending = session.run(spec, source, options, out)
+        except KeyboardInterrupt:
+            err.print(f"stopped at once; go on with: {session.command_again()}", soft_wrap=True)
+            raise typer.Exit(130) from None
+    _explain(folder)
+    if ending.interrupted:
+        out.print(f"interrupted; go on with: {session.command_again()}", soft_wrap=True)
+        raise typer.Exit(130)
+    out.print(f"ended: {ending.reason}", markup=False, soft_wrap=True)
+    if ending.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(study: StudyArgument, runs: RunsOption = Path("runs")) -> None:
+    """Print the table of a study as it stands."""
+    from results import print_table, trials_table
+
+    with _clear_errors():
+        folder = _existing(study, runs)
+        print_table(trials_table(folder), out)
+
+
+@app.command()
+def report(study: StudyArgument, runs: RunsOption = Path("runs")) -> None:
+    """Write the tables and the report of a study, at any moment."""
+    with _clear_errors():
+        _explain(_existing(study, runs))
+
+
+def _existing(study: str, runs: Path) -> StudyFolder:
+    """The folder of a study that has been started."""
+    for path in (runs / study, Path(study)):
+        if StudyFolder(path).exists():
+            return StudyFolder(path)
+    known = sorted(path.parent.name for path in runs.glob("*/study.json"))
+    problem = unknown(study, known, f"study in {runs}")
+    raise ConfigError([Problem("STUDY", problem.expected, repr(study), problem.near)])
+
+
+def _explain(folder: StudyFolder) -> None:
+    """Print the table; write it and the report."""
+    from results import print_table, trials_table, write_report
+
+    print_table(trials_table(folder), out)
+    out.print(f"report: {write_report(folder)}", soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point of `gaudi-sweep`."""
+    app(prog_name="gaudi-sweep")

@@ -1,0 +1,278 @@
+"""The loop of a sweep: take proposals, place jobs, pass evaluations on, commit results.
+
+It names neither Optuna nor Ray: proposals come from a `Decider`, jobs go to an `Executor`, people
+watch through a `View`. The order of writing is what makes a kill harmless: a trial's result is in
+its folder before the decider is told, and the decider numbers a trial before its folder exists.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from sweep.executor import (
+    Evaluated,
+    Event,
+    Executor,
+    Finished,
+    Interrupted,
+    Job,
+    Lost,
+    Placed,
+    Started,
+)
+from sweep.progress import Progress
+from sweep.spec import StopSpec
+from sweep.stopping import Verdict, verdict
+from trial.config import TrialConfig
+from trial.folder import Cause, Evaluation, Result, StudyFolder, TrialFolder
+
+log = logging.getLogger(__name__)
+
+LOST_LIMIT = 3
+"""A trial whose worker is lost so often without a new checkpoint is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """One trial to run: its number, what the sampler drew, what it trains with.
+
+    `duplicate_of` names the trial that already has this configuration; `problem` says why the
+    drawn values make no valid configuration (then `config` is None).
+    """
+
+    number: int
+    params: Mapping[str, Any]
+    config: TrialConfig | None
+    duplicate_of: int | None = None
+    problem: str = ""
+
+
+class Decider(Protocol):
+    """Says what to try and what to give up: a study."""
+
+    def ask(self) -> Proposal | None:
+        """The next trial; None when there is nothing left to try."""
+
+    def pending(self) -> list[Proposal]:
+        """Trials that were in flight when the study was last left."""
+
+    def finished(self) -> list[int]:
+        """Numbers of the trials it has been told the end of."""
+
+    def report(self, number: int, evaluation: Evaluation) -> bool:
+        """Take an evaluation in; True to prune the trial. A step counts once."""
+
+    def tell(self, number: int, result: Result) -> None:
+        """Take the end of a trial in."""
+
+
+class View(Protocol):
+    """Where people look while a sweep runs."""
+
+    def update(self, progress: Progress) -> None:
+        """Called at every turn of the loop."""
+
+    def happened(self, event: Event, progress: Progress) -> None:
+        """Called once for every event, after it was taken in."""
+
+    def note(self, text: str) -> None:
+        """One line of news."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run of the driver ended."""
+
+    reason: str
+    interrupted: bool = False
+    failed: bool = False
+
+
+@dataclass(slots=True)
+class Driver:
+    """Runs one study to its end, or until it is interrupted."""
+
+    study: StudyFolder
+    decider: Decider
+    executor: Executor
+    stop: StopSpec
+    view: View
+    progress: Progress
+    poll: float = 0.5
+    """Longest wait for an event, in seconds."""
+    _queue: deque[Placed] = field(default_factory=deque)
+    _params: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    _lost: Counter[int] = field(default_factory=Counter)
+    _ending: Ending | None = None
+    """Set once no further trial is to be proposed."""
+    _halted: bool = False
+    """Whether the running trials were told to leave their devices as well."""
+
+    def run(self) -> Ending:
+        """Run trials until a stop condition holds, nothing is left, or `interrupt` is called."""
+        self._take_up()
+        while True:
+            self._judge()
+            self._fill()
+            if not self.progress.running:
+                return self._ending or Ending("nothing is left to try")
+            self.view.update(self.progress)
+            for event in self.executor.events(self.poll):
+                self._handle(event)
+                self.view.happened(event, self.progress)
+
+    def interrupt(self, reason: str = "interrupted") -> None:
+        """Start no further trial; let the running ones checkpoint and leave their devices."""
+        self._ending = None
+        self._end(Ending(reason, interrupted=True), stop_running=True)
+
+    def _end(self, ending: Ending, stop_running: bool) -> None:
+        self._ending = self._ending or ending
+        if stop_running and not self._halted:
+            self._halted = True
+            self._queue.clear()
+            for number, row in self.progress.running.items():
+                row.stopping = row.stopping or "interrupt"
+                self.executor.stop(number, "interrupt")
+
+    def _judge(self) -> None:
+        """Apply the stop conditions, once."""
+        found: Verdict | None = None if self._ending else verdict(self.stop, self.progress)
+        if found and (found.interrupt or not self._queue):
+            self._end(Ending(found.reason, failed=found.failed), stop_running=found.interrupt)
+
+    # Taking trials up and starting new ones
+
+    def _take_up(self) -> None:
+        """Bring back what earlier runs did: ended trials, and those still in flight."""
+        for number in self.decider.finished():
+            folder = self.study.trial(number)
+            result = folder.read_result()
+            if result:
+                self.progress.end(number, result, _drawn(folder))
+        for proposal in self.decider.pending():
+            folder = self._folder_of(proposal)
+            result = folder.read_result()
+            if result:
+                self._commit(proposal.number, result)
+            elif self._prepare(proposal, folder):
+                self._report_missed(proposal.number, folder)
+                self._queue.append(Placed(proposal.number, folder.path))
+
+    def _folder_of(self, proposal: Proposal) -> TrialFolder:
+        self._params[proposal.number] = proposal.params
+        return self.study.trial(proposal.number)
+
+    def _report_missed(self, number: int, folder: TrialFolder) -> None:
+        """Report evaluations that reached the disk but not the decider before a kill."""
+        for evaluation in folder.read_evaluations():
+            self.decider.report(number, evaluation)
+
+    def _fill(self) -> None:
+        """Give every free slot a trial."""
+        self.progress.slots = self.executor.slots()
+        while not self._halted and len(self.progress.running) < self.progress.slots:
+            placed = self._queue.popleft() if self._queue else self._next()
+            if placed is None:
+                return
+            self._submit(placed)
+            self._judge()
+
+    def _submit(self, placed: Placed) -> None:
+        self.progress.start(placed.number, self._params[placed.number])
+        self.executor.submit(Job((placed,)))
+
+    def _next(self) -> Placed | None:
+        """The next trial to train; duplicates and impossible draws are recorded and passed over."""
+        while not self._ending:
+            proposal = self.decider.ask()
+            if proposal is None:
+                self._end(Ending("every configuration of the space has been tried"), False)
+                return None
+            folder = self._folder_of(proposal)
+            if self._prepare(proposal, folder):
+                return Placed(proposal.number, folder.path)
+            self._judge()
+        return None
+
+    def _prepare(self, proposal: Proposal, folder: TrialFolder) -> bool:
+        """Write the trial's configuration; False when there is nothing to train."""
+        if proposal.config is None:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            cause = Cause(kind="error", message=proposal.problem)
+            return self._settle(proposal.number, folder, Result(state="failed", cause=cause))
+        if not folder.config.exists():
+            TrialFolder.create(folder.path, proposal.config)
+        if proposal.duplicate_of is not None:
+            duplicate = Result(state="duplicate", duplicate_of=proposal.duplicate_of)
+            return self._settle(proposal.number, folder, duplicate)
+        return True
+
+    def _settle(self, number: int, folder: TrialFolder, result: Result) -> bool:
+        folder.write_result(result)
+        self._commit(number, result)
+        return False
+
+    # Events
+
+    def _handle(self, event: Event) -> None:
+        if event.number not in self.progress.running:
+            return
+        if isinstance(event, Started):
+            row = self.progress.running[event.number]
+            row.device, row.max_steps = event.device, event.max_steps
+        elif isinstance(event, Evaluated):
+            self._evaluated(event)
+        elif isinstance(event, Finished):
+            self._commit(event.number, event.result)
+        elif isinstance(event, Interrupted):
+            self.progress.leave(event.number)
+        else:
+            self._lost_worker(event)
+
+    def _evaluated(self, event: Evaluated) -> None:
+        row = self.progress.running[event.number]
+        row.last = event.evaluation
+        if self.decider.report(event.number, event.evaluation) and not row.stopping:
+            row.stopping = "prune"
+            self.executor.stop(event.number, "prune")
+
+    def _lost_worker(self, event: Lost) -> None:
+        """Take a trial up again on another worker, unless its result is there or it keeps dying."""
+        folder = self.study.trial(event.number)
+        result = folder.read_result()
+        if result is None:
+            self._lost[event.number] += 1
+            self.progress.leave(event.number)
+            if self._lost[event.number] < LOST_LIMIT:
+                text = (
+                    f"trial {event.number} lost its worker ({event.message}); it is taken up again"
+                )
+                self.view.note(text)
+                if not self._halted:
+                    self._queue.append(Placed(event.number, folder.path))
+                return
+            evaluations = folder.read_evaluations()
+            last = evaluations[-1] if evaluations else None
+            cause = Cause(kind=event.kind, message=event.message, step=last.step if last else None)
+            result = Result(state="failed", cause=cause, steps=last.step if last else 0)
+            folder.write_result(result)
+        self._commit(event.number, result)
+
+    def _commit(self, number: int, result: Result) -> None:
+        """The result is on disk: tell the decider, then count it."""
+        self.decider.tell(number, result)
+        self.progress.end(number, result, self._params.get(number, {}))
+
+
+def _drawn(folder: TrialFolder) -> Mapping[str, Any]:
+    """What the sampler drew for a trial of an earlier run."""
+    try:
+        origin = folder.read_config().origin
+    except (OSError, ValueError):
+        return {}
+    return origin.params if origin else {}

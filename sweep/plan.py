@@ -1,0 +1,60 @@
+"""What a sweep would run, before anything is run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sweep.live import describe, short
+from sweep.spec import SweepSpec
+from trial.config import TRAINING_DEFAULTS, TrialConfig
+
+
+def plan_table(spec: SweepSpec, count: int, console: Console) -> None:
+    """Print the configurations of a grid, or the first proposals of an adaptive sampler."""
+    configs = proposals(spec, None if spec.sampler.name == "grid" else count)
+    table = Table(title=spec.question or spec.name, box=None, header_style="bold")
+    for name in ("trial", "drawn", "effective scale", "optimizer steps"):
+        table.add_column(name, justify="left" if name == "drawn" else "right")
+    for config in configs:
+        table.add_row(*_row(config))
+    console.print(table)
+    for line in _notes(spec, len(configs)):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def proposals(spec: SweepSpec, count: int | None) -> list[TrialConfig]:
+    """The first `count` configurations a fresh study would train; all of a grid when None.
+
+    Every later proposal of an adaptive sampler depends on results, so these are its start-up.
+    """
+    from sweep.study import OptunaDecider, memory
+
+    limit = count if count is not None else spec.stop.trials
+    decider = OptunaDecider(spec, spec.name, memory())
+    return decider.preview(min(x for x in (limit, spec.stop.trials, 10_000) if x is not None))
+
+
+def _row(config: TrialConfig) -> tuple[str, ...]:
+    params: dict[str, Any] = config.origin.params if config.origin else {}
+    number = str(config.origin.number) if config.origin else "-"
+    steps = config.training["max_steps"]
+    length = f"{steps}" if steps > 0 else f"{config.training['num_train_epochs']:g} epochs"
+    return number, describe(params), short(config.lora.scale), length
+
+
+def _notes(spec: SweepSpec, shown: int) -> list[str]:
+    training = {**TRAINING_DEFAULTS, **spec.base.get("training", {})}
+    stop = {name: value for name, value in spec.stop.model_dump().items() if value is not None}
+    bounds = ", ".join(f"{name} {value:g}" for name, value in stop.items())
+    each = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"]
+    batch = each * spec.resources.devices_per_trial
+    notes = [
+        f"stops at: {bounds or 'the end of the grid'}",
+        f"sampler {spec.sampler.name}, pruner {spec.pruner.name}, effective batch {batch}",
+    ]
+    if spec.sampler.name != "grid" and shown:
+        notes.append(f"later proposals of {spec.sampler.name} depend on the results of these")
+    return notes

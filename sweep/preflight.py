@@ -1,0 +1,41 @@
+"""Before any worker starts: does every model and dataset a sweep may use exist and fit?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sweep.space import Space
+from sweep.spec import SweepSpec
+from trial import check
+from trial.config import TrialConfig
+from trial.problems import ConfigError, Problem
+
+TOUCHES = ("model", "data", "deepspeed", "device", "lora.target_modules", "lora.modules_to_save")
+"""What the preflight looks at; other parameters cannot change its answer."""
+
+VARIANTS = 50
+"""So many different combinations of these are looked at."""
+
+
+def preflight(spec: SweepSpec) -> None:
+    """Look at the model, the data and the device of every configuration that differs in them.
+
+    Raises:
+        ConfigError: every mistake at once.
+    """
+    found: dict[Problem, None] = {}
+    for config in _variants(spec):
+        found |= dict.fromkeys(check.preflight(config))
+    if found:
+        raise ConfigError(found)
+
+
+def _variants(spec: SweepSpec) -> Iterator[TrialConfig]:
+    space = Space.of(spec)
+    seen: set[str] = set()
+    for values in space.variants(TOUCHES):
+        config = space.lay(values)
+        key = config.model_dump_json(include={"model", "data", "deepspeed", "device", "lora"})
+        if key not in seen and len(seen) < VARIANTS:
+            seen.add(key)
+            yield config

@@ -1,0 +1,131 @@
+"""How far a sweep is: counts, the best so far, the cost. Pure bookkeeping for driver and view."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sweep import metrics
+from trial.folder import Evaluation, Result
+
+
+@dataclass(slots=True)
+class Running:
+    """One trial on a device."""
+
+    params: Mapping[str, Any]
+    since: float
+    device: str = ""
+    last: Evaluation | None = None
+    max_steps: int = 0
+    stopping: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The best finished trial by the first objective."""
+
+    number: int
+    value: float
+    params: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Progress:
+    """The state of a sweep as its driver has seen it."""
+
+    metric: str = "eval_loss"
+    maximize: bool = False
+    planned: int | None = None
+    """Trials to run in all; None when something else ends the sweep."""
+    slots: int = 1
+    clock: Callable[[], float] = time.monotonic
+    started_at: float = 0.0
+    states: Counter[str] = field(default_factory=Counter)
+    running: dict[int, Running] = field(default_factory=dict)
+    best: Best | None = None
+    since_best: int = 0
+    """Trials finished since the best one."""
+    device_seconds_done: float = 0.0
+    seconds_of_ended: list[float] = field(default_factory=list)
+    alike: tuple[str, int] = ("", 0)
+    """The failure that the last trials share, and how many in a row."""
+
+    def __post_init__(self) -> None:
+        self.started_at = self.clock()
+
+    @property
+    def ended(self) -> int:
+        """Trials that have a result; duplicates are not trials."""
+        return sum(count for state, count in self.states.items() if state != "duplicate")
+
+    @property
+    def taken(self) -> int:
+        """Trials that have a result or are running."""
+        return self.ended + len(self.running)
+
+    @property
+    def elapsed(self) -> float:
+        """Wall seconds of this run."""
+        return self.clock() - self.started_at
+
+    @property
+    def device_seconds(self) -> float:
+        """Device-seconds of ended trials and of those running now."""
+        now = self.clock()
+        return self.device_seconds_done + sum(now - row.since for row in self.running.values())
+
+    @property
+    def remaining_seconds(self) -> float | None:
+        """Estimate of the wall seconds left; None before there is anything to go by."""
+        if self.planned is None or not self.seconds_of_ended:
+            return None
+        mean = sum(self.seconds_of_ended) / len(self.seconds_of_ended)
+        now = self.clock()
+        begun = sum(min(mean, now - row.since) for row in self.running.values())
+        left = max(0.0, (self.planned - self.ended) * mean - begun)
+        return left / max(1, self.slots)
+
+    def start(self, number: int, params: Mapping[str, Any], max_steps: int = 0) -> None:
+        """A trial has been handed to the executor."""
+        self.running[number] = Running(params, self.clock(), max_steps=max_steps)
+
+    def leave(self, number: int) -> None:
+        """A trial has left its device without a result."""
+        row = self.running.pop(number, None)
+        if row:
+            self.device_seconds_done += self.clock() - row.since
+
+    def end(self, number: int, result: Result, params: Mapping[str, Any]) -> None:
+        """A trial has its result, now or in an earlier run."""
+        row = self.running.pop(number, None)
+        self.states[result.state] += 1
+        if result.state == "duplicate":
+            return
+        self.device_seconds_done += result.seconds.total * result.devices
+        if row:
+            self.seconds_of_ended.append(self.clock() - row.since)
+        self._note_failure(result)
+        self._note_value(number, result, params)
+
+    def _note_value(self, number: int, result: Result, params: Mapping[str, Any]) -> None:
+        self.since_best += 1
+        value = metrics.of_result(result, self.metric)
+        if result.state != "complete" or value is None:
+            return
+        sign = -1.0 if self.maximize else 1.0
+        if self.best is None or sign * value < sign * self.best.value:
+            self.best = Best(number, value, params)
+            self.since_best = 0
+
+    def _note_failure(self, result: Result) -> None:
+        if result.state == "failed" and result.cause:
+            kind = f"{result.cause.kind}: {result.cause.message}"
+            alike = re.sub(r"\d+", "#", kind)
+            self.alike = (alike, self.alike[1] + 1 if alike == self.alike[0] else 1)
+        else:
+            self.alike = ("", 0)

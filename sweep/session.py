@@ -1,0 +1,190 @@
+"""One run of a sweep from the sweep file to the printed table: opens, holds and closes everything."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sweep import lease, live, provenance
+from sweep.driver import Driver, Ending
+from sweep.progress import Progress
+from sweep.ray_executor import RayExecutor
+from sweep.spec import SweepSpec
+from trial.folder import StudyFolder, StudyRecord, write_atomically
+from trial.problems import ConfigError, Problem
+
+MAY_CHANGE = ("question", "stop", "resources")
+"""Keys of a sweep file that may change when a study goes on: they do not touch its trials."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line adds to a sweep file."""
+
+    runs: Path = Path("runs")
+    study: str | None = None
+    fresh: bool = False
+    storage: str | None = None
+    ray_address: str | None = None
+    command: Sequence[str] = ()
+
+
+def study_folder(spec_name: str, options: Options) -> StudyFolder:
+    """Where the study lives: `runs/<name>`, never outside `runs`."""
+    name = options.study or spec_name
+    if not name or name.startswith(".") or Path(name).name != name:
+        raise ConfigError([Problem("--study", "a plain folder name", repr(name))])
+    return StudyFolder(options.runs / name)
+
+
+def run(spec: SweepSpec, source: Path, options: Options, console: Console) -> Ending:
+    """Start the study or go on with it.
+
+    Raises:
+        ConfigError: the sweep file differs from the one the study was started with.
+        StudyBusyError: another driver runs it.
+    """
+    folder = study_folder(spec.name, options)
+    with lease.hold(folder):
+        if options.fresh:
+            set_aside(folder, console)
+        _open_record(folder, spec, source, options)
+        with _driver_log(folder):
+            return _drive(spec, folder, options, console)
+
+
+def set_aside(folder: StudyFolder, console: Console) -> None:
+    """Move an existing study out of the way, under a name with the time."""
+    if not folder.exists():
+        return
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    old = folder.path.with_name(f"{folder.name}.{stamp}")
+    folder.path.rename(old)
+    console.print(f"the old study is kept in {old}")
+
+
+def _open_record(
+    folder: StudyFolder, spec: SweepSpec, source: Path, options: Options
+) -> StudyRecord:
+    content = spec.content()
+    made = provenance.collect(list(options.command))
+    if folder.exists():
+        record = folder.read_record()
+        if problems := differences(record.spec, content):
+            hint = f"--fresh starts anew and keeps {folder.path} aside; --study NAME starts another"
+            raise ConfigError([*problems, Problem("", f"the study has other settings: {hint}")])
+        record = record.model_copy(update={"spec": content})
+    else:
+        record = StudyRecord(name=folder.name, spec=content, source=str(source), provenance=made)
+    folder.write_record(record)
+    write_atomically(folder.sweep_file, source.read_text(encoding="utf-8"))
+    return record
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[Problem]:
+    """What changed between two versions of a sweep file, but for what may."""
+    before, after = _flat(old), _flat(new)
+    keys = [key for key in {**before, **after} if key.split(".")[0] not in MAY_CHANGE]
+    return [
+        Problem(key, f"was {before.get(key, 'absent')!r}", repr(after.get(key, "absent")))
+        for key in keys
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(content, dict) or not content:
+        return {prefix: content}
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _drive(spec: SweepSpec, folder: StudyFolder, options: Options, console: Console) -> Ending:
+    goal = spec.objectives[0]
+    progress = Progress(goal.metric, goal.direction == "maximize", planned=spec.stop.trials)
+    executor = make_executor(spec, options)
+    try:
+        with console.status("starting Ray ..."):
+            executor.start()
+            # Optuna loads while the workers import torch.
+            from sweep.study import OptunaDecider, open_storage
+
+            decider = OptunaDecider(spec, folder.name, open_storage(folder, options.storage))
+        console.print(f"study {folder.path}: {executor.describe()}")
+        with live.watch(console, goal.metric) as view:
+            driver = Driver(folder, decider, executor, spec.stop, view, progress)
+            with _interruptible(driver, view):
+                return driver.run()
+    finally:
+        executor.close()
+
+
+def make_executor(spec: SweepSpec, options: Options) -> RayExecutor:
+    """Ray with what the sweep file says about devices."""
+    from trial.launch import environment
+
+    device = spec.base.get("device", "auto")
+    return RayExecutor(
+        device=device,
+        devices_per_trial=spec.resources.devices_per_trial,
+        cpus_per_trial=spec.resources.cpus_per_trial,
+        concurrency=spec.resources.concurrency,
+        expected_jobs=spec.stop.trials,
+        address=options.ray_address or os.environ.get("RAY_ADDRESS") or None,
+        environment=environment(device),
+    )
+
+
+@contextmanager
+def _interruptible(driver: Driver, view: live.View) -> Iterator[None]:
+    """First Ctrl-C or SIGTERM: checkpoint and leave. Second: stop now."""
+
+    def first(number: int, frame: object) -> None:
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, second)
+        view.note("stopping: running trials write a checkpoint; once more stops at once")
+        driver.interrupt()
+
+    def second(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {name: signal.signal(name, first) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+@contextmanager
+def _driver_log(folder: StudyFolder) -> Iterator[None]:
+    """Warnings and worse of the deciding side go to the study's own log."""
+    handler = logging.FileHandler(folder.log, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def command_again(argv: Sequence[str] = ()) -> str:
+    """The command that goes on with an interrupted study."""
+    import shlex
+
+    words = list(argv or sys.argv)
+    return shlex.join(["gaudi-sweep", *[word for word in words[1:] if word != "--fresh"]])

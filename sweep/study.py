@@ -1,0 +1,231 @@
+"""The decider: an Optuna study that proposes, prunes, and remembers. Optuna's only home.
+
+The journal is the sampler's memory; its one writer is the driver that holds the study's lease.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import BaseJournalFileLock, JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from sweep import metrics
+from sweep.driver import Proposal
+from sweep.samplers import make_pruner, make_sampler
+from sweep.space import Space
+from sweep.spec import SweepSpec
+from trial.config import TrialConfig
+from trial.folder import Evaluation, Result, StudyFolder, cut_torn_line
+from trial.problems import ConfigError
+
+REDRAWS = 20
+"""So many known configurations in a row mean that the sampler has nothing new to say."""
+
+ENUMERABLE = 10_000
+"""Spaces up to this size are searched for an untried point when the sampler repeats itself."""
+
+
+class _HeldByLease(BaseJournalFileLock):
+    """No lock of its own: the study's lease lets one driver in, and a lock file outlives a kill."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        return None
+
+
+def open_storage(folder: StudyFolder, url: str | None = None) -> BaseStorage:
+    """The study's storage: the journal file in its folder, or any Optuna storage URL."""
+    if url is not None:
+        return optuna.storages.get_storage(url)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    cut_torn_line(folder.journal)
+    return JournalStorage(JournalFileBackend(str(folder.journal), lock_obj=_HeldByLease()))
+
+
+def memory() -> BaseStorage:
+    """A storage that ends with the process, for previews."""
+    return optuna.storages.InMemoryStorage()
+
+
+class OptunaDecider:
+    """Asks and tells one Optuna study."""
+
+    def __init__(self, spec: SweepSpec, name: str, storage: BaseStorage) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        self.spec = spec
+        self.space = Space.of(spec)
+        self.study = optuna.create_study(
+            storage=storage,
+            study_name=name,
+            directions=[objective.direction for objective in spec.objectives],
+            load_if_exists=True,
+        )
+        past = self.study.get_trials(deepcopy=False)
+        # The same seed after a resume would repeat the draws made before it.
+        self._draws = random.Random(f"{spec.sampler.seed}/{len(past)}" if _seeded(spec) else None)
+        self.study.sampler = make_sampler(spec, self._draws.getrandbits(31))
+        self.study.pruner = make_pruner(spec)
+        self._open: dict[int, Trial] = {}
+        self._known: dict[str, int] = {}
+        """Number of the first trial by fingerprint."""
+        self._repeats = 0
+        self._exhausted = False
+        self._walk = self._untried()
+        self._enqueue(first_time=not past)
+        self._remember(past)
+
+    def _enqueue(self, first_time: bool) -> None:
+        if first_time:
+            for point in self.spec.enqueue:
+                self.study.enqueue_trial(dict(self.space.check_point(point)))
+
+    def _remember(self, past: list[FrozenTrial]) -> None:
+        for trial in past:
+            if trial.state.is_finished() and "duplicate_of" not in trial.user_attrs:
+                with contextlib.suppress(ConfigError, KeyError):
+                    config = self.space.configure(trial.params, trial.number)
+                    self._known.setdefault(config.fingerprint(), trial.number)
+
+    # Asking
+
+    def ask(self) -> Proposal | None:
+        """The next trial; None when the space is exhausted."""
+        if self._exhausted:
+            return None
+        if self.spec.sampler.name == "grid":
+            return self._ask_point(next(self._walk, None))
+        proposal = self._propose(self.study.ask())
+        if proposal.duplicate_of is None:
+            self._repeats = 0
+        else:
+            self._repeated()
+        return proposal
+
+    def _repeated(self) -> None:
+        """In a small space, enqueue a point nobody has tried; in a large one, bear some repeats."""
+        self._repeats += 1
+        self._exhausted = self._repeats > REDRAWS
+        if self._enumerable():
+            untried = list(self._untried())
+            self._exhausted = not untried
+            if untried:
+                self.study.enqueue_trial(dict(self._draws.choice(untried)))
+
+    def _enumerable(self) -> bool:
+        try:
+            size = self.space.size()
+        except ValueError:
+            return False
+        return size is not None and size <= ENUMERABLE
+
+    def _ask_point(self, point: Mapping[str, Any] | None) -> Proposal | None:
+        if point is None:
+            return None
+        self.study.enqueue_trial(dict(point))
+        return self._propose(self.study.ask())
+
+    def _untried(self) -> Iterator[Mapping[str, Any]]:
+        """Points of the space that nobody has tried at the moment they are asked for."""
+        for point in self.space.grid():
+            try:
+                config = self.space.configure(point, None)
+            except ConfigError:
+                continue
+            if config.fingerprint() not in self._known:
+                yield point
+
+    def _propose(self, trial: Trial) -> Proposal:
+        params = self.space.suggest(trial)
+        self._open[trial.number] = trial
+        try:
+            config = self.space.configure(params, trial.number)
+        except ConfigError as error:
+            return Proposal(trial.number, params, None, problem=str(error))
+        known = self._known.setdefault(config.fingerprint(), trial.number)
+        return Proposal(trial.number, params, config, known if known != trial.number else None)
+
+    # Coming back
+
+    def pending(self) -> list[Proposal]:
+        """Trials in flight when the study was last left, under their own numbers."""
+        trials = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [self._propose(Trial(self.study, trial._trial_id)) for trial in trials]
+
+    def finished(self) -> list[int]:
+        """Numbers of the trials that have ended."""
+        trials = self.study.get_trials(deepcopy=False)
+        return [trial.number for trial in trials if trial.state.is_finished()]
+
+    # Telling
+
+    def report(self, number: int, evaluation: Evaluation) -> bool:
+        """Take an evaluation in; True to prune. A step already known is not reported twice."""
+        if len(self.spec.objectives) > 1:
+            return False
+        trial = self._open[number]
+        value = metrics.of_evaluation(evaluation, self.spec.objectives[0].metric)
+        # Before the first step all trials are the same model: nothing to judge.
+        if value is None or evaluation.step <= 0:
+            return False
+        if evaluation.step not in trial._cached_frozen_trial.intermediate_values:
+            trial.report(value, evaluation.step)
+        return trial.should_prune()
+
+    def tell(self, number: int, result: Result) -> None:
+        """Tell Optuna the truth: complete, pruned at its step, or failed."""
+        if result.state == "duplicate":
+            self.tell_duplicate(number, result.duplicate_of)
+            return
+        trial = self._open.pop(number)
+        self._annotate(trial, result)
+        values = [metrics.of_result(result, goal.metric) for goal in self.spec.objectives]
+        finite = [value for value in values if value is not None and math.isfinite(value)]
+        if result.state == "complete" and len(finite) == len(values):
+            self.study.tell(trial, finite)
+        elif result.state == "pruned" or _diverged(result):
+            self.study.tell(trial, state=self._pruned_state())
+        else:
+            self.study.tell(trial, state=TrialState.FAIL)
+
+    def _pruned_state(self) -> TrialState:
+        """Optuna has no pruned trials with several objectives."""
+        return TrialState.FAIL if len(self.spec.objectives) > 1 else TrialState.PRUNED
+
+    def _annotate(self, trial: Trial, result: Result) -> None:
+        if result.cause:
+            trial.set_user_attr("cause", f"{result.cause.kind}: {result.cause.message}")
+        if result.best_step is not None:
+            trial.set_user_attr("best_step", result.best_step)
+
+    def tell_duplicate(self, number: int, original: int | None) -> None:
+        """A repeat is not trained; the sampler is told nothing it does not know."""
+        trial = self._open.pop(number)
+        trial.set_user_attr("duplicate_of", original)
+        self.study.tell(trial, state=TrialState.FAIL)
+
+    def preview(self, count: int) -> list[TrialConfig]:
+        """The first proposals of a fresh study, without training anything."""
+        shown: list[TrialConfig] = []
+        while len(shown) < count and (proposal := self.ask()) is not None:
+            if proposal.config and proposal.duplicate_of is None:
+                shown.append(proposal.config)
+        return shown
+
+
+def _diverged(result: Result) -> bool:
+    return result.cause is not None and result.cause.kind == "diverged"
+
+
+def _seeded(spec: SweepSpec) -> bool:
+    return spec.sampler.seed is not None

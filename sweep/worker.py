@@ -1,0 +1,111 @@
+"""The Ray actor that holds devices and trains: warm between trials, replaced after a failure.
+
+Its module imports neither Ray nor Optuna nor, at the top, torch: Ray loads it in every worker.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sweep.executor import Evaluated, Event, Finished, Interrupted, Job, Placed, Started
+from trial.control import StopReason
+from trial.folder import Cause, Evaluation, Result, TrialFolder
+
+
+class Line:
+    """A trial's `Control` inside the worker: events go out, the stop reason comes in."""
+
+    def __init__(self, placed: Placed, out: queue.SimpleQueue[Event | None]) -> None:
+        self.placed = placed
+        self.out = out
+        self.reason: StopReason | None = None
+
+    def started(self, folder: TrialFolder, device: str, max_steps: int) -> None:
+        """Training is about to begin."""
+        self.out.put(Started(self.placed.number, device, max_steps))
+
+    def evaluated(self, folder: TrialFolder, evaluation: Evaluation) -> None:
+        """One evaluation is on disk."""
+        self.out.put(Evaluated(self.placed.number, evaluation))
+
+    def stop_reason(self, folder: TrialFolder) -> StopReason | None:
+        """What the driver has asked for; read between optimizer steps."""
+        return self.reason
+
+
+class TrialWorker:
+    """One process that trains one job at a time on the devices Ray gave it."""
+
+    def __init__(self, environment: Mapping[str, str], preload: bool = True) -> None:
+        os.environ.update(environment)
+        self._lines: dict[int, Line] = {}
+        self._early: dict[int, StopReason] = {}
+        self._bench: Any = None
+        # The imports take seconds: begin while Ray is still starting other workers.
+        self._importing = threading.Thread(target=_import_trial, daemon=True)
+        if preload:
+            self._importing.start()
+
+    def pid(self) -> int:
+        """The worker's process id; answers once it is up."""
+        return os.getpid()
+
+    def stop(self, number: int, reason: StopReason) -> None:
+        """Ask a trial to stop before its next optimizer step."""
+        if number in self._lines:
+            self._lines[number].reason = reason
+        else:
+            self._early[number] = reason
+
+    def run(self, job: Job) -> Iterator[tuple[Event, bool]]:
+        """Train the job's trials; yields each event with whether the worker may be reused."""
+        out: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        thread = threading.Thread(target=self._train_all, args=(job, out), daemon=True)
+        thread.start()
+        while (event := out.get()) is not None:
+            yield event, self._bench is not None and self._bench.reusable
+        thread.join()
+
+    def _train_all(self, job: Job, out: queue.SimpleQueue[Event | None]) -> None:
+        try:
+            for placed in job.trials:
+                out.put(self._train(placed, out))
+        finally:
+            out.put(None)
+
+    def _train(self, placed: Placed, out: queue.SimpleQueue[Event | None]) -> Event:
+        line = Line(placed, out)
+        line.reason = self._early.pop(placed.number, None)
+        self._lines[placed.number] = line
+        folder = TrialFolder(placed.folder)
+        try:
+            result = self._train_here(folder, line)
+        except BaseException as error:  # Anything the trial's own net missed still is a result.
+            cause = Cause(kind="error", message=f"{type(error).__name__}: {error}".split("\n")[0])
+            result = Result(state="failed", cause=cause)
+            folder.write_result(result)
+            self._bench = None
+        finally:
+            del self._lines[placed.number]
+        return Finished(placed.number, result) if result else Interrupted(placed.number)
+
+    def _train_here(self, folder: TrialFolder, line: Line) -> Result | None:
+        if self._importing.ident is not None:
+            self._importing.join()
+        from trial.logs import capture
+
+        from trial.train import train
+        from trial.workbench import Workbench
+
+        self._bench = self._bench or Workbench()
+        with capture(folder, echo=False):
+            return train(folder, line, self._bench)
+
+
+def _import_trial() -> None:
+    """Pay torch, transformers and PEFT once, before the first trial asks for them."""
+    import trial.train  # noqa: F401

@@ -1,0 +1,196 @@
+"""The driver alone: scripted trials, no Optuna, no Ray, no training."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import fakes
+import pytest
+
+from sweep.driver import Driver
+from sweep.progress import Progress
+from sweep.spec import StopSpec
+from trial.config import TrialConfig
+from trial.folder import Evaluation, Result, StudyFolder, TrialFolder
+
+
+def make(tmp_path: Path, decider, executor, **stop) -> Driver:
+    spec = StopSpec(**stop)
+    progress = Progress(planned=spec.trials)
+    return Driver(
+        StudyFolder(tmp_path / "study"), decider, executor, spec, fakes.Silent(), progress
+    )
+
+
+def falling(number: int) -> list[float | None]:
+    return [3.0, 2.0, 1.0 + number]
+
+
+def test_runs_the_planned_trials_each_once(tmp_path):
+    decider, executor = fakes.ScriptedDecider(), fakes.ScriptedExecutor(falling, width=3)
+    ending = make(tmp_path, decider, executor, trials=7).run()
+    assert executor.submitted == list(range(7))
+    assert sorted(decider.told) == list(range(7))
+    assert [decider.told[n].value for n in range(7)] == [1.0 + n for n in range(7)]
+    assert ending.reason == "all 7 trials are done"
+    assert not ending.failed
+    assert not ending.interrupted
+
+
+def test_best_is_the_lowest(tmp_path):
+    driver = make(tmp_path, fakes.ScriptedDecider(), fakes.ScriptedExecutor(falling), trials=4)
+    driver.run()
+    assert driver.progress.best.number == 0
+    assert driver.progress.best.params == {"number": 0}
+    assert driver.progress.since_best == 3
+
+
+def test_prunes_once_and_tells_the_truth(tmp_path):
+    decider = fakes.ScriptedDecider(prune=lambda number, step: number % 2 == 1 and step >= 1)
+    executor = fakes.ScriptedExecutor(lambda n: [3.0, 2.5, 2.0, 1.5])
+    make(tmp_path, decider, executor, trials=4).run()
+    assert executor.stopped == [(1, "prune"), (3, "prune")]
+    assert {n: r.state for n, r in decider.told.items()} == {
+        0: "complete", 1: "pruned", 2: "complete", 3: "pruned",
+    }  # fmt: skip
+    assert (1, 2) not in decider.reported
+
+
+def test_duplicates_and_impossible_draws_are_recorded_and_not_trained(tmp_path):
+    decider = fakes.ScriptedDecider(duplicates={1: 0, 2: 0}, impossible={3})
+    executor = fakes.ScriptedExecutor(falling)
+    make(tmp_path, decider, executor, trials=4).run()
+    assert executor.submitted == [0, 4, 5]
+    states = {number: result.state for number, result in decider.told.items()}
+    assert states == {
+        0: "complete", 1: "duplicate", 2: "duplicate", 3: "failed", 4: "complete", 5: "complete",
+    }  # fmt: skip
+    study = StudyFolder(tmp_path / "study")
+    assert study.trial(1).read_result().duplicate_of == 0
+    assert study.trial(3).read_result().cause.message == "alpha must be > 0"
+
+
+def test_a_lost_worker_is_retried_and_its_trial_keeps_its_number(tmp_path):
+    executor = fakes.ScriptedExecutor(lambda n: [3.0, None, 2.0] if n == 1 else [3.0, 2.0])
+    decider = fakes.ScriptedDecider()
+    driver = make(tmp_path, decider, executor, trials=3)
+    driver.run()
+    assert executor.submitted.count(1) == 2
+    assert {n: r.state for n, r in decider.told.items()} == dict.fromkeys(range(3), "complete")
+    assert any("trial 1 lost its worker" in note for note in driver.view.notes)
+
+
+def test_a_trial_that_kills_every_worker_is_given_up(tmp_path):
+    class Deadly(fakes.ScriptedExecutor):
+        def submit(self, job):
+            self._killed.clear()
+            super().submit(job)
+
+    executor = Deadly(lambda n: [2.0, None, 1.0] if n == 0 else [2.0, 1.0])
+    decider = fakes.ScriptedDecider()
+    make(tmp_path, decider, executor, trials=3).run()
+    assert executor.submitted.count(0) == 3
+    assert decider.told[0].state == "failed"
+    assert decider.told[0].cause.kind == "lost"
+    assert decider.told[0].cause.step == 1
+    assert decider.told[1].state == decider.told[2].state == "complete"
+
+
+def test_when_all_fail_alike_the_sweep_stops_and_says_why(tmp_path):
+    decider = fakes.ScriptedDecider()
+    executor = fakes.ScriptedExecutor(lambda n: [math.nan], width=1)
+    ending = make(tmp_path, decider, executor, trials=50).run()
+    assert ending.failed
+    assert "failed alike: diverged: loss is NaN" in ending.reason
+    assert len(decider.told) == 3
+
+
+@pytest.mark.parametrize(
+    ("stop", "started", "reason"),
+    [
+        ({"no_improvement": 3, "trials": 50}, 4, "no improvement in 3 trials"),
+        ({"target": 1.0, "trials": 50}, 1, "the target 1 is reached"),
+        ({"trials": 2}, 2, "all 2 trials are done"),
+    ],
+)
+def test_stop_conditions(tmp_path, stop, started, reason):
+    executor = fakes.ScriptedExecutor(falling, width=1)
+    ending = make(tmp_path, fakes.ScriptedDecider(), executor, **stop).run()
+    assert (len(executor.submitted), ending.reason) == (started, reason)
+
+
+@pytest.mark.parametrize("limit", ["hours", "device_hours"])
+def test_a_spent_budget_interrupts_the_running_trials(tmp_path, limit):
+    now = [0.0]
+
+    class Slow(fakes.ScriptedExecutor):
+        def events(self, timeout):
+            now[0] += 600.0
+            return super().events(timeout)
+
+    executor = Slow(lambda n: [3.0] * 100, width=2)
+    decider = fakes.ScriptedDecider()
+    driver = make(tmp_path, decider, executor, **{limit: 1.0})
+    driver.progress.clock = lambda: now[0]
+    driver.progress.started_at = 0.0
+    ending = driver.run()
+    assert sorted(executor.stopped) == [(0, "interrupt"), (1, "interrupt")]
+    assert decider.told == {}
+    assert now[0] == {"hours": 4200.0, "device_hours": 2400.0}[limit]
+    assert "1 " in ending.reason
+
+
+def test_interrupt_leaves_trials_to_go_on_and_the_next_run_takes_them_up(tmp_path):
+    decider = fakes.ScriptedDecider()
+
+    class Impatient(fakes.ScriptedExecutor):
+        def events(self, timeout):
+            found = super().events(timeout)
+            if len(decider.told) == 2 and not self.stopped:
+                driver.interrupt()
+            return found
+
+    executor = Impatient(falling)
+    driver = make(tmp_path, decider, executor, trials=10)
+    ending = driver.run()
+    assert ending.interrupted
+    in_flight = [n for n in executor.submitted if n not in decider.told]
+    assert in_flight
+    decider.left = in_flight
+    again = fakes.ScriptedExecutor(falling)
+    make(tmp_path, decider, again, trials=10).run()
+    assert again.submitted[: len(in_flight)] == in_flight
+    assert sorted(decider.told) == list(range(10))
+
+
+def test_a_result_that_beat_the_kill_is_told_and_not_trained_again(tmp_path):
+    study = StudyFolder(tmp_path / "study")
+    folder = TrialFolder.create(study.trial(0).path, TrialConfig())
+    folder.append(Evaluation(step=1, eval_loss=2.0))
+    folder.write_result(Result(state="complete", value=2.0))
+    decider = fakes.ScriptedDecider(left=[0], asked=1)
+    executor = fakes.ScriptedExecutor(falling)
+    make(tmp_path, decider, executor, trials=2).run()
+    assert executor.submitted == [1]
+    assert decider.told[0].value == 2.0
+
+
+def test_evaluations_that_beat_the_kill_are_reported(tmp_path):
+    study = StudyFolder(tmp_path / "study")
+    folder = TrialFolder.create(study.trial(0).path, TrialConfig())
+    folder.append(Evaluation(step=1, eval_loss=2.0))
+    decider = fakes.ScriptedDecider(left=[0], asked=1)
+    make(tmp_path, decider, fakes.ScriptedExecutor(falling), trials=1).run()
+    assert decider.reported == [(0, 1), (0, 2), (0, 3)]
+
+
+def test_importing_the_command_leaves_torch_and_ray_unloaded():
+    code = (
+        "import sys, sweep.cli, sweep.driver, sweep.loader, results; "
+        "print([m for m in ('torch', 'transformers', 'ray') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
