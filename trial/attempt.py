@@ -1,0 +1,133 @@
+"""One attempt: build model, data and trainer, go on from the newest checkpoint, train, keep.
+
+Loads torch; `trial.train` imports it once the device's environment is set.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import PrinterCallback
+
+from trial import ranks
+from trial.arguments import build_arguments, training_keywords
+from trial.callbacks import Reporter, Run, Stopped
+from trial.checkpoints import Checkpoints, Progress
+from trial.devices import Device
+from trial.folder import Attempt, State
+from trial.model import attach_adapter, count_parameters, model_hash
+from trial.session import Session
+from trial.trainer import collator, trainer_class
+from trial.weights import copy_folder, save_weights
+
+VERSIONED = ("torch", "transformers", "peft", "accelerate", "optimum-habana", "deepspeed")
+
+
+def attempt(session: Session, device: Device) -> State | None:
+    """Train until the end or until told to stop; None when interrupted at a checkpoint."""
+    checkpoint, run = _run(session, device)
+    session.run = run
+    _note_attempt(session, device, run)
+    try:
+        if reason := run.ask():
+            raise Stopped(reason)
+        _build(session, device, run, resumed=checkpoint is not None)
+        session.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except Stopped as stopped:
+        run.stop = stopped.reason
+    run.measure()
+    if run.stop is not None:
+        return "pruned" if run.stop == "prune" else None
+    _place_weights(session, run)
+    return "complete"
+
+
+def _run(session: Session, device: Device) -> tuple[Path | None, Run]:
+    checkpoints = Checkpoints(session.folder)
+    newest = checkpoints.newest()
+    progress = checkpoints.read_progress(newest) if newest else Progress()
+    checkpoints.tidy(progress)
+    session.clock.restore(progress.seconds)
+    run = Run(
+        folder=session.folder,
+        config=session.config,
+        device=device,
+        control=session.control,
+        clock=session.clock,
+        checkpoints=checkpoints,
+        progress=progress,
+        steps=progress.step,
+    )
+    return newest, run
+
+
+def _note_attempt(session: Session, device: Device, run: Run) -> None:
+    session.folder.append_attempt(
+        Attempt(
+            started=time.time(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            device=device.label(),
+            devices=ranks.world_size(),
+            resumed_from=run.progress.step,
+            versions={name: found for name in VERSIONED if (found := _version(name))},
+            cold=session.bench.cold,
+        )
+    )
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _build(session: Session, device: Device, run: Run, *, resumed: bool) -> None:
+    """Arguments first: they set the device up, and ZeRO-3 must be known when weights are loaded."""
+    config, bench = session.config, session.bench
+    device.reset_peak()
+    keywords = training_keywords(config, device, session.folder, resumed=resumed)
+    arguments = build_arguments(keywords, device)
+    tokenizer = bench.tokenizer(config)
+    base = bench.take_base(config, device)
+    base.config.pad_token_id = tokenizer.pad_token_id
+    data = bench.prepared(config, base.config.model_type)
+    session.data_hash = data.data_hash
+    session.model_hash = model_hash(config.model.name_or_path, config.model.revision)
+    # Drawn from now on: adapter, order of the data, dropout. Loading drew unlike amounts before.
+    transformers.set_seed(config.training["seed"])
+    session.model = attach_adapter(base, config)
+    session.parameters = count_parameters(session.model)
+    session.trainer = trainer_class(device)(
+        model=session.model,
+        args=arguments,
+        data_collator=collator(device),
+        train_dataset=data.train,
+        eval_dataset=data.eval,
+        callbacks=[Reporter(run, session.model, tokenizer)],
+        **device.trainer_arguments(config),
+    )
+    session.trainer.run = run
+    session.trainer.remove_callback(PrinterCallback)
+
+
+def _place_weights(session: Session, run: Run) -> None:
+    """Put the weights whose eval loss is the trial's value where a reader looks for them."""
+    target = session.folder.adapter if session.config.lora.r else session.folder.model
+    best = run.progress.best
+    with session.clock.during("save"):
+        if session.config.keep == "best" and best is not None:
+            copy_folder(run.checkpoints.best(best.step), target)
+        else:
+            save_weights(session.model, target, _tokenizer(session))
+
+
+def _tokenizer(session: Session) -> Any:
+    return session.bench.tokenizer(session.config)

@@ -1,0 +1,58 @@
+"""Rows to batches: columns nobody looks at are cut off where shapes are free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+IGNORED = -100
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Collator:
+    """Stacks rows of equal length; `trim` cuts the padding that all rows of a batch share.
+
+    Padding has neither attention nor label, so a trimmed batch has the same loss. A device that
+    compiles each shape anew keeps them all (`trim` false).
+    """
+
+    trim: bool
+
+    def __call__(self, rows: Sequence[Batch]) -> Batch:
+        """One batch of tensors [rows, columns]."""
+        batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        return _trimmed(batch) if self.trim else batch
+
+
+def evaluation_batches(
+    dataset: Any, batch_size: int, collate: Collator, *, rank: int = 0, ranks: int = 1
+) -> Iterator[Batch]:
+    """Every row once over all ranks, in order; each rank gets equally many batches.
+
+    Where shapes are fixed or ranks wait for each other, batches are filled up with rows whose
+    labels are all ignored.
+    """
+    stride = batch_size * ranks
+    fill = ranks > 1 or not collate.trim
+    for start in range(0, len(dataset), stride):
+        first = start + rank * batch_size
+        rows = [dataset[i] for i in range(first, min(first + batch_size, len(dataset)))]
+        if fill:
+            rows += [_ignored(dataset[0])] * (batch_size - len(rows))
+        yield collate(rows)
+
+
+def _ignored(row: Batch) -> Batch:
+    return {**row, "labels": torch.full_like(row["labels"], IGNORED)}
+
+
+def _trimmed(batch: Batch) -> Batch:
+    used = batch["attention_mask"].any(dim=0).nonzero()
+    if not len(used):
+        return batch
+    first, last = int(used[0]), int(used[-1]) + 1
+    return {name: tensor[:, first:last].contiguous() for name, tensor in batch.items()}

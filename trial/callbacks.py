@@ -1,0 +1,187 @@
+"""A running trial as its trainer's callbacks see it: report, keep, save, stop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from trial.arguments import saves_with_each_evaluation
+from trial.checkpoints import Checkpoints, Measured, Progress
+from trial.clock import Clock
+from trial.config import TrialConfig
+from trial.control import Control, StopReason
+from trial.devices import Device
+from trial.failure import Diverged
+from trial.folder import Evaluation, TrainLog, TrialFolder
+from trial.weights import save_weights
+
+
+class Stopped(Exception):  # noqa: N818 (not an error: the trial was told to)
+    """The trial was told to stop before its first step."""
+
+    def __init__(self, reason: StopReason) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class Run:
+    """All that changes while one trial trains."""
+
+    folder: TrialFolder
+    config: TrialConfig
+    device: Device
+    control: Control
+    clock: Clock
+    checkpoints: Checkpoints
+    progress: Progress = field(default_factory=Progress)
+    stop: StopReason | None = None
+    steps: int = 0
+    """Optimizer steps done."""
+    saved_step: int = -1
+    _tokens: torch.Tensor | None = None
+
+    def count_tokens(self, tokens: torch.Tensor) -> None:
+        """Add tokens without waiting for the device."""
+        self._tokens = tokens if self._tokens is None else self._tokens + tokens
+
+    def measure(self) -> None:
+        """Bring the progress up to now: step, seconds, tokens, peak memory."""
+        tokens, self._tokens = self._tokens, None
+        self.progress = self.progress.model_copy(
+            update={
+                "step": self.steps,
+                "seconds": self.clock.read(),
+                "tokens": self.progress.tokens + (int(tokens) if tokens is not None else 0),
+                "peak_memory_bytes": max(self.progress.peak_memory_bytes, self.device.read_peak()),
+            }
+        )
+
+    def note(self, **changes: Any) -> None:
+        """Change the progress."""
+        self.progress = self.progress.model_copy(update=changes)
+
+    def ask(self) -> StopReason | None:
+        """Whether somebody wants the trial to stop."""
+        return self.control.stop_reason(self.folder)
+
+    def saved(self, step: int) -> None:
+        """The trainer has written all of its checkpoint: declare it whole."""
+        self.saved_step = step
+        self.measure()
+        self.checkpoints.complete(self.progress)
+
+
+class Reporter(TrainerCallback):
+    """Writes metrics, keeps the best weights, asks for checkpoints and obeys stop requests.
+
+    It stands behind the trainer's own flow callback and has the last word on its flags.
+    """
+
+    def __init__(self, run: Run, model: Any, tokenizer: Any) -> None:
+        self.run = run
+        self.model = model
+        self.tokenizer = tokenizer
+        self.first = True
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Everything is loaded."""
+        self.run.control.started(self.run.folder, self.run.device.label(), state.max_steps)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Before the first step of this attempt: stop, or start the stopwatch."""
+        if self.first:
+            if reason := self.run.ask():
+                raise Stopped(reason)
+            self.run.clock.switch("first_step")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Decide what follows a step: evaluation at the last one, a stop when told."""
+        self.run.steps = state.global_step
+        if self.first:
+            self.first = False
+            self.run.device.synchronise()
+            self.run.clock.switch("train")
+        if state.global_step >= state.max_steps:
+            control.should_evaluate, control.should_save = True, False
+        elif (reason := self.run.ask()) is not None:
+            self.run.stop = reason
+            control.should_training_stop = True
+            if reason == "prune":
+                control.should_evaluate = control.should_save = False
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Evaluate no step twice; write the checkpoint of an interrupted trial last of all."""
+        last = self.run.progress.last
+        inside = state.epoch is not None and not float(state.epoch).is_integer()
+        ended = state.global_step >= state.max_steps
+        seen = last is not None and last.step == state.global_step
+        if self.run.stop == "prune" or seen or (self.run.stop and inside):
+            control.should_evaluate = False
+        if self.run.stop == "prune" or ended:
+            control.should_save = False
+        elif self.run.stop == "interrupt":
+            control.should_save = self.run.saved_step != state.global_step
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """Write training log entries; a loss that is not finite ends the trial."""
+        if not logs or "loss" not in logs:
+            return
+        loss, norm = float(logs["loss"]), logs.get("grad_norm")
+        self.run.folder.append(
+            TrainLog(
+                step=state.global_step,
+                loss=loss,
+                learning_rate=logs.get("learning_rate"),
+                grad_norm=None if norm is None else float(norm),
+            )
+        )
+        if not math.isfinite(loss):
+            raise Diverged("the training loss", loss, state.global_step)
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        """Write an evaluation, tell whoever listens, keep the weights when they are the best."""
+        value = float((metrics or {})["eval_loss"])
+        evaluation = self._evaluation(state, value)
+        self.run.folder.append(evaluation)
+        if not math.isfinite(value):
+            raise Diverged("the eval loss", value, state.global_step)
+        self._keep(state.global_step, value)
+        self.run.control.evaluated(self.run.folder, evaluation)
+        if saves_with_each_evaluation(self.run.config):
+            control.should_save = 0 < state.global_step < state.max_steps
+
+    def _evaluation(self, state: Any, value: float) -> Evaluation:
+        self.run.measure()
+        progress = self.run.progress
+        return Evaluation(
+            step=state.global_step,
+            eval_loss=value,
+            epoch=float(state.epoch or 0.0),
+            tokens=progress.tokens,
+            train_seconds=progress.seconds.first_step + progress.seconds.train,
+        )
+
+    def _keep(self, step: int, value: float) -> None:
+        run, measured = self.run, Measured(step=step, value=value)
+        run.note(last=measured)
+        if step == 0:
+            run.note(initial_eval_loss=value)
+            return
+        best = run.progress.best
+        if best is not None and value >= best.value:
+            return
+        run.note(best=measured)
+        if run.config.keep == "best":
+            with run.clock.during("save"):
+                save_weights(self.model, run.checkpoints.best(step), self.tokenizer)
+            if run.checkpoints.newest() is None:
+                run.checkpoints.tidy(run.progress)

@@ -1,0 +1,102 @@
+"""Checkpoints of a running trial: which of them are whole, which one counts, what may go.
+
+    <trial>/checkpoints/checkpoint-120/   the trainer's own files, progress.json, COMPLETE
+                        best-80/          weights of the best evaluation (`keep: best`)
+
+COMPLETE is written last: a folder without it is what a kill left behind, and is removed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from pydantic import Field
+
+from trial.folder import Record, Seconds, TrialFolder, write_atomically
+
+COMPLETE = "COMPLETE"
+PROGRESS = "progress.json"
+PREFIX = "checkpoint-"
+BEST_PREFIX = "best-"
+
+
+class Measured(Record):
+    """An eval loss and when it was measured."""
+
+    step: int
+    value: float
+
+
+class Progress(Record):
+    """What a trial has come to, beyond what its trainer saves."""
+
+    step: int = 0
+    seconds: Seconds = Seconds()
+    tokens: int = 0
+    peak_memory_bytes: int = 0
+    initial_eval_loss: float | None = None
+    best: Measured | None = None
+    last: Measured | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+class Checkpoints:
+    """The checkpoints of one trial."""
+
+    def __init__(self, folder: TrialFolder) -> None:
+        self.path = folder.checkpoints
+
+    def at(self, step: int) -> Path:
+        """Where the trainer puts the checkpoint of a step."""
+        return self.path / f"{PREFIX}{step}"
+
+    def best(self, step: int) -> Path:
+        """Where the weights of the best evaluation lie."""
+        return self.path / f"{BEST_PREFIX}{step}"
+
+    def newest(self) -> Path | None:
+        """The newest whole checkpoint."""
+        whole = [path for path in self._numbered(PREFIX) if (path / COMPLETE).is_file()]
+        return whole[-1] if whole else None
+
+    def read_progress(self, checkpoint: Path) -> Progress:
+        """What the trial had come to there."""
+        return Progress.model_validate_json((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+
+    def complete(self, progress: Progress) -> None:
+        """Declare the checkpoint of `progress.step` whole and drop what it replaces."""
+        checkpoint = self.at(progress.step)
+        write_atomically(checkpoint / PROGRESS, progress.model_dump_json())
+        write_atomically(checkpoint / COMPLETE, "")
+        self.tidy(progress)
+
+    def tidy(self, progress: Progress) -> None:
+        """Keep the newest whole checkpoint and the best weights it speaks of, nothing else."""
+        newest = self.newest()
+        best = self.best(progress.best.step) if progress.best else None
+        if self.path.is_dir():
+            for path in self.path.iterdir():
+                if path not in (newest, best):
+                    _remove(path)
+
+    def clear(self) -> None:
+        """Remove everything."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _numbered(self, prefix: str) -> list[Path]:
+        found = [
+            (int(number), path)
+            for path in self.path.glob(f"{prefix}*")
+            if (number := path.name.removeprefix(prefix)).isdecimal()
+        ]
+        return [path for _, path in sorted(found)]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        # Not whole any more from the first moment of its removal on.
+        (path / COMPLETE).unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,250 @@
+"""The devices a trial can train on, as a table: all that differs between them stands here.
+
+Adding a device is one entry. Nothing here loads torch until a function of an entry is called.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trial import gaudi, memory, schema
+from trial.config import TrialConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What one kind of device needs; every function is small and does one thing."""
+
+    name: str
+    available: Callable[[], bool]
+    label: Callable[[], str]
+    """The device as a person knows it."""
+    trainer_class: Callable[[], type[Any]]
+    arguments_class: Callable[[], type[Any]]
+    arguments: Callable[[TrialConfig], dict[str, Any]]
+    """Arguments on top of the trial's own."""
+    ignored: Callable[[], frozenset[str]]
+    """Names of arguments that mean nothing here; they are left out, and the log says so."""
+    trainer_arguments: Callable[[TrialConfig], dict[str, Any]]
+    """Keyword arguments of the trainer itself."""
+    environment: Callable[[TrialConfig], Mapping[str, str]]
+    """Variables that must be set before torch is loaded."""
+    reset_peak: Callable[[], None]
+    read_peak: Callable[[], int]
+    """Bytes at the highest since `reset_peak`."""
+    synchronise: Callable[[], None]
+    """Wait until the device has done what it was given."""
+    evaluation_inputs: Callable[[Any], dict[str, Any]]
+    """What the trainer adds to its inputs besides the batch."""
+    backend: str
+    """Communication between ranks."""
+    fixed_shapes: bool
+    """Whether a new shape costs a compilation: batches are never trimmed then."""
+    free_reads: bool
+    """Whether reading a tensor's value waits for nothing: losses are checked at every step then."""
+
+
+def _none(_: Any = None) -> dict[str, Any]:
+    return {}
+
+
+def _no_names() -> frozenset[str]:
+    return frozenset()
+
+
+def _wait_for_nothing() -> None:
+    return None
+
+
+def _transformers_trainer() -> type[Any]:
+    from transformers import Trainer
+
+    return Trainer
+
+
+def _transformers_arguments() -> type[Any]:
+    from transformers import TrainingArguments
+
+    return TrainingArguments
+
+
+def _cpu_environment(config: TrialConfig) -> dict[str, str]:
+    # Unset, DeepSpeed looks for accelerators and warns that it found none.
+    return {"DS_ACCELERATOR": "cpu"}
+
+
+def _hpu_available() -> bool:
+    if not gaudi.on_device():
+        return False
+    import habana_frameworks.torch.hpu as hpu
+
+    # The count, not is_available(): a stand-in has devices but nothing to initialise.
+    return bool(hpu.device_count())
+
+
+def _hpu_label() -> str:
+    import habana_frameworks
+    import habana_frameworks.torch.hpu as hpu
+
+    # A stand-in for tests says so itself: what it reports must never pass for a Gaudi.
+    stand_in = getattr(habana_frameworks, "STAND_IN", False)
+    return "hpu stand-in" if stand_in else f"hpu {hpu.get_device_name()}"
+
+
+def _hpu_arguments(config: TrialConfig) -> dict[str, Any]:
+    wanted: dict[str, Any] = {"use_habana": True}
+    attention = config.model.attn_implementation
+    if "attn_implementation" not in config.training and attention is not None:
+        # The arguments check their flash_attention_* against this copy of the model's setting.
+        wanted["attn_implementation"] = attention
+    return wanted
+
+
+def _hpu_environment(config: TrialConfig) -> dict[str, str]:
+    # Unset, releases differ in what they take it for.
+    lazy = config.training.get("use_lazy_mode", True)
+    return {"PT_HPU_LAZY_MODE": "1" if lazy else "0"}
+
+
+def _hpu_trainer_arguments(config: TrialConfig) -> dict[str, Any]:
+    return {"gaudi_config": gaudi.gaudi_config(config.gaudi_config)}
+
+
+def _hpu_reset_peak() -> None:
+    import habana_frameworks.torch.hpu as hpu
+
+    hpu.reset_peak_memory_stats()
+
+
+def _hpu_read_peak() -> int:
+    import habana_frameworks.torch.hpu as hpu
+
+    return int(hpu.max_memory_allocated())
+
+
+def _hpu_synchronise() -> None:
+    import habana_frameworks.torch.hpu as hpu
+
+    hpu.synchronize()
+
+
+def _cuda_available() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def _cuda_label() -> str:
+    import torch
+
+    return f"cuda {torch.cuda.get_device_name()}"
+
+
+def _cuda_reset_peak() -> None:
+    import torch
+
+    torch.cuda.reset_peak_memory_stats()
+
+
+def _cuda_read_peak() -> int:
+    import torch
+
+    return int(torch.cuda.max_memory_allocated())
+
+
+def _cuda_synchronise() -> None:
+    import torch
+
+    torch.cuda.synchronize()
+
+
+DEVICES: dict[str, Device] = {
+    "hpu": Device(
+        name="hpu",
+        available=_hpu_available,
+        label=_hpu_label,
+        trainer_class=gaudi.trainer_class,
+        arguments_class=gaudi.arguments_class,
+        arguments=_hpu_arguments,
+        ignored=_no_names,
+        trainer_arguments=_hpu_trainer_arguments,
+        environment=_hpu_environment,
+        reset_peak=_hpu_reset_peak,
+        read_peak=_hpu_read_peak,
+        synchronise=_hpu_synchronise,
+        evaluation_inputs=gaudi.evaluation_inputs,
+        backend="hccl",
+        fixed_shapes=True,
+        free_reads=False,
+    ),
+    "cuda": Device(
+        name="cuda",
+        available=_cuda_available,
+        label=_cuda_label,
+        trainer_class=_transformers_trainer,
+        arguments_class=_transformers_arguments,
+        # transformers drops NaN losses from its log by default; a diverged trial must show.
+        arguments=lambda config: {"logging_nan_inf_filter": False},
+        ignored=schema.gaudi_only_arguments,
+        trainer_arguments=_none,
+        environment=_none,
+        reset_peak=_cuda_reset_peak,
+        read_peak=_cuda_read_peak,
+        synchronise=_cuda_synchronise,
+        evaluation_inputs=_none,
+        backend="nccl",
+        fixed_shapes=False,
+        free_reads=False,
+    ),
+    "cpu": Device(
+        name="cpu",
+        available=lambda: True,
+        label=lambda: "cpu",
+        trainer_class=gaudi.trainer_class,
+        arguments_class=gaudi.arguments_class,
+        arguments=lambda config: gaudi.off_device_arguments(),
+        ignored=lambda: gaudi.DEVICE_ONLY,
+        trainer_arguments=lambda config: {"gaudi_config": gaudi.gaudi_config({})},
+        environment=_cpu_environment,
+        reset_peak=memory.reset_peak,
+        read_peak=memory.read_peak,
+        synchronise=_wait_for_nothing,
+        evaluation_inputs=gaudi.evaluation_inputs,
+        backend="gloo",
+        fixed_shapes=False,
+        free_reads=True,
+    ),
+}
+"""In the order in which `auto` takes them."""
+
+
+def pick(name: str) -> Device:
+    """The device called `name`; `auto` takes the first there is.
+
+    Raises:
+        ValueError: this machine has no such device.
+    """
+    if name == "auto":
+        return next(device for device in DEVICES.values() if device.available())
+    if name not in DEVICES:
+        raise ValueError(f"device: must be auto or one of {', '.join(DEVICES)}, got {name!r}")
+    device = DEVICES[name]
+    if not device.available():
+        raise ValueError(f"device: this machine has no {name}; `auto` takes what there is")
+    return device
+
+
+def apply_environment(wanted: Mapping[str, str]) -> None:
+    """Set variables that nobody has set.
+
+    Raises:
+        ValueError: one is set to something else, which a running process cannot mend.
+    """
+    for name, value in wanted.items():
+        if os.environ.setdefault(name, value) != value:
+            raise ValueError(
+                f"{name} is {os.environ[name]!r} in the environment, this trial needs {value!r}"
+            )

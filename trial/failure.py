@@ -1,0 +1,66 @@
+"""What went wrong, from an exception: the kind a sweep counts and the line a person reads."""
+
+from __future__ import annotations
+
+import traceback
+
+from trial.folder import Cause, CauseKind
+
+SIGNS: tuple[tuple[str, CauseKind], ...] = (
+    ("device already acquired", "device_busy"),
+    ("device acquire failed", "device_busy"),
+    ("all cuda-capable devices are busy", "device_busy"),
+    ("cuda out of memory", "out_of_memory"),
+    ("out of memory", "out_of_memory"),
+    ("outofmemoryerror", "out_of_memory"),
+    ("module:pt_devmem", "out_of_memory"),
+    ("pt_devmem allocation failed", "out_of_memory"),
+    ("defaultcpuallocator: can't allocate memory", "out_of_memory"),
+    ("cannot allocate memory", "out_of_memory"),
+)
+"""Text, lower case, to cause; the first that is found decides."""
+
+
+class Diverged(ArithmeticError):  # noqa: N818 (what happened, as Cause names it)
+    """A loss that is not a finite number."""
+
+    def __init__(self, what: str, value: float, step: int) -> None:
+        super().__init__(f"{what} is {value} at step {step}")
+        self.step = step
+
+
+def kind_of_text(text: str) -> CauseKind:
+    """The cause that an error message, or the end of a dead worker's log, speaks of."""
+    lowered = text.lower()
+    return next((kind for sign, kind in SIGNS if sign in lowered), "error")
+
+
+def classify(error: BaseException) -> CauseKind:
+    """The kind of failure an exception is, itself or through its causes."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, Diverged):
+            return "diverged"
+        if isinstance(seen, MemoryError) or type(seen).__name__ == "OutOfMemoryError":
+            return "out_of_memory"
+        if (
+            isinstance(seen, RuntimeError | OSError)
+            and (found := kind_of_text(str(seen))) != "error"
+        ):
+            return found
+        seen = seen.__cause__ or seen.__context__
+    return "error"
+
+
+def cause_of(error: BaseException, step: int | None) -> Cause:
+    """The cause as it is recorded."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    name = type(error).__name__
+    message = first if isinstance(error, Diverged | ValueError) and first else f"{name}: {first}"
+    step = getattr(error, "step", step)
+    return Cause(kind=classify(error), message=message.removesuffix(": "), step=step)
+
+
+def trace(error: BaseException) -> str:
+    """The traceback as Python prints it."""
+    return "".join(traceback.format_exception(error))

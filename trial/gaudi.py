@@ -1,0 +1,163 @@
+"""The one door to optimum-habana, and what lets its GaudiTrainer train without a Gaudi.
+
+Off the device, and only there, six assumptions of optimum-habana 1.21 are mended; each mend has
+its reason beside it. Where `habana_frameworks` can be imported nothing is mended.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import sys
+import types
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+FLASH_FLAGS = (
+    "attn_softmax_bf16",
+    "use_flash_attention",
+    "flash_attention_recompute",
+    "flash_attention_causal_mask",
+)
+"""What `adapt_transformers_to_gaudi` adds to every generation configuration."""
+
+DEVICE_ONLY = frozenset(
+    {
+        "use_lazy_mode",
+        "gaudi_config_name",
+        "use_hpu_graphs",
+        "use_hpu_graphs_for_inference",
+        "use_hpu_graphs_for_training",
+        "disable_tensor_cache_hpu_graphs",
+        "max_hpu_graphs",
+        "pipelining_fwd_bwd",
+        "flash_attention_recompute",
+        "flash_attention_fast_softmax",
+        "flash_attention_causal_mask",
+        "flash_attention_fp8",
+        "minimize_memory",
+        "fp8",
+    }
+)
+"""Arguments that speed a Gaudi up and that GaudiTrainingArguments refuses or ignores elsewhere."""
+
+
+def on_device() -> bool:
+    """Whether Habana's software is installed."""
+    return importlib.util.find_spec("habana_frameworks") is not None
+
+
+@cache
+def enter() -> None:
+    """Make `optimum.habana` importable without running its `__init__`.
+
+    That file imports diffusion and sentence-embedding trainers, which no sweep needs, and runs
+    `pip list` for a version that is missing off the device (IndexError) and on it only logged.
+    """
+    if "optimum.habana" in sys.modules:
+        return
+    import optimum
+
+    root = next(Path(path, "habana") for path in optimum.__path__ if Path(path, "habana").is_dir())
+    spec = importlib.machinery.ModuleSpec("optimum.habana", None, is_package=True)
+    spec.submodule_search_locations = [str(root)]
+    package = types.ModuleType("optimum.habana")
+    package.__spec__ = spec
+    package.__path__ = [str(root)]
+    sys.modules["optimum.habana"] = package
+    optimum.habana = package
+
+
+@cache
+def trainer_class() -> type[Any]:
+    """`GaudiTrainer`, mended where there is no Gaudi."""
+    enter()
+    from optimum.habana.transformers import trainer
+
+    if not on_device():
+        _mend(trainer)
+    return trainer.GaudiTrainer
+
+
+@cache
+def arguments_class() -> type[Any]:
+    """`GaudiTrainingArguments`; off the device a subclass that lets DeepSpeed in."""
+    enter()
+    from optimum.habana.transformers.training_args import GaudiTrainingArguments
+
+    return GaudiTrainingArguments if on_device() else _off_device_arguments(GaudiTrainingArguments)
+
+
+def off_device_arguments() -> dict[str, Any]:
+    """Keyword arguments without which the arguments refuse to exist off the device."""
+    return {
+        "use_habana": False,
+        "use_cpu": True,
+        # Defaults to True, which is refused without a Gaudi.
+        "use_lazy_mode": False,
+        # The default, hpu_amp, makes bf16 a silent no-op on CPU tensors.
+        "half_precision_backend": "cpu_amp",
+    }
+
+
+def gaudi_config(content: str | dict[str, Any]) -> Any:
+    """The `GaudiConfig`; a mapping needs no hub, a name is looked up there."""
+    enter()
+    from optimum.habana.transformers.gaudi_configuration import GaudiConfig
+
+    return (
+        GaudiConfig.from_pretrained(content) if isinstance(content, str) else GaudiConfig(**content)
+    )
+
+
+def evaluation_inputs(trainer: Any) -> dict[str, Any]:
+    """Inputs that GaudiTrainer adds to every training batch, for our own evaluation loop."""
+    enter()
+    from optimum.habana.transformers.trainer import _get_input_update_settings
+
+    _, extra = _get_input_update_settings(trainer.model, lazy_mode=trainer.args.use_lazy_mode)
+    return extra
+
+
+def mend_model(model: Any) -> None:
+    """Give the generation configuration the flags that GaudiTrainer reads unasked."""
+    generation = getattr(model, "generation_config", None)
+    if generation is None or on_device():
+        return
+    for flag in FLASH_FLAGS:
+        if not hasattr(generation, flag):
+            setattr(generation, flag, False)
+
+
+def _mend(trainer: Any) -> None:
+    from transformers.integrations.deepspeed import deepspeed_init
+
+    # `log` reads the HPU's memory at every entry, through habana_frameworks.
+    trainer.get_hpu_memory_stats = lambda device=None: {}
+    # Its own moves the model to the literal device "hpu"; transformers' leaves it where it is.
+    trainer.deepspeed_init = deepspeed_init
+
+
+def _off_device_arguments(base: type[Any]) -> type[Any]:
+    import torch
+
+    class OffDeviceArguments(base):  # type: ignore[misc]
+        """GaudiTrainingArguments that pose as an HPU's while their DeepSpeed check runs."""
+
+        def __post_init__(self) -> None:
+            self._posing = bool(self.deepspeed)
+            try:
+                super().__post_init__()
+            finally:
+                self._posing = False
+
+        @property
+        def device(self) -> Any:
+            device = super().device
+            # "This version of DeepSpeed must be run on HPUs" looks at nothing but this.
+            return torch.device("hpu") if getattr(self, "_posing", False) else device
+
+    OffDeviceArguments.__name__ = base.__name__
+    OffDeviceArguments.__qualname__ = base.__qualname__
+    return OffDeviceArguments

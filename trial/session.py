@@ -1,0 +1,60 @@
+"""One attempt at one trial: what it has built so far, known even when it fails half way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from trial.checkpoints import Progress
+from trial.clock import Clock
+from trial.config import TrialConfig
+from trial.control import Control
+from trial.devices import Device
+from trial.folder import Cause, Result, State, TrialFolder
+from trial.workbench import Workbench
+
+if TYPE_CHECKING:
+    from trial.callbacks import Run
+
+
+@dataclass(slots=True)
+class Session:
+    """Filled in as the attempt goes on."""
+
+    folder: TrialFolder
+    config: TrialConfig
+    control: Control
+    bench: Workbench
+    clock: Clock
+    device: Device | None = None
+    run: Run | None = None
+    model: Any = None
+    trainer: Any = None
+    data_hash: str = ""
+    model_hash: str = ""
+    parameters: tuple[int, int] = (0, 0)
+
+    def result(self, state: State, cause: Cause | None = None) -> Result:
+        """How the trial ended, from what is known."""
+        progress = self.run.progress if self.run else Progress()
+        best, last = progress.best, progress.last
+        kept = best if state == "complete" and self.config.keep == "best" else last
+        trainable, total = self.parameters
+        return Result(
+            state=state,
+            value=kept.value if kept and state != "failed" else None,
+            best_step=best.step if best else None,
+            steps=self.run.steps if self.run else 0,
+            max_steps=self.trainer.state.max_steps if self.trainer else 0,
+            initial_eval_loss=progress.initial_eval_loss,
+            metrics={"last_eval_loss": last.value} if last else {},
+            tokens=progress.tokens,
+            trainable_parameters=trainable,
+            total_parameters=total,
+            peak_memory_bytes=progress.peak_memory_bytes,
+            seconds=self.clock.read(),
+            device=self.device.label() if self.device else "",
+            data_hash=self.data_hash,
+            model_hash=self.model_hash,
+            cause=cause,
+        )

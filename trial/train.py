@@ -1,0 +1,68 @@
+"""Train one trial from its folder: the whole of what a worker does.
+
+result = train(TrialFolder("runs/x/trials/00007"))
+"""
+
+from __future__ import annotations
+
+from trial import failure, ranks
+from trial.checkpoints import Checkpoints
+from trial.clock import Clock
+from trial.control import Control, Free
+from trial.folder import Result, State, TrialFolder
+from trial.session import Session
+from trial.workbench import Workbench
+
+
+def train(
+    folder: TrialFolder, control: Control | None = None, bench: Workbench | None = None
+) -> Result | None:
+    """Train a trial to its end, from its newest checkpoint when there is one.
+
+    Returns its result, which is then on disk; a folder with a result is not trained again. None
+    means that it was interrupted and waits at a checkpoint. A failure of the training is a
+    result too, with its cause; the traceback goes to the trial's log.
+
+    Raises:
+        FileNotFoundError: the folder has no configuration.
+        ValueError: its configuration cannot be read.
+        RuntimeError: `bench` is not fit for another trial.
+    """
+    if (result := folder.read_result()) is not None:
+        return result
+    config = folder.read_config()
+    bench = bench or Workbench()
+    session = Session(folder, config, control or Free(), bench, Clock())
+    with bench.lent(config):
+        result = _outcome(session)
+    if result is not None:
+        folder.write_result(result)
+        Checkpoints(folder).clear()
+    return result
+
+
+def _outcome(session: Session) -> Result | None:
+    try:
+        state = _attempt(session)
+    except Exception as error:
+        session.bench.reusable = False
+        with open(session.folder.log, "a", encoding="utf-8") as log:
+            log.write(failure.trace(error))
+        step = session.run.steps if session.run else None
+        return session.result("failed", failure.cause_of(error, step))
+    session.bench.give_back(session.model, session.config)
+    return None if state is None else session.result(state)
+
+
+def _attempt(session: Session) -> State | None:
+    config = session.config
+    try:
+        with session.clock.during("startup"):
+            device = session.device = session.bench.start(config)
+            from trial.attempt import attempt
+        if ranks.world_size() > 1 and config.zero_stage is None and device.name == "cpu":
+            raise ValueError("several ranks on cpu need a `zero_stage`: they drift apart without")
+        return attempt(session, device)
+    finally:
+        if session.device is not None:
+            ranks.put_away(session.trainer)

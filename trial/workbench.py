@@ -1,0 +1,120 @@
+"""What stays warm in a process between trials, and the proof that nothing else does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from trial import gaudi, ranks
+from trial.config import TrialConfig
+from trial.devices import Device, apply_environment, pick
+from trial.model import is_local, leaves_base_as_it_was, load_base, load_tokenizer
+
+if TYPE_CHECKING:
+    from trial.data import Prepared
+
+logger = logging.getLogger(__name__)
+
+
+class Workbench:
+    """A process's imports, tokenizers, data and one base model, lent to one trial at a time.
+
+    `reusable` turns False for good after a failure or a ZeRO-3 trial: start a fresh process then.
+    """
+
+    def __init__(self) -> None:
+        self.reusable = True
+        self.cold = True
+        self._tokenizers: dict[str, Any] = {}
+        self._prepared: dict[str, Prepared] = {}
+        self._base: Any | None = None
+        self._base_key = ""
+
+    def start(self, config: TrialConfig) -> Device:
+        """Import everything and start the trial's device."""
+        if is_local(config.model) and self.cold:
+            # Read once, when the hub's client is imported.
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        device = pick(config.device)
+        apply_environment(device.environment(config))
+        _import_all(device)
+        if config.zero_stage is not None:
+            ranks.without_compiled_operators(device.name)
+        return device
+
+    def tokenizer(self, config: TrialConfig) -> Any:
+        """The tokenizer of the trial's model."""
+        key = config.model.model_dump_json()
+        if key not in self._tokenizers:
+            self._tokenizers = {key: load_tokenizer(config.model)}
+        return self._tokenizers[key]
+
+    def prepared(self, config: TrialConfig, model_family: str) -> Prepared:
+        """The trial's data as tokens."""
+        from trial.data import prepare
+
+        key = config.model.model_dump_json() + config.data.model_dump_json()
+        if key not in self._prepared:
+            tokenizer = self.tokenizer(config)
+            self._prepared = {key: prepare(config.data, tokenizer, model_family=model_family)}
+        return self._prepared[key]
+
+    def take_base(self, config: TrialConfig, device: Device) -> Any:
+        """The base model, fresh or as the last trial left it: both the same to the bit."""
+        key = f"{device.name} {config.model.model_dump_json()}"
+        base, self._base = self._base, None
+        if base is not None and key == self._base_key and leaves_base_as_it_was(config):
+            return base
+        del base
+        attention = config.model.attn_implementation
+        if attention == "gaudi_fused_sdpa" and device.name != "hpu":
+            logger.warning("no effect on %s: attn_implementation %s", device.name, attention)
+            attention = None
+        fresh = load_base(config.model, attention)
+        gaudi.mend_model(fresh)
+        self._base_key = key
+        return fresh
+
+    def give_back(self, model: Any, config: TrialConfig) -> None:
+        """Take the adapter off the base model and keep it, where that leaves no trace."""
+        if model is not None and leaves_base_as_it_was(config):
+            self._base = model.unload()
+
+    @contextmanager
+    def lent(self, config: TrialConfig) -> Iterator[None]:
+        """One trial's use of the process.
+
+        Raises:
+            RuntimeError: the process is not fit for another trial.
+        """
+        if not self.reusable:
+            raise RuntimeError("this process is spent: start a fresh one for the next trial")
+        with ranks.environment(deepspeed=config.zero_stage is not None):
+            yield
+        self.cold = False
+        # ZeRO-3 leaves one whole model behind, whatever is destroyed.
+        if config.zero_stage == 3 or _patched_for_good(config):
+            self.reusable = False
+
+
+def _patched_for_good(config: TrialConfig) -> bool:
+    """Whether GaudiTrainer has replaced torch's checkpointing in this process."""
+    return bool(config.training.get("gradient_checkpointing"))
+
+
+def _import_all(device: Device) -> None:
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    import peft  # noqa: F401
+    import transformers
+
+    # Their information is for people who run one training by hand.
+    transformers.logging.set_verbosity_error()
+    device.trainer_class()
+    device.arguments_class()
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
