@@ -32,7 +32,7 @@ SpaceArgument = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override any key, e.g. training.max_steps=50."
+        "--set", metavar="KEY=VALUE", help="Override a key: training.max_steps=50."
     ),
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of all studies.")]

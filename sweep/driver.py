@@ -203,13 +203,14 @@ class Driver:
         """Write the trial's configuration; False when there is nothing to train."""
         if proposal.config is None:
             folder.path.mkdir(parents=True, exist_ok=True)
-            cause = Cause(kind="error", message=proposal.problem)
-            return self._settle(proposal.number, folder, Result(state="failed", cause=cause))
-        if not folder.config.exists():
+        elif not folder.config.exists():
             TrialFolder.create(folder.path, proposal.config)
         if proposal.duplicate_of is not None:
             duplicate = Result(state="duplicate", duplicate_of=proposal.duplicate_of)
             return self._settle(proposal.number, folder, duplicate)
+        if proposal.config is None:
+            cause = Cause(kind="error", message=proposal.problem)
+            return self._settle(proposal.number, folder, Result(state="failed", cause=cause))
         return True
 
     def _settle(self, number: int, folder: TrialFolder, result: Result) -> bool:

@@ -9,16 +9,16 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from sweep.optuna_names import PRUNERS, SAMPLERS
-from sweep.spec import PrunerSpec, SweepSpec
+from sweep.spec import SweepSpec
 from trial.config import TRAINING_DEFAULTS
 
 
 def make_sampler(spec: SweepSpec, seed: int) -> BaseSampler:
-    """The sampler of a sweep file. Grids are walked by the decider; the sampler fills in the rest."""
+    """The sampler of a sweep file; a grid is walked by the decider itself."""
     if spec.sampler.name == "grid":
         return optuna.samplers.RandomSampler(seed=seed)
-    cls = getattr(optuna.samplers, SAMPLERS[spec.sampler.name].cls)
-    return cls(seed=seed, **spec.sampler.options)
+    made: BaseSampler = SAMPLERS[spec.sampler.name].type(seed=seed, **spec.sampler.options)
+    return made
 
 
 def make_pruner(spec: SweepSpec) -> BasePruner:
@@ -31,13 +31,16 @@ def _pruner(name: str, options: dict[str, Any], spec: SweepSpec) -> BasePruner:
         return optuna.pruners.NopPruner()
     given = dict(options)
     if name == "patient":
-        wrapped = PrunerSpec.model_validate(given.pop("wrapped", {"name": "none"}))
-        inner = None if wrapped.name == "none" else _pruner(wrapped.name, wrapped.options, spec)
-        return optuna.pruners.PatientPruner(inner, **given)
+        wrapped = given.pop("wrapped", {"name": "none", "options": {}})
+        inner = _pruner(wrapped["name"], wrapped["options"], spec)
+        # Without a pruner to hold back, patience alone decides.
+        none = isinstance(inner, optuna.pruners.NopPruner)
+        return optuna.pruners.PatientPruner(None if none else inner, **given)
     if name in ("successive_halving", "hyperband"):
         # Optuna guesses the first rung from the first trial; we know where trials are evaluated.
         given.setdefault("min_resource", first_evaluation(spec))
-    return getattr(optuna.pruners, PRUNERS[name].cls)(**given)
+    made: BasePruner = PRUNERS[name].type(**given)
+    return made
 
 
 def first_evaluation(spec: SweepSpec) -> int:

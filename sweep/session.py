@@ -1,4 +1,4 @@
-"""One run of a sweep from the sweep file to the printed table: opens, holds and closes everything."""
+"""One run of a sweep: opens, holds and closes everything it needs."""
 
 from __future__ import annotations
 

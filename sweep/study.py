@@ -6,6 +6,7 @@ The journal is the sampler's memory; its one writer is the driver that holds the
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import random
 import warnings
@@ -14,7 +15,8 @@ from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import BaseJournalFileLock, JournalFileBackend
+from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sweep import metrics
@@ -148,12 +150,15 @@ class OptunaDecider:
     def _propose(self, trial: Trial) -> Proposal:
         params = self.space.suggest(trial)
         self._open[trial.number] = trial
+        config, problem = None, ""
         try:
             config = self.space.configure(params, trial.number)
         except ConfigError as error:
-            return Proposal(trial.number, params, None, problem=str(error))
-        known = self._known.setdefault(config.fingerprint(), trial.number)
-        return Proposal(trial.number, params, config, known if known != trial.number else None)
+            problem = str(error)
+        same = config.fingerprint() if config else json.dumps(params, sort_keys=True)
+        known = self._known.setdefault(same, trial.number)
+        original = known if known != trial.number else None
+        return Proposal(trial.number, params, config, original, problem)
 
     # Coming back
 

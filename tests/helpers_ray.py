@@ -1,0 +1,66 @@
+"""Workers for the Ray tests: the real actor around a training that only writes the folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from sweep.worker import Line, TrialWorker
+from trial.folder import Evaluation, Result, TrialFolder
+
+
+class Bench:
+    """Says whether the worker may be used again."""
+
+    def __init__(self, reusable: bool) -> None:
+        self.reusable = reusable
+
+
+class ScriptedWorker(TrialWorker):
+    """Trains by what the trial's `lora.r` says: 1 completes, 2 waits to be stopped, ..."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        super().__init__(environment, preload=False)
+
+    def _train_here(self, folder: TrialFolder, line: Line) -> Result | None:
+        script = {1: complete, 2: until_stopped, 3: die, 4: spoil, 5: explode}
+        self._bench = self._bench or Bench(True)
+        return script[folder.read_config().lora.r](self, folder, line)
+
+
+def complete(worker: ScriptedWorker, folder: TrialFolder, line: Line) -> Result:
+    line.started(folder, "scripted", 2)
+    for step in (1, 2):
+        evaluation = Evaluation(step=step, eval_loss=1 / step)
+        folder.append(evaluation)
+        line.evaluated(folder, evaluation)
+    metrics = {"pid": float(os.getpid()), "threads": float(os.environ["OMP_NUM_THREADS"])}
+    result = Result(state="complete", value=0.5, steps=2, metrics=metrics)
+    folder.write_result(result)
+    return result
+
+
+def until_stopped(worker: ScriptedWorker, folder: TrialFolder, line: Line) -> Result | None:
+    line.started(folder, "scripted", 10**6)
+    step = 0
+    while (reason := line.stop_reason(folder)) is None:
+        step += 1
+    if reason == "interrupt":
+        return None
+    result = Result(state="pruned", steps=step)
+    folder.write_result(result)
+    return result
+
+
+def die(worker: ScriptedWorker, folder: TrialFolder, line: Line) -> None:
+    line.started(folder, "scripted", 1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def spoil(worker: ScriptedWorker, folder: TrialFolder, line: Line) -> Result:
+    worker._bench.reusable = False
+    return complete(worker, folder, line)
+
+
+def explode(worker: ScriptedWorker, folder: TrialFolder, line: Line) -> None:
+    raise MemoryError("cannot allocate")
