@@ -35,7 +35,7 @@ xml.sax.xmlreader xmlrpc.client xmlrpc.server zipapp zipfile zipimport zoneinfo
 MODULES = tuple(_NAMES.split())
 """Modules whose docstrings are asked about. The tiny Llama has seen none of them."""
 
-SHORTEST, LONGEST = 20, 240
+SHORTEST, LONGEST = 20, 160
 """Characters of an answer; a longer paragraph ends with the last sentence that fits."""
 SHOWN_ARGUMENTS = 5
 

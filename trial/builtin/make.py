@@ -1,0 +1,173 @@
+"""Make the tiny Llama: `python -m trial.builtin.make [FOLDER]`, some minutes on two CPU cores.
+
+A byte-level BPE tokenizer and a Llama of a million parameters, trained on the source of the
+installed Python's standard library. All docstrings are taken out of it first, and the modules that
+`builtin:python-docs` asks about are left out altogether: fine-tuning meets a new task.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import math
+import random
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from trial.builtin import docs, model_path
+
+VOCABULARY = 2048
+BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+SHAPE = {
+    "hidden_size": 128,
+    "intermediate_size": 352,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+}
+SEED = 0
+STEPS, WARMUP = 1200, 100
+BATCH, LENGTH = 16, 256
+LEARNING_RATE = 4e-3
+
+LEFT_OUT = ("test", "tests", "encodings", "site-packages", "config-", "turtledemo", "__phello__")
+
+
+def main(folder: Path) -> None:
+    """Train tokenizer and model and save both."""
+    torch.manual_seed(SEED)
+    torch.set_num_threads(2)
+    texts = corpus()
+    tokenizer = train_tokenizer(texts)
+    ids = torch.tensor([id for text in texts for id in encode(tokenizer, text)])
+    print(f"{len(texts)} files, {sum(map(len, texts)):,} characters, {len(ids):,} tokens")
+    model = LlamaForCausalLM(configuration(tokenizer))
+    train(model, ids)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    print(f"{folder}: {content_hash(folder)}")
+
+
+def corpus() -> list[str]:
+    """Source without docstrings of every standard library module that is not asked about."""
+    root = Path(sysconfig.get_path("stdlib"))
+    asked = {docs.source_file(module) for module in docs.MODULES}
+    texts = []
+    for file in sorted(root.rglob("*.py")):
+        parts = file.relative_to(root).parts
+        if file in asked or any(part.startswith(LEFT_OUT) for part in parts):
+            continue
+        try:
+            texts.append(without_docstrings(file.read_text(encoding="utf-8")))
+        except (UnicodeDecodeError, SyntaxError):
+            continue
+    random.Random(SEED).shuffle(texts)
+    return texts
+
+
+def without_docstrings(source: str) -> str:
+    """The source with the lines of every docstring taken out."""
+    dropped: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, docs.Definition | ast.Module) and ast.get_docstring(node):
+            docstring = node.body[0]
+            dropped.update(range(docstring.lineno, (docstring.end_lineno or 0) + 1))
+    lines = source.splitlines(keepends=True)
+    return "".join(line for number, line in enumerate(lines, 1) if number not in dropped)
+
+
+def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with bos, eos and pad."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[BOS, EOS, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        model_max_length=SHAPE["max_position_embeddings"],
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """One document between bos and eos."""
+    return [*tokenizer.encode(text), tokenizer.eos_token_id]
+
+
+def configuration(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """The model's shape."""
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **SHAPE,
+    )
+
+
+def batches(ids: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Windows of the token stream, [BATCH, LENGTH], at random places."""
+    generator = torch.Generator().manual_seed(SEED)
+    for _ in range(STEPS):
+        starts = torch.randint(len(ids) - LENGTH, (BATCH,), generator=generator)
+        yield torch.stack([ids[start : start + LENGTH] for start in starts.tolist()])
+
+
+def rate(step: int) -> float:
+    """Share of the learning rate: a linear start, then a cosine down to nothing."""
+    if step < WARMUP:
+        return (step + 1) / WARMUP
+    return 0.5 + 0.5 * math.cos(math.pi * (step - WARMUP) / (STEPS - WARMUP))
+
+
+def train(model: LlamaForCausalLM, ids: torch.Tensor) -> None:
+    """Next-token prediction with AdamW."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    start = time.monotonic()
+    for step, batch in enumerate(batches(ids), 1):
+        loss = model(input_ids=batch, labels=batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 100 == 0:
+            print(
+                f"step {step} loss {loss.item():.3f} {time.monotonic() - start:.0f} s", flush=True
+            )
+
+
+def content_hash(folder: Path) -> str:
+    """Hash of the shipped files by name and content."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else model_path())
