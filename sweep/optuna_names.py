@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from trial import schema
 from trial.problems import Problem, unknown
 
 
@@ -30,7 +31,7 @@ class OptunaClass:
     @property
     def keywords(self) -> tuple[str, ...]:
         """The keywords that can be written in a file: no functions, no objects."""
-        return _keywords(self.module, self.cls)
+        return tuple(_keywords(self.module, self.cls))
 
 
 def _sampler(cls: str, several_objectives: bool = True) -> OptunaClass:
@@ -61,20 +62,34 @@ PRUNERS: dict[str, OptunaClass] = {
 _ELSEWHERE = {"seed", "search_space", "wrapped_pruner"}
 """Keywords that a sweep file says another way."""
 
+_REQUIRED = {"percentile": ("percentile",), "patient": ("patience",)}
+
 _NOT_WRITABLE = ("Callable", "Base", "FrozenTrial")
 
 
+_TYPES: dict[str, Any] = {
+    "int": int, "float": float, "bool": bool, "str": str, "dict": dict, "Any": Any, "None": None,
+}  # fmt: skip
+
+_AT_LEAST = {
+    "interval_steps": 1, "max_resource": 1, "min_resource": 1, "n_ei_candidates": 1,
+    "n_min_trials": 1, "n_startup_steps": 0, "n_startup_trials": 0, "n_warmup_steps": 0,
+    "patience": 0, "reduction_factor": 2, "bootstrap_count": 0, "min_early_stopping_rate": 0,
+}  # fmt: skip
+
+
 @cache
-def _keywords(module: str, cls: str) -> tuple[str, ...]:
+def _keywords(module: str, cls: str) -> dict[str, Any]:
+    """The keywords that can be written in a file with the type of each."""
     signature = inspect.signature(OptunaClass(module, cls).type)
-    own = tuple(
-        name
-        for name, parameter in signature.parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        and name not in _ELSEWHERE
-        and not any(word in str(parameter.annotation) for word in _NOT_WRITABLE)
-    )
-    return (*own, "wrapped") if cls == "PatientPruner" else own
+    found: dict[str, Any] = {}
+    for name, parameter in signature.parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        text = inspect.formatannotation(parameter.annotation).strip("'")
+        if name not in _ELSEWHERE and not any(word in text for word in _NOT_WRITABLE):
+            found[name] = eval(text, {"__builtins__": {}}, _TYPES)
+    return {**found, "wrapped": None} if cls == "PatientPruner" else found
 
 
 def sampler_problems(name: str, options: Mapping[str, Any], key: str = "sampler") -> list[Problem]:
@@ -105,11 +120,36 @@ def _name_problems(
         problem = unknown(name, tuple(table), what)
         return [Problem(f"{key}.name", problem.expected, problem.got, problem.near)]
     keywords = table[name].keywords
-    return [
-        unknown(f"{key}.{option}", keywords, f"keyword of {table[name].cls}")
-        for option in options
-        if option not in keywords
+    problems = [
+        Problem(f"{key}.{required}", f"{table[name].cls} needs it")
+        for required in _REQUIRED.get(name, ())
+        if required not in options
     ]
+    for option, value in options.items():
+        at = f"{key}.{option}"
+        if option not in keywords:
+            problems.append(_unknown_keyword(at, table[name].cls, keywords))
+        elif refusal := _value_refusal(table[name], option, value):
+            problems.append(Problem(at, refusal, repr(value)))
+    return problems
+
+
+def _unknown_keyword(key: str, cls: str, keywords: tuple[str, ...]) -> Problem:
+    if keywords:
+        return unknown(key, keywords, f"keyword of {cls}")
+    return Problem(key, f"{cls} takes no keywords", repr(key.rpartition(".")[2]))
+
+
+def _value_refusal(entry: OptunaClass, option: str, value: Any) -> str:
+    """Why a keyword cannot have this value; empty when it can. Optuna itself checks late."""
+    accepts = _keywords(entry.module, entry.cls).get(option)
+    argument = schema.Argument(option, str(accepts).removeprefix("<class '").rstrip("'>"), accepts)
+    if accepts is not None and (refusal := argument.refusal(value)):
+        return f"expected {refusal}"
+    low = _AT_LEAST.get(option)
+    if low is not None and isinstance(value, int | float) and value < low:
+        return f"must be at least {low}"
+    return ""
 
 
 def _refusal(entry: OptunaClass, options: Mapping[str, Any], key: str) -> list[Problem]:

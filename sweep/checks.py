@@ -1,0 +1,248 @@
+"""Does a sweep's space fit its trials? Every value that can occur is tried on a configuration.
+
+Each function notes its mistakes in the sheet; keys are those of the sweep file.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from sweep.dimension import Choices, Derived, Dimension, Fixed, Range, is_in
+from sweep.expression import FUNCTIONS
+from sweep.sheet import CONFIG_SECTIONS, Sheet, flatten, is_path
+from sweep.space import MAX_ENUMERATED, Space, constants, nearest_name, order, overlay, reads
+from sweep.spec import SweepSpec
+from trial.config import OURS, known_paths, problems_of
+from trial.problems import ConfigError, Problem, unknown
+
+_CORNERS = 1000
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def known_names(sheet: Sheet, kind: str, dimensions: Mapping[str, Any]) -> list[str]:
+    """The good names: paths that are keys of a trial's configuration, variables that are free."""
+    good = []
+    for name in dimensions:
+        problem = _path_problem(name) if kind == "space" else _variable_problem(name)
+        if problem:
+            sheet.refuse(replace(problem, key=f"{kind}.{name}"))
+        else:
+            good.append(name)
+    return good
+
+
+def _path_problem(path: str) -> Problem | None:
+    if path in CONFIG_SECTIONS:
+        return Problem("", "is a section: name one of its keys", repr(path))
+    harness = path.startswith("training.") and path.removeprefix("training.") in OURS
+    if is_path(path) or harness:
+        return None
+    return replace(unknown(path, known_paths()), got=repr(path))
+
+
+def _variable_problem(name: str) -> Problem | None:
+    if not _VARIABLE.fullmatch(name):
+        return Problem("", "a variable is one word of letters, digits and _", repr(name))
+    if name in FUNCTIONS or name in CONFIG_SECTIONS or is_path(name) or name in ("True", "False"):
+        return Problem("", "this name is taken; choose another", repr(name))
+    return None
+
+
+def check_references(sheet: Sheet, spec: SweepSpec) -> bool:
+    """Conditions and expressions must read what exists, can occur, and runs in no circle."""
+    dimensions = {**spec.variables, **spec.space}
+    values = constants(spec.base)
+    named = {*values, *sheet.section("space"), *sheet.section("variables")}
+    before = len(sheet.problems)
+    for name, dimension in dimensions.items():
+        key = _key(spec, name)
+        for missing in sorted(reads(dimension) - named):
+            rule = "is read here and has no value: not in space, variables or base"
+            near = nearest_name(missing, dimensions, spec.base)
+            sheet.refuse(Problem(key, f"`{missing}` {rule}", near=near))
+        for index, branch in enumerate(dimension):
+            at = f"{key}.{index}.when" if len(dimension) > 1 else f"{key}.when"
+            for parent, allowed in branch.when.items():
+                if parent in dimensions:
+                    _check_condition(sheet, at, parent, allowed, dimensions[parent], values)
+    try:
+        order(dimensions)
+    except ConfigError as error:
+        for problem in error.problems:
+            sheet.refuse(replace(problem, key=_key(spec, problem.key)))
+    return len(sheet.problems) == before
+
+
+def _check_condition(
+    sheet: Sheet,
+    at: str,
+    parent: str,
+    allowed: tuple[Any, ...],
+    dimension: Dimension,
+    constants: Mapping[str, Any],
+) -> None:
+    """A value that the parent never takes is a typo."""
+    if any(isinstance(branch, Derived) for branch in dimension):
+        return
+    for value in allowed:
+        standing = parent in constants and is_in(value, [constants[parent]])
+        if not any(_can_be(branch, value) for branch in dimension) and not (
+            standing and all(branch.when for branch in dimension)
+        ):
+            known = "; ".join(b.describe() for b in dimension if isinstance(b, Choices | Range))
+            problem = Problem(f"{at}.{parent}", f"never holds: {parent} is {known}", repr(value))
+            sheet.refuse(problem)
+
+
+def _can_be(branch: Choices | Range | Fixed | Derived, value: Any) -> bool:
+    if isinstance(branch, Fixed):
+        return is_in(value, [branch.value])
+    if isinstance(branch, Derived):
+        return True
+    try:
+        branch.encode(value)
+    except ValueError:
+        return False
+    return True
+
+
+def check_base(sheet: Sheet, spec: SweepSpec) -> None:
+    """The base must be a valid configuration once the space is laid over it."""
+    first = {path: next(_values(dimension), (None, ""))[0] for path, dimension in spec.space.items()
+             if _plain(dimension)}  # fmt: skip
+    try:
+        content = overlay(spec.base, first)
+    except ConfigError as error:
+        for problem in error.problems:
+            sheet.refuse(replace(problem, key=f"space.{problem.key}"))
+        content = dict(spec.base)
+    for problem in problems_of(content):
+        searched = any(_at_or_below(problem.key, path) for path in spec.space)
+        if problem.key and not searched:
+            sheet.refuse(replace(problem, key=f"base.{problem.key}"))
+
+
+def _plain(dimension: Dimension) -> bool:
+    return len(dimension) == 1 and not isinstance(dimension[0], Derived)
+
+
+def check_values(sheet: Sheet, spec: SweepSpec) -> None:
+    """Every choice, both ends of every range and every fixed value, one at a time."""
+    for path, dimension in spec.space.items():
+        for value, suffix in _values(dimension):
+            try:
+                content = overlay(spec.base, {path: value})
+            except ConfigError:
+                break
+            found = [p for p in problems_of(content) if _at_or_below(p.key, path)]
+            if found:
+                expected = " or ".join(dict.fromkeys(problem.expected for problem in found))
+                problem = Problem(f"space.{path}", expected, repr(value), found[0].near)
+                sheet.refuse(problem, at=_item(sheet, f"space.{path}", suffix))
+
+
+def _values(dimension: Dimension) -> Iterator[tuple[Any, str]]:
+    """Values to try, each with its place below the dimension's key."""
+    for index, branch in enumerate(dimension):
+        prefix = f"{index}." if len(dimension) > 1 else ""
+        if isinstance(branch, Choices):
+            for position, choice in enumerate(branch.choices):
+                yield copy.deepcopy(choice), f"{prefix}choices.{position}"
+        elif isinstance(branch, Range):
+            yield branch.low, f"{prefix}low"
+            yield branch.high, f"{prefix}high"
+        elif isinstance(branch, Fixed):
+            yield copy.deepcopy(branch.value), f"{prefix}value"
+
+
+def _item(sheet: Sheet, key: str, suffix: str) -> str:
+    """The place of a value in the file: choices may stand without their keyword."""
+    short = f"{key}.{suffix.replace('choices.', '')}"
+    return short if short in sheet.where and "choices" in suffix else f"{key}.{suffix}"
+
+
+def check_points(sheet: Sheet, spec: SweepSpec, space: Space) -> None:
+    """Points at the ends of all dimensions together: derived values and rules across keys."""
+    found = 0
+    try:
+        for params in space.corners(_CORNERS):
+            found += _check_point(sheet, spec, space, params)
+            if found >= 20:
+                return
+    except ConfigError as error:
+        _refuse_all(sheet, spec, error, "")
+
+
+def _check_point(sheet: Sheet, spec: SweepSpec, space: Space, params: Mapping[str, Any]) -> int:
+    before = len(sheet.problems)
+    shown = ", ".join(f"{name}={value}" for name, value in params.items())
+    try:
+        space.configure(params)
+    except ConfigError as error:
+        _refuse_all(sheet, spec, error, shown)
+    return len(sheet.problems) - before
+
+
+def _refuse_all(sheet: Sheet, spec: SweepSpec, error: ConfigError, shown: str) -> None:
+    """Note the problems of one point, each rule once per key: the first point stands for all."""
+    for problem in error.problems:
+        key = _key(spec, problem.key) if problem.key else "space"
+        at = f" at {shown}" if shown else ""
+        if not any(seen.key == key for seen in sheet.problems):
+            sheet.refuse(replace(problem, key=key, got=f"{problem.got or 'a point'}{at}"))
+
+
+def check_enqueue(sheet: Sheet, spec: SweepSpec, space: Space) -> tuple[dict[str, Any], ...]:
+    """The enqueued points by dotted path; each must lie in the space."""
+    raw = sheet.content.get("enqueue")
+    if raw is None:
+        return ()
+    if not isinstance(raw, list):
+        sheet.refuse(Problem("enqueue", "is a list of points", repr(raw)))
+        return ()
+    points = []
+    for index, item in enumerate(raw):
+        if not isinstance(item, dict) or not item:
+            sheet.refuse(Problem(f"enqueue.{index}", "a point is {path: value, ...}", repr(item)))
+            continue
+        point = dict(flatten(item))
+        try:
+            space.check_point(point)
+        except ConfigError as error:
+            for problem in error.problems:
+                sheet.refuse(replace(problem, key=f"enqueue.{index}.{problem.key}"))
+        points.append(point)
+    return tuple(points)
+
+
+def check_grid(sheet: Sheet, space: Space) -> None:
+    """A grid must have an end, and one that somebody can wait for."""
+    try:
+        size = space.size()
+    except ValueError as error:
+        sheet.refuse(Problem("sampler.name", f"the grid is too large: {error}", "grid"))
+        return
+    if size is None:
+        for name, branch in space.searched():
+            if branch.count() is None:
+                path = name.partition("[")[0]
+                key = f"space.{path}" if f"space.{path}" in sheet.where else f"variables.{path}"
+                sheet.refuse(Problem(key, "needs a `step` in a grid", branch.describe()))
+    elif size > MAX_ENUMERATED:
+        rule = f"the grid must not exceed {MAX_ENUMERATED} points"
+        sheet.refuse(Problem("sampler.name", rule, f"{size}"))
+
+
+def _key(spec: SweepSpec, name: str) -> str:
+    """The sweep file's key for a path or variable, or for a key of the base."""
+    if any(_at_or_below(name, path) for path in spec.space):
+        return f"space.{name}"
+    return f"variables.{name}" if name in spec.variables else f"base.{name}"
+
+
+def _at_or_below(key: str, path: str) -> bool:
+    return key == path or key.startswith(f"{path}.")

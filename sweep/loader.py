@@ -1,0 +1,294 @@
+"""From a sweep file to a spec: `load("spaces/lora_rank.yaml", ["training.max_steps=50"])`.
+
+Every mistake is found before anything starts, all of them at once, each with its line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from sweep import checks, dimension, optuna_names
+from sweep.dimension import Choices, Dimension, Range
+from sweep.metrics import METRICS
+from sweep.places import absolute_places
+from sweep.sheet import Sheet, read
+from sweep.space import Space
+from sweep.spec import (
+    NAME,
+    ObjectiveSpec,
+    PrunerSpec,
+    ResourceSpec,
+    SamplerSpec,
+    StopSpec,
+    SweepSpec,
+)
+from trial.problems import ConfigError, Problem, from_pydantic, nearest
+
+SPACES = Path(__file__).resolve().parent.parent / "spaces"
+ENDINGS = (".yaml", ".yml")
+MANY_TRIALS = 24
+"""From so many trials on, successive halving has rungs to fill."""
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def find(name_or_path: str, folder: Path = SPACES) -> Path:
+    """The sweep file of a name in `folder` (`lora_rank`, `gaudi/llama2_7b`) or of a path.
+
+    Raises:
+        ConfigError: there is no such file; lists the names and the nearest.
+    """
+    given = Path(name_or_path)
+    inside = not given.is_absolute() and ".." not in given.parts and name_or_path.strip(". /") != ""
+    named = [folder / f"{name_or_path}{ending}" for ending in ("", *ENDINGS)] if inside else []
+    try:
+        if given.is_file():
+            return given
+        found = next((path for path in named if path.is_file()), None)
+    except (OSError, ValueError):
+        found = None
+    if found is None:
+        names = space_names(folder)
+        rule = f"names no sweep file; in {folder.name}/: {', '.join(names) or 'nothing'}"
+        near = nearest(given.stem, names)
+        raise ConfigError([Problem("SPACE", rule, repr(name_or_path), near)])
+    return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
+
+
+def space_names(folder: Path = SPACES) -> list[str]:
+    """The names that `find` knows."""
+    files = (path for ending in ENDINGS for path in folder.rglob(f"*{ending}"))
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in files)
+
+
+def load(source: Path, overrides: Sequence[str] = ()) -> SweepSpec:
+    """The checked sweep of a file, with `key=value` overrides laid over it.
+
+    Raises:
+        ConfigError: every mistake at once, each with its file and line or its override.
+    """
+    sheet = read(Path(source), overrides)
+    absolute_places(sheet)
+    spec = SweepSpec(
+        name=_name(sheet),
+        question=_question(sheet),
+        base={key: value for key, value in sheet.section("base").items() if key != "origin"},
+        space=_dimensions(sheet, "space"),
+        variables=_dimensions(sheet, "variables"),
+        objectives=_objectives(sheet),
+        stop=_section(sheet, "stop", StopSpec, sheet.section("stop")),
+        resources=_section(sheet, "resources", ResourceSpec, sheet.section("resources")),
+    )
+    spec = spec.model_copy(update={"sampler": _sampler(sheet, spec)})
+    spec = spec.model_copy(update={"pruner": _pruner(sheet, spec)})
+    _check_stop(sheet, spec)
+    spec = spec.model_copy(update={"enqueue": _check_space(sheet, spec)})
+    if sheet.problems:
+        raise ConfigError(sorted(sheet.problems, key=_line_order))
+    return spec
+
+
+def _line_order(problem: Problem) -> tuple[str, int]:
+    place, _, line = problem.where.rpartition(":")
+    return (place, int(line)) if line.isdecimal() else (problem.where, 0)
+
+
+def _name(sheet: Sheet) -> str:
+    given = sheet.content.get("name")
+    name = sheet.source.stem if given is None else given
+    if isinstance(name, str) and re.fullmatch(NAME, name):
+        return name
+    rule = "a study's name is letters, digits, `.`, `_` and `-`, and starts with a letter or digit"
+    sheet.refuse(Problem("name", rule if given is not None else f"is needed: {rule}", repr(name)))
+    return "unnamed"
+
+
+def _question(sheet: Sheet) -> str:
+    question = sheet.content.get("question")
+    if question is None:
+        return ""
+    if not isinstance(question, str):
+        sheet.refuse(Problem("question", "is one sentence", repr(question)))
+        return ""
+    return " ".join(question.split())
+
+
+def _dimensions(sheet: Sheet, kind: str) -> dict[str, Dimension]:
+    """The dimensions that could be understood."""
+    raw = sheet.section(kind)
+    known = checks.known_names(sheet, kind, raw)
+    found: dict[str, Dimension] = {}
+    for name, value in ((name, raw[name]) for name in known):
+        try:
+            found[name] = dimension.parse(value, f"{kind}.{name}")
+        except ConfigError as error:
+            for problem in error.problems:
+                sheet.refuse(problem)
+    return found
+
+
+def _section(sheet: Sheet, key: str, model: type[M], content: Mapping[str, Any]) -> M:
+    """A section by its model; keys with something wrong stand at the model's defaults."""
+    try:
+        return model.model_validate(dict(content))
+    except ValidationError as error:
+        problems = from_pydantic(error, {"": tuple(model.model_fields)})
+    for problem in problems:
+        sheet.refuse(replace(problem, key=f"{key}.{problem.key}"))
+    wrong = {problem.key.partition(".")[0] for problem in problems}
+    return model.model_validate({name: content[name] for name in content if name not in wrong})
+
+
+def _objectives(sheet: Sheet) -> tuple[ObjectiveSpec, ...]:
+    one, several = sheet.content.get("objective"), sheet.content.get("objectives")
+    if one is not None and several is not None:
+        sheet.refuse(Problem("objective", "stands beside `objectives`: say one of them"))
+    raw, key = (one, "objective") if one is not None else (several, "objectives")
+    if raw is None:
+        return (ObjectiveSpec(),)
+    items = {f"{key}.{i}": item for i, item in enumerate(raw)} if isinstance(raw, list) else {
+        key: raw
+    }  # fmt: skip
+    if not items:
+        sheet.refuse(Problem(key, "names no metric", "[]"))
+    goals = tuple(_objective(sheet, at, item) for at, item in items.items())
+    if len({goal.metric for goal in goals}) < len(goals) and not sheet.problems:
+        sheet.refuse(Problem(key, "each metric stands once", repr([g.metric for g in goals])))
+    return goals or (ObjectiveSpec(),)
+
+
+def _objective(sheet: Sheet, key: str, raw: Any) -> ObjectiveSpec:
+    content = {"metric": raw} if isinstance(raw, str) else raw
+    if not isinstance(content, dict):
+        sheet.refuse(Problem(key, "is {metric: eval_loss, direction: minimize}", repr(raw)))
+        return ObjectiveSpec()
+    if content.get("metric") == "tokens_per_second":
+        content = {"direction": "maximize", **content}
+    goal = _section(sheet, key, ObjectiveSpec, content)
+    near = nearest(goal.metric, tuple(METRICS))
+    if goal.metric not in METRICS and near:
+        rule = f"unknown metric, and close to a known one; known: {', '.join(METRICS)}"
+        sheet.refuse(Problem(f"{key}.metric", rule, repr(goal.metric), near))
+    return goal
+
+
+def _sampler(sheet: Sheet, spec: SweepSpec) -> SamplerSpec:
+    """The sampler with its defaults spelled out."""
+    raw = dict(sheet.section("sampler"))
+    name = raw.pop("name", None)
+    name = ("tpe" if len(spec.objectives) == 1 else "nsga2") if name is None else name
+    named = {"name": name, **({"seed": raw.pop("seed")} if "seed" in raw else {})}
+    sampler = _section(sheet, "sampler", SamplerSpec, named)
+    for problem in optuna_names.sampler_problems(sampler.name, raw):
+        sheet.refuse(problem)
+    entry = optuna_names.SAMPLERS.get(sampler.name)
+    if entry and len(spec.objectives) > 1 and not entry.several_objectives:
+        rule = f"{sampler.name} takes one objective"
+        sheet.refuse(Problem("sampler.name", rule, f"{len(spec.objectives)}", "nsga2"))
+    if sampler.name == "cmaes" and not _has_range(spec) and not sheet.problems:
+        sheet.refuse(Problem("sampler.name", "cmaes needs a range in the space", "only choices"))
+    return sampler.model_copy(update={"options": {**_sampler_defaults(sampler.name, raw), **raw}})
+
+
+def _sampler_defaults(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    if name != "tpe":
+        return {}
+    multivariate = given.get("multivariate", True)
+    # Optuna groups conditional parameters only when it models parameters together.
+    return {"multivariate": multivariate, "group": bool(multivariate), "constant_liar": True}
+
+
+def _has_range(spec: SweepSpec) -> bool:
+    dimensions = [*spec.space.values(), *spec.variables.values()]
+    return any(isinstance(branch, Range) for branches in dimensions for branch in branches)
+
+
+def _pruner(sheet: Sheet, spec: SweepSpec) -> PrunerSpec:
+    """The pruner that was asked for, or the one that suits the sweep."""
+    raw = sheet.section("pruner")
+    if not raw:
+        return _default_pruner(spec)
+    pruner = _pruner_spec(sheet, "pruner", raw)
+    for problem in optuna_names.pruner_problems(pruner.name, pruner.options):
+        sheet.refuse(problem)
+    if pruner.name != "none" and len(spec.objectives) > 1:
+        rule = "Optuna cannot prune with several objectives; say `pruner: none`"
+        sheet.refuse(Problem("pruner", rule, pruner.name))
+    elif pruner.name != "none" and not _has_curve(spec):
+        rule = f"{spec.objectives[0].metric} is known only at the end; say `pruner: none`"
+        sheet.refuse(Problem("pruner", rule, pruner.name))
+    return pruner
+
+
+def _pruner_spec(sheet: Sheet, key: str, raw: Any) -> PrunerSpec:
+    content = {"name": raw} if isinstance(raw, str) else raw
+    if not isinstance(content, dict):
+        sheet.refuse(Problem(key, "is {name: ..., keywords}", repr(raw)))
+        return PrunerSpec()
+    options = {name: value for name, value in content.items() if name != "name"}
+    if "name" not in content:
+        sheet.refuse(Problem(f"{key}.name", "which pruner?", repr(dict(content))))
+        return PrunerSpec()
+    pruner = _section(sheet, key, PrunerSpec, {"name": content["name"]})
+    if pruner.name == "patient" and options.get("wrapped") is not None:
+        inner = _pruner_spec(sheet, f"{key}.wrapped", options["wrapped"])
+        options["wrapped"] = inner.model_dump()
+    return pruner.model_copy(update={"options": options})
+
+
+def _has_curve(spec: SweepSpec) -> bool:
+    """Whether the objective is known while a trial runs."""
+    metric = spec.objectives[0].metric
+    return metric == "eval_loss" or metric not in METRICS
+
+
+def _default_pruner(spec: SweepSpec) -> PrunerSpec:
+    """None where every cell is wanted or nothing can be compared; else what the length allows."""
+    if len(spec.objectives) > 1 or spec.sampler.name == "grid" or not _has_curve(spec):
+        return PrunerSpec(name="none")
+    if spec.stop.trials is not None and spec.stop.trials < MANY_TRIALS:
+        return PrunerSpec(name="median", options={"n_startup_trials": 4})
+    return PrunerSpec(name="successive_halving", options={"reduction_factor": 3})
+
+
+def _check_stop(sheet: Sheet, spec: SweepSpec) -> None:
+    bounds = ("trials", "hours", "device_hours", "no_improvement")
+    said = sheet.section("stop")
+    bounded = any(said.get(name) is not None for name in bounds)
+    misspelt = not said.keys() <= StopSpec.model_fields.keys()
+    if not bounded and not misspelt and spec.sampler.name != "grid":
+        rule = f"the sweep has no end: say one of {', '.join(bounds)}, or `sampler: grid`"
+        got = "only a target, which may never be reached" if spec.stop.target is not None else ""
+        sheet.refuse(Problem("stop", rule, got))
+    if len(spec.objectives) > 1:
+        for name in ("no_improvement", "target"):
+            if getattr(spec.stop, name) is not None:
+                sheet.refuse(Problem(f"stop.{name}", "needs one objective", "several"))
+
+
+def _check_space(sheet: Sheet, spec: SweepSpec) -> tuple[dict[str, Any], ...]:
+    """Everything about the space that needs the other parts; the enqueued points."""
+    understood = all(sheet.section(kind).keys() == getattr(spec, kind).keys()
+                     for kind in ("space", "variables"))  # fmt: skip
+    searched = {**spec.space, **spec.variables}.values()
+    if understood and not any(isinstance(b, Choices | Range) for d in searched for b in d):
+        sheet.refuse(Problem("space", "names nothing to search", near="lora.r: [4, 8, 16]"))
+    checks.check_base(sheet, spec)
+    checks.check_values(sheet, spec)
+    resolvable = checks.check_references(sheet, spec)
+    if not understood or not resolvable:
+        return ()
+    sound = not sheet.problems
+    space = Space.of(spec)
+    points = checks.check_enqueue(sheet, spec, space)
+    if spec.sampler.name == "grid":
+        checks.check_grid(sheet, space)
+    if sound:
+        checks.check_points(sheet, spec, space)
+    return points
