@@ -191,31 +191,28 @@ def _refuse_all(sheet: Sheet, spec: SweepSpec, error: ConfigError, shown: str) -
     """Note the problems of one point, each rule once per key: the first point stands for all."""
     for problem in error.problems:
         key = _key(spec, problem.key) if problem.key else "space"
-        at = f" at {shown}" if shown else ""
+        got = " at ".join(text for text in (problem.key and problem.got, shown) if text)
         if not any(seen.key == key for seen in sheet.problems):
-            sheet.refuse(replace(problem, key=key, got=f"{problem.got or 'a point'}{at}"))
+            sheet.refuse(replace(problem, key=key, got=got))
 
 
-def check_enqueue(sheet: Sheet, spec: SweepSpec, space: Space) -> tuple[dict[str, Any], ...]:
-    """The enqueued points by dotted path; each must lie in the space."""
+def enqueued(sheet: Sheet, space: Space | None) -> tuple[dict[str, Any], ...]:
+    """The enqueued points by dotted path; each must lie in the space, once that is understood."""
     raw = sheet.content.get("enqueue")
-    if raw is None:
-        return ()
-    if not isinstance(raw, list):
+    if raw is not None and not isinstance(raw, list):
         sheet.refuse(Problem("enqueue", "is a list of points", repr(raw)))
-        return ()
     points = []
-    for index, item in enumerate(raw):
+    for index, item in enumerate(raw if isinstance(raw, list) else ()):
         if not isinstance(item, dict) or not item:
             sheet.refuse(Problem(f"enqueue.{index}", "a point is {path: value, ...}", repr(item)))
             continue
-        point = dict(flatten(item))
+        points.append(dict(flatten(item)))
         try:
-            space.check_point(point)
+            if space:
+                space.check_point(points[-1])
         except ConfigError as error:
             for problem in error.problems:
                 sheet.refuse(replace(problem, key=f"enqueue.{index}.{problem.key}"))
-        points.append(point)
     return tuple(points)
 
 

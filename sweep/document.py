@@ -101,7 +101,7 @@ def parse(text: str, where: str) -> Document:
     except yaml.YAMLError as error:
         raise ConfigError([_syntax(error, where)]) from error
     except _Refusal as error:
-        raise ConfigError([Problem(error.key, error.expected, where=where)]) from error
+        raise ConfigError([_at(Problem("", error.expected), where, error.line)]) from error
     except RecursionError as error:
         raise ConfigError([Problem("", "is nested too deeply", where=where)]) from error
     if reader.problems:
@@ -139,9 +139,9 @@ class _Reader:
         try:
             return self._value(node, key)
         except _Refusal as refusal:
+            refusal.line = refusal.line or node.start_mark.line + 1
             if self._count > MAX_VALUES:
                 raise
-            refusal.line = refusal.line or node.start_mark.line + 1
             self.problems.append(refusal)
             return None
 

@@ -57,7 +57,7 @@ def evaluate(text: str, values: Mapping[str, Any]) -> Scalar:
     Raises:
         ValueError: it cannot be evaluated, or its value is not a finite scalar.
     """
-    tree, _ = _compiled(text)
+    tree, reads = _compiled(text)
     evaluator = simpleeval.SimpleEval(
         operators={**simpleeval.DEFAULT_OPERATORS, ast.Pow: _power, ast.Mult: _product},
         functions=FUNCTIONS,
@@ -68,7 +68,8 @@ def evaluate(text: str, values: Mapping[str, Any]) -> Scalar:
     except simpleeval.NameNotDefined as error:
         raise ValueError(f"`{text}`: {error.name} has no value here") from error
     except (simpleeval.InvalidExpression, ArithmeticError, TypeError, ValueError) as error:
-        raise ValueError(f"`{text}` cannot be evaluated: {error}") from error
+        at = ", ".join(f"{name}={values[name]}" for name in sorted(reads) if name in values)
+        raise ValueError(f"`{text}` cannot be evaluated at {at or 'all'}: {error}") from error
 
 
 @cache

@@ -5,6 +5,7 @@ Every mistake is found before anything starts, all of them at once, each with it
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -146,21 +147,20 @@ def _section(sheet: Sheet, key: str, model: type[M], content: Mapping[str, Any])
 
 
 def _objectives(sheet: Sheet) -> tuple[ObjectiveSpec, ...]:
-    one, several = sheet.content.get("objective"), sheet.content.get("objectives")
-    if one is not None and several is not None:
+    given = {key: sheet.content.get(key) for key in ("objective", "objectives")}
+    given = {key: raw for key, raw in given.items() if raw is not None}
+    if len(given) > 1:
         sheet.refuse(Problem("objective", "stands beside `objectives`: say one of them"))
-    raw, key = (one, "objective") if one is not None else (several, "objectives")
-    if raw is None:
-        return (ObjectiveSpec(),)
-    items = {f"{key}.{i}": item for i, item in enumerate(raw)} if isinstance(raw, list) else {
-        key: raw
-    }  # fmt: skip
-    if not items:
-        sheet.refuse(Problem(key, "names no metric", "[]"))
-    goals = tuple(_objective(sheet, at, item) for at, item in items.items())
-    if len({goal.metric for goal in goals}) < len(goals) and not sheet.problems:
-        sheet.refuse(Problem(key, "each metric stands once", repr([g.metric for g in goals])))
-    return goals or (ObjectiveSpec(),)
+    goals: list[ObjectiveSpec] = []
+    for key, raw in given.items():
+        items = {f"{key}.{i}": item for i, item in enumerate(raw)} if isinstance(raw, list) else {}
+        if raw == []:
+            sheet.refuse(Problem(key, "names no metric", "[]"))
+        goals += [_objective(sheet, at, item) for at, item in (items or {key: raw}).items() if item]
+        double = next((g.metric for i, g in enumerate(goals) if g in goals[:i]), None)
+        if double and not sheet.problems:
+            sheet.refuse(Problem(key, "each metric stands once", f"{double} twice"))
+    return tuple(goals) or (ObjectiveSpec(),)
 
 
 def _objective(sheet: Sheet, key: str, raw: Any) -> ObjectiveSpec:
@@ -171,10 +171,10 @@ def _objective(sheet: Sheet, key: str, raw: Any) -> ObjectiveSpec:
     if content.get("metric") == "tokens_per_second":
         content = {"direction": "maximize", **content}
     goal = _section(sheet, key, ObjectiveSpec, content)
-    near = nearest(goal.metric, tuple(METRICS))
+    near = difflib.get_close_matches(goal.metric, METRICS, n=1, cutoff=0.8)
     if goal.metric not in METRICS and near:
         rule = f"unknown metric, and close to a known one; known: {', '.join(METRICS)}"
-        sheet.refuse(Problem(f"{key}.metric", rule, repr(goal.metric), near))
+        sheet.refuse(Problem(f"{key}.metric", rule, repr(goal.metric), near[0]))
     return goal
 
 
@@ -261,8 +261,8 @@ def _check_stop(sheet: Sheet, spec: SweepSpec) -> None:
     bounds = ("trials", "hours", "device_hours", "no_improvement")
     said = sheet.section("stop")
     bounded = any(said.get(name) is not None for name in bounds)
-    misspelt = not said.keys() <= StopSpec.model_fields.keys()
-    if not bounded and not misspelt and spec.sampler.name != "grid":
+    wrong = any(problem.key.split(".")[0] == "stop" for problem in sheet.problems)
+    if not bounded and not wrong and spec.sampler.name != "grid":
         rule = f"the sweep has no end: say one of {', '.join(bounds)}, or `sampler: grid`"
         got = "only a target, which may never be reached" if spec.stop.target is not None else ""
         sheet.refuse(Problem("stop", rule, got))
@@ -274,7 +274,8 @@ def _check_stop(sheet: Sheet, spec: SweepSpec) -> None:
 
 def _check_space(sheet: Sheet, spec: SweepSpec) -> tuple[dict[str, Any], ...]:
     """Everything about the space that needs the other parts; the enqueued points."""
-    understood = all(sheet.section(kind).keys() == getattr(spec, kind).keys()
+    wrong = any(problem.key in ("space", "variables") for problem in sheet.problems)
+    understood = not wrong and all(sheet.section(kind).keys() == getattr(spec, kind).keys()
                      for kind in ("space", "variables"))  # fmt: skip
     searched = {**spec.space, **spec.variables}.values()
     if understood and not any(isinstance(b, Choices | Range) for d in searched for b in d):
@@ -283,10 +284,10 @@ def _check_space(sheet: Sheet, spec: SweepSpec) -> tuple[dict[str, Any], ...]:
     checks.check_values(sheet, spec)
     resolvable = checks.check_references(sheet, spec)
     if not understood or not resolvable:
-        return ()
+        return checks.enqueued(sheet, None)
     sound = not sheet.problems
     space = Space.of(spec)
-    points = checks.check_enqueue(sheet, spec, space)
+    points = checks.enqueued(sheet, space)
     if spec.sampler.name == "grid":
         checks.check_grid(sheet, space)
     if sound:

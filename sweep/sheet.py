@@ -20,6 +20,22 @@ TOP = tuple(sorted({*SweepSpec.model_fields, "objective"}))
 CONFIG_SECTIONS = (*SECTIONS, "training")
 """Parts of a trial's configuration that are mappings of named keys."""
 
+OTHER_WORDS = {
+    "rank": "lora.r",
+    "alpha": "lora.lora_alpha",
+    "dropout": "lora.lora_dropout",
+    "lr": "training.learning_rate",
+    "batch_size": "training.per_device_train_batch_size",
+    "epochs": "training.num_train_epochs",
+    "num_epochs": "training.num_train_epochs",
+    "steps": "training.max_steps",
+    "zero": "zero_stage",
+    "stage": "zero_stage",
+    "model_id": "model.name_or_path",
+    "model_name": "model.name_or_path",
+}
+"""What people say elsewhere, too far in spelling to be found by it."""
+
 _LONGEST = 200
 
 
@@ -45,7 +61,7 @@ class Sheet:
         """Note a mistake, at `at` when that says more than its key."""
         got = problem.got if len(problem.got) <= _LONGEST else f"{problem.got[:_LONGEST]}..."
         place = problem.where or self.locate(at or problem.key)
-        placed = replace(problem, where=place, got=got)
+        placed = replace(problem, where=place, got=got, near=_near(problem))
         if placed not in self.problems:
             self.problems.append(placed)
 
@@ -107,6 +123,15 @@ def is_path(path: str) -> bool:
     """Whether a dotted path is a key of a trial's configuration, or lies below one."""
     known = known_paths()
     return any(path == name or path.startswith(f"{name}.") for name in known if name in path)
+
+
+def _near(problem: Problem) -> str:
+    """The nearest name by meaning, before the nearest by spelling."""
+    section, _, name = problem.key.rpartition(".")
+    of_config = section.partition(".")[0] in ("", "base", "space", "enqueue")
+    if problem.expected.startswith("unknown") and of_config:
+        return OTHER_WORDS.get(name, problem.near)
+    return problem.near
 
 
 def _unknown_top(name: str) -> Problem:
