@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trial import hub
 from trial.config import DataConfig
 from trial.problems import ConfigError, Problem, nearest
 
@@ -23,7 +24,6 @@ ENDINGS: dict[str, str] = {
     ".parquet": "parquet",
 }
 BUILTIN = "builtin:"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 DELIMITERS = ",;\t|"
 SNIFFED_RECORDS = 50
 
@@ -84,7 +84,7 @@ def kind_of(path: str, declared: str, key: str = "data.path") -> str:
         return "dataset"
     if file.suffix.lower() in ENDINGS:
         return ENDINGS[file.suffix.lower()]
-    if not file.exists() and HUB_ID.fullmatch(path):
+    if not file.exists() and hub.HUB_ID.fullmatch(path):
         return "dataset"
     if not file.exists():
         raise missing(path, key)
@@ -252,29 +252,39 @@ def _read_builtin(path: str, key: str) -> Table:
 
 def _read_dataset(path: str, config: DataConfig, split: str, key: str) -> Table:
     """A dataset saved by `save_to_disk`, a folder of data files, or one of the hub."""
-    import datasets
-
     folder = Path(path).expanduser()
-    saved = any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
     if folder.is_dir() and not any(folder.iterdir()):
         raise refuse(key, "a dataset", f"the folder {path!r}, which is empty")
+    if not folder.is_dir():
+        _check_hub(path, key)
+    import datasets
+
     try:
-        if saved:
+        if any((folder / name).is_file() for name in _SAVED):
             loaded = datasets.load_from_disk(str(folder))
         else:
             loaded = datasets.load_dataset(str(folder) if folder.is_dir() else path, config.name)
     except Exception as error:  # the library raises a type of its own for each way to fail
-        raise _unreadable(path, folder, error, key) from error
+        message = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        raise refuse(key, f"{path}: a dataset that can be read", message[:200]) from error
     table = _pick(loaded, split, path, key)
     return _from_rows(f"{path} [{split}]", table.column_names, table.to_list())
 
 
-def _unreadable(path: str, folder: Path, error: Exception, key: str) -> ConfigError:
-    message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
-    if folder.is_dir():
-        return refuse(key, f"{path}: a folder that the datasets library reads", message)
-    rule = f"{path!r}: an existing file or folder (there is none here), or a readable hub dataset"
-    return refuse(key, rule, message)
+_SAVED = ("dataset_info.json", "dataset_dict.json")
+
+
+def _check_hub(path: str, key: str) -> None:
+    """Refuse a name that is no folder, in no local cache, and not on the hub."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets")
+    cached = (prepared / path.replace("/", "___"), hub.cached_repository("dataset", path))
+    if any(folder.is_dir() for folder in cached):
+        return
+    if reason := hub.refusal("dataset", path):
+        near = missing(path, key).problems[0].near
+        rule = "an existing file or folder, or a hub dataset (none here, none in the local cache)"
+        raise refuse(key, f"{rule}; {reason}", repr(path), near)
 
 
 def _pick(loaded: Any, split: str, path: str, key: str) -> Any:

@@ -1,0 +1,157 @@
+"""What a Hugging Face model folder tells without torch: settings, tensor names, tokenizer."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
+MAX_HEADER = 100_000_000
+"""Bytes; a longer safetensors header is no header."""
+
+
+class ModelFolder:
+    """The files of one saved model."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def settings(self) -> dict[str, Any]:
+        """The content of `config.json`.
+
+        Raises:
+            ValueError: it is missing, no JSON object, or names no model type.
+        """
+        settings = read_object(self.path / "config.json")
+        if not isinstance(settings.get("model_type"), str):
+            raise ValueError(f"{self.path / 'config.json'}: `model_type` is missing")
+        return settings
+
+    def max_positions(self) -> int | None:
+        """The longest sequence the model was made for, where its settings say so."""
+        settings = self.settings()
+        for part in (settings, settings.get("text_config") or {}):
+            found = [part[name] for name in POSITIONS if isinstance(part.get(name), int)]
+            if found:
+                return int(found[0])
+        return None
+
+    def weight_files(self) -> list[Path]:
+        """Files of weights, in order of their names."""
+        return sorted(file for pattern in WEIGHTS for file in self.path.glob(pattern))
+
+    def shards(self) -> Mapping[str, str]:
+        """Tensor names and their files, from the index of a model in several files."""
+        for name in INDEXES:
+            if (self.path / name).is_file():
+                weight_map = read_object(self.path / name).get("weight_map", {})
+                return weight_map if isinstance(weight_map, dict) else {}
+        return {}
+
+    def missing_shards(self) -> list[str]:
+        """Files that the index names and the folder lacks."""
+        wanted = sorted(set(self.shards().values()))
+        return [name for name in wanted if not (self.path / name).is_file()]
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Shapes by tensor name; an empty shape where only the name is known.
+
+        Raises:
+            ValueError: a safetensors file is damaged.
+        """
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(self.shards(), ())
+        for file in self.path.glob("*.safetensors"):
+            shapes |= safetensors_shapes(file)
+        return shapes
+
+    def has_tokenizer(self) -> bool:
+        """Whether any tokenizer file is there."""
+        return any((self.path / name).is_file() for name in TOKENIZER_FILES)
+
+    def has_chat_template(self) -> bool:
+        """Whether the tokenizer comes with a chat template."""
+        if any((self.path / name).is_file() for name in TEMPLATE_FILES):
+            return True
+        try:
+            return bool(read_object(self.path / "tokenizer_config.json").get("chat_template"))
+        except ValueError:
+            return False
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: there is none; says where and why.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} line {error.lineno}: {error.msg}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not UTF-8 text") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: a {type(content).__name__}, not a JSON object")
+    return content
+
+
+def safetensors_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes by tensor name, from the header of a safetensors file.
+
+    Raises:
+        ValueError: the header is damaged, or the file ends before its tensors do.
+    """
+    with open(file, "rb") as source:
+        size = int.from_bytes(source.read(8), "little")
+        text = source.read(size) if 0 < size < MAX_HEADER else b""
+    try:
+        header = json.loads(text)
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        end = 8 + size + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+        shapes = {name: tuple(entry["shape"]) for name, entry in tensors.items()}
+    except (ValueError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f"{file}: not a safetensors file") from error
+    if (length := file.stat().st_size) != end:
+        raise ValueError(f"{file}: cut short, {length} bytes of {end}")
+    return shapes
+
+
+@cache
+def causal_model_types() -> frozenset[str]:
+    """Model types that the installed transformers can load as a causal language model.
+
+    Read from its source, since importing it may load torch; empty where it cannot be read.
+    """
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        return frozenset()
+    file = Path(spec.origin).parent / "models" / "auto" / "modeling_auto.py"
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for node in tree.body:
+            if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):
+                continue
+            if ast.unparse(node.targets[0]) == "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES":
+                return frozenset(dict(ast.literal_eval(node.value.args[0])))
+    except (OSError, SyntaxError, ValueError, IndexError):
+        pass
+    return frozenset()
