@@ -1,120 +1,265 @@
-"""The answer in words: what wins, by how much, where it lies, what it cost, what to try next."""
+"""The answer in words: what wins, whether it really wins, what it cost, what to try next."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from results import units
-from results.show import lower_is_better, objective, ranked, short, value_text
+from results import units, zero
+from results.findings import RANK, RATE, Findings, best_of_each, settings
+from results.grids import p_value
+from results.importance import is_number
+from results.noise import Group, Standing
+from results.show import lower_is_better, short
 
-RANK = "lora.r"
-RATE = "training.learning_rate"
+DOMINATES = 0.6
+"""A parameter with this share of the importance is said to dominate."""
 
 
-def sentences(table: pd.DataFrame, spec: Mapping[str, Any]) -> list[str]:
-    """Three to six sentences; the first one is the answer."""
-    complete = ranked(table).dropna(subset="value")
-    if complete.empty:
-        return [_nothing(table)]
-    told = [_winner(table, complete), _margin(table, complete)]
-    told += [_over_ranks(table), *edges(table, spec), _cost(table)]
+def sentences(found: Findings) -> list[str]:
+    """Three to seven sentences; the first one is the answer."""
+    if found.complete.empty:
+        return [_nothing(found.table)]
+    told = _confirmed(found) if found.board.noise is not None else _unconfirmed(found)
+    told += [_rates(found), _dominant(found), _parity(found), _cost(found), *_next(found)]
     return [text for text in told if text]
 
 
-def settings(row: Mapping[str, Any] | pd.Series, names: list[str]) -> str:
-    """`r 16, learning rate 0.001`."""
-    known = [(short(name), row[name]) for name in names if not units.is_missing(row[name])]
-    return ", ".join(f"{name} {units.number(value)}" for name, value in known) or "the base"
+# What wins
 
 
-def best_of_each(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The best complete trial at each value of `name`, in order of that value."""
-    complete = ranked(table).dropna(subset=["value", name]) if name in table else table.iloc[:0]
-    return complete.drop_duplicates(name).sort_values(name) if len(complete) else complete
+def name_of(found: Findings, group: Group) -> str:
+    """A configuration in words, with the trial it is in."""
+    trial = "trial" if len(group.trials) == 1 else "trials"
+    numbers = ", ".join(map(str, group.trials[:5])) + (", …" if len(group.trials) > 5 else "")
+    return f"{settings(group.row, found.searched)} ({trial} {numbers})"
 
 
-def edges(table: pd.DataFrame, spec: Mapping[str, Any]) -> list[str]:
-    """What to widen: the best value of a searched parameter lies at the end of what was tried."""
-    complete = ranked(table).dropna(subset="value")
-    if complete.empty:
+def _rank_of(found: Findings, group: Group) -> str:
+    rank = group.row.get(RANK)
+    searched = RANK in found.searched and not units.is_missing(rank)
+    return f"rank {rank}" if searched else ""
+
+
+def _confirmed(found: Findings) -> list[str]:
+    """Repeats over seeds exist: say what they can tell apart."""
+    leader = found.board.leader
+    if leader is None:
         return []
-    best, told = complete.iloc[0], []
-    for name in table.attrs.get("searched", ()):
-        tried = _tried(table, name, spec)
-        if tried and len(tried) > 2 and (side := _side(best[name], tried)):
+    mean = f"{found.metric} {found.value(leader.mean)} on average over {len(leader.values)} seeds"
+    interval = leader.interval
+    if interval:
+        mean += f" (95% interval {found.value(interval.low)} to {found.value(interval.high)})"
+    if len(found.board.tied) > 1:
+        told = [_tie(found, leader, mean)]
+    else:
+        head = _rank_of(found, leader).capitalize() or "One configuration"
+        told = [f"{head} wins: {name_of(found, leader)} reaches {mean}."]
+    return [*told, _next_best(found), _single_runs(found)]
+
+
+def _tie(found: Findings, leader: Group, mean: str) -> str:
+    tied = [standing.group for standing in found.board.tied]
+    best = found.board.recommended or leader
+    ranks = sorted({group.row[RANK] for group in tied}) if _rank_of(found, leader) else []
+    if len(ranks) > 1:
+        who = f"ranks {_listed([str(rank) for rank in ranks])} tie"
+        rest = [name for name in found.searched if name != RANK]
+        take = f"rank {best.row[RANK]}" + (f", {settings(best.row, rest)}" if rest else "")
+    else:
+        who, take = f"{len(tied)} configurations tie", name_of(found, best)
+    return (
+        f"No single winner: {who} within the noise; take the cheapest of them, {take}. "
+        f"The lowest mean is {name_of(found, leader)}: {mean}."
+    )
+
+
+def _next_best(found: Findings) -> str:
+    beaten = found.board.beaten
+    if not beaten:
+        return "Nothing that was repeated over seeds is outside the leader's noise."
+    first = beaten[0]
+    return f"It beats {name_of(found, first.group)} by {_by(found, first)}: outside the noise."
+
+
+def _by(found: Findings, standing: Standing) -> str:
+    against = standing.comparison
+    if against is None:
+        return ""
+    test = f"paired t test over {against.paired} shared seeds" if against.paired else "Welch's test"
+    ends = f"{found.value(against.interval.low)} to {found.value(against.interval.high)}"
+    p = p_value(against.adjusted)
+    p = f"p {p}" if p.startswith("<") else f"p = {p}"
+    return f"{found.value(against.difference)} (95% interval {ends}; {test}, {p} after Holm)"
+
+
+def _single_runs(found: Findings) -> str:
+    near = [item for item in found.board.standings if item.tier is None and item.within_noise]
+    if not near:
+        return ""
+    what = "configuration" if len(near) == 1 else "configurations"
+    return (
+        f"{len(near)} {what} with a single run cannot be told from it "
+        f"(the noise of one run is about ±{units.number(found.board.noise, 2)})."
+    )
+
+
+def _unconfirmed(found: Findings) -> list[str]:
+    """No repeats: say what is lowest, and that nobody knows the noise."""
+    best = found.board.standings[0].group
+    rank = _rank_of(found, best)
+    lead = f"{rank.capitalize()} has" if rank else f"Trial {best.trials[0]} has"
+    better = "lowest" if lower_is_better(found.table) else "highest"
+    first = f"{lead} the {better} {found.metric}, {found.value(best.mean)}: {name_of(found, best)}."
+    if len(found.board.standings) < 2:
+        return [f"{first} It is the only configuration that was completed, so it beats nothing."]
+    return [first, _margin(found, best)]
+
+
+def _margin(found: Findings, best: Group) -> str:
+    second = found.board.standings[1].group
+    other = _best_other_rank(found, best)
+    gap = abs(second.mean - best.mean)
+    text = f"Next is {name_of(found, second)}, {found.value(gap)} behind"
+    if other is not None and int(other["number"]) not in second.trials:
+        away = abs(other["value"] - best.mean)
+        text += f"; the best of another rank, r {other[RANK]}, is {found.value(away)} behind"
+    return (
+        f"{text}. No configuration was repeated over seeds, so the noise is unknown and such a "
+        "difference may mean nothing."
+    )
+
+
+def _best_other_rank(found: Findings, best: Group) -> pd.Series | None:
+    if not _rank_of(found, best):
+        return None
+    others = found.complete[found.complete[RANK] != best.row[RANK]]
+    return others.iloc[0] if len(others) else None
+
+
+# Why
+
+
+def _rates(found: Findings) -> str:
+    """How the best learning rate moves with rank."""
+    best = best_of_each(found.table, RANK)
+    if len(best) < 2 or RATE not in found.searched or best[RATE].isna().any():
+        return ""
+    if best[RATE].nunique() == 1:
+        return f"The best learning rate is {units.number(best[RATE].iloc[0])} at every rank."
+    pairs = [f"{units.number(lr)} at r {r}" for r, lr in zip(best[RANK], best[RATE], strict=True)]
+    return f"The best learning rate is {_listed(pairs[:8])}."
+
+
+def _dominant(found: Findings) -> str:
+    shares = found.importance
+    if shares is None or shares.few:
+        return ""
+    known = [share for share in zip(shares.fanova, shares.names, strict=True) if share[0] > 0]
+    if not known or max(known)[0] < DOMINATES:
+        return ""
+    share, name = max(known)
+    return (
+        f"{short(name).capitalize()} dominates: it explains {units.percent(share, 1)} of the "
+        "variance over what was tried (fANOVA), so tune it before anything else."
+    )
+
+
+def _parity(found: Findings) -> str:
+    if not found.parity:
+        return ""
+    wrong = zero.disagreements(found.parity)
+    if not wrong:
+        return (
+            "The ZeRO stages agree in eval loss to within rounding, so choose by speed and memory."
+        )
+    worst = wrong[0]
+    return (
+        f"Warning: {worst.stages[1]} and {worst.stages[0]} disagree in eval loss by "
+        f"{100 * worst.worst:.2g}% (trials {worst.other} and {worst.reference}), more than "
+        "rounding explains: do not trust both."
+    )
+
+
+def _cost(found: Findings) -> str:
+    spent = sum(found.spent.values())
+    if not spent:
+        return ""
+    lost = {name: found.spent[name] for name in ("pruned", "failed", "retried")}
+    shares = [f"{units.percent(part, spent)} {name}" for name, part in lost.items() if part]
+    money = f" ({found.price.of(spent)})" if found.price else ""
+    went = f", of which {_listed(shares)}" if shares else ""
+    counts = found.table["state"].value_counts()
+    return f"{counts.sum()} trials took {units.seconds(spent)} of device time{money}{went}."
+
+
+# What next
+
+
+def _next(found: Findings) -> list[str]:
+    told = edges(found)
+    if found.board.noise is None and len(found.board.standings) > 1:
+        told.append("To know the noise, repeat the best few over seeds.")
+    memory = (found.table["cause_kind"] == "out_of_memory").sum()
+    if memory:
+        times = "trial" if memory == 1 else "trials"
+        told.append(f"{memory} {times} ran out of memory: those settings were never judged.")
+    return told
+
+
+def edges(found: Findings) -> list[str]:
+    """What to widen: the best value lies at the end of what was tried."""
+    best = found.board.recommended
+    if best is None:
+        return []
+    told = []
+    for name in found.searched:
+        tried = tried_values(found.table, name, found.spec)
+        if len(tried) > 2 and (side := _side(best.row[name], tried)):
             told.append(
-                f"The best {short(name)}, {units.number(best[name])}, lies at the {side} end of "
-                f"what was tried ({units.number(tried[0])} to {units.number(tried[-1])}): widen it."
+                f"The best {short(name)}, {units.number(best.row[name])}, lies at the {side} end "
+                f"of what was tried ({units.number(tried[0])} to {units.number(tried[-1])}): widen "
+                "it."
             )
     return told
 
 
-def _tried(table: pd.DataFrame, name: str, spec: Mapping[str, Any]) -> list[float]:
-    """Sorted numeric values tried, with the declared ends of a range; empty for other kinds."""
+def tried_values(table: pd.DataFrame, name: str, spec: Mapping[str, Any]) -> list[float]:
+    """Sorted numeric values tried, with the declared ends of ranges; empty for other kinds."""
     column = table[name].dropna()
-    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
+    if column.empty or not is_number(column) or name == zero.STAGE:
         return []
-    declared = spec.get("space")
-    dimension = declared.get(name) if isinstance(declared, Mapping) else None
-    ends = [dimension.get(end) for end in ("low", "high")] if isinstance(dimension, Mapping) else []
-    known = {float(end) for end in ends if isinstance(end, int | float)}
-    return sorted({float(value) for value in column} | known)
+    declared = {**_mapping(spec.get("variables")), **_mapping(spec.get("space"))}.get(name)
+    branches = declared if isinstance(declared, list) else [declared]
+    ends = {
+        float(branch[end])
+        for branch in branches
+        if isinstance(branch, Mapping)
+        for end in ("low", "high")
+        if isinstance(branch.get(end), int | float)
+    }
+    return sorted({float(value) for value in column} | ends)
 
 
-def _side(value: Any, tried: list[float]) -> str:
-    """Which end `value` is within five hundredths of, on a log axis where the range is wide."""
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _side(value: Any, tried: Sequence[float]) -> str:
+    """Which end `value` is within a twentieth of, on a log axis where the range is wide."""
     if units.is_missing(value):
         return ""
-    low, high = tried[0], tried[-1]
+    low, high, at = tried[0], tried[-1], float(value)
     if low > 0 and high / low >= 10:
-        low, high, value = math.log(low), math.log(high), math.log(float(value))
-    share = (float(value) - low) / (high - low)
-    return "lower" if share <= 0.05 else "upper" if share >= 0.95 else ""
-
-
-def _winner(table: pd.DataFrame, complete: pd.DataFrame) -> str:
-    best = complete.iloc[0]
-    names = table.attrs.get("searched", [])
-    metric = objective(table)[0].replace("_", " ")
-    value = value_text(table)(best["value"])
-    rank = best.get(RANK)
-    lead = f"Rank {rank} wins" if RANK in names and not units.is_missing(rank) else "Best"
-    return f"{lead}: {metric} {value} in trial {best['number']} ({settings(best, names)})."
-
-
-def _margin(table: pd.DataFrame, complete: pd.DataFrame) -> str:
-    if len(complete) < 2:
-        return "It is the only trial that was completed, so it beats nothing yet."
-    best, second = complete.iloc[0], complete.iloc[1]
-    text, names = value_text(table), table.attrs.get("searched", [])
-    gap = abs(second["value"] - best["value"])
-    return (
-        f"The next is trial {second['number']} ({settings(second, names)}) at "
-        f"{text(second['value'])}, {text(gap)} behind. No configuration was repeated over seeds, "
-        "so the noise is unknown and small differences may mean nothing."
-    )
-
-
-def _over_ranks(table: pd.DataFrame) -> str:
-    each = best_of_each(table, RANK)
-    if len(each) < 2 or RATE not in each or each[RATE].isna().all():
-        return ""
-    pairs = [f"{r}: {units.number(lr)}" for r, lr in zip(each[RANK], each[RATE], strict=True)]
-    return f"Best learning rate by rank: {', '.join(pairs)}."
-
-
-def _cost(table: pd.DataFrame) -> str:
-    spent = table["device_seconds"].sum()
-    lost = table.loc[table["state"] == "failed", "device_seconds"].sum()
-    pruned = table.loc[table["state"] == "pruned", "device_seconds"].sum()
-    return (
-        f"It took {units.seconds(spent)} of device time; {units.percent(pruned, spent)} of it went "
-        f"to trials that were pruned and {units.percent(lost, spent)} to trials that failed."
-    )
+        low, high, at = math.log(low), math.log(high), math.log(at)
+    share = (at - low) / (high - low)
+    # Zero dropout or decay cannot be lowered: its lower end is no edge.
+    if share <= 0.05:
+        return "lower" if tried[0] > 0 else ""
+    return "upper" if share >= 0.95 else ""
 
 
 def _nothing(table: pd.DataFrame) -> str:
@@ -123,5 +268,8 @@ def _nothing(table: pd.DataFrame) -> str:
     failed = table.loc[table["state"] == "failed", "cause"].dropna()
     common = failed.mode()
     why = f" The commonest cause of failure: {common.iloc[0]}." if len(common) else ""
-    better = "low" if lower_is_better(table) else "high"
-    return f"No trial has been completed, so there is no {better}est value to name yet.{why}"
+    return f"No trial has been completed yet, so there is nothing to compare.{why}"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return ", ".join(parts[:-1]) + f" and {parts[-1]}" if len(parts) > 1 else "".join(parts)

@@ -104,7 +104,7 @@ def read_trial(number: int, folder: TrialFolder, curves: bool = True) -> TrialRe
         folder,
         result.state if result else "unfinished",
         flatten(config),
-        params if isinstance(params, dict) else {},
+        _plain_names(params) if isinstance(params, dict) else {},
         result,
         read_curve(folder.metrics) if curves else NO_CURVE,
         tuple(folder.read_attempts()),
@@ -136,6 +136,11 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _plain_names(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters by path: `lora.lora_alpha[lora.use_rslora=true]` is a branch of one path."""
+    return {name.partition("[")[0]: value for name, value in params.items()}
 
 
 def _record(folder: StudyFolder) -> tuple[StudyRecord, str]:

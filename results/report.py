@@ -1,25 +1,46 @@
-"""Write what a study has shown: tables and a report, from its folders alone."""
+"""Write what a study has shown: tables, a page for browsers, a page for code hosts, pictures."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
-from results.report_md import render
-from results.table import trials_table, write_table
+from results import draw_svg, report_html, report_md
+from results.findings import Options, find
+from results.page import Page
+from results.reading import read_study
+from results.sections import page_of
+from results.table import write_table
 from trial.folder import StudyFolder, write_atomically
 
 
-def write(study: StudyFolder) -> Path:
-    """Write `report.md`, `trials.csv` and `trials.parquet` under the study's `report` folder.
+def write_report(study: StudyFolder, options: Options | None = None) -> Path:
+    """Write the whole report under the study's `report` folder, at any moment.
+
+    `report.html` is one file that needs no network; beside it `report.md` with its pictures in
+    `figures/`, `trials.csv` and `trials.parquet`. Equal folders give equal bytes.
 
     Returns:
-        The path of `report.md`.
+        The path of `report.html`.
     """
-    table = trials_table(study)
-    write_table(table, study.report)
-    page = study.report / "report.md"
-    write_atomically(page, render(study, table))
-    return page
+    found = find(read_study(study), options)
+    write_table(found.table, study.report)
+    return write_page(page_of(found), study.report, "report")
 
 
-write_report = write
+def write(study: StudyFolder) -> Path:
+    """Write the whole report; returns the path of `report.md`."""
+    return write_report(study).with_suffix(".md")
+
+
+def write_page(page: Page, folder: Path, name: str) -> Path:
+    """Write `name`.html, `name`.md and the pictures; returns the path of the HTML."""
+    pictures = folder / ("figures" if name == "report" else f"{name}-figures")
+    shutil.rmtree(pictures, ignore_errors=True)
+    pictures.mkdir(parents=True)
+    for chart in page.charts():
+        (pictures / f"{chart.key}.svg").write_text(draw_svg.svg(chart), encoding="utf-8")
+    write_atomically(folder / f"{name}.md", report_md.render(page, pictures.name))
+    html = folder / f"{name}.html"
+    write_atomically(html, report_html.render(page))
+    return html

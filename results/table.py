@@ -20,7 +20,7 @@ PHASES: tuple[str, ...] = tuple(Seconds.model_fields)
 
 _INTEGERS = (
     "number", "best_step", "steps", "max_steps", "tokens", "trainable_parameters",
-    "total_parameters", "peak_memory_bytes", "devices", "attempts", "duplicate_of",
+    "total_parameters", "peak_memory_bytes", "devices", "attempts", "duplicate_of", "seed",
 )  # fmt: skip
 _TEXTS = ("state", "device", "cause_kind", "cause", "problem", "data_hash", "model_hash", "group")
 _FLOATS = (
@@ -158,6 +158,7 @@ def _row(trial: TrialRead, varied: Sequence[str], objective: Objective) -> dict[
         "problem": trial.problem or None,
         "repeated_seconds": trial.curve.repeated_seconds,
         "group": group_of(trial.config),
+        "seed": trial.config.get("training.seed"),
     }
     if trial.attempts:
         row |= {"device": trial.attempts[-1].device, "devices": trial.attempts[-1].devices}

@@ -1,0 +1,217 @@
+"""Plots about LoRA: rates, ranks, scale, dropout, and what a lower loss costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from results.chart import Axis, Chart, Series, Thinning, beyond, notes, outside, robust_limits
+from results.findings import RANK, RATE, Findings, best_of_each
+from results.importance import is_log
+
+SERIES = 8
+"""Ranks told apart by colour; more would not be."""
+FEW_RATES = 12
+CURVE_POINTS = 4
+
+
+def lora_charts(found: Findings) -> list[Chart]:
+    """Every plot that the study has something to show in."""
+    made = [
+        _rates(found),
+        _ranks(found),
+        _scales(found),
+        _dropout(found),
+        *(_front(found, *axis) for axis in _COSTS),
+    ]
+    return [chart for chart in made if chart]
+
+
+def _has(found: Findings, *names: str) -> bool:
+    rows = found.complete
+    return all(name in rows and rows[name].nunique() > 1 for name in names)
+
+
+def _by_rank(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Trials of each rank, by name; the ranks beyond the palette together."""
+    if RANK not in rows or rows[RANK].nunique() < 2:
+        return [("trials", rows)]
+    ranks = sorted(rows[RANK].dropna().unique())
+    parts = [(f"r {rank}", rows[rows[RANK] == rank]) for rank in ranks[: SERIES - 1]]
+    rest = rows[rows[RANK].isin(ranks[SERIES - 1 :])]
+    return parts + ([("higher ranks", rest)] if len(rest) else [])
+
+
+def _rates(found: Findings) -> Chart | None:
+    if not _has(found, RATE):
+        return None
+    rows, thinning = found.complete, Thinning(what="trials")
+    limits = robust_limits(rows["value"].to_numpy())
+    series = []
+    for index, (name, part) in enumerate(_by_rank(rows)):
+        series += _rate_series(found, name, part, index, thinning)
+    best = best_of_each(found.table, RANK) if _has(found, RANK) else rows.head(1)
+    series.append(
+        Series("best", list(best[RATE]), list(best["value"]), tone="best", hover=found.hover(best))
+    )
+    each = "of each rank " if _has(found, RANK) else ""
+    return Chart(
+        "rates", "Loss over learning rate, rank by rank" if each else "Loss over learning rate",
+        f"Each dot is a complete trial, a diamond the best {each}; the lower, the better. Compare "
+        "the lowest points of the curves, not the curves at one rate.",
+        Axis("learning rate", log=is_log(rows[RATE])), Axis(found.metric_axis, limits=limits),
+        tuple(series), notes(thinning.note, beyond(outside(rows["value"].to_numpy(), limits))),
+        wide=True,
+    )  # fmt: skip
+
+
+def _rate_series(
+    found: Findings, name: str, part: pd.DataFrame, index: int, thinning: Thinning
+) -> list[Series]:
+    kept = part.iloc[thinning.indices(len(part), 400, always=20)]
+    dots = Series(name, list(kept[RATE]), list(kept["value"]), index=index, hover=found.hover(kept))
+    x, y = _curve(part)
+    line = Series(name, list(x), list(y), kind="line", index=index, named=False)
+    return [dots, line] if len(x) else [dots]
+
+
+def _curve(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Means at the few rates tried, else a parabola over log rate through the plausible trials."""
+    means = part.groupby(RATE)["value"].mean()
+    if len(means) <= FEW_RATES and (len(means) < len(part) or len(means) <= CURVE_POINTS + 2):
+        return means.index.to_numpy(float), means.to_numpy()
+    limits = robust_limits(part["value"].to_numpy(), margin=0)
+    good = part[part["value"].between(*limits)] if limits else part
+    good = good[good[RATE] > 0]
+    if good[RATE].nunique() < CURVE_POINTS:
+        return np.empty(0), np.empty(0)
+    at = np.log10(good[RATE].to_numpy(float))
+    fit = np.polynomial.Polynomial.fit(at, good["value"].to_numpy(), 2)
+    x = np.linspace(at.min(), at.max(), 60)
+    return 10**x, fit(x)
+
+
+def _ranks(found: Findings) -> Chart | None:
+    best = best_of_each(found.table, RANK) if _has(found, RANK) else None
+    if best is None:
+        return None
+    places = list(range(len(best)))
+    ends = [_interval(found, int(number)) for number in best["number"]]
+    known = all(end is not None for end in ends)
+    values = [_mean(found, int(n), v) for n, v in zip(best["number"], best["value"], strict=True)]
+    bars = "Bars are 95% intervals of the mean over seeds." if known else "Runs without repeats."
+    series = Series(
+        "best", places, values, kind="both", hover=found.hover(best),
+        low=[end[0] for end in ends if end] if known else (),
+        high=[end[1] for end in ends if end] if known else (),
+    )  # fmt: skip
+    labels = tuple((float(i), str(rank)) for i, rank in enumerate(best[RANK]))
+    return Chart(
+        "ranks", "Best of each rank",
+        f"Each rank at its own best settings. {bars}",
+        Axis("rank r", labels=labels), Axis(found.metric_axis), (series,),
+    )  # fmt: skip
+
+
+def _interval(found: Findings, number: int) -> tuple[float, float] | None:
+    for standing in found.board.standings:
+        if number in standing.group.trials and standing.group.interval:
+            return standing.group.interval.low, standing.group.interval.high
+    return None
+
+
+def _mean(found: Findings, number: int, value: float) -> float:
+    for standing in found.board.standings:
+        if number in standing.group.trials:
+            return standing.group.mean
+    return value
+
+
+def _scales(found: Findings) -> Chart | None:
+    if not _has(found, "scale"):
+        return None
+    return _scatter(
+        found, "scale", "scale", "Loss over effective scale",
+        "The factor on the adapter's update: alpha / r, or alpha / sqrt(r) with rsLoRA. Trials "
+        "of one scale stand in one column whatever their rank.",
+        "effective scale",
+    )  # fmt: skip
+
+
+def _dropout(found: Findings) -> Chart | None:
+    if not _has(found, "lora.lora_dropout"):
+        return None
+    return _scatter(
+        found, "dropout", "lora.lora_dropout", "Loss over LoRA dropout",
+        "Look at the lowest trials at each dropout: the others have other settings to blame.",
+        "LoRA dropout",
+    )  # fmt: skip
+
+
+def _scatter(found: Findings, key: str, column: str, title: str, read: str, axis: str) -> Chart:
+    rows, thinning = found.complete.dropna(subset=column), Thinning(what="trials")
+    limits = robust_limits(rows["value"].to_numpy())
+    series = [
+        _dots(found, name, part.iloc[thinning.indices(len(part), 400, 20)], column, index)
+        for index, (name, part) in enumerate(_by_rank(rows))
+    ]
+    best = best_of_each(found.table, column)
+    series.append(
+        Series("best at each", list(best[column]), list(best["value"]), kind="line", tone="best",
+               dashed=True)
+    )  # fmt: skip
+    log = is_log(rows[column])
+    return Chart(
+        key, title, read, Axis(axis, log=log), Axis(found.metric_axis, limits=limits),
+        tuple(series), notes(thinning.note, beyond(outside(rows["value"].to_numpy(), limits))),
+    )  # fmt: skip
+
+
+def _dots(found: Findings, name: str, part: pd.DataFrame, column: str, index: int) -> Series:
+    return Series(
+        name, list(part[column].astype(float)), list(part["value"]), index=index,
+        hover=found.hover(part),
+    )  # fmt: skip
+
+
+_COSTS = (
+    ("trainable_parameters", "trained parameters", 1.0),
+    ("peak_memory_bytes", "peak memory (GB)", 1e-9),
+    ("device_seconds", "device time (s)", 1.0),
+)
+
+
+def _front(found: Findings, column: str, axis: str, unit: float) -> Chart | None:
+    if not _has(found, column):
+        return None
+    rows, thinning = found.complete.dropna(subset=column), Thinning(what="trials")
+    limits = robust_limits(rows["value"].to_numpy())
+    costs = rows[column].to_numpy(float) * unit
+    kept = thinning.indices(len(rows), always=20)
+    on_front = pareto(costs, found.sign * rows["value"].to_numpy())
+    front = rows.iloc[on_front]
+    series = (
+        Series("trials", list(costs[kept]), list(rows["value"].iloc[kept]), tone="muted",
+               hover=found.hover(rows.iloc[kept])),
+        Series("front", list(costs[on_front]), list(front["value"]), kind="step", index=0,
+               named=False),
+        Series("Pareto front", list(costs[on_front]), list(front["value"]),
+               index=0, hover=found.hover(front)),
+    )  # fmt: skip
+    return Chart(
+        f"front_{column}", f"Loss against {axis.partition(' (')[0]}",
+        "Coloured trials are the Pareto front: whatever is cheaper is worse. Take the first one "
+        "after which the line runs flat.",
+        Axis(axis, log=is_log(rows[column])), Axis(found.metric_axis, limits=limits), series,
+        notes(thinning.note, beyond(outside(rows["value"].to_numpy(), limits))),
+    )  # fmt: skip
+
+
+def pareto(costs: Sequence[float] | np.ndarray, losses: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Indices of the points that no other point is both cheaper and better than, by cost."""
+    cost, loss = np.asarray(costs, dtype=float), np.asarray(losses, dtype=float)
+    order = np.lexsort((loss, cost))
+    best = np.concatenate([[np.inf], np.minimum.accumulate(loss[order])[:-1]])
+    return order[loss[order] < best]

@@ -1,0 +1,400 @@
+"""Plots about the search: curves, history, parameters together and one by one, rungs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.interpolate import griddata
+
+from results import units
+from results.chart import (
+    Axis,
+    Chart,
+    Series,
+    Surface,
+    Thinning,
+    Tone,
+    beyond,
+    notes,
+    outside,
+    plain,
+    robust_limits,
+)
+from results.findings import Findings, settings
+from results.importance import is_log, is_number
+from results.reading import TrialRead
+from results.show import ranked, short
+
+BEST_CURVES = 12
+"""Curves drawn in colour."""
+MOST_CURVES = 150
+MOST_STEPS = 60
+MOST_SLICES = 8
+MOST_CONTOURS = 3
+LATTICE = 36
+
+
+def study_charts(found: Findings) -> list[Chart]:
+    """Every plot that the study has something to show in."""
+    made = [
+        _curves(found),
+        _history(found),
+        _importance(found),
+        _parallel(found),
+        *_slices(found),
+        *_contours(found),
+        _rungs(found),
+    ]
+    return [chart for chart in made if chart]
+
+
+# Learning curves
+
+
+def _curves(found: Findings) -> Chart | None:
+    trials = [trial for trial in found.study.trials if len(trial.curve)]
+    if not trials:
+        return None
+    order = {int(n): place for place, n in enumerate(found.complete["number"])}
+    trials.sort(key=lambda trial: (order.get(trial.number, len(order)), trial.number))
+    thinning = Thinning(what="curves")
+    kept = thinning.indices(len(trials), MOST_CURVES, always=min(BEST_CURVES, len(order)))
+    drawn = [trials[int(place)] for place in kept]
+    limits = _curve_limits(drawn)
+    rows = {row["number"]: row for _, row in found.complete.head(BEST_CURVES).iterrows()}
+    best = min(BEST_CURVES, len(order))
+    series = [_others(drawn[best:]), *_ends(drawn[best:], limits)]
+    series += [
+        _curve(trial, index, settings(rows[trial.number], found.searched))
+        for index, trial in enumerate(drawn[:best])
+    ]
+    return Chart(
+        "curves", "Learning curves",
+        f"The {best} best trials in colour, the others grey; a cross-marked end is where and why a "
+        "trial was stopped (point at it). Falling curves that cross late are worth more steps.",
+        Axis("optimizer step"), Axis("eval loss (nats per token)", limits=limits),
+        tuple(item for item in series if len(item.x)),
+        notes(thinning.note, "The axis leaves out losses far above the rest."), wide=True,
+        height=440,
+    )  # fmt: skip
+
+
+def _curve_limits(trials: Sequence[TrialRead]) -> tuple[float, float] | None:
+    """From the lowest loss up to the start of an ordinary trial."""
+    losses = np.concatenate([trial.curve.eval_loss for trial in trials])
+    losses = losses[np.isfinite(losses)]
+    if not len(losses):
+        return None
+    firsts = np.array([trial.curve.eval_loss[0] for trial in trials])
+    firsts = firsts[np.isfinite(firsts)]
+    low, high = float(losses.min()), float(np.median(firsts) if len(firsts) else losses.max())
+    high = max(high, float(np.quantile(losses, 0.75)))
+    pad = 0.05 * (high - low) or 0.01
+    return low - pad, high + pad
+
+
+def _steps(trial: TrialRead) -> np.ndarray:
+    count = len(trial.curve)
+    return np.unique(np.linspace(0, count - 1, min(count, MOST_STEPS)).round().astype(int))
+
+
+def _curve(trial: TrialRead, index: int, words: str) -> Series:
+    at = _steps(trial)
+    text = f"trial {trial.number}: {words}"
+    hover = [f"{text}<br>eval loss {units.loss(float(y))}" for y in trial.curve.eval_loss[at]]
+    return Series(
+        text, list(trial.curve.step[at]), list(trial.curve.eval_loss[at]), kind="line",
+        index=index, hover=hover, dashed=index >= 8,
+    )  # fmt: skip
+
+
+def _others(trials: Sequence[TrialRead]) -> Series:
+    """All grey curves as one series, broken between them."""
+    x: list[float] = []
+    y: list[float] = []
+    for trial in trials:
+        at = _steps(trial)
+        x += [*trial.curve.step[at], np.nan]
+        y += [*trial.curve.eval_loss[at], np.nan]
+    return Series("other trials", x, y, kind="line", tone="muted")
+
+
+def _ends(trials: Sequence[TrialRead], limits: tuple[float, float] | None) -> list[Series]:
+    """Where pruned and failed trials stopped, and why; far-off ends stand at the axis' top."""
+    made = []
+    tones: dict[str, Tone] = {"pruned": "muted", "failed": "bad"}
+    for state, tone in tones.items():
+        stopped = [trial for trial in trials if trial.state == state]
+        y = np.array([trial.curve.eval_loss[-1] for trial in stopped], dtype=float)
+        if limits and len(y):
+            y = np.clip(np.nan_to_num(y, nan=limits[1], posinf=limits[1]), *limits)
+        x = [float(trial.curve.step[-1]) for trial in stopped]
+        hover = [_end_words(trial) for trial in stopped]
+        made.append(Series(state, x, list(y), tone=tone, hover=hover))
+    return made
+
+
+def _end_words(trial: TrialRead) -> str:
+    step, loss = int(trial.curve.step[-1]), units.loss(float(trial.curve.eval_loss[-1]))
+    cause = trial.result.cause if trial.result else None
+    why = f"<br>{cause.kind}: {cause.message.splitlines()[0][:120]}" if cause else ""
+    return f"trial {trial.number} {trial.state} at step {step}<br>eval loss {loss}{why}"
+
+
+# History
+
+
+def _history(found: Findings) -> Chart | None:
+    rows = found.complete.sort_values("number")
+    if rows.empty:
+        return None
+    values = rows["value"].to_numpy()
+    limits = robust_limits(values)
+    best = np.minimum.accumulate(found.sign * values) * found.sign
+    pruned = ranked(found.table, "pruned").dropna(subset="value").sort_values("number")
+    thinning = Thinning(what="trials")
+    dots, grey = (part.iloc[thinning.indices(len(part))] for part in (rows, pruned))
+    series = (
+        Series("pruned", list(grey["number"]), list(grey["value"]), tone="muted",
+               hover=found.hover(grey)),
+        Series("complete", list(dots["number"]), list(dots["value"]), hover=found.hover(dots)),
+        Series("best so far", *_corners(rows["number"].to_numpy(float), best), kind="step",
+               tone="best"),
+    )  # fmt: skip
+    far = outside(values, limits) + outside(pruned["value"].to_numpy(), limits)
+    return Chart(
+        "history", "Optimization history",
+        "Trials in the order they were proposed; the line is the best so far. A line that has "
+        "long run flat says that more trials of the same kind will hardly help.",
+        Axis("trial number"), Axis(found.metric_axis, limits=limits), series,
+        notes(thinning.note, beyond(far)), wide=True,
+    )  # fmt: skip
+
+
+def _corners(x: np.ndarray, y: np.ndarray) -> tuple[list[float], list[float]]:
+    """The points at which a step line moves, and its end."""
+    moves = np.flatnonzero(np.diff(y, prepend=np.nan) != 0)
+    kept = np.unique(np.append(moves, len(y) - 1))
+    return list(x[kept]), list(y[kept])
+
+
+# Importance
+
+
+def _importance(found: Findings) -> Chart | None:
+    shares = found.importance
+    if shares is None:
+        return None
+    places = list(range(len(shares.names)))[::-1]
+    both = (("fANOVA", shares.fanova, 0.2), ("PED-ANOVA", shares.ped_anova, -0.2))
+    series = tuple(
+        Series(f"{name}", list(values), [place + lift for place in places], kind="both",
+               index=index, hover=[f"{name}<br>{short(key)}: {units.percent(value, 1)}"
+                                   for key, value in zip(shares.names, values, strict=True)])
+        for index, (name, values, lift) in enumerate(both)
+    )  # fmt: skip
+    few = (
+        f"Only {shares.trials} complete trials: too few to trust; read it as a hint."
+        if shares.few
+        else f"From {shares.trials:,} complete trials."
+    )
+    left = ", ".join(map(short, shares.left_out))
+    return Chart(
+        "importance", "Which parameter matters",
+        "fANOVA: share of the variance over all that was tried. PED-ANOVA: what sets the best "
+        "tenth apart from the rest.",
+        Axis("share", limits=(0.0, 1.02)),
+        Axis("", labels=tuple((float(p), short(n)) for p, n in zip(places, shares.names,
+                                                                  strict=True))),
+        tuple(_as_bar(item) for item in series),
+        notes(few, f"Conditional and therefore left out: {left}." if left else ""),
+        horizontal=True, height=max(220, 120 + 56 * len(places)),
+    )  # fmt: skip
+
+
+def _as_bar(series: Series) -> Series:
+    return Series(
+        series.name, series.x, series.y, kind="bar", index=series.index, hover=series.hover
+    )
+
+
+# Parameters together
+
+
+def scaled(column: pd.Series) -> tuple[np.ndarray, list[tuple[float, str]]]:
+    """A parameter's values on 0..1 in its own order, and ticks for them."""
+    if not is_number(column):
+        names = sorted({units.number(value) for value in column.dropna()})
+        place = {name: i / max(1, len(names) - 1) for i, name in enumerate(names)}
+        values = [place.get(units.number(value), np.nan) for value in column]
+        return np.array(values, dtype=float), [(place[name], name) for name in names[:12]]
+    log = is_log(column)
+    numbers = column.astype(float).to_numpy()
+    at = np.log10(numbers) if log else numbers
+    low, high = np.nanmin(at), np.nanmax(at)
+    span = (high - low) or 1.0
+    different = np.unique(numbers[np.isfinite(numbers)])
+    if len(different) > 7:
+        ticks = np.linspace(low, high, 5)
+        shown = [(float((t - low) / span), units.number(float(10**t if log else t), 2))
+                 for t in ticks]  # fmt: skip
+    else:
+        shown = [
+            (float(((np.log10(v) if log else v) - low) / span), units.number(float(v)))
+            for v in different
+        ]
+    return (at - low) / span, shown
+
+
+def _parallel(found: Findings) -> Chart | None:
+    rows = found.complete
+    names = [name for name in found.searched if rows[name].nunique(dropna=False) > 1]
+    if len(names) < 2 or len(rows) < 3:
+        return None
+    thinning = Thinning(what="trials")
+    rows = rows.iloc[thinning.indices(len(rows), 300, always=60)]
+    names = names[:8]
+    places = [scaled(rows[name])[0] for name in names] + [_by_rank_of_value(rows)]
+    paths = np.column_stack(places)
+    groups = np.minimum((np.arange(len(rows)) * 4) // max(1, len(rows)), 3)
+    told = ("best quarter", "second quarter", "third quarter", "worst quarter")
+    series = [_bundle(paths[groups == g], told[g], g) for g in (3, 2, 1, 0)]
+    labels = [(float(i), short(name)) for i, name in enumerate(names)]
+    labels.append((float(len(names)), f"{found.metric} (best at the bottom)"))
+    return Chart(
+        "parallel", "Parameters together",
+        "One line a trial through all its parameters; the last axis orders trials by value. "
+        "Where the lines of the best quarter run together, the parameter matters.",
+        Axis("", labels=tuple(labels)), Axis("low to high on each axis", labels=()),
+        tuple(series), thinning.note, wide=True, height=430, texts=_ticks(rows, names),
+    )  # fmt: skip
+
+
+def _by_rank_of_value(rows: pd.DataFrame) -> np.ndarray:
+    return np.linspace(0, 1, len(rows))
+
+
+def _bundle(paths: np.ndarray, name: str, group: int) -> Series:
+    """Lines of one quarter as one series, broken between trials."""
+    count, width = paths.shape if len(paths) else (0, 0)
+    broken = np.column_stack([paths, np.full(count, np.nan)]) if count else paths
+    x = np.tile([*range(width), np.nan], count)
+    tone: Tone = "series" if group < 2 else "muted"
+    return Series(name, list(x), list(broken.ravel()), kind="line", index=group, tone=tone)
+
+
+def _ticks(rows: pd.DataFrame, names: Sequence[str]) -> tuple[tuple[float, float, str], ...]:
+    """What the ends and steps of every axis mean, as text beside it."""
+    return tuple(
+        (float(index), place, text)
+        for index, name in enumerate(names)
+        for place, text in scaled(rows[name])[1]
+    )
+
+
+# One by one
+
+
+def _slices(found: Findings) -> list[Chart]:
+    rows = found.complete
+    ranking = found.importance.names if found.importance else ()
+    names = [name for name in found.searched if rows[name].nunique() > 1]
+    names.sort(key=lambda name: ranking.index(name) if name in ranking else len(ranking))
+    return [_slice(found, name) for name in names[:MOST_SLICES]]
+
+
+def _slice(found: Findings, name: str) -> Chart:
+    rows, thinning = found.complete.dropna(subset=name), Thinning(what="trials")
+    rows = rows.iloc[thinning.indices(len(rows), 800, always=50)]
+    limits = robust_limits(rows["value"].to_numpy())
+    if is_number(rows[name]):
+        x, axis = rows[name].astype(float).to_numpy(), Axis(short(name), log=is_log(rows[name]))
+    else:
+        kinds = sorted({units.number(value) for value in rows[name]})
+        x = np.array([kinds.index(units.number(value)) for value in rows[name]], dtype=float)
+        axis = Axis(short(name), labels=tuple((float(i), text) for i, text in enumerate(kinds)))
+    series = Series("trials", list(x), list(rows["value"]), hover=found.hover(rows),
+                    colour=list(rows["number"].astype(float)))  # fmt: skip
+    return Chart(
+        f"slice_{plain(name)}", f"{found.metric.capitalize()} over {short(name)}",
+        "Later trials are darker: a cloud of dark dots is where the sampler settled. Other "
+        "parameters vary too, so read the lower edge.",
+        axis, Axis(found.metric_axis, limits=limits), (series,),
+        notes(thinning.note, beyond(outside(rows["value"].to_numpy(), limits))),
+        colour="trial number",
+    )  # fmt: skip
+
+
+def _contours(found: Findings) -> list[Chart]:
+    rows = found.complete
+    ordered = found.importance.names if found.importance else tuple(found.searched)
+    names = [n for n in ordered if n in rows and is_number(rows[n]) and rows[n].nunique() > 2]
+    pairs = list(itertools.combinations(names[:3], 2))[:MOST_CONTOURS]
+    return [chart for pair in pairs if (chart := _contour(found, *pair))]
+
+
+def _contour(found: Findings, one: str, two: str) -> Chart | None:
+    rows, thinning = found.complete.dropna(subset=[one, two]), Thinning(what="trials")
+    rows = rows.iloc[thinning.indices(len(rows), 600, always=50)]
+    if len(rows) < 8:
+        return None
+    limits = robust_limits(rows["value"].to_numpy(), margin=0)
+    logs = [is_log(rows[name]) for name in (one, two)]
+    series = Series("trials", list(rows[one].astype(float)), list(rows[two].astype(float)),
+                    hover=found.hover(rows), colour=list(rows["value"]))  # fmt: skip
+    return Chart(
+        f"contour_{plain(one)}_{plain(two)}", f"{short(one)} and {short(two)} together",
+        "Colour is the value, interpolated between the trials (dots); nothing is drawn where "
+        "nothing was tried.",
+        Axis(short(one), log=logs[0]), Axis(short(two), log=logs[1]), (series,), thinning.note,
+        colour=found.metric, colour_limits=limits, surface=_plane(rows, one, two, logs),
+    )  # fmt: skip
+
+
+def _plane(rows: pd.DataFrame, one: str, two: str, logs: Sequence[bool]) -> Surface | None:
+    """Linear interpolation inside the hull of the trials, on axes as they are drawn."""
+    at = [rows[name].astype(float).to_numpy() for name in (one, two)]
+    at = [np.log10(values) if log else values for values, log in zip(at, logs, strict=True)]
+    lines = [np.linspace(values.min(), values.max(), LATTICE) for values in at]
+    unit = [(v - v.min()) / (np.ptp(v) or 1.0) for v in at]
+    grid = np.meshgrid(np.linspace(0, 1, LATTICE), np.linspace(0, 1, LATTICE))
+    try:
+        z = griddata(np.column_stack(unit), rows["value"].to_numpy(), tuple(grid))
+    except (ValueError, RuntimeError):
+        return None
+    x, y = (10**line if log else line for line, log in zip(lines, logs, strict=True))
+    return Surface(x, y, z) if np.isfinite(z).any() else None
+
+
+# Rungs
+
+
+def _rungs(found: Findings) -> Chart | None:
+    """How many trials reached each evaluation step, and how they left."""
+    trials = [trial for trial in found.study.trials if len(trial.curve)]
+    if not any(trial.state == "pruned" for trial in trials):
+        return None
+    last = np.array([trial.curve.step[-1] for trial in trials])
+    steps = np.unique(np.concatenate([trial.curve.step for trial in trials]))
+    steps = steps[np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 80)).astype(int))]
+    series = [
+        Series("still training", list(steps), [int((last >= step).sum()) for step in steps],
+               kind="step", index=0)
+    ]  # fmt: skip
+    for state, index in (("pruned", 1), ("failed", 3)):
+        gone = np.array([trial.curve.step[-1] for trial in trials if trial.state == state])
+        counts = [int((gone <= step).sum()) for step in steps]
+        if len(gone):
+            series.append(Series(f"{state} by then", list(steps), counts, kind="step",
+                                 index=index, dashed=True))  # fmt: skip
+    spec = found.spec.get("pruner")
+    name = spec.get("name") if isinstance(spec, dict) else None
+    return Chart(
+        "rungs", "Survival over steps",
+        f"How many trials the pruner{f' ({name})' if name else ''} let live to each evaluation. "
+        "A steep early fall is where the budget was saved.",
+        Axis("optimizer step"), Axis("trials"), tuple(series),
+    )  # fmt: skip

@@ -1,0 +1,67 @@
+"""Device time by what it bought, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+BOUGHT = ("start-up and compile", "train", "eval", "save", "pruned", "failed", "retried")
+"""What device time goes to. The first four are those of trials that were completed or still run;
+all time of a pruned or failed trial is that trial's end's; `retried` is work that a lost attempt
+had done and the next one did again."""
+
+_PHASES = {
+    "start-up and compile": ("seconds_startup", "seconds_load", "seconds_first_step"),
+    "train": ("seconds_train",),
+    "eval": ("seconds_eval",),
+    "save": ("seconds_save",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What one device costs in an hour."""
+
+    per_device_hour: float
+    currency: str = ""
+
+    def of(self, device_seconds: float) -> str:
+        """Device seconds in money."""
+        amount = device_seconds / 3600 * self.per_device_hour
+        text = f"{amount:,.2f}" if amount >= 0.1 or amount == 0 else f"{amount:.2g}"
+        return f"{text} {self.currency}".strip()
+
+
+def price_of(spec: Mapping[str, Any], given: float | None, currency: str) -> Price | None:
+    """The price given, or the one in the sweep file (`price_per_device_hour`), if any."""
+    places = [spec, *(spec.get(name) or {} for name in ("resources", "budget", "report"))]
+    written = [place.get("price_per_device_hour") for place in places if isinstance(place, Mapping)]
+    for value in (given, *written):
+        if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+            return Price(float(value), currency)
+    return None
+
+
+def bought(table: pd.DataFrame) -> pd.DataFrame:
+    """Device seconds of every trial by what they bought; one row a trial, in the table's order."""
+    devices = table["devices"].fillna(1).astype(float)
+    total = table["device_seconds"].fillna(0.0)
+    lost = (table["repeated_seconds"].fillna(0.0) * devices).clip(upper=total)
+    spent = pd.DataFrame(0.0, index=table.index, columns=list(BOUGHT))
+    kept = ~table["state"].isin(["pruned", "failed"])
+    for name, columns in _PHASES.items():
+        phase = sum((table[column].fillna(0.0) for column in columns), start=total * 0)
+        spent[name] = (phase * devices).where(kept, 0.0)
+    spent["retried"] = lost
+    spent["train"] = (spent["train"] - lost.where(kept, 0.0)).clip(lower=0.0)
+    for state in ("pruned", "failed"):
+        spent[state] = (total - lost).where(table["state"] == state, 0.0)
+    return spent
+
+
+def in_sum(table: pd.DataFrame) -> dict[str, float]:
+    """Device seconds of the whole study by what they bought."""
+    return {str(name): float(value) for name, value in bought(table).sum().items()}

@@ -1,0 +1,136 @@
+"""Everything that the pages are made of, computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from results import cost, noise, units, zero
+from results.importance import Importance, importance
+from results.reading import StudyRead
+from results.show import lower_is_better, objective, ranked, short, value_text
+from results.table import table_of
+
+RANK = "lora.r"
+RATE = "training.learning_rate"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a report is made."""
+
+    price_per_device_hour: float | None = None
+    """Instead of the sweep file's."""
+    currency: str = ""
+    """Name or sign behind amounts of money."""
+    made: str = ""
+    """Time of making to print; left out unless given, so that equal folders give equal bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """A study as it was read, and what was computed from it."""
+
+    study: StudyRead
+    table: pd.DataFrame
+    board: noise.Leaderboard
+    importance: Importance | None
+    spent: Mapping[str, float]
+    price: cost.Price | None
+    parity: Sequence[zero.Parity]
+    options: Options
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        """The resolved sweep file."""
+        return self.study.spec
+
+    @property
+    def searched(self) -> list[str]:
+        """What the sampler drew, by dotted path."""
+        return list(self.table.attrs["searched"])
+
+    @property
+    def metric(self) -> str:
+        """The objective in words."""
+        return objective(self.table)[0].replace("_", " ")
+
+    @property
+    def metric_axis(self) -> str:
+        """The objective in words, with its unit."""
+        return axis_title(objective(self.table)[0])
+
+    @property
+    def sign(self) -> int:
+        """1 when low values win, else -1."""
+        return 1 if lower_is_better(self.table) else -1
+
+    @property
+    def complete(self) -> pd.DataFrame:
+        """Complete trials with a value, best first."""
+        return ranked(self.table).dropna(subset="value")
+
+    def value(self, number: float | None) -> str:
+        """A value of the objective as text."""
+        return value_text(self.table)(number)
+
+    def hover(self, rows: pd.DataFrame) -> list[str]:
+        """What to say of each row's trial when it is pointed at."""
+        return hover(rows, self.searched, self.metric, value_text(self.table))
+
+
+def find(study: StudyRead, options: Options | None = None) -> Findings:
+    """Compute everything a report needs."""
+    options = options or Options()
+    table = table_of(study)
+    return Findings(
+        study=study,
+        table=table,
+        board=noise.leaderboard(table, confirmed=bool(study.spec.get("confirm"))),
+        importance=importance(table),
+        spent=cost.in_sum(table),
+        price=cost.price_of(study.spec, options.price_per_device_hour, options.currency),
+        parity=zero.audit(study) if zero.is_searched(table) else (),
+        options=options,
+    )
+
+
+def best_of_each(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The best complete trial at each value of `name`, in order of that value."""
+    if name not in table:
+        return table.iloc[:0]
+    complete = ranked(table).dropna(subset=["value", name])
+    return complete.drop_duplicates(name).sort_values(name)
+
+
+def axis_title(metric: str) -> str:
+    """A metric as an axis' title, with its unit."""
+    known = {
+        "eval_loss": "eval loss (nats per token)",
+        "seconds": "time (s)",
+        "seconds_per_step": "seconds per step",
+        "tokens_per_second": "tokens per second",
+        "peak_memory_bytes": "peak memory (bytes)",
+        "trainable_parameters": "trained parameters",
+    }
+    return known.get(metric, metric.replace("_", " "))
+
+
+def settings(row: Mapping[str, Any] | pd.Series, names: Sequence[str]) -> str:
+    """`r 16, learning rate 0.001`."""
+    known = [(short(name), row[name]) for name in names if not units.is_missing(row.get(name))]
+    return ", ".join(f"{name} {units.number(value)}" for name, value in known) or "the base"
+
+
+def hover(
+    rows: pd.DataFrame, searched: Sequence[str], metric: str, text: Any = units.number
+) -> list[str]:
+    """A label a trial."""
+    told = []
+    for row in rows.to_dict("records"):
+        line = settings({str(name): value for name, value in row.items()}, searched)
+        told.append(f"trial {row['number']}<br>{metric} {text(row['value'])}<br>{line}")
+    return told

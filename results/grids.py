@@ -1,0 +1,245 @@
+"""Tables for reading, made of the table of trials."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from results import cost, units, zero
+from results.findings import Findings, settings
+from results.noise import Standing
+from results.page import Cell, Grid, Head
+from results.show import short
+
+MOST_ROWS = 1_000
+"""Rows of a table in the page; the files hold all."""
+
+Text = Callable[[Any], str]
+
+_TEXT: Mapping[str, Text] = {
+    "best_step": str, "steps": str, "max_steps": str, "seed": str, "number": str,
+    "trainable_parameters": units.count, "total_parameters": units.count, "tokens": units.count,
+    "peak_memory_bytes": units.size, "seconds_total": units.seconds,
+    "device_seconds": units.seconds,
+}  # fmt: skip
+
+_TITLES: Mapping[str, str] = {
+    "number": "trial", "seconds_total": "time", "device_seconds": "device time",
+    "peak_memory_bytes": "peak memory", "trainable_parameters": "trained parameters",
+    "cause_kind": "kind", "cause": "first line of the cause", "duplicate_of": "same as trial",
+    "seconds_per_step": "s per step", "tokens_per_second": "tokens/s",
+}  # fmt: skip
+
+
+def grid_of(
+    found: Findings,
+    key: str,
+    caption: str,
+    rows: pd.DataFrame,
+    names: Sequence[str],
+    best: bool = False,
+) -> Grid:
+    """The columns of `names` that hold anything, in the rows' order."""
+    kept = [name for name in names if name in rows and rows[name].notna().any()]
+    texts: dict[str, Text] = {**_TEXT, "value": found.value}
+    shown = rows.head(MOST_ROWS)
+    cells = [
+        [_cell(name, row[name], texts.get(name, units.number)) for name in kept]
+        for row in shown.to_dict("records")
+    ]
+    titles = {**_TITLES, "value": found.metric}
+    heads = [Head(titles.get(name) or short(name), _is_number(rows, name)) for name in kept]
+    note = ""
+    if len(rows) > len(shown):
+        note = f"The first {len(shown):,} of {len(rows):,}; trials.csv holds all."
+    return Grid(key, caption, heads, cells, frozenset({0} if best and cells else ()), note=note)
+
+
+def _cell(name: str, value: Any, text: Text) -> Cell:
+    if units.is_missing(value):
+        return Cell(units.MISSING, "")
+    link = f"../trials/{int(value):05d}/" if name == "number" else ""
+    return Cell(text(value), value if isinstance(value, int | float) else str(value), link)
+
+
+def _is_number(rows: pd.DataFrame, name: str) -> bool:
+    return pd.api.types.is_numeric_dtype(rows[name]) and not pd.api.types.is_bool_dtype(rows[name])
+
+
+def leaderboard(found: Findings) -> Grid:
+    """Configurations, best first, with what is known of their noise."""
+    board = found.board
+    heads = [
+        Head("place"), Head("trials", False), *(Head(short(n), _is_number(found.table, n))
+                                                for n in found.searched),
+        Head(f"{found.metric} (mean)"), Head("95% interval", False), Head("runs"),
+        Head("behind the leader", False), Head("p (Holm)"), Head("verdict", False),
+        Head("device time a run"), Head("trained parameters"),
+    ]  # fmt: skip
+    shown = board.standings[:MOST_ROWS]
+    rows = [_standing(found, standing, place) for place, standing in enumerate(shown, 1)]
+    kept = [i for i in range(len(heads)) if any(row[i].text != units.MISSING for row in rows)]
+    marked = frozenset(i for i, item in enumerate(shown) if item.group is board.recommended)
+    note = ""
+    if len(board.standings) > len(shown):
+        note = f"The first {len(shown):,} of {len(board.standings):,} configurations."
+    return Grid(
+        "leaderboard", "Configurations, best first", [heads[i] for i in kept],
+        [[row[i] for i in kept] for row in rows], marked, note=note,
+    )  # fmt: skip
+
+
+def _standing(found: Findings, standing: Standing, place: int) -> list[Cell]:
+    group, against = standing.group, standing.comparison
+    ends, trials = group.interval, ", ".join(map(str, group.trials[:8]))
+    behind = ""
+    if against:
+        reach = (
+            f"{units.number(against.interval.low, 3)} to {units.number(against.interval.high, 3)}"
+        )
+        behind = f"{units.number(against.difference, 3)} ({reach})"
+    return [
+        Cell(str(standing.tier or place), standing.tier or place),
+        Cell(trials, group.trials[0], f"../trials/{group.trials[0]:05d}/"),
+        *(_cell(name, group.row[name], units.number) for name in found.searched),
+        Cell(found.value(group.mean), group.mean),
+        Cell(f"{found.value(ends.low)} to {found.value(ends.high)}" if ends else units.MISSING,
+             ends.low if ends else ""),
+        Cell(str(len(group.values)), len(group.values)),
+        Cell(behind or units.MISSING, against.difference if against else ""),
+        Cell(p_value(against.adjusted) if against else units.MISSING,
+             against.adjusted if against else ""),
+        Cell(verdict(found, standing)),
+        Cell(units.seconds(group.device_seconds), group.device_seconds),
+        _cell("", group.row["trainable_parameters"], units.count),
+    ]  # fmt: skip
+
+
+def p_value(p: float) -> str:
+    """A p value as people write it."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def verdict(found: Findings, standing: Standing) -> str:
+    """A standing in words."""
+    board = found.board
+    cheapest = standing.group is board.recommended
+    if board.noise is None:
+        return "best of single runs, noise unknown" if cheapest else "one run"
+    if standing.tier == 1:
+        alone = len(board.tied) == 1
+        return "wins" if alone else "tied, take this one" if cheapest else "tied with the leader"
+    if standing.tier is not None:
+        return "behind by more than the noise"
+    return "one run, within the noise" if standing.within_noise else "one run, behind the noise"
+
+
+def best_per(found: Findings, name: str, rows: pd.DataFrame) -> Grid:
+    """The best trial at each value of a parameter."""
+    others = [other for other in found.searched if other != name]
+    names = [name, "value", *others, "number", "trainable_parameters", "device_seconds"]
+    return grid_of(found, f"best_{name}", f"Best trial at each {short(name)}", rows, names)
+
+
+def spending(found: Findings) -> Grid:
+    """Device time by what it bought, with its price."""
+    total = sum(found.spent.values())
+    heads = [Head("what", False), Head("device time"), Head("device hours"), Head("share")]
+    heads += [Head("cost")] if found.price else []
+    rows = [_amount(found, name, found.spent[name], total) for name in cost.BOUGHT]
+    rows.append(_amount(found, "in all", total, total))
+    return Grid(
+        "spending", "Device time by what it bought", heads, rows, frozenset({len(rows) - 1})
+    )
+
+
+def _amount(found: Findings, name: str, seconds: float, total: float) -> list[Cell]:
+    cells = [
+        Cell(name), Cell(units.seconds(seconds), seconds),
+        Cell(f"{seconds / 3600:.3g}", seconds), Cell(units.percent(seconds, total), seconds),
+    ]  # fmt: skip
+    return cells + ([Cell(found.price.of(seconds), seconds)] if found.price else [])
+
+
+def trial_spending(found: Findings) -> Grid:
+    """Device time of every trial by what it bought, the costliest first."""
+    spent = cost.bought(found.table)
+    order = spent.sum(axis=1).sort_values(ascending=False, kind="stable").index[:MOST_ROWS]
+    kept = [name for name in cost.BOUGHT if spent[name].any()]
+    heads = [Head("trial"), Head("state", False), *map(Head, kept), Head("in all")]
+    heads += [Head("cost")] if found.price else []
+    rows = []
+    for index in order:
+        number, total = int(found.table.loc[index, "number"]), float(spent.loc[index].sum())
+        cells = [Cell(str(number), number, f"../trials/{number:05d}/")]
+        cells.append(Cell(str(found.table.loc[index, "state"])))
+        cells += [Cell(units.seconds(v), v) for v in (float(spent.loc[index, n]) for n in kept)]
+        cells.append(Cell(units.seconds(total), total))
+        rows.append(cells + ([Cell(found.price.of(total), total)] if found.price else []))
+    return Grid("trial_spending", "Device time of each trial", heads, rows, brief=10)
+
+
+def stages(found: Findings) -> Grid:
+    """What each ZeRO stage costs."""
+    heads = [Head("stage", False), Head("trials"), Head("s per step"), Head("tokens/s"),
+             Head("peak memory"), Head("eval loss")]  # fmt: skip
+    rows = [
+        [
+            Cell(str(row["stage"])), Cell(str(row["trials"]), row["trials"]),
+            _cell("", row["seconds_per_step"], units.number),
+            _cell("", row["tokens_per_second"], units.number),
+            _cell("", row["peak_memory_bytes"], units.size),
+            _cell("", row["eval_loss"], units.loss),
+        ]
+        for row in zero.stages(found.table).to_dict("records")
+    ]  # fmt: skip
+    return Grid("stages", "ZeRO stages, medians over complete trials", heads, rows)
+
+
+def parity(found: Findings) -> Grid:
+    """The loss-parity audit, pair by pair."""
+    heads = [Head("stages", False), Head("trials", False), Head("evaluations compared"),
+             Head("largest relative difference"), Head("at step"), Head("allowed"),
+             Head("verdict", False)]  # fmt: skip
+    rows = [
+        [
+            Cell(f"{pair.stages[1]} against {pair.stages[0]}"),
+            Cell(f"{pair.other}, {pair.reference}"), Cell(str(pair.steps), pair.steps),
+            Cell(f"{pair.worst:.2g}", pair.worst), Cell(str(pair.at_step), pair.at_step),
+            Cell(f"{pair.allowed:.0e}", pair.allowed),
+            Cell("agree" if pair.agrees else "disagree"),
+        ]
+        for pair in found.parity[:MOST_ROWS]
+    ]  # fmt: skip
+    return Grid("parity", "Loss parity between stages", heads, rows)
+
+
+def failures(found: Findings) -> tuple[Grid, Grid]:
+    """Failures by kind, and each with its settings, cause and log."""
+    rows = found.table[found.table["state"].isin(["failed", "unreadable"])]
+    kinds = rows["cause_kind"].fillna("unreadable folder")
+    counted = [[Cell(str(kind)), Cell(str(n), n)] for kind, n in kinds.value_counts().items()]
+    by_kind = Grid("failure_kinds", "Failures by kind", [Head("kind", False), Head("trials")],
+                   sorted(counted, key=lambda row: row[0].text))  # fmt: skip
+    heads = [Head("trial"), Head("kind", False), Head("settings", False),
+             Head("first line of the cause", False), Head("log", False)]  # fmt: skip
+    listed = [
+        _failure({str(name): value for name, value in row.items()}, found.searched)
+        for row in rows.head(MOST_ROWS).to_dict("records")
+    ]
+    return by_kind, Grid("failures", "Every failure", heads, listed)
+
+
+def _failure(row: Mapping[str, Any], searched: Sequence[str]) -> list[Cell]:
+    number = int(row["number"])
+    log = f"trials/{number:05d}/train.log"
+    known = [row[name] for name in ("cause", "problem") if not units.is_missing(row[name])]
+    kind = row["cause_kind"]
+    return [
+        Cell(str(number), number, f"../trials/{number:05d}/"),
+        Cell("unreadable" if units.is_missing(kind) else str(kind)),
+        Cell(settings(row, searched)), Cell(str(known[0]) if known else units.MISSING),
+        Cell(log, log, f"../{log}"),
+    ]  # fmt: skip

@@ -1,0 +1,274 @@
+"""Which configurations differ by more than the noise: repeats over seeds, compared honestly.
+
+A configuration's repeats are the complete trials that differ in nothing but the seed. The leader is
+the repeated configuration with the best mean. Every other repeated configuration is tested against
+it: by a paired t test over the seeds both have (the seed fixes data order and initial adapter, so
+it moves both alike), else by Welch's t test; p values are corrected by Holm's method. Those that
+cannot be told from the leader tie with it; the rest are compared among themselves in the same way,
+tier by tier. Assumed: repeats are independent, and (paired) differences about normal.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from results.show import lower_is_better
+
+LEVEL = 0.95
+ALPHA = 1 - LEVEL
+CLOSE_COST = 0.05
+"""Costs that differ by less than this share are taken as equal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A range that holds the true value with 95% confidence."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """One configuration and its repeats, in seed order."""
+
+    trials: tuple[int, ...]
+    seeds: tuple[int, ...]
+    values: tuple[float, ...]
+    row: Mapping[str, Any]
+    """The table's row of its first trial: settings and costs."""
+    device_seconds: float
+    """Mean over the repeats."""
+
+    @cached_property
+    def mean(self) -> float:
+        """Mean over the repeats."""
+        return float(np.mean(self.values))
+
+    @property
+    def repeated(self) -> bool:
+        """Whether there is more than one run."""
+        return len(self.values) > 1
+
+    @cached_property
+    def deviation(self) -> float:
+        """Standard deviation over the repeats; NaN for one run."""
+        return float(np.std(self.values, ddof=1)) if self.repeated else float("nan")
+
+    @cached_property
+    def interval(self) -> Interval | None:
+        """Of the mean, by Student's t; None for one run."""
+        if not self.repeated:
+            return None
+        half = stats.t.ppf(1 - ALPHA / 2, len(self.values) - 1) * self.deviation
+        half /= np.sqrt(len(self.values))
+        return Interval(self.mean - half, self.mean + half)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A configuration against the leader of its tier; positive differences are worse."""
+
+    difference: float
+    interval: Interval
+    p: float
+    adjusted: float
+    paired: int
+    """Seeds that both have; 0 when Welch's test was used."""
+
+    @property
+    def tied(self) -> bool:
+        """Whether it cannot be told from the leader."""
+        return not self.adjusted < ALPHA
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A configuration's place."""
+
+    group: Group
+    tier: int | None
+    """1 for the leader and what ties with it; None for a single run, which cannot be placed."""
+    comparison: Comparison | None = None
+    """Against the leader of all; None for the leader itself and for single runs."""
+    within_noise: bool | None = None
+    """For a single run: whether the repeats' noise could explain its distance to the leader."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaderboard:
+    """Every configuration that was completed, best first; repeated ones before single runs."""
+
+    standings: tuple[Standing, ...]
+    noise: float | None
+    """Standard deviation of one run, pooled over the repeats; None when nothing was repeated."""
+    recommended: Group | None
+    """The cheapest of the first tier; without repeats simply the best."""
+
+    @property
+    def leader(self) -> Group | None:
+        """The best mean among what was repeated; the best run when nothing was."""
+        return self.standings[0].group if self.standings else None
+
+    @property
+    def tied(self) -> tuple[Standing, ...]:
+        """The first tier."""
+        return tuple(standing for standing in self.standings if standing.tier == 1)
+
+    @property
+    def beaten(self) -> tuple[Standing, ...]:
+        """Repeated configurations that are outside the leader's noise, best first."""
+        return tuple(item for item in self.standings if item.tier is not None and item.tier > 1)
+
+
+def leaderboard(table: pd.DataFrame, confirmed: bool = False) -> Leaderboard:
+    """Rank the completed configurations of a study.
+
+    Args:
+        table: from `trials_table`.
+        confirmed: the repeats were made to confirm a search's best. The run that got a
+            configuration picked is then left out of its mean: it was picked partly for its luck.
+    """
+    sign = 1.0 if lower_is_better(table) else -1.0
+    groups = sorted(_groups(table, confirmed), key=lambda group: sign * group.mean)
+    repeated = [group for group in groups if group.repeated]
+    noise = _pooled(repeated)
+    placed = _placed(repeated, sign)
+    single = [group for group in groups if not group.repeated]
+    leader = repeated[0] if repeated else None
+    standings = (*placed, *(_single(group, leader, repeated, sign) for group in single))
+    first = [item.group for item in standings if item.tier == 1] or [s.group for s in standings[:1]]
+    return Leaderboard(standings, noise, cheapest(first) if first else None)
+
+
+def cheapest(groups: Sequence[Group]) -> Group:
+    """The fewest device seconds; among nearly equal ones the fewest trained parameters."""
+    least = min(group.device_seconds for group in groups)
+    near = [g for g in groups if not g.device_seconds > least * (1 + CLOSE_COST)] or groups
+    return min(near, key=lambda g: (_parameters(g), g.device_seconds, g.trials[0]))
+
+
+def compare(group: Group, leader: Group, sign: float = 1.0) -> Comparison:
+    """Test a configuration against the leader, uncorrected; both must be repeated."""
+    mine, other = (
+        dict(zip(group.seeds, group.values, strict=True)),
+        dict(zip(leader.seeds, leader.values, strict=True)),
+    )
+    shared = sorted(mine.keys() & other.keys())
+    if len(shared) > 1:
+        return _paired([sign * (mine[seed] - other[seed]) for seed in shared])
+    return _welch(sign * np.array(group.values), sign * np.array(leader.values))
+
+
+def _paired(differences: Sequence[float]) -> Comparison:
+    mean = float(np.mean(differences))
+    if np.ptp(differences) <= 1e-12 * max(1.0, abs(mean)):
+        return _without_noise(mean, len(differences))
+    test = stats.ttest_1samp(differences, 0.0)
+    bounds = test.confidence_interval(LEVEL)
+    interval = Interval(float(bounds.low), float(bounds.high))
+    return Comparison(mean, interval, float(test.pvalue), float(test.pvalue), len(differences))
+
+
+def _welch(mine: np.ndarray, other: np.ndarray) -> Comparison:
+    mean = float(mine.mean() - other.mean())
+    if max(np.ptp(mine), np.ptp(other)) <= 1e-12 * max(1.0, abs(other.mean())):
+        return _without_noise(mean, 0)
+    test = stats.ttest_ind(mine, other, equal_var=False)
+    bounds = test.confidence_interval(LEVEL)
+    interval = Interval(float(bounds.low), float(bounds.high))
+    return Comparison(mean, interval, float(test.pvalue), float(test.pvalue), 0)
+
+
+def _without_noise(mean: float, paired: int) -> Comparison:
+    """Every repeat gave the same number: a difference is one, however small."""
+    p = 1.0 if abs(mean) <= 1e-12 else 0.0
+    return Comparison(mean, Interval(mean, mean), p, p, paired)
+
+
+def _groups(table: pd.DataFrame, confirmed: bool) -> list[Group]:
+    complete = table[(table["state"] == "complete") & table["value"].notna()]
+    groups = []
+    for _, rows in complete.groupby("group", sort=False):
+        kept = rows.iloc[1:] if confirmed and len(rows) > 2 else rows
+        groups.append(_group(kept))
+    return groups
+
+
+def _group(rows: pd.DataFrame) -> Group:
+    # A seed run twice (by hand, in two studies) counts once: it is not a repeat.
+    seeds = rows["seed"].fillna(rows["number"])
+    once = rows.loc[~seeds.duplicated()].assign(order=seeds).sort_values("order")
+    return Group(
+        trials=tuple(int(number) for number in once["number"]),
+        seeds=tuple(int(seed) for seed in once["order"]),
+        values=tuple(float(value) for value in once["value"]),
+        row={str(name): value for name, value in once.iloc[0].items()},
+        device_seconds=float(once["device_seconds"].mean()),
+    )
+
+
+def _placed(repeated: Sequence[Group], sign: float) -> list[Standing]:
+    """Tier by tier: the best of what is left, and all that cannot be told from it."""
+    if not repeated:
+        return []
+    overall = {id(group): item for group, item in _against(repeated[0], repeated[1:], sign)}
+    left, tier = list(repeated), 0
+    tiers: dict[int, int] = {}
+    while left:
+        tier += 1
+        tests = _against(left[0], left[1:], sign)
+        tied = [left[0], *(group for group, comparison in tests if comparison.tied)]
+        tiers |= {id(group): tier for group in tied}
+        left = [group for group in left if id(group) not in tiers]
+    placed = [Standing(group, tiers[id(group)], overall.get(id(group))) for group in repeated]
+    return sorted(placed, key=lambda standing: standing.tier or 0)
+
+
+def _against(leader: Group, others: Sequence[Group], sign: float) -> list[tuple[Group, Comparison]]:
+    raw = [compare(group, leader, sign) for group in others]
+    if not raw:
+        return []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adjusted = multipletests([item.p for item in raw], alpha=ALPHA, method="holm")[1]
+    corrected = [
+        Comparison(item.difference, item.interval, item.p, float(p), item.paired)
+        for item, p in zip(raw, adjusted, strict=True)
+    ]
+    return list(zip(others, corrected, strict=True))
+
+
+def _pooled(repeated: Sequence[Group]) -> float | None:
+    freedom = _freedom(repeated)
+    if not freedom:
+        return None
+    total = sum(group.deviation**2 * (len(group.values) - 1) for group in repeated)
+    return float(np.sqrt(total / freedom))
+
+
+def _freedom(repeated: Sequence[Group]) -> int:
+    return sum(len(group.values) - 1 for group in repeated)
+
+
+def _single(group: Group, leader: Group | None, repeated: Sequence[Group], sign: float) -> Standing:
+    noise = _pooled(repeated)
+    if leader is None or noise is None:
+        return Standing(group, None)
+    reach = stats.t.ppf(1 - ALPHA / 2, _freedom(repeated)) * noise
+    reach *= np.sqrt(1 + 1 / len(leader.values))
+    return Standing(group, None, None, bool(sign * (group.mean - leader.mean) <= reach))
+
+
+def _parameters(group: Group) -> float:
+    known = group.row.get("trainable_parameters")
+    return float("inf") if known is None or pd.isna(known) else float(known)

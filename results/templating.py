@@ -1,0 +1,39 @@
+"""The template environments of the two kinds of page."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+
+
+@cache
+def environment(html: bool) -> jinja2.Environment:
+    """Templates of this package; those of HTML escape whatever is put into them."""
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("results"), autoescape=html, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
+    )  # fmt: skip
+    made.filters |= {"words": words, "sortkey": sortkey}
+    return made
+
+
+def file(name: str) -> str:
+    """The text of a file beside the templates."""
+    return resources.files("results").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def words(text: str) -> Markup:
+    """Escaped text in which `code` is set as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def sortkey(value: Any) -> str:
+    """What a cell is sorted by, in few characters."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:.10g}"
