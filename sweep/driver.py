@@ -24,6 +24,7 @@ from sweep.executor import (
     Placed,
     Started,
 )
+from sweep.failures import FailuresSpec, halved, retry
 from sweep.progress import Progress
 from sweep.spec import StopSpec
 from sweep.stopping import Verdict, verdict
@@ -31,9 +32,6 @@ from trial.config import TrialConfig
 from trial.folder import Cause, Evaluation, Result, StudyFolder, TrialFolder
 
 log = logging.getLogger(__name__)
-
-LOST_LIMIT = 3
-"""A trial whose worker is lost so often without a new checkpoint is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +100,18 @@ class Driver:
     stop: StopSpec
     view: View
     progress: Progress
+    failures: FailuresSpec = field(default_factory=FailuresSpec)
     poll: float = 0.5
     """Longest wait for an event, in seconds."""
     _queue: deque[Placed] = field(default_factory=deque)
+    """Trials to start before any new one is proposed."""
+    _waiting: list[tuple[float, Placed]] = field(default_factory=list)
+    """Trials to be tried again, each with the time at which that may be."""
     _params: dict[int, Mapping[str, Any]] = field(default_factory=dict)
-    _lost: Counter[int] = field(default_factory=Counter)
+    _tries: Counter[tuple[int, str]] = field(default_factory=Counter)
+    """Retries by trial and kind of failure."""
+    _reached: dict[int, int] = field(default_factory=dict)
+    """Step of the last evaluation when a trial's worker was last lost."""
     _ending: Ending | None = None
     """Set once no further trial is to be proposed."""
     _halted: bool = False
@@ -118,7 +123,7 @@ class Driver:
         while True:
             self._judge()
             self._fill()
-            if not self.progress.running:
+            if not self.progress.running and not self._waiting:
                 return self._ending or Ending("nothing is left to try")
             self.view.update(self.progress)
             for event in self.executor.events(self.poll):
@@ -135,6 +140,7 @@ class Driver:
         if stop_running and not self._halted:
             self._halted = True
             self._queue.clear()
+            self._waiting.clear()
             for number, row in self.progress.running.items():
                 row.stopping = row.stopping or "interrupt"
                 self.executor.stop(number, "interrupt")
@@ -142,7 +148,7 @@ class Driver:
     def _judge(self) -> None:
         """Apply the stop conditions, once."""
         found: Verdict | None = None if self._ending else verdict(self.stop, self.progress)
-        if found and (found.interrupt or not self._queue):
+        if found:
             self._end(Ending(found.reason, failed=found.failed), stop_running=found.interrupt)
 
     # Taking trials up and starting new ones
@@ -158,9 +164,11 @@ class Driver:
             folder = self._folder_of(proposal)
             result = folder.read_result()
             if result:
-                self._commit(proposal.number, result)
+                self.progress.start(proposal.number, proposal.params)
+                self._ended(proposal.number, result)
             elif self._prepare(proposal, folder):
                 self._report_missed(proposal.number, folder)
+                self.progress.park(proposal.number)
                 self._queue.append(Placed(proposal.number, folder.path))
 
     def _folder_of(self, proposal: Proposal) -> TrialFolder:
@@ -175,12 +183,19 @@ class Driver:
     def _fill(self) -> None:
         """Give every free slot a trial."""
         self.progress.slots = self.executor.slots()
+        self._wake()
         while not self._halted and len(self.progress.running) < self.progress.slots:
             placed = self._queue.popleft() if self._queue else self._next()
             if placed is None:
                 return
             self._submit(placed)
             self._judge()
+
+    def _wake(self) -> None:
+        """Move trials whose waiting time is over to the queue."""
+        now = self.progress.clock()
+        self._queue.extend(placed for due, placed in self._waiting if due <= now)
+        self._waiting = [(due, placed) for due, placed in self._waiting if due > now]
 
     def _submit(self, placed: Placed) -> None:
         self.progress.start(placed.number, self._params[placed.number])
@@ -229,7 +244,7 @@ class Driver:
         elif isinstance(event, Evaluated):
             self._evaluated(event)
         elif isinstance(event, Finished):
-            self._commit(event.number, event.result)
+            self._ended(event.number, event.result)
         elif isinstance(event, Interrupted):
             self.progress.leave(event.number)
         else:
@@ -242,27 +257,56 @@ class Driver:
             row.stopping = "prune"
             self.executor.stop(event.number, "prune")
 
+    def _ended(self, number: int, result: Result) -> None:
+        """A trial has a result: commit it, or try again when its failure's policy says so."""
+        failed = result.state == "failed" and result.cause is not None
+        if not (failed and result.cause and self._try_again(number, result.cause)):
+            self._commit(number, result)
+
     def _lost_worker(self, event: Lost) -> None:
-        """Take a trial up again on another worker, unless its result is there or it keeps dying."""
+        """The worker died: its result may be there all the same, else the trial goes on."""
         folder = self.study.trial(event.number)
         result = folder.read_result()
         if result is None:
-            self._lost[event.number] += 1
-            self.progress.leave(event.number)
-            if self._lost[event.number] < LOST_LIMIT:
-                text = (
-                    f"trial {event.number} lost its worker ({event.message}); it is taken up again"
-                )
-                self.view.note(text)
-                if not self._halted:
-                    self._queue.append(Placed(event.number, folder.path))
-                return
             evaluations = folder.read_evaluations()
-            last = evaluations[-1] if evaluations else None
-            cause = Cause(kind=event.kind, message=event.message, step=last.step if last else None)
-            result = Result(state="failed", cause=cause, steps=last.step if last else 0)
+            step = evaluations[-1].step if evaluations else 0
+            if step > self._reached.get(event.number, 0):
+                self._tries.pop((event.number, event.kind), None)
+            self._reached[event.number] = step
+            cause = Cause(kind=event.kind, message=event.message, step=step)
+            if self._halted and event.kind == "lost":
+                # Told to leave and gone: it goes on from its checkpoint in the next run.
+                self.progress.leave(event.number)
+                return
+            if self._try_again(event.number, cause):
+                return
+            result = Result(state="failed", cause=cause, steps=step)
             folder.write_result(result)
-        self._commit(event.number, result)
+        self._ended(event.number, result)
+
+    def _try_again(self, number: int, cause: Cause) -> bool:
+        """Queue the trial once more, if its failure's policy allows; False to give it up."""
+        action = retry(self.failures, cause.kind, self._tries[number, cause.kind])
+        folder = self.study.trial(number)
+        if action is None or self._halted or (action.halve and not self._halve(folder)):
+            return False
+        self._tries[number, cause.kind] += 1
+        folder.set_aside_result()
+        self.progress.park(number)
+        self.view.note(f"trial {number} is tried again after {cause.kind}: {cause.message}")
+        due = self.progress.clock() + action.wait
+        self._waiting.append((due, Placed(number, folder.path)))
+        return True
+
+    def _halve(self, folder: TrialFolder) -> bool:
+        """Give the trial half the micro-batch; False when it cannot be halved."""
+        config = folder.read_config()
+        smaller = halved(config)
+        # A second halving within one run is the policy's to allow; one already made stays.
+        if smaller is None or len(smaller.origin.changes) > self.failures.out_of_memory_retries:  # type: ignore[union-attr]
+            return False
+        TrialFolder.create(folder.path, smaller)
+        return True
 
     def _commit(self, number: int, result: Result) -> None:
         """The result is on disk: tell the decider, then count it."""

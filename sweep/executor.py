@@ -65,7 +65,7 @@ class Lost:
     """The trial's worker died without a result."""
 
     number: int
-    kind: Literal["lost", "out_of_memory"]
+    kind: Literal["lost", "out_of_memory", "hung"]
     message: str
 
 

@@ -50,7 +50,8 @@ class PlainView:
     def happened(self, event: Event, progress: Progress) -> None:
         """Print how a trial ended."""
         if isinstance(event, Finished):
-            self._print(ended_line(event.number, event.result, progress, self.metric))
+            params = progress.params.get(event.number, {})
+            self._print(ended_line(event.number, event.result, params, progress))
         elif isinstance(event, Interrupted):
             self._print(Text(f"trial {event.number:>3}  interrupted, to go on from its checkpoint"))
 
@@ -100,21 +101,20 @@ def _cells(number: int, row: Running, now: float) -> tuple[str, ...]:
     return (str(number), describe(row.params), step, loss, where, f"{now - row.since:.0f}")
 
 
-def ended_line(number: int, result: Result, progress: Progress, metric: str) -> Text:
+def ended_line(number: int, result: Result, params: Mapping[str, Any], progress: Progress) -> Text:
     """How one trial ended, in a line."""
     text = Text(f"trial {number:>3}  ")
     text.append(f"{result.state:<9}", style=COLOURS.get(result.state, ""))
     if result.value is not None:
         text.append(f" {result.value:.4f}")
+    text.append(f"  {describe(params)}")
     if result.state == "pruned":
-        text.append(f" at step {result.steps}/{result.max_steps}")
+        text.append(f"  at step {result.steps}/{result.max_steps}")
     if result.cause:
-        text.append(f" {result.cause.kind}: {result.cause.message}")
-    best = progress.best
-    if best and best.number == number:
-        text.append("  best so far", style="bold")
-        text.append(f"  {describe(best.params)}")
+        text.append(f"  {result.cause.kind}: {result.cause.message}")
     text.append(f"  {result.seconds.total:.1f} s", style="dim")
+    if progress.best and progress.best.number == number:
+        text.append("  best so far", style="bold green")
     return text
 
 

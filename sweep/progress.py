@@ -47,11 +47,17 @@ class Progress:
     started_at: float = 0.0
     states: Counter[str] = field(default_factory=Counter)
     running: dict[int, Running] = field(default_factory=dict)
+    parked: set[int] = field(default_factory=set)
+    """Trials of this study that wait for a device, to be started or tried again."""
+    params: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    """What the sampler drew, by trial."""
     best: Best | None = None
     since_best: int = 0
     """Trials finished since the best one."""
     device_seconds_done: float = 0.0
     seconds_of_ended: list[float] = field(default_factory=list)
+    alike_limit: int = 3
+    """So many trials in a row that fail in the same way end the sweep."""
     alike: tuple[str, int] = ("", 0)
     """The failure that the last trials share, and how many in a row."""
 
@@ -65,8 +71,8 @@ class Progress:
 
     @property
     def taken(self) -> int:
-        """Trials that have a result or are running."""
-        return self.ended + len(self.running)
+        """Trials that have a result, are running, or wait to."""
+        return self.ended + len(self.running) + len(self.parked)
 
     @property
     def elapsed(self) -> float:
@@ -92,7 +98,14 @@ class Progress:
 
     def start(self, number: int, params: Mapping[str, Any], max_steps: int = 0) -> None:
         """A trial has been handed to the executor."""
+        self.params[number] = params
+        self.parked.discard(number)
         self.running[number] = Running(params, self.clock(), max_steps=max_steps)
+
+    def park(self, number: int) -> None:
+        """A trial waits to be started or tried again."""
+        self.leave(number)
+        self.parked.add(number)
 
     def leave(self, number: int) -> None:
         """A trial has left its device without a result."""
@@ -102,6 +115,7 @@ class Progress:
 
     def end(self, number: int, result: Result, params: Mapping[str, Any]) -> None:
         """A trial has its result, now or in an earlier run."""
+        self.params[number] = params
         row = self.running.pop(number, None)
         self.states[result.state] += 1
         if result.state == "duplicate":

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -63,6 +64,7 @@ class RayExecutor:
     worker: type = TrialWorker
     _workers: list[Worker] = field(default_factory=list)
     _folder: str = ""
+    _reaper: subprocess.Popen[bytes] | None = None
     _ray: Any = None
     _capacity: tuple[float, int] = (0.0, 1)
 
@@ -79,6 +81,7 @@ class RayExecutor:
         else:
             # A short path: Ray's socket names must stay within 107 bytes.
             self._folder = tempfile.mkdtemp(prefix="gs-")
+            self._reaper = _start_reaper(self._folder)
             ray.init(
                 address="local",
                 include_dashboard=False,
@@ -152,8 +155,9 @@ class RayExecutor:
                 self._ray.kill(worker.actor)
         self._workers.clear()
         self._ray.shutdown()
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._reaper and self._reaper.stdin:
+            self._reaper.stdin.close()
+            self._reaper.wait()
         self._ray = None
 
     def _resources(self) -> dict[str, float]:
@@ -205,3 +209,9 @@ class RayExecutor:
         with contextlib.suppress(Exception):
             self._ray.kill(worker.actor)
         return lost
+
+
+def _start_reaper(folder: str) -> subprocess.Popen[bytes]:
+    """Watch over this process from outside; see `sweep.reaper`."""
+    command = [sys.executable, "-m", "sweep.reaper", str(os.getpid()), folder]
+    return subprocess.Popen(command, stdin=subprocess.PIPE)

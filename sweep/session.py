@@ -23,7 +23,7 @@ from sweep.spec import SweepSpec
 from trial.folder import StudyFolder, StudyRecord, write_atomically
 from trial.problems import ConfigError, Problem
 
-MAY_CHANGE = ("question", "stop", "resources")
+MAY_CHANGE = ("question", "stop", "resources", "failures")
 """Keys of a sweep file that may change when a study goes on: they do not touch its trials."""
 
 
@@ -113,7 +113,12 @@ def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
 
 def _drive(spec: SweepSpec, folder: StudyFolder, options: Options, console: Console) -> Ending:
     goal = spec.objectives[0]
-    progress = Progress(goal.metric, goal.direction == "maximize", planned=spec.stop.trials)
+    progress = Progress(
+        goal.metric,
+        goal.direction == "maximize",
+        planned=spec.stop.trials,
+        alike_limit=spec.failures.alike,
+    )
     executor = make_executor(spec, options)
     try:
         with console.status("starting Ray ..."):
@@ -124,7 +129,9 @@ def _drive(spec: SweepSpec, folder: StudyFolder, options: Options, console: Cons
             decider = OptunaDecider(spec, folder.name, open_storage(folder, options.storage))
         console.print(f"study {folder.path}: {executor.describe()}")
         with live.watch(console, goal.metric) as view:
-            driver = Driver(folder, decider, executor, spec.stop, view, progress)
+            driver = Driver(
+                folder, decider, executor, spec.stop, view, progress, failures=spec.failures
+            )
             with _interruptible(driver, view):
                 return driver.run()
     finally:

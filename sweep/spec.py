@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from sweep.dimension import Choices, Dimension, Range
+from sweep.failures import FailuresSpec
 from trial.config import Section
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
@@ -100,6 +101,9 @@ class SweepSpec(BaseModel):
     """When the sweep is over."""
     resources: ResourceSpec = ResourceSpec()
     """What a trial holds while it runs."""
+
+    failures: FailuresSpec = FailuresSpec()
+    """What to do with failed trials, by kind."""
 
     def content(self) -> dict[str, Any]:
         """The spec as JSON values: equal for files that mean the same."""

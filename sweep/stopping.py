@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from sweep.progress import Progress
 from sweep.spec import StopSpec
 
-ALIKE_LIMIT = 3
-"""So many trials in a row that fail in the same way end a sweep."""
-
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -27,7 +24,7 @@ Rule = Callable[[StopSpec, Progress], Verdict | None]
 def _alike(stop: StopSpec, progress: Progress) -> Verdict | None:
     cause, count = progress.alike
     # A worker pool finds a common cause in its first round: let every slot have its say.
-    if count < max(ALIKE_LIMIT, progress.slots):
+    if not count or count < max(progress.alike_limit, progress.slots):
         return None
     return Verdict(f"the last {count} trials failed alike: {cause}", interrupt=True, failed=True)
 

@@ -194,11 +194,13 @@ class OptunaDecider:
             return
         trial = self._open.pop(number)
         self._annotate(trial, result)
+        if result.cause and result.cause.kind == "out_of_memory":
+            trial.set_constraint("out_of_memory", 1.0)
         values = [metrics.of_result(result, goal.metric) for goal in self.spec.objectives]
         finite = [value for value in values if value is not None and math.isfinite(value)]
         if result.state == "complete" and len(finite) == len(values):
             self.study.tell(trial, finite)
-        elif result.state == "pruned" or _diverged(result):
+        elif result.state == "pruned" or _teaches(result):
             self.study.tell(trial, state=self._pruned_state())
         else:
             self.study.tell(trial, state=TrialState.FAIL)
@@ -228,8 +230,9 @@ class OptunaDecider:
         return shown
 
 
-def _diverged(result: Result) -> bool:
-    return result.cause is not None and result.cause.kind == "diverged"
+def _teaches(result: Result) -> bool:
+    """Whether a failure says something about the parameters: Optuna's samplers pass over FAIL."""
+    return result.cause is not None and result.cause.kind in ("diverged", "out_of_memory")
 
 
 def _seeded(spec: SweepSpec) -> bool:

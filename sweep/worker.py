@@ -97,7 +97,6 @@ class TrialWorker:
         if self._importing.ident is not None:
             self._importing.join()
         from trial.logs import capture
-
         from trial.train import train
         from trial.workbench import Workbench
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sweep.driver import Proposal
 from sweep.executor import Evaluated, Event, Finished, Interrupted, Job, Lost, Started
-from trial.config import TrialConfig
+from trial.config import Origin, TrialConfig
 from trial.folder import Cause, Evaluation, Result, TrialFolder
 
 Curve = list[float]
@@ -104,7 +104,8 @@ class ScriptedDecider:
     """Trials in flight from an earlier run."""
 
     def _proposal(self, number: int) -> Proposal:
-        config = None if number in self.impossible else TrialConfig()
+        origin = Origin(study="study", number=number)
+        config = None if number in self.impossible else TrialConfig(origin=origin)
         return Proposal(
             number,
             {"number": number},

@@ -14,7 +14,7 @@ from sweep.driver import Driver
 from sweep.progress import Progress
 from sweep.spec import StopSpec
 from trial.config import TrialConfig
-from trial.folder import Evaluation, Result, StudyFolder, TrialFolder
+from trial.folder import Cause, Evaluation, Result, StudyFolder, TrialFolder
 
 
 def make(tmp_path: Path, decider, executor, **stop) -> Driver:
@@ -80,7 +80,10 @@ def test_a_lost_worker_is_retried_and_its_trial_keeps_its_number(tmp_path):
     driver.run()
     assert executor.submitted.count(1) == 2
     assert {n: r.state for n, r in decider.told.items()} == dict.fromkeys(range(3), "complete")
-    assert any("trial 1 lost its worker" in note for note in driver.view.notes)
+    assert any(
+        "trial 1 is tried again after lost: killed by the script" in note
+        for note in driver.view.notes
+    )
 
 
 def test_a_trial_that_kills_every_worker_is_given_up(tmp_path):
@@ -92,7 +95,8 @@ def test_a_trial_that_kills_every_worker_is_given_up(tmp_path):
     executor = Deadly(lambda n: [2.0, None, 1.0] if n == 0 else [2.0, 1.0])
     decider = fakes.ScriptedDecider()
     make(tmp_path, decider, executor, trials=3).run()
-    assert executor.submitted.count(0) == 3
+    # The first try, and three in a row that came no further.
+    assert executor.submitted.count(0) == 4
     assert decider.told[0].state == "failed"
     assert decider.told[0].cause.kind == "lost"
     assert decider.told[0].cause.step == 1
@@ -194,3 +198,74 @@ def test_importing_the_command_leaves_torch_and_ray_unloaded():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def failing(kind: str, times: int, message: str = "boom"):
+    """A scripted executor whose trial 0 fails so often by `kind` before it completes."""
+
+    class Failing(fakes.ScriptedExecutor):
+        left = times
+
+        def _advance(self, number):
+            if number or not self.left:
+                return super()._advance(number)
+            self.left -= 1
+            cause = Cause(kind=kind, message=message)
+            return [self._finish(number, Result(state="failed", cause=cause))]
+
+    return Failing(lambda n: [2.0, 1.0], width=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "failures", "submissions", "state"),
+    [
+        ("error", 1, 1, "failed"),
+        ("diverged", 1, 1, "failed"),
+        ("out_of_memory", 1, 2, "complete"),
+        ("out_of_memory", 2, 2, "failed"),
+        ("hung", 1, 2, "complete"),
+        ("hung", 2, 2, "failed"),
+        ("device_busy", 10, 11, "complete"),
+        ("device_busy", 11, 11, "failed"),
+    ],
+)
+def test_each_kind_of_failure_has_its_policy(tmp_path, kind, failures, submissions, state):
+    executor, decider = failing(kind, failures), fakes.ScriptedDecider()
+    driver = make(tmp_path, decider, executor, trials=1)
+    # A device that is busy is waited for: in virtual time.
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 10.0
+        return now[0]
+
+    driver.progress.clock = clock
+    driver.run()
+    assert executor.submitted.count(0) == submissions
+    assert decider.told[0].state == state
+    kept = StudyFolder(tmp_path / "study").trial(0).read_failures()
+    assert [result.cause.kind for result in kept] == [kind] * (submissions - 1)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_batch(tmp_path):
+    driver = make(tmp_path, fakes.ScriptedDecider(), failing("out_of_memory", 1), trials=1)
+    driver.run()
+    config = StudyFolder(tmp_path / "study").trial(0).read_config()
+    assert config.training["per_device_train_batch_size"] == 4
+    assert config.training["gradient_accumulation_steps"] == 2
+    assert config.origin.changes == ["out of memory: micro-batch 8 -> 4, accumulation 1 -> 2"]
+
+
+def test_a_waiting_trial_does_not_keep_its_slot(tmp_path):
+    executor, decider = failing("device_busy", 1), fakes.ScriptedDecider()
+    driver = make(tmp_path, decider, executor, trials=2)
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 1.0
+        return now[0]
+
+    driver.progress.clock = clock
+    driver.run()
+    assert executor.submitted == [0, 1, 0]
+    assert decider.told[0].state == decider.told[1].state == "complete"

@@ -174,6 +174,7 @@ def test_a_diverged_trial_without_an_evaluation_still_teaches_tpe():
     assert decider.ask().number == 1
 
 
+MEDIAN = {"name": "median", "options": {"n_startup_trials": 2}}
 PRUNERS = [
     # pruner, its keywords, at which step the worst of five curves is stopped
     ("none", {}, None),
@@ -183,7 +184,7 @@ PRUNERS = [
     ("successive_halving", {"reduction_factor": 2}, 1),
     ("successive_halving", {"reduction_factor": 2, "min_resource": 2}, 2),
     ("threshold", {"upper": 5.0}, 1),
-    ("patient", {"patience": 1, "wrapped": {"name": "median", "options": {"n_startup_trials": 2}}}, None),
+    ("patient", {"patience": 1, "wrapped": MEDIAN}, None),
 ]  # fmt: skip
 
 

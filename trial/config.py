@@ -192,6 +192,8 @@ class Origin(Section):
     number: int = Field(ge=0)
     params: dict[str, Any] = Field(default_factory=dict)
     """What the sampler drew, by dotted path."""
+    changes: list[str] = Field(default_factory=list)
+    """What the harness changed after a failure, in words."""
 
 
 class TrialConfig(Section):
@@ -210,6 +212,8 @@ class TrialConfig(Section):
     """`auto` takes hpu, else cuda, else cpu."""
     keep: Literal["best", "last"] = "best"
     """Which adapter is saved, and whose eval loss is the trial's value."""
+    diverged_above: float | None = Field(default=None, gt=0)
+    """A loss above this ends the trial as diverged; NaN and infinity always do."""
     gaudi_config: str | dict[str, Any] = Field(
         default_factory=lambda: {"use_fused_adam": True, "use_fused_clip_norm": True}
     )

@@ -167,6 +167,7 @@ class TrialFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.attempts = self.path / "attempts.jsonl"
         self.result = self.path / "result.json"
+        self.failures = self.path / "failures.jsonl"
         self.log = self.path / "train.log"
         self.adapter = self.path / "adapter"
         self.model = self.path / "model"
@@ -196,6 +197,17 @@ class TrialFolder:
     def write_result(self, result: Result) -> None:
         """Commit the trial's end: after this the trial is never trained again."""
         write_atomically(self.result, result.model_dump_json(indent=2) + "\n")
+
+    def set_aside_result(self) -> None:
+        """Move a failed result out of the way of another try; what failed stays on record."""
+        result = self.read_result()
+        if result is not None:
+            append_line(self.failures, result.model_dump_json())
+            self.result.unlink()
+
+    def read_failures(self) -> list[Result]:
+        """Results that were set aside for another try, oldest first."""
+        return list(_parse_all(read_lines(self.failures), Result))
 
     def append(self, line: Evaluation | TrainLog) -> None:
         """Add one line to the metrics, on disk when this returns."""
