@@ -13,11 +13,11 @@ from typing import Any
 
 from sweep.dimension import Choices, Derived, Dimension, Fixed, Range, is_in
 from sweep.expression import FUNCTIONS
-from sweep.sheet import CONFIG_SECTIONS, Sheet, flatten, is_path
+from sweep.sheet import CONFIG_SECTIONS, Sheet, flatten, is_at_or_below, is_path, unknown_path
 from sweep.space import MAX_ENUMERATED, Space, constants, nearest_name, order, overlay, reads
 from sweep.spec import SweepSpec
 from trial.config import OURS, known_paths, problems_of
-from trial.problems import ConfigError, Problem, unknown
+from trial.problems import ConfigError, Problem
 
 _CORNERS = 1000
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -41,7 +41,7 @@ def _path_problem(path: str) -> Problem | None:
     harness = path.startswith("training.") and path.removeprefix("training.") in OURS
     if is_path(path) or harness:
         return None
-    return replace(unknown(path, known_paths()), got=repr(path))
+    return unknown_path(path, known_paths())
 
 
 def _variable_problem(name: str) -> Problem | None:
@@ -121,7 +121,7 @@ def check_base(sheet: Sheet, spec: SweepSpec) -> None:
             sheet.refuse(replace(problem, key=f"space.{problem.key}"))
         content = dict(spec.base)
     for problem in problems_of(content):
-        searched = any(_at_or_below(problem.key, path) for path in spec.space)
+        searched = any(is_at_or_below(problem.key, path) for path in spec.space)
         if problem.key and not searched:
             sheet.refuse(replace(problem, key=f"base.{problem.key}"))
 
@@ -138,7 +138,7 @@ def check_values(sheet: Sheet, spec: SweepSpec) -> None:
                 content = overlay(spec.base, {path: value})
             except ConfigError:
                 break
-            found = [p for p in problems_of(content) if _at_or_below(p.key, path)]
+            found = [p for p in problems_of(content) if is_at_or_below(p.key, path)]
             if found:
                 expected = " or ".join(dict.fromkeys(problem.expected for problem in found))
                 problem = Problem(f"space.{path}", expected, repr(value), found[0].near)
@@ -236,10 +236,6 @@ def check_grid(sheet: Sheet, space: Space) -> None:
 
 def _key(spec: SweepSpec, name: str) -> str:
     """The sweep file's key for a path or variable, or for a key of the base."""
-    if any(_at_or_below(name, path) for path in spec.space):
+    if any(is_at_or_below(name, path) for path in spec.space):
         return f"space.{name}"
     return f"variables.{name}" if name in spec.variables else f"base.{name}"
-
-
-def _at_or_below(key: str, path: str) -> bool:
-    return key == path or key.startswith(f"{path}.")

@@ -229,7 +229,8 @@ def _scalar(node: yaml.ScalarNode, key: str) -> Any:
     if tag not in ("plain", "null", "bool", "int", "float"):
         raise _Refusal(key, "a YAML tag is not allowed here", node.tag)
     value = _plain(node.value)
-    if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) < 2**63):
+    too_large = isinstance(value, int) and abs(value) >= 2**63
+    if too_large or (isinstance(value, float) and not math.isfinite(value)):
         raise _Refusal(key, "numbers must be finite and below 2**63", node.value[:40])
     return value
 

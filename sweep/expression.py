@@ -69,7 +69,9 @@ def evaluate(text: str, values: Mapping[str, Any]) -> Scalar:
         raise ValueError(f"`{text}`: {error.name} has no value here") from error
     except (simpleeval.InvalidExpression, ArithmeticError, TypeError, ValueError) as error:
         at = ", ".join(f"{name}={values[name]}" for name in sorted(reads) if name in values)
-        raise ValueError(f"`{text}` cannot be evaluated at {at or 'all'}: {error}") from error
+        why = "the value is too large" if isinstance(error, OverflowError) else error
+        where = f" at {at}" if at else ""
+        raise ValueError(f"`{text}` cannot be evaluated{where}: {why}") from error
 
 
 @cache
@@ -99,6 +101,8 @@ class _Paths(ast.NodeTransformer):
         return self._name(ast.unparse(node)) if _is_path(node) else self._refuse(node)
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
+        if node.id in FUNCTIONS:
+            raise ValueError(f"`{node.id}` is a function: call it")
         return self._name(node.id)
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
@@ -122,9 +126,9 @@ def _is_path(node: ast.expr) -> bool:
 
 def _power(base: Any, exponent: Any) -> Any:
     """Power without the integers of a million digits that would hang the driver."""
-    if isinstance(base, int) and isinstance(exponent, int):
-        exact = float(base) ** exponent
-        return exact if exponent < 0 or abs(exact) >= MAX_INTEGER else base**exponent
+    whole = isinstance(base, int) and isinstance(exponent, int) and exponent > 0
+    if whole and abs(float(base) ** exponent) >= MAX_INTEGER:
+        raise OverflowError
     return operator.pow(base, exponent)
 
 

@@ -18,7 +18,7 @@ from sweep import checks, dimension, optuna_names
 from sweep.dimension import Choices, Dimension, Range
 from sweep.metrics import METRICS
 from sweep.places import absolute_places
-from sweep.sheet import Sheet, read
+from sweep.sheet import Sheet, is_at_or_below, read
 from sweep.space import Space
 from sweep.spec import (
     NAME,
@@ -142,8 +142,8 @@ def _section(sheet: Sheet, key: str, model: type[M], content: Mapping[str, Any])
         problems = from_pydantic(error, {"": tuple(model.model_fields)})
     for problem in problems:
         sheet.refuse(replace(problem, key=f"{key}.{problem.key}"))
-    wrong = {problem.key.partition(".")[0] for problem in problems}
-    return model.model_validate({name: content[name] for name in content if name not in wrong})
+    good = [n for n in content if not any(is_at_or_below(problem.key, n) for problem in problems)]
+    return model.model_validate({name: content[name] for name in good})
 
 
 def _objectives(sheet: Sheet) -> tuple[ObjectiveSpec, ...]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from sweep import document
 from sweep.spec import ObjectiveSpec, ResourceSpec, SamplerSpec, StopSpec, SweepSpec
 from trial.config import SECTIONS, known_keys, known_paths
-from trial.problems import ConfigError, Problem, unknown
+from trial.problems import ConfigError, Problem, nearest, unknown
 
 TOP = tuple(sorted({*SweepSpec.model_fields, "objective"}))
 """Keys a sweep file may have."""
@@ -121,8 +121,17 @@ def flatten(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def is_path(path: str) -> bool:
     """Whether a dotted path is a key of a trial's configuration, or lies below one."""
-    known = known_paths()
-    return any(path == name or path.startswith(f"{name}.") for name in known if name in path)
+    return any(is_at_or_below(path, name) for name in known_paths())
+
+
+def is_at_or_below(path: str, other: str) -> bool:
+    """Whether a dotted path is another, or lies below it."""
+    return path == other or path.startswith(f"{other}.")
+
+
+def unknown_path(path: str, known: Sequence[str]) -> Problem:
+    """The problem of a dotted path that is not in `known`."""
+    return Problem(path, "unknown key", repr(path), nearest(path, known))
 
 
 def _near(problem: Problem) -> str:
@@ -227,11 +236,14 @@ def _override_base(sheet: Sheet, path: str, value: Any, place: str) -> None:
         sheet.content["base"] = value
         sheet.put("base", place)
         return
-    if not is_path(path) and path not in CONFIG_SECTIONS:
-        problem = unknown(path, _settable())
-        sheet.refuse(replace(problem, got=repr(path), where=place))
+    if path in CONFIG_SECTIONS and isinstance(value, dict):
+        for inner, part in flatten({path: value}):
+            _override_base(sheet, inner, part, place)
         return
-    taken = next((name for name in sheet.section("space") if _is_at_or_below(path, name)), None)
+    if not is_path(path):
+        sheet.refuse(replace(unknown_path(path, _settable()), where=place))
+        return
+    taken = next((name for name in sheet.section("space") if is_at_or_below(path, name)), None)
     if taken and not _all_conditional(sheet.content["space"][taken]):
         rule = f"is searched by this sweep; say `--set space.{taken}=...` to fix it"
         sheet.refuse(Problem(path, rule, where=place))
@@ -278,10 +290,6 @@ def _set(sheet: Sheet, key: str, value: Any, place: str) -> None:
         value = {("metric" if key == "objective" else "name"): value}
     content[parts[-1]] = value
     sheet.put(key, place)
-
-
-def _is_at_or_below(path: str, other: str) -> bool:
-    return path == other or path.startswith(f"{other}.") or other.startswith(f"{path}.")
 
 
 def _exists(path: Path) -> bool:
