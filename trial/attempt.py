@@ -97,7 +97,6 @@ def _build(session: Session, device: Device, run: Run, *, resumed: bool) -> None
     arguments = build_arguments(keywords, device)
     tokenizer = bench.tokenizer(config)
     base = bench.take_base(config, device)
-    base.config.pad_token_id = tokenizer.pad_token_id
     data = bench.prepared(config, base.config.model_type)
     session.data_hash = data.data_hash
     session.model_hash = model_hash(config.model.name_or_path, config.model.revision)
@@ -115,6 +114,7 @@ def _build(session: Session, device: Device, run: Run, *, resumed: bool) -> None
         **device.trainer_arguments(config),
     )
     session.trainer.run = run
+    device.mend_trainer(session.trainer, config)
     session.trainer.remove_callback(PrinterCallback)
 
 

@@ -28,6 +28,15 @@ class Collator:
         return _trimmed(batch) if self.trim else batch
 
 
+def open_mask(batch: Batch) -> Batch:
+    """The batch with attention everywhere.
+
+    Rows are padded on the right, so under causal attention no token sees padding, and padding has
+    no label: the loss is the same, and transformers skips building a mask (3 ms a step on a CPU).
+    """
+    return {**batch, "attention_mask": torch.ones_like(batch["attention_mask"])}
+
+
 def evaluation_batches(
     dataset: Any, batch_size: int, collate: Collator, *, rank: int = 0, ranks: int = 1
 ) -> Iterator[Batch]:

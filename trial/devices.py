@@ -39,6 +39,10 @@ class Device:
     """Wait until the device has done what it was given."""
     evaluation_inputs: Callable[[Any], dict[str, Any]]
     """What the trainer adds to its inputs besides the batch."""
+    mend_trainer: Callable[[Any, TrialConfig], None]
+    """What a new trainer needs before it trains."""
+    mend_checkpointing: Callable[[Any], None]
+    """Undo what the trainer has done to gradient checkpointing, where that fails."""
     backend: str
     """Communication between ranks."""
     fixed_shapes: bool
@@ -47,16 +51,16 @@ class Device:
     """Whether reading a tensor's value waits for nothing: losses are checked at every step then."""
 
 
+def _leave(*_: Any) -> None:
+    return None
+
+
 def _none(_: Any = None) -> dict[str, Any]:
     return {}
 
 
 def _no_names() -> frozenset[str]:
     return frozenset()
-
-
-def _wait_for_nothing() -> None:
-    return None
 
 
 def _transformers_trainer() -> type[Any]:
@@ -176,6 +180,8 @@ DEVICES: dict[str, Device] = {
         read_peak=_hpu_read_peak,
         synchronise=_hpu_synchronise,
         evaluation_inputs=gaudi.evaluation_inputs,
+        mend_trainer=_leave,
+        mend_checkpointing=_leave,
         backend="hccl",
         fixed_shapes=True,
         free_reads=False,
@@ -195,6 +201,8 @@ DEVICES: dict[str, Device] = {
         read_peak=_cuda_read_peak,
         synchronise=_cuda_synchronise,
         evaluation_inputs=_none,
+        mend_trainer=_leave,
+        mend_checkpointing=_leave,
         backend="nccl",
         fixed_shapes=False,
         free_reads=False,
@@ -211,8 +219,10 @@ DEVICES: dict[str, Device] = {
         environment=_cpu_environment,
         reset_peak=memory.reset_peak,
         read_peak=memory.read_peak,
-        synchronise=_wait_for_nothing,
+        synchronise=_leave,
         evaluation_inputs=gaudi.evaluation_inputs,
+        mend_trainer=gaudi.mend_trainer,
+        mend_checkpointing=gaudi.mend_checkpointing,
         backend="gloo",
         fixed_shapes=False,
         free_reads=True,

@@ -1,6 +1,6 @@
 """The one door to optimum-habana, and what lets its GaudiTrainer train without a Gaudi.
 
-Off the device, and only there, six assumptions of optimum-habana 1.21 are mended; each mend has
+Off the device, and only there, eight assumptions of optimum-habana 1.21 are mended; each mend has
 its reason beside it. Where `habana_frameworks` can be imported nothing is mended.
 """
 
@@ -13,6 +13,8 @@ import types
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from trial.config import TrialConfig
 
 FLASH_FLAGS = (
     "attn_softmax_bf16",
@@ -130,7 +132,38 @@ def mend_model(model: Any) -> None:
             setattr(generation, flag, False)
 
 
+def mend_trainer(trainer: Any, config: TrialConfig) -> None:
+    """Turn bf16 autocast on again: GaudiTrainer notes it before its base class clears the note."""
+    trainer.use_cpu_amp = bool(config.training.get("bf16")) and config.zero_stage is None
+
+
+def mend_checkpointing(trainer: Any) -> None:
+    """Give DeepSpeed trials torch's checkpointing back.
+
+    GaudiTrainer replaces it, for the whole process, by one that returns a tuple for a tensor.
+    """
+    import torch.utils.checkpoint
+    import transformers.modeling_utils
+
+    if not (trainer.args.gradient_checkpointing and trainer.args.deepspeed):
+        return
+    original = _torch_checkpoint()
+    torch.utils.checkpoint.checkpoint = original
+    transformers.modeling_utils.checkpoint = original
+    trainer.model.gradient_checkpointing_enable(
+        gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs
+    )
+
+
+@cache
+def _torch_checkpoint() -> Any:
+    import torch.utils.checkpoint
+
+    return torch.utils.checkpoint.checkpoint
+
+
 def _mend(trainer: Any) -> None:
+    _torch_checkpoint()
     from transformers.integrations.deepspeed import deepspeed_init
 
     # `log` reads the HPU's memory at every entry, through habana_frameworks.

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import skip_first_batches
+from peft import PeftMixedModel, PeftModel
 
-from trial.batches import Collator, evaluation_batches
+from trial.batches import Collator, evaluation_batches, open_mask
 from trial.devices import Device
 from trial.evaluation import exact_loss
 from trial.failure import Diverged
+from trial.order import TrainingOrder
 from trial.weights import save_weights
 
 if TYPE_CHECKING:
@@ -51,33 +54,56 @@ class TrialTrainer(Base):
             rank=self.args.process_index,
             ranks=ranks,
         )
+        dense = self.run.device.fixed_shapes
         extra = self.run.device.evaluation_inputs(self)
         htcore = getattr(self, "htcore", None)
 
         def forward(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-            inputs = self._prepare_inputs({**inputs})
+            inputs = self._prepare_inputs(inputs if dense else open_mask(inputs))
             with self.compute_loss_context_manager():
                 logits: torch.Tensor = model(**inputs, **extra).logits
             if htcore is not None:
                 htcore.mark_step()
             return logits
 
-        return exact_loss(forward, batches, dense=self.run.device.fixed_shapes, ranks=ranks)
+        return exact_loss(forward, batches, dense=dense, ranks=ranks)
 
     def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> torch.Tensor:
         """One forward and backward pass; counts tokens, and reads the loss where that is free."""
         self.run.count_tokens(inputs["attention_mask"].sum())
+        if not self.run.device.fixed_shapes:
+            inputs = open_mask(inputs)
         loss: torch.Tensor = super().training_step(model, inputs, *rest, **named)
         if self.run.device.free_reads and not math.isfinite(value := loss.item()):
             raise Diverged("the training loss", value, self.state.global_step + 1)
         return loss
 
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Nobody reads the estimate, and it walks over all parameters at every step."""
+        return 0
+
     def create_optimizer(self) -> Any:
         """The trainer's own optimizer without empty parameter groups, which break ZeRO 1 and 3."""
         optimizer = super().create_optimizer()
-        filled = [group for group in optimizer.param_groups if group["params"]]
-        optimizer.param_groups[:] = filled
+        # accelerate's stand-in for an optimizer that DeepSpeed makes has no groups yet.
+        if (groups := getattr(optimizer, "param_groups", None)) is not None:
+            groups[:] = [group for group in groups if group["params"]]
         return optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> TrainingOrder:
+        """The same order on every device, with DeepSpeed and without."""
+        args, rows = self.args, train_dataset or self.train_dataset
+        lengths = None
+        if args.group_by_length:
+            lengths = [int(row["attention_mask"].sum()) for row in rows]
+        seed = args.seed if args.data_seed is None else args.data_seed
+        batch_size = args.per_device_train_batch_size * args.world_size
+        return TrainingOrder(len(rows), batch_size, seed, lengths)
+
+    def _wrap_model(self, model: Any, *rest: Any, **named: Any) -> Any:
+        """The last stop before DeepSpeed takes the model over."""
+        self.run.device.mend_checkpointing(self)
+        return super()._wrap_model(model, *rest, **named)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Weights of a checkpoint; DeepSpeed's own files hold them already."""
@@ -98,7 +124,7 @@ class TrialTrainer(Base):
 @cache
 def trainer_class(device: Device) -> type[Any]:
     """The trainer class of a device with our additions."""
-    _mend_skipping(device.trainer_class())
+    _mend(device.trainer_class())
     return type("TrialTrainer", (TrialTrainer, device.trainer_class()), {})
 
 
@@ -107,22 +133,24 @@ def collator(device: Device) -> Collator:
     return Collator(trim=not device.fixed_shapes)
 
 
-def _mend_skipping(trainer: type[Any]) -> None:
-    """Let a trainer's `skip_first_batches` keep the epoch it is in.
-
-    accelerate 1.10 returns a loader that counts epochs from 0 again, so a run resumed in a later
-    epoch would see the order of the first.
-    """
-    import sys
-
+def _mend(trainer: type[Any]) -> None:
+    """Mend two functions that trainers look up in their own modules."""
     keeping = _keeping_epoch(skip_first_batches)
     for base in trainer.__mro__:
         module = sys.modules[base.__module__]
         if getattr(module, "skip_first_batches", None) is skip_first_batches:
             module.__dict__["skip_first_batches"] = keeping
+        if hasattr(module, "_is_peft_model"):
+            module.__dict__["_is_peft_model"] = _is_peft_model
 
 
 def _keeping_epoch(skip: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a loader that skips batches keep the epoch it is in.
+
+    accelerate 1.10 returns one that counts epochs from 0 again, so a run resumed in a later epoch
+    would see the order of the first.
+    """
+
     def skipping(dataloader: Any, num_batches: int = 0) -> Any:
         rest = skip(dataloader, num_batches)
         if hasattr(dataloader, "iteration"):
@@ -130,3 +158,8 @@ def _keeping_epoch(skip: Callable[..., Any]) -> Callable[..., Any]:
         return rest
 
     return skipping
+
+
+def _is_peft_model(model: Any) -> bool:
+    """As transformers' own, which parses PEFT's metadata file at every step (1 ms)."""
+    return isinstance(model, PeftModel | PeftMixedModel)

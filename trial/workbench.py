@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import warnings
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from trial import gaudi, ranks
 from trial.config import TrialConfig
-from trial.devices import Device, apply_environment, pick
+from trial.devices import DEVICES, Device, apply_environment, pick
 from trial.model import is_local, leaves_base_as_it_was, load_base, load_tokenizer
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Workbench:
         self._prepared: dict[str, Prepared] = {}
         self._base: Any | None = None
         self._base_key = ""
+        self._device = ""
 
     def start(self, config: TrialConfig) -> Device:
         """Import everything and start the trial's device."""
@@ -40,9 +42,14 @@ class Workbench:
             # Read once, when the hub's client is imported.
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        if gaudi.on_device() and config.device in ("auto", "hpu"):
+            # Looking for the device loads torch already, and Habana's plugin with it.
+            apply_environment(DEVICES["hpu"].environment(config))
         device = pick(config.device)
+        self._device = device.name
         apply_environment(device.environment(config))
-        _import_all(device)
+        if self.cold:
+            _import_all(device)
         if config.zero_stage is not None:
             ranks.without_compiled_operators(device.name)
         return device
@@ -98,13 +105,12 @@ class Workbench:
             yield
         self.cold = False
         # ZeRO-3 leaves one whole model behind, whatever is destroyed.
-        if config.zero_stage == 3 or _patched_for_good(config):
+        if config.zero_stage == 3 or self._patched_for_good(config):
             self.reusable = False
 
-
-def _patched_for_good(config: TrialConfig) -> bool:
-    """Whether GaudiTrainer has replaced torch's checkpointing in this process."""
-    return bool(config.training.get("gradient_checkpointing"))
+    def _patched_for_good(self, config: TrialConfig) -> bool:
+        """Whether GaudiTrainer has replaced torch's checkpointing in this process."""
+        return bool(config.training.get("gradient_checkpointing")) and self._device == "hpu"
 
 
 def _import_all(device: Device) -> None:
@@ -117,4 +123,10 @@ def _import_all(device: Device) -> None:
     transformers.logging.set_verbosity_error()
     device.trainer_class()
     device.arguments_class()
+    # The trainer imports it in any case, in the middle of its first trial.
+    import deepspeed  # noqa: F401
+
+    # Trainers collect garbage several times a trial: spare them the modules, which stay for good.
+    gc.collect()
+    gc.freeze()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
