@@ -177,12 +177,16 @@ def _unfold(sheet: Sheet) -> None:
     if isinstance(sheet.content.get("base"), str):
         _read_base(sheet, sheet.content["base"])
     for name in ("space", "variables"):
-        flat: dict[str, Any] = {}
-        for path, value in flatten(sheet.section(name)):
-            if path in flat:
-                sheet.refuse(Problem(f"{name}.{path}", "stands twice, dotted and nested"))
-            flat[path] = value
-        sheet.content[name] = flat
+        _unfold_dimensions(sheet, name)
+
+
+def _unfold_dimensions(sheet: Sheet, name: str) -> None:
+    flat: dict[str, Any] = {}
+    for path, value in flatten(sheet.section(name)):
+        if path in flat:
+            sheet.refuse(Problem(f"{name}.{path}", "stands twice, dotted and nested"))
+        flat[path] = value
+    sheet.content[name] = flat
 
 
 def _read_base(sheet: Sheet, name: str) -> None:
@@ -227,6 +231,8 @@ def _override(sheet: Sheet, text: str) -> None:
         _override_dimension(sheet, top, key.partition(".")[2], value, place)
     elif top in TOP and top != "base":
         _set(sheet, key, value, place)
+        if key in ("space", "variables"):
+            _unfold_dimensions(sheet, key)
     else:
         _override_base(sheet, key.removeprefix("base."), value, place)
 

@@ -185,6 +185,13 @@ OVERRIDES = [
     ("space.lora.r=[2, 3]", "space|lora.r|0|choices", [2, 3]),
     ("space.lora.r=16", "space|lora.r|0|value", 16),
     ("space={lora.r: [1, 2]}", "space|lora.r|0|choices", [1, 2]),
+    ("space={lora: {r: [1, 2]}}", "space|lora.r|0|choices", [1, 2]),
+    ("space.lora={r: [1, 2]}", "space|lora.r|0|choices", [1, 2]),
+    (
+        "training.lr_scheduler_kwargs.num_cycles=2",
+        "base|training|lr_scheduler_kwargs",
+        {"num_cycles": 2},
+    ),
     ("space.training.learning_rate.high=0.5", "space|training.learning_rate|0|high", 0.5),
     ("space.lora.lora_dropout={low: 0.0, high: 0.1}", "space|lora.lora_dropout|0|high", 0.1),
     ("variables.x=[1, 2]", "variables|x|0|choices", [1, 2]),
