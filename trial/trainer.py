@@ -97,8 +97,14 @@ class TrialTrainer(Base):
         if args.group_by_length:
             lengths = [int(row["attention_mask"].sum()) for row in rows]
         seed = args.seed if args.data_seed is None else args.data_seed
-        batch_size = args.per_device_train_batch_size * args.world_size
-        return TrainingOrder(len(rows), batch_size, seed, lengths)
+        step_rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        return TrainingOrder(
+            len(rows),
+            step_rows * args.world_size,
+            seed,
+            lengths=lengths,
+            drop_last=args.dataloader_drop_last,
+        )
 
     def _wrap_model(self, model: Any, *rest: Any, **named: Any) -> Any:
         """The last stop before DeepSpeed takes the model over."""
