@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,6 +15,8 @@ MODELS: dict[str, Path] = {"builtin:tiny-llama": Path(__file__).with_name("tiny-
 DATASETS: dict[str, Callable[[], list[Mapping[str, str]]]] = {
     "builtin:python-docs": docs.read,
 }
+TINY_LLAMA_HASH = "22b018a6c880fc26"
+"""`content_hash` of the shipped folder; `make` prints the one to write here."""
 
 
 def model_path() -> Path:
@@ -24,3 +27,11 @@ def model_path() -> Path:
 def resolve_model(name_or_path: str) -> str:
     """A folder for the name of a built-in model; anything else as it is."""
     return str(MODELS.get(name_or_path, name_or_path))
+
+
+def content_hash(folder: Path) -> str:
+    """Hash of a folder's files by name and content."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
