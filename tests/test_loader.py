@@ -259,6 +259,20 @@ def test_file_and_overrides_report_together(tmp_path):
     assert [line.partition(" ")[0] for line in got] == ["--set", "FILE:1"]
 
 
+@pytest.mark.parametrize(("value", "holds"), [(4, True), (8, True), (99, False)])
+def test_a_condition_may_hold_at_the_base_s_value_of_a_conditional_parent(tmp_path, value, holds):
+    text = (
+        "base: {lora: {r: 8}}\nspace:\n  lora.use_rslora: [true, false]\n"
+        "  lora.r: {choices: [4, 16], when: {lora.use_rslora: true}}\n"
+        f"  lora.use_dora: {{choices: [true, false], when: {{lora.r: {value}}}}}\n"
+    )
+    path = write(tmp_path, f"{text}stop: {{trials: 3}}\n")
+    if holds:
+        assert "lora.use_dora" in loader.load(path).space
+    else:
+        assert "never holds: lora.r is 4, 16, got 99" in refused(path)[0]
+
+
 # Base files and places
 
 

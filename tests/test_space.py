@@ -240,6 +240,20 @@ def test_any_conditional_grid_equals_a_filtered_product(choices, conditions, wri
     assert all(space.check_point(point) == point for point in grid)
 
 
+def test_conditions_reach_through_derived_values():
+    space = make(
+        {},
+        {
+            "a": [1, 2],
+            "b": {"expression": "a"},
+            "c": {"expression": "b"},
+            "d": {"choices": [5, 6, 7], "when": {"c": 1}},
+        },
+    )
+    assert space.grid() == [{"a": 1, "d": 5}, {"a": 1, "d": 6}, {"a": 1, "d": 7}, {"a": 2}]
+    assert space.size() == 4
+
+
 def test_a_grid_names_the_range_without_an_end():
     space = make({"lora.r": [4], "training.learning_rate": {"low": 0.1, "high": 0.2}})
     assert space.size() is None

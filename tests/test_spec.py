@@ -58,6 +58,7 @@ REFUSED = [
     ([0, False], "must differ"),
     ([1, 1.0], "must differ"),
     ([["a"], '["a"]'], "must differ"),
+    ([{"a": 1, "b": 2}, {"b": 2, "a": 1}], "must differ"),
     ({}, "needs `choices`"),
     ({"when": {"a": 1}}, "needs `choices`"),
     ({"choices": "ab"}, "`choices` is a list"),
