@@ -23,7 +23,10 @@ def sentences(found: Findings) -> list[str]:
     """Three to seven sentences; the first one is the answer."""
     if found.complete.empty:
         return [_nothing(found.table)]
-    told = _confirmed(found) if found.board.noise is not None else _unconfirmed(found)
+    if found.systems:
+        told = [_stages(found)]
+    else:
+        told = _confirmed(found) if found.board.noise is not None else _unconfirmed(found)
     told += [_rates(found), _dominant(found), _parity(found), _cost(found), *_next(found)]
     return [text for text in told if text]
 
@@ -140,12 +143,38 @@ def _best_other_rank(found: Findings, best: Group) -> pd.Series | None:
     return others.iloc[0] if len(others) else None
 
 
+def _stages(found: Findings) -> str:
+    """Systems knobs alone were searched: speed and memory are the answer."""
+    stages = zero.stages(found.table)
+    fast = _least(stages, "seconds_per_step")
+    lean = _least(stages, "peak_memory_bytes")
+    if fast is None or lean is None:
+        return "The complete trials hold no step times and memory to compare stages by."
+    pace = f"{units.number(fast['seconds_per_step'], 3)} s per step"
+    if fast["stage"] == lean["stage"]:
+        memory = units.size(lean["peak_memory_bytes"])
+        return f"{fast['stage']} is the fastest ({pace}) and needs the least memory ({memory})."
+    times = lean["seconds_per_step"] / fast["seconds_per_step"]
+    memory = (
+        f"{units.size(lean['peak_memory_bytes'])} against {units.size(fast['peak_memory_bytes'])}"
+    )
+    return (
+        f"{fast['stage']} is the fastest, {pace}; {lean['stage']} needs the least memory, {memory} "
+        f"a device, at {units.number(times, 2)} times the time per step."
+    )
+
+
+def _least(stages: pd.DataFrame, column: str) -> pd.Series | None:
+    known = stages.dropna(subset=[column, "seconds_per_step"])
+    return None if known.empty else known.sort_values(column, kind="stable").iloc[0]
+
+
 # Why
 
 
 def _rates(found: Findings) -> str:
     """How the best learning rate moves with rank."""
-    best = best_of_each(found.table, RANK)
+    best = best_of_each(found, RANK)
     if len(best) < 2 or RATE not in found.searched or best[RATE].isna().any():
         return ""
     if best[RATE].nunique() == 1:
@@ -200,8 +229,8 @@ def _cost(found: Findings) -> str:
 
 
 def _next(found: Findings) -> list[str]:
-    told = edges(found)
-    if found.board.noise is None and len(found.board.standings) > 1:
+    told = [] if found.systems else edges(found)
+    if not found.systems and found.board.noise is None and len(found.board.standings) > 1:
         told.append("To know the noise, repeat the best few over seeds.")
     memory = (found.table["cause_kind"] == "out_of_memory").sum()
     if memory:

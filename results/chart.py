@@ -28,7 +28,7 @@ class Axis:
     limits: tuple[float, float] | None = None
     """What is shown at first; None for all."""
     labels: tuple[tuple[float, str], ...] | None = None
-    """Ticks of our own: place and text. The axis is linear then."""
+    """Ticks of our own: place and text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,10 @@ class Series:
     colour: Sequence[float] = ()
     """Values that colour the points, on the chart's colour scale."""
     dashed: bool = False
+    crossed: bool = False
+    """Points are crosses."""
+    thick: float = 0.8
+    """Thickness of bars, in units of the axis they stand on."""
     named: bool = True
     """Whether it stands in the legend."""
 
@@ -158,4 +162,5 @@ def notes(*parts: str) -> str:
 
 def beyond(count: int) -> str:
     """The note on what the first view leaves out."""
-    return f"{count:,} far-off points lie outside the first view." if count else ""
+    what = "far-off point lies" if count == 1 else "far-off points lie"
+    return f"{count:,} {what} outside the first view." if count else ""

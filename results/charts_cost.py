@@ -48,7 +48,8 @@ def _bought(found: Findings) -> Chart | None:
         "bought", "Device time by what it bought",
         "All devices together. What was pruned bought the answer that those settings lose; what "
         "failed or was retried bought nothing.",
-        Axis(f"device {name}"), Axis("", labels=labels), (series,), horizontal=True, height=330,
+        Axis(f"device {name}"), Axis("", labels=labels), (series,), horizontal=True,
+        height=300, wide=True,
     )  # fmt: skip
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from results.axes import number_axis
 from results.chart import Axis, Chart, Series, Thinning, beyond, notes, outside, robust_limits
 from results.findings import RANK, RATE, Findings, best_of_each
-from results.importance import is_log
 
 SERIES = 8
 """Ranks told apart by colour; more would not be."""
@@ -19,6 +19,8 @@ CURVE_POINTS = 4
 
 def lora_charts(found: Findings) -> list[Chart]:
     """Every plot that the study has something to show in."""
+    if found.systems:
+        return []
     made = [
         _rates(found),
         _ranks(found),
@@ -52,16 +54,16 @@ def _rates(found: Findings) -> Chart | None:
     series = []
     for index, (name, part) in enumerate(_by_rank(rows)):
         series += _rate_series(found, name, part, index, thinning)
-    best = best_of_each(found.table, RANK) if _has(found, RANK) else rows.head(1)
+    best = best_of_each(found, RANK) if _has(found, RANK) else rows.head(1)
     series.append(
         Series("best", list(best[RATE]), list(best["value"]), tone="best", hover=found.hover(best))
     )
-    each = "of each rank " if _has(found, RANK) else ""
+    each = " of each rank" if _has(found, RANK) else ""
     return Chart(
         "rates", "Loss over learning rate, rank by rank" if each else "Loss over learning rate",
-        f"Each dot is a complete trial, a diamond the best {each}; the lower, the better. Compare "
+        f"Each dot is a complete trial, a diamond the best{each}; the lower, the better. Compare "
         "the lowest points of the curves, not the curves at one rate.",
-        Axis("learning rate", log=is_log(rows[RATE])), Axis(found.metric_axis, limits=limits),
+        number_axis("learning rate", rows[RATE]), Axis(found.metric_axis, limits=limits),
         tuple(series), notes(thinning.note, beyond(outside(rows["value"].to_numpy(), limits))),
         wide=True,
     )  # fmt: skip
@@ -94,18 +96,14 @@ def _curve(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ranks(found: Findings) -> Chart | None:
-    best = best_of_each(found.table, RANK) if _has(found, RANK) else None
-    if best is None:
+    if not _has(found, RANK):
         return None
-    places = list(range(len(best)))
-    ends = [_interval(found, int(number)) for number in best["number"]]
-    known = all(end is not None for end in ends)
-    values = [_mean(found, int(n), v) for n, v in zip(best["number"], best["value"], strict=True)]
+    best = best_of_each(found, RANK)
+    known = best["low"].notna().all()
     bars = "Bars are 95% intervals of the mean over seeds." if known else "Runs without repeats."
     series = Series(
-        "best", places, values, kind="both", hover=found.hover(best),
-        low=[end[0] for end in ends if end] if known else (),
-        high=[end[1] for end in ends if end] if known else (),
+        "best", list(range(len(best))), list(best["value"]), kind="both", hover=found.hover(best),
+        low=list(best["low"]) if known else (), high=list(best["high"]) if known else (),
     )  # fmt: skip
     labels = tuple((float(i), str(rank)) for i, rank in enumerate(best[RANK]))
     return Chart(
@@ -113,20 +111,6 @@ def _ranks(found: Findings) -> Chart | None:
         f"Each rank at its own best settings. {bars}",
         Axis("rank r", labels=labels), Axis(found.metric_axis), (series,),
     )  # fmt: skip
-
-
-def _interval(found: Findings, number: int) -> tuple[float, float] | None:
-    for standing in found.board.standings:
-        if number in standing.group.trials and standing.group.interval:
-            return standing.group.interval.low, standing.group.interval.high
-    return None
-
-
-def _mean(found: Findings, number: int, value: float) -> float:
-    for standing in found.board.standings:
-        if number in standing.group.trials:
-            return standing.group.mean
-    return value
 
 
 def _scales(found: Findings) -> Chart | None:
@@ -157,14 +141,13 @@ def _scatter(found: Findings, key: str, column: str, title: str, read: str, axis
         _dots(found, name, part.iloc[thinning.indices(len(part), 400, 20)], column, index)
         for index, (name, part) in enumerate(_by_rank(rows))
     ]
-    best = best_of_each(found.table, column)
+    best = best_of_each(found, column)
     series.append(
         Series("best at each", list(best[column]), list(best["value"]), kind="line", tone="best",
                dashed=True)
     )  # fmt: skip
-    log = is_log(rows[column])
     return Chart(
-        key, title, read, Axis(axis, log=log), Axis(found.metric_axis, limits=limits),
+        key, title, read, number_axis(axis, rows[column]), Axis(found.metric_axis, limits=limits),
         tuple(series), notes(thinning.note, beyond(outside(rows["value"].to_numpy(), limits))),
     )  # fmt: skip
 
@@ -204,7 +187,7 @@ def _front(found: Findings, column: str, axis: str, unit: float) -> Chart | None
         f"front_{column}", f"Loss against {axis.partition(' (')[0]}",
         "Coloured trials are the Pareto front: whatever is cheaper is worse. Take the first one "
         "after which the line runs flat.",
-        Axis(axis, log=is_log(rows[column])), Axis(found.metric_axis, limits=limits), series,
+        number_axis(axis, rows[column] * unit), Axis(found.metric_axis, limits=limits), series,
         notes(thinning.note, beyond(outside(rows["value"].to_numpy(), limits))),
     )  # fmt: skip
 

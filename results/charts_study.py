@@ -10,6 +10,7 @@ import pandas as pd
 from scipy.interpolate import griddata
 
 from results import units
+from results.axes import number_axis
 from results.chart import (
     Axis,
     Chart,
@@ -24,9 +25,9 @@ from results.chart import (
     robust_limits,
 )
 from results.findings import Findings, settings
-from results.importance import is_log, is_number
+from results.importance import ENOUGH, is_log, is_number
 from results.reading import TrialRead
-from results.show import ranked, short
+from results.show import ranked, sentence, short
 
 BEST_CURVES = 12
 """Curves drawn in colour."""
@@ -43,10 +44,10 @@ def study_charts(found: Findings) -> list[Chart]:
         _curves(found),
         _history(found),
         _importance(found),
+        _rungs(found),
         _parallel(found),
         *_slices(found),
         *_contours(found),
-        _rungs(found),
     ]
     return [chart for chart in made if chart]
 
@@ -73,8 +74,9 @@ def _curves(found: Findings) -> Chart | None:
     ]
     return Chart(
         "curves", "Learning curves",
-        f"The {best} best trials in colour, the others grey; a cross-marked end is where and why a "
-        "trial was stopped (point at it). Falling curves that cross late are worth more steps.",
+        f"The {best} best trials in colour, the others grey; a cross is where a trial was "
+        "pruned or failed (point at it to see why). Falling curves that cross late are "
+        "worth more steps.",
         Axis("optimizer step"), Axis("eval loss (nats per token)", limits=limits),
         tuple(item for item in series if len(item.x)),
         notes(thinning.note, "The axis leaves out losses far above the rest."), wide=True,
@@ -130,10 +132,11 @@ def _ends(trials: Sequence[TrialRead], limits: tuple[float, float] | None) -> li
         stopped = [trial for trial in trials if trial.state == state]
         y = np.array([trial.curve.eval_loss[-1] for trial in stopped], dtype=float)
         if limits and len(y):
-            y = np.clip(np.nan_to_num(y, nan=limits[1], posinf=limits[1]), *limits)
+            top = limits[1] - 0.02 * (limits[1] - limits[0])
+            y = np.clip(np.nan_to_num(y, nan=top, posinf=top), limits[0], top)
         x = [float(trial.curve.step[-1]) for trial in stopped]
         hover = [_end_words(trial) for trial in stopped]
-        made.append(Series(state, x, list(y), tone=tone, hover=hover))
+        made.append(Series(state, x, list(y), tone=tone, hover=hover, crossed=True))
     return made
 
 
@@ -189,7 +192,9 @@ def _importance(found: Findings) -> Chart | None:
     if shares is None:
         return None
     places = list(range(len(shares.names)))[::-1]
-    both = (("fANOVA", shares.fanova, 0.2), ("PED-ANOVA", shares.ped_anova, -0.2))
+    both = [("fANOVA", shares.fanova, 0.0 if shares.few else 0.2)]
+    if not shares.few:
+        both.append(("PED-ANOVA", shares.ped_anova, -0.2))
     series = tuple(
         Series(f"{name}", list(values), [place + lift for place in places], kind="both",
                index=index, hover=[f"{name}<br>{short(key)}: {units.percent(value, 1)}"
@@ -197,7 +202,8 @@ def _importance(found: Findings) -> Chart | None:
         for index, (name, values, lift) in enumerate(both)
     )  # fmt: skip
     few = (
-        f"Only {shares.trials} complete trials: too few to trust; read it as a hint."
+        f"Only {shares.trials} complete trials: too few to trust, read it as a hint. PED-ANOVA is "
+        f"left out, its best tenth would be a trial or two (it needs {ENOUGH} trials)."
         if shares.few
         else f"From {shares.trials:,} complete trials."
     )
@@ -217,8 +223,9 @@ def _importance(found: Findings) -> Chart | None:
 
 def _as_bar(series: Series) -> Series:
     return Series(
-        series.name, series.x, series.y, kind="bar", index=series.index, hover=series.hover
-    )
+        series.name, series.x, series.y, kind="bar", index=series.index, hover=series.hover,
+        thick=0.38,
+    )  # fmt: skip
 
 
 # Parameters together
@@ -263,12 +270,13 @@ def _parallel(found: Findings) -> Chart | None:
     told = ("best quarter", "second quarter", "third quarter", "worst quarter")
     series = [_bundle(paths[groups == g], told[g], g) for g in (3, 2, 1, 0)]
     labels = [(float(i), short(name)) for i, name in enumerate(names)]
-    labels.append((float(len(names)), f"{found.metric} (best at the bottom)"))
+    labels.append((float(len(names)), f"{found.metric}, best lowest"))
     return Chart(
         "parallel", "Parameters together",
         "One line a trial through all its parameters; the last axis orders trials by value. "
         "Where the lines of the best quarter run together, the parameter matters.",
-        Axis("", labels=tuple(labels)), Axis("low to high on each axis", labels=()),
+        Axis("", labels=tuple(labels), limits=(-0.15, len(names) + 0.2)),
+        Axis("low to high on each axis", labels=()),
         tuple(series), thinning.note, wide=True, height=430, texts=_ticks(rows, names),
     )  # fmt: skip
 
@@ -311,7 +319,7 @@ def _slice(found: Findings, name: str) -> Chart:
     rows = rows.iloc[thinning.indices(len(rows), 800, always=50)]
     limits = robust_limits(rows["value"].to_numpy())
     if is_number(rows[name]):
-        x, axis = rows[name].astype(float).to_numpy(), Axis(short(name), log=is_log(rows[name]))
+        x, axis = rows[name].astype(float).to_numpy(), number_axis(short(name), rows[name])
     else:
         kinds = sorted({units.number(value) for value in rows[name]})
         x = np.array([kinds.index(units.number(value)) for value in rows[name]], dtype=float)
@@ -319,7 +327,7 @@ def _slice(found: Findings, name: str) -> Chart:
     series = Series("trials", list(x), list(rows["value"]), hover=found.hover(rows),
                     colour=list(rows["number"].astype(float)))  # fmt: skip
     return Chart(
-        f"slice_{plain(name)}", f"{found.metric.capitalize()} over {short(name)}",
+        f"slice_{plain(name)}", f"{sentence(found.metric)} over {short(name)}",
         "Later trials are darker: a cloud of dark dots is where the sampler settled. Other "
         "parameters vary too, so read the lower edge.",
         axis, Axis(found.metric_axis, limits=limits), (series,),
@@ -346,10 +354,11 @@ def _contour(found: Findings, one: str, two: str) -> Chart | None:
     series = Series("trials", list(rows[one].astype(float)), list(rows[two].astype(float)),
                     hover=found.hover(rows), colour=list(rows["value"]))  # fmt: skip
     return Chart(
-        f"contour_{plain(one)}_{plain(two)}", f"{short(one)} and {short(two)} together",
+        f"contour_{plain(one)}_{plain(two)}", sentence(f"{short(one)} and {short(two)} together"),
         "Colour is the value, interpolated between the trials (dots); nothing is drawn where "
         "nothing was tried.",
-        Axis(short(one), log=logs[0]), Axis(short(two), log=logs[1]), (series,), thinning.note,
+        number_axis(short(one), rows[one]), number_axis(short(two), rows[two]), (series,),
+        thinning.note,
         colour=found.metric, colour_limits=limits, surface=_plane(rows, one, two, logs),
     )  # fmt: skip
 

@@ -52,13 +52,14 @@ def _axis(axis: Axis) -> dict[str, Any]:
             "tickvals": [place for place, _ in axis.labels],
             "ticktext": [escape(text) for _, text in axis.labels],
         }
-    elif axis.log:
-        made |= {"type": "log", "exponentformat": "power", "dtick": None}
+    if axis.log:
+        made |= {"type": "log", "exponentformat": "power"}
+    if axis.log and axis.labels is None:
+        made |= {"dtick": 1, "minor": {"ticks": "outside", "dtick": "D1"}}
     if axis.limits is not None:
         low, high = axis.limits
-        logged = axis.log and axis.labels is None
-        made["range"] = [math.log10(low), math.log10(high)] if logged else [low, high]
-    return {name: value for name, value in made.items() if value is not None}
+        made["range"] = [math.log10(low), math.log10(high)] if axis.log else [low, high]
+    return made
 
 
 def colour_of(series: Series) -> str:
@@ -73,6 +74,7 @@ def _trace(chart: Chart, series: Series) -> dict[str, Any]:
         "x": numbers(series.x),
         "y": numbers(series.y),
         "showlegend": series.named,
+        "legendrank": 2000 if series.tone in ("muted", "bad") else 1000 + series.index,
     }
     if len(series.hover):
         trace |= {"text": [escape(text) for text in series.hover], "hoverinfo": "text"}
@@ -88,15 +90,17 @@ def _bar(chart: Chart, series: Series) -> dict[str, Any]:
         "orientation": "h" if chart.horizontal else "v",
         "marker": {"color": colour_of(series)},
         "textposition": "none",
+        "width": series.thick,
     }
     return made | ({"base": numbers(series.base)} if len(series.base) else {})
 
 
 def _marks(chart: Chart, series: Series) -> dict[str, Any]:
-    best, muted = series.tone == "best", series.tone == "muted"
+    best, muted = series.tone == "best" and not series.crossed, series.tone == "muted"
+    symbol = "x" if series.crossed else "diamond" if best else "circle"
     marker: dict[str, Any] = {
         "size": 12 if best else 7,
-        "symbol": "diamond" if best else "circle",
+        "symbol": symbol,
         "color": colour_of(series),
     }
     if len(series.colour):
@@ -111,7 +115,7 @@ def _marks(chart: Chart, series: Series) -> dict[str, Any]:
     line |= {"dash": "dash"} if series.dashed else {}
     return {
         "mode": _MODES[series.kind], "marker": marker, "line": line, "connectgaps": False,
-        "opacity": 0.55 if muted else 1.0,
+        "opacity": 0.7 if muted and series.kind != "points" else 1.0,
     }  # fmt: skip
 
 

@@ -67,12 +67,13 @@ def _fill(axes: Axes, chart: Chart) -> None:
 
 def _axis(axes: Axes, which: str, axis: Axis) -> None:
     getattr(axes, f"set_{which}label")(axis.title)
+    if axis.log:
+        getattr(axes, f"set_{which}scale")("log")
     if axis.labels is not None:
         getattr(axes, f"set_{which}ticks")(
             [place for place, _ in axis.labels], [_short(text) for _, text in axis.labels]
         )
-    elif axis.log:
-        getattr(axes, f"set_{which}scale")("log")
+        axes.minorticks_off()
     if axis.limits is not None:
         getattr(axes, f"set_{which}lim")(*axis.limits)
 
@@ -92,7 +93,7 @@ def _label(series: Series) -> str:
 
 def _points(axes: Axes, chart: Chart, series: Series) -> None:
     size = 46 if series.tone == "best" else 16
-    marker = "D" if series.tone == "best" else "o"
+    marker = "X" if series.crossed else "D" if series.tone == "best" else "o"
     if len(series.colour):
         low, high = chart.colour_limits or (None, None)
         axes.scatter(series.x, series.y, c=series.colour, cmap="viridis_r", s=size, vmin=low,
@@ -126,9 +127,9 @@ def _bars(axes: Axes, chart: Chart, series: Series) -> None:
     base: Any = series.base if len(series.base) else None
     look: Any = {"color": colour_of(series), "label": _label(series)}
     if chart.horizontal:
-        axes.barh(series.y, series.x, left=base, **look)
+        axes.barh(series.y, series.x, series.thick, left=base, **look)
     else:
-        axes.bar(series.x, series.y, bottom=base, **look)
+        axes.bar(series.x, series.y, series.thick, bottom=base, **look)
 
 
 def _surface(axes: Axes, chart: Chart) -> None:

@@ -37,6 +37,8 @@ class Findings:
     study: StudyRead
     table: pd.DataFrame
     board: noise.Leaderboard
+    configurations: pd.DataFrame
+    """From `configurations`."""
     importance: Importance | None
     spent: Mapping[str, float]
     price: cost.Price | None
@@ -69,6 +71,12 @@ class Findings:
         return 1 if lower_is_better(self.table) else -1
 
     @property
+    def systems(self) -> bool:
+        """Whether only systems knobs were searched: the model is meant to stay the same."""
+        names = self.searched
+        return bool(names) and all(n == zero.STAGE or n.startswith("deepspeed.") for n in names)
+
+    @property
     def complete(self) -> pd.DataFrame:
         """Complete trials with a value, best first."""
         return ranked(self.table).dropna(subset="value")
@@ -86,10 +94,12 @@ def find(study: StudyRead, options: Options | None = None) -> Findings:
     """Compute everything a report needs."""
     options = options or Options()
     table = table_of(study)
+    board = noise.leaderboard(table, confirmed=bool(study.spec.get("confirm")))
     return Findings(
         study=study,
         table=table,
-        board=noise.leaderboard(table, confirmed=bool(study.spec.get("confirm"))),
+        board=board,
+        configurations=configurations(table, board),
         importance=importance(table),
         spent=cost.in_sum(table),
         price=cost.price_of(study.spec, options.price_per_device_hour, options.currency),
@@ -98,12 +108,34 @@ def find(study: StudyRead, options: Options | None = None) -> Findings:
     )
 
 
-def best_of_each(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The best complete trial at each value of `name`, in order of that value."""
-    if name not in table:
-        return table.iloc[:0]
-    complete = ranked(table).dropna(subset=["value", name])
-    return complete.drop_duplicates(name).sort_values(name)
+def configurations(table: pd.DataFrame, board: noise.Leaderboard) -> pd.DataFrame:
+    """One row a configuration in the leaderboard's order: its first trial's row and its means.
+
+    Adds `runs` and the ends of the mean's interval, `low` and `high`.
+    """
+    groups = [standing.group for standing in board.standings]
+    places = {int(number): place for place, number in enumerate(table["number"])}
+    rows = table.iloc[[places[group.trials[0]] for group in groups]].reset_index(drop=True)
+    ends = [group.interval for group in groups]
+    return rows.assign(
+        value=[group.mean for group in groups],
+        device_seconds=[group.device_seconds for group in groups],
+        runs=[len(group.values) for group in groups],
+        low=[end.low if end else float("nan") for end in ends],
+        high=[end.high if end else float("nan") for end in ends],
+    )
+
+
+def best_of_each(found: Findings, name: str) -> pd.DataFrame:
+    """The best configuration at each value of `name`, in order of that value.
+
+    A single lucky run is not the best where others were repeated: means come first.
+    """
+    rows = found.configurations
+    if name not in rows:
+        return rows.iloc[:0]
+    rows = rows.dropna(subset=name).assign(single=rows["runs"] == 1, key=found.sign * rows["value"])
+    return rows.sort_values(["single", "key", "number"]).drop_duplicates(name).sort_values(name)
 
 
 def axis_title(metric: str) -> str:
@@ -130,7 +162,8 @@ def hover(
 ) -> list[str]:
     """A label a trial."""
     told = []
-    for row in rows.to_dict("records"):
+    kept = ["number", "value", *(name for name in searched if name in rows)]
+    for row in rows[kept].to_dict("records"):
         line = settings({str(name): value for name, value in row.items()}, searched)
         told.append(f"trial {row['number']}<br>{metric} {text(row['value'])}<br>{line}")
     return told

@@ -20,7 +20,8 @@ Text = Callable[[Any], str]
 
 _TEXT: Mapping[str, Text] = {
     "best_step": str, "steps": str, "max_steps": str, "seed": str, "number": str,
-    "trainable_parameters": units.count, "total_parameters": units.count, "tokens": units.count,
+    "runs": str, "trainable_parameters": units.count, "total_parameters": units.count,
+    "tokens": units.count,
     "peak_memory_bytes": units.size, "seconds_total": units.seconds,
     "device_seconds": units.seconds,
 }  # fmt: skip
@@ -74,8 +75,8 @@ def leaderboard(found: Findings) -> Grid:
     heads = [
         Head("place"), Head("trials", False), *(Head(short(n), _is_number(found.table, n))
                                                 for n in found.searched),
-        Head(f"{found.metric} (mean)"), Head("95% interval", False), Head("runs"),
-        Head("behind the leader", False), Head("p (Holm)"), Head("verdict", False),
+        Head(f"{found.metric} (mean)"), Head("95% interval"), Head("runs"),
+        Head("behind the leader"), Head("p (Holm)"), Head("verdict", False),
         Head("device time a run"), Head("trained parameters"),
     ]  # fmt: skip
     shown = board.standings[:MOST_ROWS]
@@ -127,19 +128,19 @@ def verdict(found: Findings, standing: Standing) -> str:
     board = found.board
     cheapest = standing.group is board.recommended
     if board.noise is None:
-        return "best of single runs, noise unknown" if cheapest else "one run"
+        return "best of single runs" if cheapest else "one run"
     if standing.tier == 1:
         alone = len(board.tied) == 1
-        return "wins" if alone else "tied, take this one" if cheapest else "tied with the leader"
+        return "wins" if alone else "tied: take this" if cheapest else "tied"
     if standing.tier is not None:
-        return "behind by more than the noise"
-    return "one run, within the noise" if standing.within_noise else "one run, behind the noise"
+        return "worse"
+    return "one run, within noise" if standing.within_noise else "one run, worse"
 
 
 def best_per(found: Findings, name: str, rows: pd.DataFrame) -> Grid:
     """The best trial at each value of a parameter."""
     others = [other for other in found.searched if other != name]
-    names = [name, "value", *others, "number", "trainable_parameters", "device_seconds"]
+    names = [name, "value", "runs", *others, "number", "trainable_parameters", "device_seconds"]
     return grid_of(found, f"best_{name}", f"Best trial at each {short(name)}", rows, names)
 
 

@@ -22,7 +22,7 @@ Shares = tuple[dict[str, float], dict[str, float]]
 
 ENOUGH = 20
 """Fewer complete trials than this make an importance a guess, and it is said."""
-MOST_TREES = 1_000
+MOST_TREES = 300
 """fANOVA is fitted to at most so many trials, evenly drawn by rank of value."""
 FEWEST = 4
 

@@ -197,23 +197,28 @@ def _without_noise(mean: float, paired: int) -> Comparison:
 
 def _groups(table: pd.DataFrame, confirmed: bool) -> list[Group]:
     complete = table[(table["state"] == "complete") & table["value"].notna()]
-    groups = []
-    for _, rows in complete.groupby("group", sort=False):
-        kept = rows.iloc[1:] if confirmed and len(rows) > 2 else rows
-        groups.append(_group(kept))
-    return groups
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for row in complete.to_dict("records"):
+        alike.setdefault(row["group"], []).append({str(name): v for name, v in row.items()})
+    return [_group(rows[1:] if confirmed and len(rows) > 2 else rows) for rows in alike.values()]
 
 
-def _group(rows: pd.DataFrame) -> Group:
-    # A seed run twice (by hand, in two studies) counts once: it is not a repeat.
-    seeds = rows["seed"].fillna(rows["number"])
-    once = rows.loc[~seeds.duplicated()].assign(order=seeds).sort_values("order")
+def _group(rows: Sequence[dict[str, Any]]) -> Group:
+    """A configuration of rows in number order.
+
+    A seed that was run twice counts once: it is no repeat.
+    """
+    by_seed: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        by_seed.setdefault(int(row["number"] if pd.isna(row["seed"]) else row["seed"]), row)
+    seeds = sorted(by_seed)
+    once = [by_seed[seed] for seed in seeds]
     return Group(
-        trials=tuple(int(number) for number in once["number"]),
-        seeds=tuple(int(seed) for seed in once["order"]),
-        values=tuple(float(value) for value in once["value"]),
-        row={str(name): value for name, value in once.iloc[0].items()},
-        device_seconds=float(once["device_seconds"].mean()),
+        trials=tuple(int(row["number"]) for row in once),
+        seeds=tuple(seeds),
+        values=tuple(float(row["value"]) for row in once),
+        row=once[0],
+        device_seconds=sum(float(row["device_seconds"]) for row in once) / len(once),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from trial.folder import Attempt, Result, StudyFolder, StudyRecord, TrialFolder
 
@@ -117,7 +118,7 @@ def read_curve(path: Path) -> Curve:
         lines = path.read_bytes().split(b"\n")[:-1]
     except OSError:
         return NO_CURVE
-    rows = [row for line in lines if b'"eval"' in line and (row := _evaluation(line))]
+    rows = _evaluations([line for line in lines if b'"eval"' in line])
     by_step = {row[0]: row for row in rows}
     if not by_step:
         return NO_CURVE
@@ -152,7 +153,7 @@ def _record(folder: StudyFolder) -> tuple[StudyRecord, str]:
 
 def _mapping(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = from_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path.name}: {_first_line(error)}") from error
     if not isinstance(content, dict):
@@ -173,13 +174,28 @@ def _result(folder: TrialFolder) -> Result | None:
         raise ValueError(f"{folder.result.name}: {key or 'content'}: {first['msg']}") from error
 
 
-def _evaluation(line: bytes) -> tuple[float, ...] | None:
+def _evaluations(lines: list[bytes]) -> list[tuple[float, ...]]:
+    """The evaluations among some lines: parsed in one go, or one by one when a line is foreign."""
     try:
-        row = json.loads(line)
-        if row.get("kind") != "eval":
+        parsed = from_json(b"[" + b",".join(lines) + b"]")
+    except ValueError:
+        parsed = [row for line in lines if (row := _parsed(line)) is not None]
+    return [row for item in parsed if (row := _evaluation(item))]
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return from_json(line)
+    except ValueError:
+        return None
+
+
+def _evaluation(row: Any) -> tuple[float, ...] | None:
+    try:
+        if row["kind"] != "eval":
             return None
-        return tuple(float(row.get(name, 0.0)) for name in _COLUMNS)
-    except (ValueError, TypeError, AttributeError):
+        return tuple([float(row.get(name, 0.0)) for name in _COLUMNS])
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
 

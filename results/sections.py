@@ -39,6 +39,8 @@ _REPEATED_WORDS = (
 def page_of(found: Findings) -> Page:
     """The report of a study."""
     built = [make(found) for make in _SECTIONS]
+    if found.systems:
+        built.sort(key=lambda section: section.key != "zero")
     return Page(
         title=found.study.name,
         question=str(found.spec.get("question") or ""),
@@ -92,7 +94,7 @@ def _noise_words(found: Findings) -> Text:
 def _lora(found: Findings) -> Section:
     charts = lora_charts(found)
     blocks: list[Block] = []
-    best = best_of_each(found.table, RANK)
+    best = best_of_each(found, RANK)
     if len(best) > 1:
         blocks.append(grids.best_per(found, RANK, best))
     return Section("lora", "LoRA", (*blocks, *charts))

@@ -49,6 +49,11 @@ def short(name: str) -> str:
     return _SHORT.get(name) or name.rsplit(".", 1)[-1].replace("_", " ")
 
 
+def sentence(text: str) -> str:
+    """Text with a capital at its start and everything else as it is."""
+    return text[:1].upper() + text[1:]
+
+
 def ranked(table: pd.DataFrame, state: str = "complete") -> pd.DataFrame:
     """Trials of one state, best first; those without a value last, ties by number."""
     rows = table[table["state"] == state]

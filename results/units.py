@@ -33,6 +33,8 @@ def seconds(value: Any) -> str:
     """A duration: `0.8 s`, `12 s`, `3 min 20 s`, `2 h 05 min`, `3 d 4 h`."""
     if is_missing(value):
         return MISSING
+    if value == 0:
+        return "0 s"
     if value < 10:
         return f"{value:.1f} s"
     whole = round(value)

@@ -180,7 +180,7 @@ def test_the_report_answers_first(study):
     page = write(study)
     text = page.read_text(encoding="utf-8")
     assert page == study.report / "report.md"
-    assert text.index("Rank 16 wins: eval loss 2.3019") < text.index("## ")
+    assert text.index("Rank 16 has the lowest eval loss, 2.3019") < text.index("## ")
     assert "the noise is unknown" in text
     assert "trials/00015/train.log" in text
     assert json.dumps(True) in text

@@ -29,20 +29,24 @@
   };
 
   const layoutOf = (given, t, narrow) => {
-    const axis = (own) => ({gridcolor: t.line, zeroline: false, linecolor: t.soft, automargin: true,
+    const axis = (own) => ({exponentformat: "e", gridcolor: t.line, zeroline: false, linecolor: t.soft, automargin: true,
       ...own, title: {...(own.title || {}), standoff: 8}});
     const layout = {...given, xaxis: axis(given.xaxis), yaxis: axis(given.yaxis),
       font: {family: "system-ui, sans-serif", size: 12, color: t.ink},
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      margin: {l: 50, r: 14, t: 10, b: 40}, hovermode: "closest", bargap: 0.25,
+      margin: {l: 50, r: 14, t: 26, b: 40}, hovermode: "closest", bargap: 0.25,
+      modebar: {bgcolor: "rgba(0,0,0,0)", color: t.muted, activecolor: t.ink},
       hoverlabel: {bgcolor: t.panel, font: {color: t.ink}, align: "left"},
-      legend: {orientation: "h", y: -0.2, yanchor: "top", x: 0, font: {size: narrow ? 10 : 11}},
+      legend: {orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0,
+        font: {size: narrow ? 10 : 11}},
       dragmode: narrow ? false : "zoom"};
     if (narrow) layout.xaxis.nticks = layout.xaxis.tickvals ? undefined : 5;
     return layout;
   };
 
+  // No button may send a chart anywhere.
   const config = {responsive: true, displaylogo: false, scrollZoom: false,
+    showSendToCloud: false, plotlyServerURL: "", displayModeBar: "hover",
     modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"]};
   const drawn = new Set();
   const draw = (plot) => {
