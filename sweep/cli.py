@@ -18,6 +18,7 @@ from trial.folder import StudyFolder
 from trial.problems import ConfigError, Problem, unknown
 
 if TYPE_CHECKING:
+    from sweep.session import Options
     from sweep.spec import SweepSpec
 
 app = typer.Typer(
@@ -31,9 +32,7 @@ SpaceArgument = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override a key: training.max_steps=50."
-    ),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: training.max_steps=50."),
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of all studies.")]
 StudyArgument = Annotated[
@@ -108,6 +107,9 @@ def run(
     workers: Annotated[int | None, typer.Option(help="Jobs at once at most.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or hpu.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Keep the old study aside.")] = False,
+    fork: Annotated[
+        str | None, typer.Option(metavar="NEW", help="A new study with the trials that still fit.")
+    ] = None,
     storage: Annotated[str | None, typer.Option(help="Optuna storage URL; a journal else.")] = None,
     ray_address: Annotated[str | None, typer.Option(help="An existing Ray cluster.")] = None,
 ) -> None:
@@ -118,19 +120,66 @@ def run(
     extra = [f"{key}={value}" for key, value in named.items() if value is not None]
     with _clear_errors():
         spec, source = _load(space, [*(overrides or ()), *extra])
-        options = session.Options(runs, study, fresh, storage, ray_address, sys.argv)
-        folder = session.study_folder(spec.name, options)
-        try:
-            ending = session.run(spec, source, options, out)
-        except KeyboardInterrupt:
-            err.print(f"stopped at once; go on with: {session.command_again()}", soft_wrap=True)
-            raise typer.Exit(130) from None
+        options = session.Options(runs, study, fresh, fork, storage, ray_address, sys.argv)
+        _go(spec, source, options)
+
+
+def _go(spec: SweepSpec, source: Path, options: Options) -> None:
+    """Run the sweep, explain it, and end with the exit code that says how it went."""
+    from sweep import session
+
+    folder = session.study_folder(spec.name, options)
+    try:
+        ending = session.run(spec, source, options, out)
+    except KeyboardInterrupt:
+        err.print(f"stopped at once; go on with: {session.command_again()}", soft_wrap=True)
+        raise typer.Exit(130) from None
     _explain(folder)
     if ending.interrupted:
         out.print(f"interrupted; go on with: {session.command_again()}", soft_wrap=True)
         raise typer.Exit(130)
     out.print(f"ended: {ending.reason}", markup=False, soft_wrap=True)
     if ending.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def resume(
+    study: StudyArgument,
+    runs: RunsOption = Path("runs"),
+    trials: Annotated[int | None, typer.Option(help="Trials in all; extends the study.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Jobs at once at most.")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="An existing Ray cluster.")] = None,
+) -> None:
+    """Go on with a study by its name, with the sweep file it keeps."""
+    from sweep import session
+    from sweep.preflight import preflight
+
+    with _clear_errors():
+        folder = _existing(study, runs)
+        spec = session.stored_spec(folder, trials=trials, concurrency=workers)
+        preflight(spec)
+        options = session.Options(
+            folder.path.parent, folder.name, ray_address=ray_address, command=sys.argv
+        )
+        _go(spec, folder.sweep_file, options)
+
+
+@app.command()
+def verify(study: StudyArgument, runs: RunsOption = Path("runs")) -> None:
+    """Check a study's folders against its journal and say what differs."""
+    from sweep import session
+    from sweep.verify import verify as differences
+
+    with _clear_errors():
+        folder = _existing(study, runs)
+        found = differences(folder, session.stored_storage(folder))
+    for finding in found:
+        out.print(str(finding), style="red" if finding.wrong else "", markup=False, soft_wrap=True)
+    wrong = sum(finding.wrong for finding in found)
+    count = len(folder.all_trials())
+    out.print(f"{folder.path}: {count} trials, {wrong} difference{'s' * (wrong != 1)}")
+    if wrong:
         raise typer.Exit(1)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -22,6 +22,9 @@ from sweep.ray_executor import RayExecutor
 from sweep.spec import SweepSpec
 from trial.folder import StudyFolder, StudyRecord, write_atomically
 from trial.problems import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
 
 MAY_CHANGE = ("question", "stop", "resources", "failures")
 """Keys of a sweep file that may change when a study goes on: they do not touch its trials."""
@@ -34,6 +37,8 @@ class Options:
     runs: Path = Path("runs")
     study: str | None = None
     fresh: bool = False
+    fork: str | None = None
+    """Name of a new study that carries over what fits of the existing one."""
     storage: str | None = None
     ray_address: str | None = None
     command: Sequence[str] = ()
@@ -41,7 +46,10 @@ class Options:
 
 def study_folder(spec_name: str, options: Options) -> StudyFolder:
     """Where the study lives: `runs/<name>`, never outside `runs`."""
-    name = options.study or spec_name
+    return _folder(options.fork or options.study or spec_name, options)
+
+
+def _folder(name: str, options: Options) -> StudyFolder:
     if not name or name.startswith(".") or Path(name).name != name:
         raise ConfigError([Problem("--study", "a plain folder name", repr(name))])
     return StudyFolder(options.runs / name)
@@ -58,9 +66,44 @@ def run(spec: SweepSpec, source: Path, options: Options, console: Console) -> En
     with lease.hold(folder):
         if options.fresh:
             set_aside(folder, console)
+        if options.fork:
+            _fork(spec, source, folder, options, console)
         _open_record(folder, spec, source, options)
         with _driver_log(folder):
             return _drive(spec, folder, options, console)
+
+
+def _fork(
+    spec: SweepSpec, source: Path, new: StudyFolder, options: Options, console: Console
+) -> None:
+    """Start `new` with the trials of the study that the sweep file names, as far as they fit."""
+    from sweep.fork import fork
+    from sweep.study import open_storage
+
+    old = _folder(options.study or spec.name, options)
+    if new.exists() or not old.exists():
+        said = f"{new.path} exists already" if new.exists() else f"{old.path} is no study"
+        raise ConfigError([Problem("--fork", "a new name, for a study that exists", said)])
+    _open_record(new, spec, source, options)
+    for line in fork(old, new, spec, open_storage(new, options.storage)):
+        console.print(str(line), markup=False, soft_wrap=True)
+
+
+def stored_spec(folder: StudyFolder, trials: int | None, concurrency: int | None) -> SweepSpec:
+    """The sweep file a study was last run with, with what may change laid over it."""
+    spec = SweepSpec.from_content(folder.read_record().spec)
+    stop = spec.stop.model_copy(update={"trials": trials} if trials else {})
+    resources = spec.resources.model_copy(
+        update={"concurrency": concurrency} if concurrency else {}
+    )
+    return spec.model_copy(update={"stop": stop, "resources": resources})
+
+
+def stored_storage(folder: StudyFolder) -> BaseStorage:
+    """The storage a study was started with."""
+    from sweep.study import open_storage
+
+    return open_storage(folder, folder.read_record().provenance.get("storage"))
 
 
 def set_aside(folder: StudyFolder, console: Console) -> None:
@@ -77,17 +120,21 @@ def _open_record(
     folder: StudyFolder, spec: SweepSpec, source: Path, options: Options
 ) -> StudyRecord:
     content = spec.content()
-    made = provenance.collect(list(options.command))
+    made = {**provenance.collect(list(options.command)), "storage": options.storage}
     if folder.exists():
         record = folder.read_record()
         if problems := differences(record.spec, content):
-            hint = f"--fresh starts anew and keeps {folder.path} aside; --study NAME starts another"
+            hint = (
+                "--fork NEW starts a study with the trials that still fit; "
+                f"--fresh starts anew and keeps {folder.path} aside"
+            )
             raise ConfigError([*problems, Problem("", f"the study has other settings: {hint}")])
         record = record.model_copy(update={"spec": content})
     else:
         record = StudyRecord(name=folder.name, spec=content, source=str(source), provenance=made)
     folder.write_record(record)
-    write_atomically(folder.sweep_file, source.read_text(encoding="utf-8"))
+    if source != folder.sweep_file:
+        write_atomically(folder.sweep_file, source.read_text(encoding="utf-8"))
     return record
 
 
@@ -124,9 +171,9 @@ def _drive(spec: SweepSpec, folder: StudyFolder, options: Options, console: Cons
         with console.status("starting Ray ..."):
             executor.start()
             # Optuna loads while the workers import torch.
-            from sweep.study import OptunaDecider, open_storage
+            from sweep.study import OptunaDecider
 
-            decider = OptunaDecider(spec, folder.name, open_storage(folder, options.storage))
+            decider = OptunaDecider(spec, folder.name, stored_storage(folder))
         console.print(f"study {folder.path}: {executor.describe()}")
         with live.watch(console, goal.metric) as view:
             driver = Driver(

@@ -96,14 +96,26 @@ class Space:
         Raises:
             ConfigError: a parameter is missing or cannot be decoded, or an expression fails.
         """
+        walked = self.named(params)
+        return {path: walked[path] for path in self._paths if path in walked}
+
+    def named(self, params: Mapping[str, Scalar]) -> dict[str, Any]:
+        """What a point means by the name of each active dimension, variables included.
+
+        Raises:
+            ConfigError: as `values` does.
+        """
 
         def choose(name: str, branch: Searched) -> Scalar:
             if name not in params:
                 raise ConfigError([Problem(name, "has no value in this point")])
             return params[name]
 
-        walked = self._walk(choose)
-        return {path: walked[path] for path in self._paths if path in walked}
+        return self._walk(choose)
+
+    def open_names(self) -> list[str]:
+        """Paths and variables that are searched, parents first."""
+        return list(dict.fromkeys(label.split("[")[0] for label, _ in self.searched()))
 
     def configure(self, params: Mapping[str, Scalar], number: int | None = None) -> TrialConfig:
         """The configuration of one trial: a point laid over the base.

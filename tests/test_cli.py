@@ -1,0 +1,234 @@
+"""The command as people use it: real Ray, real trainings on a tiny model, exit codes and words."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import helpers_models
+import pandas
+import pytest
+import yaml
+from click.testing import Result
+from rich.console import Console
+from typer.testing import CliRunner
+
+from sweep import cli, lease
+from trial.folder import StudyFolder, TrialFolder
+
+SPACES = Path(__file__).parents[1] / "spaces"
+
+
+def command(*words: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sweep", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _current_streams(monkeypatch):
+    """The command's consoles keep the streams of the moment it was imported: give it today's."""
+    monkeypatch.setattr(cli, "out", Console(highlight=False))
+    monkeypatch.setattr(cli, "err", Console(stderr=True, highlight=False))
+
+
+def inside(*words: object) -> Result:
+    """The same without a new process, for commands that start nothing."""
+    return CliRunner().invoke(cli.app, [*map(str, words)])
+
+
+def sweep_file(folder: Path, model: Path, rows: Path, **changes: object) -> Path:
+    content = {
+        "base": {
+            "model": {"name_or_path": str(model)},
+            "data": {"path": str(rows), "max_length": 32},
+            "training": {"max_steps": 8, "eval_steps": 2, "warmup_ratio": 0.0},
+        },
+        "space": {"lora.r": [2, 4], "training.learning_rate": [1e-3, 3e-2]},
+        "sampler": "grid",
+        "pruner": "none",
+        **changes,
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("parts")
+    model = helpers_models.make_model(folder / "model")
+    return model, helpers_models.write_rows(folder / "rows.jsonl")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, parts):
+    """A sweep of four trials, run to its end through the command."""
+    folder = tmp_path_factory.mktemp("finished")
+    source = sweep_file(folder, *parts)
+    done = command("run", source, "--runs", folder / "runs")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return source, StudyFolder(folder / "runs" / "tiny"), done
+
+
+def test_a_sweep_ends_with_a_table_and_files(finished):
+    _, study, done = finished
+    assert "Complete, best first" in done.stdout
+    assert "every configuration of the space has been tried" in done.stdout
+    table = pandas.read_csv(study.report / "trials.csv")
+    assert sorted(table["number"]) == [0, 1, 2, 3]
+    assert set(table["state"]) == {"complete"}
+    pandas.testing.assert_series_equal(
+        table["value"], pandas.read_parquet(study.report / "trials.parquet")["value"]
+    )
+    assert (study.report / "report.md").read_text().startswith("#")
+
+
+def test_every_trial_has_its_folder_whole(finished):
+    _, study, _ = finished
+    for number, folder in study.all_trials():
+        result = folder.read_result()
+        assert result.state == "complete"
+        evaluations = folder.read_evaluations()
+        assert [row.step for row in evaluations] == [2, 4, 6, 8]
+        assert result.value == min(row.eval_loss for row in evaluations)
+        assert folder.read_config().origin.number == number
+        assert (folder.adapter / "adapter_model.safetensors").exists()
+        assert folder.log.exists()
+
+
+def test_the_same_command_again_trains_nothing(finished):
+    source, study, _ = finished
+    before = {n: folder.result.stat().st_mtime_ns for n, folder in study.all_trials()}
+    done = command("run", source, "--runs", study.path.parent)
+    assert done.returncode == 0
+    assert {n: folder.result.stat().st_mtime_ns for n, folder in study.all_trials()} == before
+
+
+def test_a_trial_by_hand_repeats_the_losses_to_the_bit(finished, tmp_path):
+    _, study, _ = finished
+    original = study.trial(3)
+    copy = tmp_path / "by-hand"
+    copy.mkdir()
+    shutil.copy(original.config, copy / "config.json")
+    # The sweep gave each worker one thread.
+    done = subprocess.run(
+        [sys.executable, "-m", "trial", str(copy)],
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    theirs = [row.eval_loss for row in original.read_evaluations()]
+    assert [row.eval_loss for row in TrialFolder(copy).read_evaluations()] == theirs
+
+
+def test_a_changed_sweep_file_is_refused_with_the_difference(finished, parts, tmp_path):
+    _, study, _ = finished
+    changed = sweep_file(tmp_path, *parts, space={"lora.r": [2, 8]})
+    done = command("run", changed, "--runs", study.path.parent)
+    assert done.returncode == 2
+    assert "lora.r" in done.stderr
+    assert "--fresh" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_second_driver_is_refused_and_told_who_holds_the_study(finished):
+    source, study, _ = finished
+    with lease.hold(study):
+        done = command("run", source, "--runs", study.path.parent)
+    assert done.returncode == 2
+    assert "is being run by process" in done.stderr
+
+
+def test_status_and_report_of_a_finished_study(finished):
+    _, study, _ = finished
+    for verb in ("status", "report"):
+        done = command(verb, "tiny", "--runs", study.path.parent)
+        assert done.returncode == 0, done.stderr
+        assert "Complete, best first" in done.stdout
+
+
+def test_an_unknown_study_names_the_nearest(finished):
+    _, study, _ = finished
+    done = command("status", "tinny", "--runs", study.path.parent)
+    assert done.returncode == 2
+    assert "did you mean tiny?" in done.stderr
+
+
+def test_a_study_with_one_good_trial_and_bad_ones_goes_on(parts, tmp_path):
+    """A rate that diverges, and a dataset that is gone when its trial comes, end only their own."""
+    source = sweep_file(
+        tmp_path,
+        *parts,
+        space={"training.learning_rate": [1e-3, 1e30], "lora.target_modules": [["q_proj"]]},
+    )
+    done = command("run", source, "--runs", tmp_path / "runs")
+    assert done.returncode == 0, done.stdout + done.stderr
+    study = StudyFolder(tmp_path / "runs" / "tiny")
+    good, bad = study.trial(0).read_result(), study.trial(1).read_result()
+    assert good.state == "complete"
+    assert (bad.state, bad.cause.kind) == ("failed", "diverged")
+    assert "diverged" in done.stdout
+
+
+def test_when_every_trial_fails_alike_the_sweep_stops_early(parts, tmp_path):
+    space = {"training.seed": list(range(12)), "training.learning_rate": 1e30}
+    source = sweep_file(tmp_path, *parts, space=space)
+    done = command("run", source, "--runs", tmp_path / "runs")
+    assert done.returncode == 1
+    assert "failed alike: diverged" in done.stdout
+    assert len(StudyFolder(tmp_path / "runs" / "tiny").all_trials()) < 12
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SPACES.glob("*.yaml")))
+def test_every_shipped_space_checks_and_plans(name):
+    done = inside("check", name)
+    assert done.exit_code == 0, done.stderr
+    done = inside("plan", name, "--count", 3)
+    assert done.exit_code == 0, done.stderr
+    assert "effective batch" in done.stdout
+
+
+BAD = [
+    (["check", "lora_rnak"], "lora_rank"),
+    (["check", "lora_rank", "--set", "training.max_stepz=5"], "max_steps"),
+    (["check", "lora_rank", "--set", "model.name_or_path=/nowhere/model"], "model.name_or_path"),
+    (["check", "lora_rank", "--set", "data.path=/nowhere/rows.csv"], "data.path"),
+    (["run", "lora_rank", "--study", "../escape"], "--study"),
+    (["run", "lora_rank", "--device", "tpu"], "device"),
+    (["run", "lora_rank", "--device", "hpu"], "device"),
+    (["status", "no-such-study"], "no-such-study"),
+    (["frobnicate"], "frobnicate"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), BAD, ids=lambda value: str(value)[:40])
+def test_bad_input_ends_with_2_and_a_clear_word(words, said, tmp_path):
+    words = [*words, "--runs", tmp_path] if words[0] in ("run", "status") else words
+    done = inside(*words)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_journal_is_plain_optuna(finished):
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    _, study, _ = finished
+    storage = JournalStorage(JournalFileBackend(str(study.journal)))
+    loaded = optuna.load_study(study_name="tiny", storage=storage)
+    assert [trial.state.name for trial in loaded.trials] == ["COMPLETE"] * 4
+    told = [study.trial(n).read_result().value for n in range(4)]
+    assert [trial.value for trial in loaded.trials] == told
+    assert json.loads(study.record.read_text())["version"] == 1
