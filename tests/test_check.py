@@ -87,6 +87,8 @@ def test_a_missing_model_folder(config, model):
     assert "which is a file" in problem.got
     problem = only(changed(config, "model", name_or_path="builtin:tiny-lama"))
     assert problem.near == "builtin:tiny-llama"
+    assert only(changed(config, "model", name_or_path="")).key == "model.name_or_path"
+    assert only(changed(config, "data", path="")).key == "data.path"
     problem = only(changed(config, "model", tokenizer_name_or_path="./none"))
     assert problem.key == "model.tokenizer_name_or_path"
 

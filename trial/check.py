@@ -60,9 +60,9 @@ def _find_model(
         rule = f"a built-in model: {', '.join(MODELS)}"
         return None, [Problem(key, rule, repr(name), nearest(name, list(MODELS)))]
     path = Path(resolve_model(name)).expanduser()
-    if path.is_dir():
+    if name.strip() and path.is_dir():
         return ModelFolder(path), []
-    if path.exists():
+    if path.is_file():
         return None, [Problem(key, "a model folder", f"{name!r}, which is a file")]
     if not hub.HUB_ID.fullmatch(name):
         return None, _no_folder(name, key)

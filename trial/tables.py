@@ -56,6 +56,8 @@ def read_table(path: str, config: DataConfig, split: str, key: str = "data.path"
     Raises:
         ConfigError: it is missing, a folder, empty or malformed.
     """
+    if not path.strip():
+        raise refuse(key, "a file, a dataset or a built-in name", repr(path))
     kind = kind_of(path, config.format, key)
     if kind == "builtin":
         return _read_builtin(path, key)
@@ -259,6 +261,7 @@ def _read_dataset(path: str, config: DataConfig, split: str, key: str) -> Table:
         _check_hub(path, key)
     import datasets
 
+    datasets.disable_progress_bars()
     try:
         if any((folder / name).is_file() for name in _SAVED):
             loaded = datasets.load_from_disk(str(folder))
