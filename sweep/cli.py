@@ -65,7 +65,10 @@ def _load(space: str, overrides: list[str] | None) -> tuple[SweepSpec, Path]:
 
     source = loader.find(space)
     spec = loader.load(source, overrides or ())
-    preflight(spec)
+    try:
+        preflight(spec)
+    except ConfigError as error:
+        raise ConfigError(loader.placed(source, overrides or (), error.problems)) from None
     return spec, source
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from sweep import checks, dimension, optuna_names
 from sweep.dimension import Choices, Dimension, Range
+from sweep.failures import FailuresSpec
 from sweep.metrics import METRICS
 from sweep.places import absolute_places
 from sweep.sheet import Sheet, is_at_or_below, read
@@ -85,6 +86,7 @@ def load(source: Path, overrides: Sequence[str] = ()) -> SweepSpec:
         objectives=_objectives(sheet),
         stop=_section(sheet, "stop", StopSpec, sheet.section("stop")),
         resources=_section(sheet, "resources", ResourceSpec, sheet.section("resources")),
+        failures=_section(sheet, "failures", FailuresSpec, sheet.section("failures")),
     )
     spec = spec.model_copy(update={"sampler": _sampler(sheet, spec)})
     spec = spec.model_copy(update={"pruner": _pruner(sheet, spec)})
@@ -93,6 +95,22 @@ def load(source: Path, overrides: Sequence[str] = ()) -> SweepSpec:
     if sheet.problems:
         raise ConfigError(sorted(sheet.problems, key=_line_order))
     return spec
+
+
+def placed(
+    source: Path, overrides: Sequence[str], problems: Sequence[Problem]
+) -> tuple[Problem, ...]:
+    """Problems of a trial's configuration, each with the line or override its value came from."""
+    where = read(Path(source), overrides).locate
+    return tuple(
+        replace(problem, where=problem.where or _place(where, problem.key)) for problem in problems
+    )
+
+
+def _place(locate: Callable[[str], str], key: str) -> str:
+    """Where a key of the configuration was said: under `space`, else under `base`."""
+    searched, nowhere = locate(f"space.{key}"), locate("space")
+    return searched if searched != nowhere else locate(f"base.{key}")
 
 
 def _line_order(problem: Problem) -> tuple[str, int]:

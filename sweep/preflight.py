@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sweep.space import Space
 from sweep.spec import SweepSpec
-from trial import check
+from trial.check import preflight as problems_of
 from trial.config import TrialConfig
 from trial.problems import ConfigError, Problem
 
@@ -25,7 +25,7 @@ def preflight(spec: SweepSpec) -> None:
     """
     found: dict[Problem, None] = {}
     for config in _variants(spec):
-        found |= dict.fromkeys(check.preflight(config))
+        found |= dict.fromkeys(problems_of(config))
     if found:
         raise ConfigError(found)
 

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sweep import document
+from sweep.failures import FailuresSpec
 from sweep.spec import ObjectiveSpec, ResourceSpec, SamplerSpec, StopSpec, SweepSpec
 from trial.config import SECTIONS, known_keys, known_paths
 from trial.problems import ConfigError, Problem, nearest, unknown
@@ -157,6 +158,7 @@ def _settable() -> list[str]:
     models: dict[str, type[BaseModel]] = {
         "stop": StopSpec,
         "resources": ResourceSpec,
+        "failures": FailuresSpec,
         "sampler": SamplerSpec,
         "objective": ObjectiveSpec,
     }

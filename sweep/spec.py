@@ -77,7 +77,7 @@ class ResourceSpec(Section):
 class SweepSpec(BaseModel):
     """A whole sweep, checked; see `sweep.loader.load`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str = Field(pattern=f"^{NAME}$")
     """Name of the study and of its folder under `runs/`; the file's stem unless given."""

@@ -88,7 +88,12 @@ class Section(BaseModel):
     """A frozen part of a file: unknown keys are refused."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, validate_default=True, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        validate_default=True,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
     )
 
 
@@ -149,7 +154,9 @@ class DataConfig(Section):
 class LoraSection(BaseModel):
     """PEFT `LoraConfig` keys by their own names; `r: 0` trains the whole model instead."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+    model_config = ConfigDict(
+        frozen=True, extra="allow", strict=True, use_attribute_docstrings=True
+    )
 
     r: int = Field(default=8, ge=0)
     """Rank of the adapter matrices."""
@@ -201,13 +208,17 @@ class TrialConfig(Section):
 
     version: Literal[1] = VERSION
     model: ModelConfig = ModelConfig()
+    """The base model."""
     data: DataConfig = DataConfig()
+    """What it is trained and evaluated on."""
     lora: LoraSection = LoraSection()
+    """The adapter."""
     training: dict[str, Any] = Field(default_factory=dict)
     """`TrainingArguments` and `GaudiTrainingArguments` keys by their own names."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
     """DeepSpeed ZeRO stage; null trains without DeepSpeed."""
     deepspeed: DeepSpeedSection = DeepSpeedSection()
+    """DeepSpeed beyond the stage."""
     device: DeviceName = "auto"
     """`auto` takes hpu, else cuda, else cpu."""
     keep: Literal["best", "last"] = "best"
