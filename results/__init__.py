@@ -9,13 +9,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from results.comparison import compare
+    from results.findings import Options
     from results.report import write, write_report
     from results.show import print_table
     from results.table import trials_table, write_table
 
-__all__ = ["print_table", "trials_table", "write", "write_report", "write_table"]
+__all__ = [
+    "Options", "compare", "print_table", "trials_table", "write", "write_report", "write_table",
+]  # fmt: skip
 
 _HOME = {
+    "Options": "results.findings",
+    "compare": "results.comparison",
     "print_table": "results.show",
     "trials_table": "results.table",
     "write": "results.report",

@@ -94,6 +94,8 @@ class Page:
     facts: Sequence[Fact]
     sections: Sequence[Section]
     made: str = ""
+    name: str = "report"
+    """Stem of its files."""
     files: Sequence[str] = field(default_factory=tuple)
     """Names of the files beside the page."""
 

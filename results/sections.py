@@ -18,7 +18,7 @@ from results.page import Cell as _Cell
 from results.reading import TrialRead
 from results.show import ranked
 
-FILES = ("report.md", "trials.csv", "trials.parquet", "figures/")
+FILES = ("trials.csv", "trials.parquet")
 
 
 _LOSS_WORDS = ", cross-entropy in nats per completion token over the whole held-out set."

@@ -29,7 +29,7 @@
   };
 
   const layoutOf = (given, t, narrow) => {
-    const axis = (own) => ({exponentformat: "e", gridcolor: t.line, zeroline: false, linecolor: t.soft, automargin: true,
+    const axis = (own) => ({exponentformat: "power", minexponent: 5, gridcolor: t.line, zeroline: false, linecolor: t.soft, automargin: true,
       ...own, title: {...(own.title || {}), standoff: 8}});
     const layout = {...given, xaxis: axis(given.xaxis), yaxis: axis(given.yaxis),
       font: {family: "system-ui, sans-serif", size: 12, color: t.ink},

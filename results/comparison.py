@@ -1,0 +1,327 @@
+"""Trials of any studies side by side: what differs in their settings, and what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from results import grids, noise, units
+from results.chart import Axis, Chart, Series, plain, robust_limits
+from results.findings import Findings, Options, find, settings
+from results.page import Block, Cell, Code, Fact, Grid, Head, Page, Section, Text
+from results.reading import TrialRead, read_study
+from results.report import write_page
+from results.show import sentence
+from trial.folder import StudyFolder, read_lines
+
+SAMPLES = "samples.jsonl"
+"""Generations of fixed prompts in a trial's folder: lines with `prompt` and `completion`."""
+MOST = 12
+"""Trials side by side; more cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """One trial to compare."""
+
+    label: str
+    found: Findings
+    trial: TrialRead
+    row: dict[str, Any]
+    group: noise.Group | None
+    """Its repeats over seeds, itself included; None unless it was completed."""
+
+    @property
+    def value(self) -> float | None:
+        """Its objective, the mean over the seeds when it was repeated; None unless complete.
+
+        A pruned trial's last value belongs to another step: it is not comparable.
+        """
+        return None if self.group is None else self.group.mean
+
+    @property
+    def ending(self) -> str:
+        """How a trial without a value stands."""
+        steps = self.row["steps"]
+        at = "" if units.is_missing(steps) else f" at step {steps}"
+        return f"{self.label} ({self.row['state']}{at})"
+
+
+def compare(
+    studies: Sequence[StudyFolder],
+    trials: Sequence[int | str] = (),
+    options: Options | None = None,
+) -> Path:
+    """Write a page that holds trials side by side, under the first study's `report` folder.
+
+    Args:
+        studies: one or more studies.
+        trials: numbers when there is one study, `study:number` when there are several; without
+            any, the recommended trial of each study (of one study: its three best).
+        options: how the page is made.
+
+    Returns:
+        The path of the HTML page; the Markdown page has the same stem.
+
+    Raises:
+        ValueError: a study or trial is not there, or there are too few or too many.
+    """
+    if not studies:
+        raise ValueError("compare needs at least one study, got none")
+    found = {_label(studies, study): find(read_study(study), options) for study in studies}
+    picks = [_pick(found, *name) for name in _wanted(found, trials)]
+    if not 2 <= len(picks) <= MOST:
+        raise ValueError(f"compare takes 2 to {MOST} trials, got {len(picks)}")
+    return write_page(_page(picks), studies[0].report, _name(picks))
+
+
+def _label(studies: Sequence[StudyFolder], study: StudyFolder) -> str:
+    """A study's name; with its place in the list when two have the same."""
+    alike = [other for other in studies if other.name == study.name]
+    return study.name if len(alike) == 1 else f"{study.name}#{studies.index(study) + 1}"
+
+
+def _wanted(found: dict[str, Findings], trials: Sequence[int | str]) -> list[tuple[str, int]]:
+    """Study and number of every trial asked for, each once."""
+    only = next(iter(found)) if len(found) == 1 else ""
+    if not trials:
+        return _best(found)
+    wanted = []
+    for asked in trials:
+        study, _, number = str(asked).rpartition(":")
+        study = study or only
+        if study not in found or not number.isdecimal():
+            known = ", ".join(found)
+            rule = "a number" if only else f"`study:number` with one of {known}"
+            raise ValueError(f"a trial to compare is {rule}, got {str(asked)!r}")
+        wanted.append((study, int(number)))
+    return list(dict.fromkeys(wanted))
+
+
+def _best(found: dict[str, Findings]) -> list[tuple[str, int]]:
+    most = 3 if len(found) == 1 else 1
+    return [
+        (label, standing.group.trials[0])
+        for label, item in found.items()
+        for standing in item.board.standings[:most]
+    ]
+
+
+def _pick(found: dict[str, Findings], study: str, number: int) -> Pick:
+    item = found[study]
+    trial = next((trial for trial in item.study.trials if trial.number == number), None)
+    if trial is None:
+        there = [trial.number for trial in item.study.trials]
+        known = f"{min(there)} to {max(there)}" if there else "none"
+        raise ValueError(f"study {study} has no trial {number}; it has {known}")
+    row = item.table[item.table["number"] == number].iloc[0]
+    groups = [standing.group for standing in item.board.standings]
+    group = next((group for group in groups if number in group.trials), None)
+    label = f"trial {number}" if len(found) == 1 else f"{study}:{number}"
+    return Pick(label, item, trial, {str(k): v for k, v in row.items()}, group)
+
+
+def _name(picks: Sequence[Pick]) -> str:
+    """A file name made of the trials; shortened when there are many."""
+    name = plain("compare_" + "_".join(pick.label.removeprefix("trial ") for pick in picks))
+    short = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return name if len(name) <= 80 else f"{name[:70]}_{short}"
+
+
+# The page
+
+
+def _page(picks: Sequence[Pick]) -> Page:
+    built = [_settings(picks), _outcome(picks), _curves(picks), _samples(picks)]
+    return Page(
+        title=sentence(" against ".join(pick.label for pick in picks)),
+        question="What differs, and what came of it?",
+        answer=[*_answer(picks), *_warnings(picks)],
+        facts=[Fact(pick.label, pick.found.value(pick.value)) for pick in picks],
+        sections=[section for section in built if section.blocks],
+        made=picks[0].found.options.made,
+        name=_name(picks),
+    )
+
+
+def _ordered(picks: Sequence[Pick]) -> list[Pick]:
+    """Those with a value, best first."""
+    known = [pick for pick in picks if pick.value is not None]
+    return sorted(known, key=lambda pick: picks[0].found.sign * (pick.value or 0.0))
+
+
+def _answer(picks: Sequence[Pick]) -> list[str]:
+    ordered = _ordered(picks)
+    if not ordered:
+        return ["None of these trials has been completed, so there is nothing to compare yet."]
+    best = ordered[0]
+    words = settings(best.row, best.found.searched)
+    better = "lowest" if best.found.sign > 0 else "highest"
+    value = f"{best.found.metric}, {best.found.value(best.value)}"
+    told = [f"{sentence(best.label)} has the {better} {value} ({words})."]
+    told += [_against(best, other) for other in ordered[1:4]]
+    missing = [pick.ending for pick in picks if pick.value is None]
+    if missing:
+        told.append(f"Without a final value: {', '.join(missing)}.")
+    return told
+
+
+def _against(best: Pick, other: Pick) -> str:
+    gap = abs((other.value or 0.0) - (best.value or 0.0))
+    lead = f"{sentence(other.label)} is {best.found.value(gap)} behind"
+    test = _test(best, other)
+    if test is None:
+        return f"{lead}; without repeats over seeds of both, nobody knows whether that is noise."
+    how = f"paired t test over {test.paired} seeds" if test.paired else "Welch's test"
+    verdict = "within the noise" if test.tied else "outside the noise"
+    low, high = best.found.value(test.interval.low), best.found.value(test.interval.high)
+    return f"{lead} (95% interval {low} to {high}, {how}): {verdict}."
+
+
+def _test(best: Pick, other: Pick) -> noise.Comparison | None:
+    if best.group is None or other.group is None or best.group is other.group:
+        return None
+    if not (best.group.repeated and other.group.repeated):
+        return None
+    return noise.compare(other.group, best.group, best.found.sign)
+
+
+def _warnings(picks: Sequence[Pick]) -> list[str]:
+    """What makes the values incomparable."""
+    told = []
+    for column, what in (("data_hash", "data"), ("model_hash", "base models")):
+        known = {str(pick.row[column]) for pick in picks if not units.is_missing(pick.row[column])}
+        if len(known) > 1:
+            told.append(f"Warning: these trials used different {what}: do not compare the values.")
+    if len({pick.found.metric for pick in picks}) > 1:
+        told.append("Warning: the studies have different objectives.")
+    return told
+
+
+def _settings(picks: Sequence[Pick]) -> Section:
+    keys = dict.fromkeys(key for pick in picks for key in pick.trial.config)
+    texts = {key: [units.number(pick.trial.config.get(key)) for pick in picks] for key in keys}
+    same = {key: values[0] for key, values in texts.items() if len(set(values)) == 1}
+    heads = [Head("setting", False), *(Head(pick.label, False) for pick in picks)]
+    rows = [
+        [Cell(key), *(Cell(text) for text in texts[key])] for key in sorted(texts.keys() - same)
+    ]
+    blocks: list[Block] = [
+        Grid("differences", "Settings that differ", heads, rows, brief=100)
+        if rows
+        else Text("All settings are equal.", "note")
+    ]
+    equal = "\n".join(f"{key}: {same[key]}" for key in sorted(same))
+    blocks.append(Code(equal, f"{len(same)} settings are equal in all"))
+    return Section("settings", "Settings", tuple(blocks))
+
+
+_OUTCOMES: tuple[tuple[str, str, grids.Text], ...] = (
+    ("state", "state", str), ("best_step", "best step", str), ("steps", "steps", str),
+    ("tokens", "training tokens", units.count),
+    ("trainable_parameters", "trained parameters", units.count),
+    ("seconds_per_step", "seconds per step", units.number),
+    ("tokens_per_second", "tokens per second", units.number),
+    ("device_seconds", "device time", units.seconds),
+    ("peak_memory_bytes", "peak memory", units.size), ("device", "device", str),
+    ("seed", "seed", str), ("cause", "cause of its end", str),
+)  # fmt: skip
+
+
+def _outcome(picks: Sequence[Pick]) -> Section:
+    heads = [Head("result", False), *(Head(pick.label) for pick in picks)]
+    values = [Cell(picks[0].found.metric), *(Cell(p.found.value(p.row["value"])) for p in picks)]
+    rows = [values, *_means(picks)]
+    for name, title, text in _OUTCOMES:
+        cells = [Cell(units.MISSING if units.is_missing(p.row[name]) else text(p.row[name]))
+                 for p in picks]  # fmt: skip
+        if any(cell.text != units.MISSING for cell in cells):
+            rows.append([Cell(title), *cells])
+    grid = Grid("outcome", "What came of it", heads, rows, brief=100)
+    return Section("outcome", "Results", (grid,))
+
+
+def _means(picks: Sequence[Pick]) -> list[list[Cell]]:
+    if not any(pick.group and pick.group.repeated for pick in picks):
+        return []
+    texts = []
+    for pick in picks:
+        ends = pick.group.interval if pick.group else None
+        if pick.group is None or ends is None:
+            texts.append(units.MISSING)
+            continue
+        low, high = pick.found.value(ends.low), pick.found.value(ends.high)
+        runs = len(pick.group.values)
+        texts.append(f"{pick.found.value(pick.group.mean)} ({low} to {high}; {runs} seeds)")
+    return [[Cell("mean over seeds (95% interval)"), *(Cell(text) for text in texts)]]
+
+
+_ALONG = (
+    ("step", "By step", "optimizer step", "Which settings learn more from the same updates."),
+    ("tokens", "By tokens", "training tokens", "Which settings learn more from the same data."),
+    ("device", "By device time", "device seconds of training",
+     "Which settings learn more for the same money."),
+)  # fmt: skip
+
+
+def _curves(picks: Sequence[Pick]) -> Section:
+    known = [pick for pick in picks if len(pick.trial.curve)]
+    if not known:
+        return Section("curves", "Learning curves")
+    limits = robust_limits(np.concatenate([pick.trial.curve.eval_loss for pick in known]))
+    charts = [_along(known, limits, *how) for how in _ALONG]
+    return Section("curves", "Learning curves", tuple(chart for chart in charts if chart))
+
+
+def _along(
+    picks: Sequence[Pick],
+    limits: tuple[float, float] | None,
+    column: str,
+    title: str,
+    axis: str,
+    read: str,
+) -> Chart | None:
+    series = []
+    for index, pick in enumerate(picks):
+        x = _progress(pick, column)
+        if np.any(x > 0):
+            series.append(Series(pick.label, list(x), list(pick.trial.curve.eval_loss),
+                                 kind="both", index=index, dashed=index >= 8))  # fmt: skip
+    if not series:
+        return None
+    return Chart(
+        f"by_{column}", title, read, Axis(axis), Axis("eval loss (nats per token)", limits=limits),
+        tuple(series), wide=column == "step",
+    )  # fmt: skip
+
+
+def _progress(pick: Pick, column: str) -> np.ndarray:
+    curve = pick.trial.curve
+    if column != "device":
+        return np.asarray(getattr(curve, column))
+    devices = pick.row["devices"]
+    return curve.train_seconds * (1 if units.is_missing(devices) else int(devices))
+
+
+def _samples(picks: Sequence[Pick]) -> Section:
+    """Generations of the same prompts, where trials have left any."""
+    said: dict[str, dict[str, str]] = {}
+    for pick in picks:
+        for line in read_lines(pick.trial.folder.path / SAMPLES):
+            prompt, text = line.get("prompt"), line.get("completion")
+            if isinstance(prompt, str) and isinstance(text, str):
+                said.setdefault(prompt, {})[pick.label] = text
+    if not said:
+        return Section("samples", "Generations")
+    heads = [Head("prompt", False), *(Head(pick.label, False) for pick in picks)]
+    rows = [
+        [Cell(prompt), *(Cell(texts.get(pick.label, units.MISSING)) for pick in picks)]
+        for prompt, texts in said.items()
+    ]
+    grid = Grid("samples", "What each says to the same prompt", heads, rows, brief=10)
+    return Section("samples", "Generations", (grid,))
