@@ -22,7 +22,7 @@ ARGS ?=
 
 .PHONY: help
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 24
 
 .PHONY: install
 install: $(STAMP) ## make the virtual environment with the pinned versions
@@ -38,11 +38,12 @@ $(STAMP): pyproject.toml Makefile
 sweep: $(STAMP) ## run or go on with SPACE=name (ARGS="--set training.max_steps=50")
 	$(BIN)/gaudi-sweep run $(SPACE) $(ARGS)
 
-.PHONY: check plan status report
+.PHONY: check plan
 check plan: $(STAMP) ## look at SPACE=name without training
 	$(BIN)/gaudi-sweep $@ $(SPACE) $(ARGS)
 
-status report: $(STAMP) ## say how STUDY=name stands; write its table and report
+.PHONY: resume status report verify
+resume status report verify: $(STAMP) ## go on with, show, explain or verify STUDY=name
 	$(BIN)/gaudi-sweep $@ $(STUDY) $(ARGS)
 
 .PHONY: test lint format
