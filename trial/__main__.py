@@ -14,11 +14,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
+from trial.check import preflight
 from trial.config import problems_of
 from trial.control import StopReason
 from trial.folder import Evaluation, Result, TrialFolder
 from trial.logs import capture
-from trial.model import model_problems
 from trial.problems import ConfigError, Problem
 
 COMPLETE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
@@ -29,7 +29,7 @@ class Terminal:
 
     def __init__(self) -> None:
         self.out: TextIO = sys.stdout
-        self.interrupted = False
+        self.interrupted = self.said = False
 
     def started(self, folder: TrialFolder, device: str, max_steps: int) -> None:
         """What is about to happen."""
@@ -41,14 +41,18 @@ class Terminal:
 
     def stop_reason(self, folder: TrialFolder) -> StopReason | None:
         """`interrupt` after Ctrl-C."""
-        return "interrupt" if self.interrupted else None
+        if not self.interrupted:
+            return None
+        if not self.said:
+            self.said = True
+            self.say("stopping at a checkpoint; Ctrl-C once more stops at once")
+        return "interrupt"
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Ctrl-C or a polite kill."""
+        """Ctrl-C or a polite kill. Prints nothing: it may have interrupted a print."""
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True
-        self.say("stopping at the next step; once more to stop at once")
 
     def say(self, text: str) -> None:
         """One line to the person."""
@@ -78,7 +82,7 @@ def _check(folder: TrialFolder) -> None:
         content = json.loads(folder.config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{folder.config}: not JSON: {error}") from error
-    problems = problems_of(content) or model_problems(folder.read_config().model)
+    problems = problems_of(content) or preflight(folder.read_config())
     if problems:
         where = str(folder.config)
         raise ConfigError(Problem(p.key, p.expected, p.got, p.near, where) for p in problems)

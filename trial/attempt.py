@@ -23,7 +23,7 @@ from trial.devices import Device
 from trial.folder import Attempt, State
 from trial.model import attach_adapter, count_parameters, model_hash
 from trial.session import Session
-from trial.trainer import collator, trainer_class
+from trial.trainer import collator, trainer_class, training_loss
 from trial.weights import copy_folder, save_weights
 
 VERSIONED = ("torch", "transformers", "peft", "accelerate", "optimum-habana", "deepspeed")
@@ -108,6 +108,7 @@ def _build(session: Session, device: Device, run: Run, *, resumed: bool) -> None
         model=session.model,
         args=arguments,
         data_collator=collator(device),
+        compute_loss_func=training_loss(device, arguments.label_smoothing_factor),
         train_dataset=data.train,
         eval_dataset=data.eval,
         callbacks=[Reporter(run, session.model, tokenizer)],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +14,7 @@ from trial.clock import Clock
 from trial.config import TrialConfig
 from trial.control import Control, StopReason
 from trial.devices import Device
-from trial.failure import Diverged
+from trial.failure import check_loss
 from trial.folder import Evaluation, TrainLog, TrialFolder
 from trial.weights import save_weights
 
@@ -44,6 +43,18 @@ class Run:
     """Optimizer steps done."""
     saved_step: int = -1
     _tokens: torch.Tensor | None = None
+    _step_loss: float = 0.0
+
+    def add_loss(self, value: float) -> None:
+        """Add a batch's share of the loss of the step that is being computed."""
+        self._step_loss += value
+        check_loss("the training loss", value, self.steps + 1, None)
+
+    def end_step(self, step: int) -> None:
+        """Count an optimizer step; its whole loss must be within bounds."""
+        value, self._step_loss = self._step_loss, 0.0
+        check_loss("the training loss", value, step, self.config.diverged_above)
+        self.steps = step
 
     def count_tokens(self, tokens: torch.Tensor) -> None:
         """Add tokens without waiting for the device."""
@@ -101,7 +112,7 @@ class Reporter(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Decide what follows a step: evaluation at the last one, a stop when told."""
-        self.run.steps = state.global_step
+        self.run.end_step(state.global_step)
         if self.first:
             self.first = False
             self.run.device.synchronise()
@@ -142,8 +153,7 @@ class Reporter(TrainerCallback):
                 grad_norm=None if norm is None else float(norm),
             )
         )
-        if not math.isfinite(loss):
-            raise Diverged("the training loss", loss, state.global_step)
+        check_loss("the training loss", loss, state.global_step, self.run.config.diverged_above)
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
@@ -152,8 +162,9 @@ class Reporter(TrainerCallback):
         value = float((metrics or {})["eval_loss"])
         evaluation = self._evaluation(state, value)
         self.run.folder.append(evaluation)
-        if not math.isfinite(value):
-            raise Diverged("the eval loss", value, state.global_step)
+        # An untrained model may be as bad as it likes.
+        bound = self.run.config.diverged_above if state.global_step else None
+        check_loss("the eval loss", value, state.global_step, bound)
         self._keep(state.global_step, value)
         self.run.control.evaluated(self.run.folder, evaluation)
         if saves_with_each_evaluation(self.run.config):

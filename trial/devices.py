@@ -12,6 +12,7 @@ from typing import Any
 
 from trial import gaudi, memory, schema
 from trial.config import TrialConfig
+from trial.launch import BEFORE_START
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,8 @@ def _hpu_label() -> str:
 
 def _hpu_arguments(config: TrialConfig) -> dict[str, Any]:
     wanted: dict[str, Any] = {"use_habana": True}
+    # Eager unless asked for: the argument's own default is lazy, BEFORE_START's is eager.
+    wanted["use_lazy_mode"] = bool(config.training.get("use_lazy_mode"))
     attention = config.model.attn_implementation
     if "attn_implementation" not in config.training and attention is not None:
         # The arguments check their flash_attention_* against this copy of the model's setting.
@@ -108,9 +111,8 @@ def _hpu_arguments(config: TrialConfig) -> dict[str, Any]:
 
 
 def _hpu_environment(config: TrialConfig) -> dict[str, str]:
-    # Unset, releases differ in what they take it for.
-    lazy = config.training.get("use_lazy_mode", True)
-    return {"PT_HPU_LAZY_MODE": "1" if lazy else "0"}
+    usual = BEFORE_START["hpu"]
+    return {**usual, "PT_HPU_LAZY_MODE": "1"} if config.training.get("use_lazy_mode") else usual
 
 
 def _hpu_trainer_arguments(config: TrialConfig) -> dict[str, Any]:

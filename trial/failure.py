@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 
 from trial.folder import Cause, CauseKind
@@ -22,11 +23,21 @@ SIGNS: tuple[tuple[str, CauseKind], ...] = (
 
 
 class Diverged(ArithmeticError):  # noqa: N818 (what happened, as Cause names it)
-    """A loss that is not a finite number."""
+    """A loss that is not a finite number, or above what the trial allows."""
 
     def __init__(self, what: str, value: float, step: int) -> None:
         super().__init__(f"{what} is {value} at step {step}")
         self.step = step
+
+
+def check_loss(what: str, value: float, step: int, above: float | None) -> None:
+    """Let a loss pass.
+
+    Raises:
+        Diverged: it is not finite, or above the bound.
+    """
+    if not math.isfinite(value) or (above is not None and value > above):
+        raise Diverged(what, value, step)
 
 
 def kind_of_text(text: str) -> CauseKind:

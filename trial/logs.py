@@ -9,7 +9,6 @@ is in the log too, and stays there when the process dies of a signal.
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import threading
@@ -33,13 +32,17 @@ def capture(folder: TrialFolder, echo: bool = False) -> Iterator[TextIO]:
     kept = [os.dup(stream) for stream in STREAMS]
     log = os.open(folder.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     tee = _Tee(log, kept[0]) if echo else None
-    terminal = io.TextIOWrapper(os.fdopen(os.dup(kept[0]), "wb"), line_buffering=True)
+    terminal = _opened(os.dup(kept[0]), closefd=True)
+    python_streams = sys.stdout, sys.stderr
     try:
         for stream in STREAMS:
             os.dup2(tee.entrance if tee else log, stream)
+        # Whoever runs us may have put its own objects there, which write elsewhere.
+        sys.stdout, sys.stderr = (_opened(stream) for stream in STREAMS)
         yield terminal
     finally:
         _flush()
+        sys.stdout, sys.stderr = python_streams
         for stream, original in zip(STREAMS, kept, strict=True):
             os.dup2(original, stream)
         if tee:
@@ -68,6 +71,10 @@ class _Tee:
         while block := os.read(self._exit, 1 << 16):
             for target in self._targets:
                 os.write(target, block)
+
+
+def _opened(descriptor: int, closefd: bool = False) -> TextIO:
+    return open(descriptor, "w", encoding="utf-8", buffering=1, closefd=closefd)
 
 
 def _flush() -> None:

@@ -1,7 +1,4 @@
-"""The frozen base model, its tokenizer and the adapter on top.
-
-Importing this loads no torch: `model_problems` is for whoever checks a configuration beforehand.
-"""
+"""The frozen base model, its tokenizer and the adapter on top."""
 
 from __future__ import annotations
 
@@ -14,26 +11,12 @@ from typing import Any
 
 from trial.builtin import resolve_model
 from trial.config import LoraSection, ModelConfig, TrialConfig
-from trial.problems import Problem
+from trial.hub import HUB_ID
 
 WEIGHTS = ("*.safetensors", "*.bin")
 BLOCK = 1 << 16
 SAMPLES = 16
 logger = logging.getLogger(__name__)
-
-
-def model_problems(model: ModelConfig) -> list[Problem]:
-    """What is wrong with a local model folder; a hub id is looked up only when it is loaded."""
-    path = Path(resolve_model(model.name_or_path)).expanduser()
-    if path.is_dir():
-        missing = not (path / "config.json").is_file()
-        expected = "a model folder holds config.json"
-    else:
-        # A hub id is `name` or `owner/name`; anything that looks like a path must exist.
-        text = str(model.name_or_path)
-        missing = text.startswith((".", "/", "~")) or text.count("/") > 1
-        expected = "a folder that exists, or a hub id (owner/name)"
-    return [Problem("model.name_or_path", expected, repr(model.name_or_path))] if missing else []
 
 
 def is_local(model: ModelConfig) -> bool:
@@ -71,8 +54,8 @@ def load_base(model: ModelConfig, attn_implementation: str | None) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    if problems := model_problems(model):
-        raise ValueError(str(problems[0]))
+    if not is_local(model) and not HUB_ID.fullmatch(model.name_or_path):
+        raise ValueError(f"model.name_or_path: no such folder: {model.name_or_path!r}")
     extra = {"attn_implementation": attn_implementation} if attn_implementation else {}
     base = AutoModelForCausalLM.from_pretrained(
         location(model.name_or_path),

@@ -9,7 +9,7 @@ from trial import failure, ranks
 from trial.checkpoints import Checkpoints
 from trial.clock import Clock
 from trial.control import Control, Free
-from trial.folder import Result, State, TrialFolder
+from trial.folder import Result, Seconds, State, TrialFolder
 from trial.session import Session
 from trial.workbench import Workbench
 
@@ -60,6 +60,8 @@ def _attempt(session: Session) -> State | None:
         with session.clock.during("startup"):
             device = session.device = session.bench.start(config)
             from trial.attempt import attempt
+        session.clock.restore(Seconds(startup=session.bench.unpaid_seconds))
+        session.bench.unpaid_seconds = 0.0
         if ranks.world_size() > 1 and config.zero_stage is None and device.name == "cpu":
             raise ValueError("several ranks on cpu need a `zero_stage`: they drift apart without")
         return attempt(session, device)

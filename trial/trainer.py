@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,7 @@ from peft import PeftMixedModel, PeftModel
 
 from trial.batches import Collator, evaluation_batches, open_mask
 from trial.devices import Device
-from trial.evaluation import exact_loss
-from trial.failure import Diverged
+from trial.loss import TrainingLoss, count_targets, exact_loss
 from trial.order import TrainingOrder
 from trial.weights import save_weights
 
@@ -74,9 +73,28 @@ class TrialTrainer(Base):
         if not self.run.device.fixed_shapes:
             inputs = open_mask(inputs)
         loss: torch.Tensor = super().training_step(model, inputs, *rest, **named)
-        if self.run.device.free_reads and not math.isfinite(value := loss.item()):
-            raise Diverged("the training loss", value, self.state.global_step + 1)
+        if self.run.device.free_reads:
+            self.run.add_loss(loss.item())
         return loss
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | None]:
+        """The batches of one optimizer step, and over how many tokens its loss is taken.
+
+        GaudiTrainer's own count fails on batches of unlike width, and its loss is then multiplied
+        by the number of batches.
+        """
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        if not batches:
+            return [], None
+        count = torch.stack([count_targets(batch) for batch in batches]).sum().to(device)
+        if self.args.average_tokens_across_devices:
+            count = self.accelerator.gather(count).sum()
+        return batches, count.clamp(min=1)
+
+    get_batch_samples_transformers = get_batch_samples
+    """GaudiTrainer's name for it."""
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Nobody reads the estimate, and it walks over all parameters at every step."""
@@ -137,6 +155,11 @@ def trainer_class(device: Device) -> type[Any]:
 def collator(device: Device) -> Collator:
     """How rows become batches on a device."""
     return Collator(trim=not device.fixed_shapes)
+
+
+def training_loss(device: Device, smoothing: float) -> TrainingLoss:
+    """How a device takes the training loss."""
+    return TrainingLoss(dense=device.fixed_shapes, smoothing=smoothing)
 
 
 def _mend(trainer: type[Any]) -> None:

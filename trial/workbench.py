@@ -5,20 +5,25 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from trial import gaudi, ranks
 from trial.config import TrialConfig
 from trial.devices import DEVICES, Device, apply_environment, pick
+from trial.launch import ALWAYS
 from trial.model import is_local, leaves_base_as_it_was, load_base, load_tokenizer
 
 if TYPE_CHECKING:
     from trial.data import Prepared
 
 logger = logging.getLogger(__name__)
+_import_seconds: list[float] = []
+"""Spent on imports and not yet charged to a trial."""
 
 
 class Workbench:
@@ -34,6 +39,7 @@ class Workbench:
         self._prepared: dict[str, Prepared] = {}
         self._base: Any | None = None
         self._base_key = ""
+        self.unpaid_seconds = 0.0
         self._device = ""
 
     def start(self, config: TrialConfig) -> Device:
@@ -41,7 +47,8 @@ class Workbench:
         if is_local(config.model) and self.cold:
             # Read once, when the hub's client is imported.
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        for name, value in ALWAYS.items():
+            os.environ.setdefault(name, value)
         if gaudi.on_device() and config.device in ("auto", "hpu"):
             # Looking for the device loads torch already, and Habana's plugin with it.
             apply_environment(DEVICES["hpu"].environment(config))
@@ -49,7 +56,10 @@ class Workbench:
         self._device = device.name
         apply_environment(device.environment(config))
         if self.cold:
-            _import_all(device)
+            # What was imported while nobody waited is this trial's to pay all the same.
+            self.unpaid_seconds = sum(_import_seconds)
+            preload(device.name)
+            _import_seconds.clear()
         if config.zero_stage is not None:
             ranks.without_compiled_operators(device.name)
         return device
@@ -113,7 +123,13 @@ class Workbench:
         return bool(config.training.get("gradient_checkpointing")) and self._device == "hpu"
 
 
-def _import_all(device: Device) -> None:
+@cache
+def preload(device: str) -> None:
+    """Import all that a trial on `device` imports, without touching the device.
+
+    For a process that waits for its first trial; what `trial.launch.environment` says must be set.
+    """
+    began = time.perf_counter()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     import peft  # noqa: F401
@@ -121,12 +137,15 @@ def _import_all(device: Device) -> None:
 
     # Their information is for people who run one training by hand.
     transformers.logging.set_verbosity_error()
-    device.trainer_class()
-    device.arguments_class()
+    DEVICES[device].trainer_class()
+    DEVICES[device].arguments_class()
     # The trainer imports it in any case, in the middle of its first trial.
     import deepspeed  # noqa: F401
+
+    import trial.attempt  # noqa: F401
 
     # Trainers collect garbage several times a trial: spare them the modules, which stay for good.
     gc.collect()
     gc.freeze()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    _import_seconds.append(time.perf_counter() - began)

@@ -28,6 +28,8 @@ HPU_STAGES: dict[int, dict[str, bool]] = {
     3: {"overlap_comm": False, "contiguous_gradients": False},
 }
 """What Gaudi's documentation asks for, unless the user says otherwise."""
+OFFLOADS = {"offload_optimizer": 1, "offload_param": 3}
+"""From which stage on each can be had; below it the wish has no effect, as in a sweep of stages."""
 OPTIMIZER: dict[str, Any] = {
     "type": "AdamW",
     "params": {
@@ -88,17 +90,11 @@ def _zero(config: TrialConfig, device: str, user: Mapping[str, Any]) -> dict[str
     if stage == 3:
         defaults["stage3_gather_16bit_weights_on_model_save"] = True
     zero = {**defaults, **user, "stage": stage}
-    for key, wanted in _offload_wishes(config).items():
-        if wanted != "none":
-            zero[key] = {"pin_memory": device != "cpu", **zero.get(key, {}), "device": wanted}
+    for key, lowest in OFFLOADS.items():
+        wanted = getattr(config.deepspeed, key)
+        if wanted != "none" and stage >= lowest:
+            zero[key] = {"pin_memory": device != "cpu", **(zero.get(key) or {}), "device": wanted}
     return zero
-
-
-def _offload_wishes(config: TrialConfig) -> dict[str, str]:
-    return {
-        "offload_optimizer": config.deepspeed.offload_optimizer,
-        "offload_param": config.deepspeed.offload_param,
-    }
 
 
 def _offloads(zero: Mapping[str, Any], key: str) -> bool:
