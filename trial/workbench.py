@@ -111,8 +111,12 @@ class Workbench:
         """
         if not self.reusable:
             raise RuntimeError("this process is spent: start a fresh one for the next trial")
-        with ranks.environment(deepspeed=config.zero_stage is not None):
-            yield
+        try:
+            with ranks.environment(deepspeed=config.zero_stage is not None):
+                yield
+        except BaseException:
+            self.reusable = False
+            raise
         self.cold = False
         # ZeRO-3 leaves one whole model behind, whatever is destroyed.
         if config.zero_stage == 3 or self._patched_for_good(config):

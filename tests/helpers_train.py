@@ -1,0 +1,112 @@
+"""Trials small enough for tests: configurations, and controls that record, stop or kill."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from helpers_models import make_model, write_rows
+
+from trial.config import TrialConfig, parse
+from trial.control import Free, StopReason
+from trial.folder import Evaluation, Result, TrialFolder
+from trial.train import train
+from trial.workbench import Workbench
+
+
+class Material:
+    """A model folder and a file of rows, made once, and one warm process to train in."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.model = make_model(root / "model")
+        self.rows = write_rows(root / "rows.jsonl")
+        self._bench = Workbench()
+        self._count = 0
+
+    def bench(self) -> Workbench:
+        """A workbench that still takes trials."""
+        if not self._bench.reusable:
+            self._bench = Workbench()
+        return self._bench
+
+    def config(self, **sections: Any) -> TrialConfig:
+        """A trial of twenty steps in less than a second; sections are merged key by key."""
+        content: dict[str, Any] = {
+            "model": {"name_or_path": str(self.model)},
+            "data": {"path": str(self.rows), "max_length": 48},
+            "lora": {"r": 4, "lora_dropout": 0.1},
+            "training": {
+                "max_steps": 20,
+                "eval_steps": 5,
+                "logging_steps": 5,
+                "learning_rate": 5e-3,
+                "per_device_train_batch_size": 8,
+                "per_device_eval_batch_size": 4,
+            },
+            "device": "cpu",
+        }
+        for name, value in sections.items():
+            merge = isinstance(value, dict) and name in content
+            content[name] = {**content[name], **value} if merge else value
+        return parse(content)
+
+    def folder(self, config: TrialConfig) -> TrialFolder:
+        """A new folder of that trial."""
+        self._count += 1
+        return TrialFolder.create(self.root / f"trials/{self._count:05d}", config)
+
+    def train(self, config: TrialConfig, control: Any = None) -> tuple[TrialFolder, Result]:
+        """Train a new folder in the warm process."""
+        folder = self.folder(config)
+        result = train(folder, control, self.bench())
+        if result is None:
+            raise AssertionError("the trial was interrupted")
+        return folder, result
+
+
+class Recorder(Free):
+    """Remembers what it was told; stops the trial when it is asked for the n-th time."""
+
+    def __init__(self, stop: StopReason | None = None, asked: int = 0) -> None:
+        self.stop = stop
+        self.at = asked
+        self.asked = 0
+        self.told: list[Evaluation] = []
+        self.starts: list[tuple[str, int]] = []
+
+    def started(self, folder: TrialFolder, device: str, max_steps: int) -> None:
+        self.starts.append((device, max_steps))
+
+    def evaluated(self, folder: TrialFolder, evaluation: Evaluation) -> None:
+        self.told.append(evaluation)
+
+    def stop_reason(self, folder: TrialFolder) -> StopReason | None:
+        self.asked += 1
+        return self.stop if self.asked == self.at else None
+
+
+class Killer(Recorder):
+    """Kills its own process, without any farewell, when it is asked for the n-th time."""
+
+    def stop_reason(self, folder: TrialFolder) -> StopReason | None:
+        super().stop_reason(folder)
+        if self.asked == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return None
+
+
+def train_and_die(path: str, asked: int, threads: int) -> None:
+    """What a process does that is killed in the middle of a trial."""
+    import torch
+
+    torch.set_num_threads(threads)
+    train(TrialFolder(path), Killer(asked=asked))
+
+
+def train_to_end(path: str, threads: int) -> None:
+    """What a fresh process does."""
+    import torch
+
+    torch.set_num_threads(threads)
+    train(TrialFolder(path))
