@@ -22,7 +22,7 @@ ARGS ?=
 
 .PHONY: help
 help: ## show this list
-	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 24
+	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 32
 
 .PHONY: install
 install: $(STAMP) ## make the virtual environment with the pinned versions

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ from sweep.failures import FailuresSpec, halved, retry
 from sweep.progress import Progress
 from sweep.spec import StopSpec
 from sweep.stopping import Verdict, verdict
-from trial.config import TrialConfig
+from trial.config import Origin, TrialConfig
 from trial.folder import Cause, Evaluation, Result, StudyFolder, TrialFolder
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,9 @@ class Decider(Protocol):
 
     def ask(self) -> Proposal | None:
         """The next trial; None when there is nothing left to try."""
+
+    def confirmations(self) -> Iterable[Proposal]:
+        """Repeats of the best trials over seeds that are still to be run; often none."""
 
     def pending(self) -> list[Proposal]:
         """Trials that were in flight when the study was last left."""
@@ -124,11 +127,26 @@ class Driver:
             self._judge()
             self._fill()
             if not self.progress.running and not self._waiting:
+                if self._confirm():
+                    continue
                 return self._ending or Ending("nothing is left to try")
             self.view.update(self.progress)
             for event in self.executor.events(self.poll):
                 self._handle(event)
                 self.view.happened(event, self.progress)
+
+    def _confirm(self) -> bool:
+        """Once the search has ended well, queue the repeats of its best; False without any."""
+        if self._halted or (self._ending and self._ending.failed):
+            return False
+        for proposal in self.decider.confirmations():
+            folder = self._folder_of(proposal)
+            if self._prepare(proposal, folder):
+                self.progress.park(proposal.number)
+                self._queue.append(Placed(proposal.number, folder.path))
+        if self._queue:
+            self.view.note(f"the search is over; {len(self._queue)} repeats confirm its best")
+        return bool(self._queue)
 
     def interrupt(self, reason: str = "interrupted") -> None:
         """Start no further trial; let the running ones checkpoint and leave their devices."""
@@ -159,7 +177,10 @@ class Driver:
             folder = self.study.trial(number)
             result = folder.read_result()
             if result:
-                self.progress.end(number, result, _drawn(folder))
+                origin = _origin(folder)
+                if origin and origin.confirms is not None:
+                    self.progress.repeats.add(number)
+                self.progress.end(number, result, origin.params if origin else {})
         for proposal in self.decider.pending():
             folder = self._folder_of(proposal)
             result = folder.read_result()
@@ -173,6 +194,12 @@ class Driver:
 
     def _folder_of(self, proposal: Proposal) -> TrialFolder:
         self._params[proposal.number] = proposal.params
+        if (
+            proposal.config
+            and proposal.config.origin
+            and proposal.config.origin.confirms is not None
+        ):
+            self.progress.repeats.add(proposal.number)
         return self.study.trial(proposal.number)
 
     def _report_missed(self, number: int, folder: TrialFolder) -> None:
@@ -314,10 +341,9 @@ class Driver:
         self.progress.end(number, result, self._params.get(number, {}))
 
 
-def _drawn(folder: TrialFolder) -> Mapping[str, Any]:
-    """What the sampler drew for a trial of an earlier run."""
+def _origin(folder: TrialFolder) -> Origin | None:
+    """Where a trial of an earlier run came from; None when its folder cannot say."""
     try:
-        origin = folder.read_config().origin
+        return folder.read_config().origin
     except (OSError, ValueError):
-        return {}
-    return origin.params if origin else {}
+        return None

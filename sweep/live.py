@@ -120,7 +120,7 @@ def ended_line(number: int, result: Result, params: Mapping[str, Any], progress:
 
 def summary(progress: Progress) -> str:
     """Counts, the best so far, elapsed and remaining time."""
-    planned = f" of {progress.planned}" if progress.planned else ""
+    planned = f" of {progress.total}" if progress.total else ""
     states = ", ".join(f"{count} {state}" for state, count in sorted(progress.states.items()))
     parts = [f"{progress.ended}{planned} trials ended" + (f" ({states})" if states else "")]
     parts.append(f"{len(progress.running)} running on {progress.slots}")

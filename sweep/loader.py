@@ -23,6 +23,7 @@ from sweep.sheet import Sheet, is_at_or_below, read
 from sweep.space import Space
 from sweep.spec import (
     NAME,
+    ConfirmSpec,
     ObjectiveSpec,
     PrunerSpec,
     ResourceSpec,
@@ -86,6 +87,7 @@ def load(source: Path, overrides: Sequence[str] = ()) -> SweepSpec:
         objectives=_objectives(sheet),
         stop=_section(sheet, "stop", StopSpec, sheet.section("stop")),
         resources=_section(sheet, "resources", ResourceSpec, sheet.section("resources")),
+        confirm=_confirm(sheet),
         failures=_section(sheet, "failures", FailuresSpec, sheet.section("failures")),
     )
     spec = spec.model_copy(update={"sampler": _sampler(sheet, spec)})
@@ -162,6 +164,12 @@ def _section(sheet: Sheet, key: str, model: type[M], content: Mapping[str, Any])
         sheet.refuse(replace(problem, key=f"{key}.{problem.key}"))
     good = [n for n in content if not any(is_at_or_below(problem.key, n) for problem in problems)]
     return model.model_validate({name: content[name] for name in good})
+
+
+def _confirm(sheet: Sheet) -> ConfirmSpec | None:
+    if sheet.content.get("confirm") is None:
+        return None
+    return _section(sheet, "confirm", ConfirmSpec, sheet.section("confirm"))
 
 
 def _objectives(sheet: Sheet) -> tuple[ObjectiveSpec, ...]:

@@ -49,6 +49,8 @@ class Progress:
     running: dict[int, Running] = field(default_factory=dict)
     parked: set[int] = field(default_factory=set)
     """Trials of this study that wait for a device, to be started or tried again."""
+    repeats: set[int] = field(default_factory=set)
+    """Trials that repeat another one with a new seed: no part of the search."""
     params: dict[int, Mapping[str, Any]] = field(default_factory=dict)
     """What the sampler drew, by trial."""
     best: Best | None = None
@@ -71,8 +73,13 @@ class Progress:
 
     @property
     def taken(self) -> int:
-        """Trials that have a result, are running, or wait to."""
-        return self.ended + len(self.running) + len(self.parked)
+        """Trials of the search that have a result, are running, or wait to."""
+        return self.ended + len(self.running) + len(self.parked) - len(self.repeats)
+
+    @property
+    def total(self) -> int | None:
+        """Trials to run in all, repeats included."""
+        return None if self.planned is None else self.planned + len(self.repeats)
 
     @property
     def elapsed(self) -> float:
@@ -88,12 +95,12 @@ class Progress:
     @property
     def remaining_seconds(self) -> float | None:
         """Estimate of the wall seconds left; None before there is anything to go by."""
-        if self.planned is None or not self.seconds_of_ended:
+        if self.total is None or not self.seconds_of_ended:
             return None
         mean = sum(self.seconds_of_ended) / len(self.seconds_of_ended)
         now = self.clock()
         begun = sum(min(mean, now - row.since) for row in self.running.values())
-        left = max(0.0, (self.planned - self.ended) * mean - begun)
+        left = max(0.0, (self.total - self.ended) * mean - begun)
         return left / max(1, self.slots)
 
     def start(self, number: int, params: Mapping[str, Any], max_steps: int = 0) -> None:
@@ -124,7 +131,8 @@ class Progress:
         if row:
             self.seconds_of_ended.append(self.clock() - row.since)
         self._note_failure(result)
-        self._note_value(number, result, params)
+        if number not in self.repeats:
+            self._note_value(number, result, params)
 
     def _note_value(self, number: int, result: Result, params: Mapping[str, Any]) -> None:
         self.since_best += 1

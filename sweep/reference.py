@@ -12,7 +12,15 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from sweep.failures import FailuresSpec
-from sweep.spec import ObjectiveSpec, PrunerSpec, ResourceSpec, SamplerSpec, StopSpec, SweepSpec
+from sweep.spec import (
+    ConfirmSpec,
+    ObjectiveSpec,
+    PrunerSpec,
+    ResourceSpec,
+    SamplerSpec,
+    StopSpec,
+    SweepSpec,
+)
 from trial.config import DataConfig, DeepSpeedSection, LoraSection, ModelConfig, TrialConfig
 
 SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {
@@ -27,6 +35,7 @@ SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {
     "pruner": ("pruner.", PrunerSpec),
     "stop": ("stop.", StopSpec),
     "resources": ("resources.", ResourceSpec),
+    "confirm": ("confirm.", ConfirmSpec),
     "failures": ("failures.", FailuresSpec),
 }
 

@@ -26,7 +26,7 @@ from trial.problems import ConfigError, Problem
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
-MAY_CHANGE = ("question", "stop", "resources", "failures")
+MAY_CHANGE = ("question", "stop", "resources", "failures", "confirm")
 """Keys of a sweep file that may change when a study goes on: they do not touch its trials."""
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from sweep import document
 from sweep.failures import FailuresSpec
-from sweep.spec import ObjectiveSpec, ResourceSpec, SamplerSpec, StopSpec, SweepSpec
+from sweep.spec import ConfirmSpec, ObjectiveSpec, ResourceSpec, SamplerSpec, StopSpec, SweepSpec
 from trial.config import SECTIONS, known_keys, known_paths
 from trial.problems import ConfigError, Problem, nearest, unknown
 
@@ -159,6 +159,7 @@ def _settable() -> list[str]:
         "stop": StopSpec,
         "resources": ResourceSpec,
         "failures": FailuresSpec,
+        "confirm": ConfirmSpec,
         "sampler": SamplerSpec,
         "objective": ObjectiveSpec,
     }

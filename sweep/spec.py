@@ -74,6 +74,15 @@ class ResourceSpec(Section):
     """At most so many trials at once; null fills the devices."""
 
 
+class ConfirmSpec(Section):
+    """After the search, repeat the best configurations over seeds: does the winner really win?"""
+
+    top: int = Field(default=3, ge=1)
+    """So many of the best configurations."""
+    seeds: int = Field(default=5, ge=2)
+    """Seeds of each, the search's own included; the same seeds for all."""
+
+
 class SweepSpec(BaseModel):
     """A whole sweep, checked; see `sweep.loader.load`."""
 
@@ -102,6 +111,8 @@ class SweepSpec(BaseModel):
     resources: ResourceSpec = ResourceSpec()
     """What a trial holds while it runs."""
 
+    confirm: ConfirmSpec | None = None
+    """Repeat the best configurations over seeds after the search; null does not."""
     failures: FailuresSpec = FailuresSpec()
     """What to do with failed trials, by kind."""
 

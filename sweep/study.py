@@ -155,10 +155,43 @@ class OptunaDecider:
             config = self.space.configure(params, trial.number)
         except ConfigError as error:
             problem = str(error)
+        if config and (confirms := trial.user_attrs.get("confirms")) is not None:
+            config = _reseeded(config, confirms, trial.user_attrs["seed"])
         same = config.fingerprint() if config else json.dumps(params, sort_keys=True)
         known = self._known.setdefault(same, trial.number)
         original = known if known != trial.number else None
         return Proposal(trial.number, params, config, original, problem)
+
+    # Confirming
+
+    def confirmations(self) -> Iterator[Proposal]:
+        """The best configurations once more, each with the seeds it has not had yet."""
+        confirm = self.spec.confirm
+        if confirm is None:
+            return
+        trials = self.study.get_trials(deepcopy=False)
+        had = {
+            (trial.user_attrs["confirms"], trial.user_attrs["seed"])
+            for trial in trials
+            if "confirms" in trial.user_attrs
+        }
+        for best in self._best(trials, confirm.top):
+            first = self.space.configure(best.params).training["seed"]
+            for seed in range(first + 1, first + confirm.seeds):
+                if (best.number, seed) not in had:
+                    attributes = {"confirms": best.number, "seed": seed}
+                    self.study.enqueue_trial(best.params, user_attrs=attributes)
+                    yield self._propose(self.study.ask())
+
+    def _best(self, trials: list[FrozenTrial], count: int) -> list[FrozenTrial]:
+        """The best trials of the search by the first objective."""
+        done = [
+            trial
+            for trial in trials
+            if trial.state == TrialState.COMPLETE and "confirms" not in trial.user_attrs
+        ]
+        sign = -1.0 if self.spec.objectives[0].direction == "maximize" else 1.0
+        return sorted(done, key=lambda trial: sign * trial.values[0])[:count]
 
     # Coming back
 
@@ -185,7 +218,7 @@ class OptunaDecider:
             return False
         if evaluation.step not in trial._cached_frozen_trial.intermediate_values:
             trial.report(value, evaluation.step)
-        return trial.should_prune()
+        return "confirms" not in trial.user_attrs and trial.should_prune()
 
     def tell(self, number: int, result: Result) -> None:
         """Tell Optuna the truth: complete, pruned at its step, or failed."""
@@ -228,6 +261,15 @@ class OptunaDecider:
             if proposal.config and proposal.duplicate_of is None:
                 shown.append(proposal.config)
         return shown
+
+
+def _reseeded(config: TrialConfig, confirms: int, seed: int) -> TrialConfig:
+    """The same configuration with another seed: adapter, data order and dropout differ."""
+    if config.origin is None:
+        return config
+    origin = config.origin.model_copy(update={"confirms": confirms})
+    training = {**config.training, "seed": seed}
+    return config.model_copy(update={"training": training, "origin": origin})
 
 
 def _teaches(result: Result) -> bool:

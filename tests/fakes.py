@@ -12,7 +12,8 @@ from sweep.executor import Evaluated, Event, Finished, Interrupted, Job, Lost, S
 from trial.config import Origin, TrialConfig
 from trial.folder import Cause, Evaluation, Result, TrialFolder
 
-Curve = list[float]
+REPEATS = 100
+"""Numbers from here on are repeats of trial 0."""
 
 
 @dataclass
@@ -100,11 +101,14 @@ class ScriptedDecider:
     asked: int = 0
     reported: list[tuple[int, int]] = field(default_factory=list)
     told: dict[int, Result] = field(default_factory=dict)
+    repeats: list[int] = field(default_factory=list)
+    """Repeats to run once the search has ended."""
     left: list[int] = field(default_factory=list)
     """Trials in flight from an earlier run."""
 
     def _proposal(self, number: int) -> Proposal:
-        origin = Origin(study="study", number=number)
+        confirms = 0 if number >= REPEATS else None
+        origin = Origin(study="study", number=number, confirms=confirms)
         config = None if number in self.impossible else TrialConfig(origin=origin)
         return Proposal(
             number,
@@ -119,6 +123,10 @@ class ScriptedDecider:
             return None
         self.asked += 1
         return self._proposal(self.asked - 1)
+
+    def confirmations(self) -> list[Proposal]:
+        repeats, self.repeats = self.repeats, []
+        return [self._proposal(number) for number in repeats]
 
     def pending(self) -> list[Proposal]:
         return [self._proposal(number) for number in self.left]

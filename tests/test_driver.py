@@ -200,6 +200,26 @@ def test_importing_the_command_leaves_torch_and_ray_unloaded():
     assert done.stdout.strip() == "[]"
 
 
+def test_repeats_run_after_the_search_and_only_then(tmp_path):
+    decider = fakes.ScriptedDecider(repeats=[100, 101, 102])
+    executor = fakes.ScriptedExecutor(falling, width=2)
+    driver = make(tmp_path, decider, executor, trials=3)
+    ending = driver.run()
+    assert executor.submitted == [0, 1, 2, 100, 101, 102]
+    assert ending.reason == "all 3 trials are done"
+    assert driver.progress.ended == driver.progress.total == 6
+    assert driver.progress.best.number == 0
+
+
+def test_nothing_is_repeated_after_an_interruption(tmp_path):
+    decider = fakes.ScriptedDecider(repeats=[100])
+    executor = fakes.ScriptedExecutor(lambda n: [3.0] * 50)
+    driver = make(tmp_path, decider, executor, trials=3)
+    driver.interrupt()
+    driver.run()
+    assert executor.submitted == []
+
+
 def failing(kind: str, times: int, message: str = "boom"):
     """A scripted executor whose trial 0 fails so often by `kind` before it completes."""
 

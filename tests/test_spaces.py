@@ -52,9 +52,9 @@ def test_a_shipped_file_needs_no_network_and_is_small(name):
     assert base["data"]["path"].startswith("builtin:")
     assert "model.name_or_path" not in config
     assert base["training"]["max_steps"] <= 200
-    rows = base["data"]["max_train_samples"]
-    batch = base["training"]["per_device_train_batch_size"]
-    assert rows % batch == 0, "DeepSpeed pads no batch: stages are compared on whole ones"
+    rows = base["data"].get("max_train_samples", 2000)
+    used = base["training"]["per_device_train_batch_size"] * base["training"]["max_steps"]
+    assert used < rows, "DeepSpeed pads no batch: stages are compared within one epoch"
 
 
 def test_the_files_share_one_base():

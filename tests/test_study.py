@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from sweep.dimension import Choices, Derived, Range
-from sweep.spec import ObjectiveSpec, PrunerSpec, SamplerSpec, StopSpec, SweepSpec
+from sweep.spec import ConfirmSpec, ObjectiveSpec, PrunerSpec, SamplerSpec, StopSpec, SweepSpec
 from sweep.study import OptunaDecider, memory, open_storage
 from trial.folder import Cause, Evaluation, Result, StudyFolder
 
@@ -255,3 +255,27 @@ def test_a_preview_shows_only_what_would_be_trained():
     space = {"lora.r": (Choices(choices=(2, 4, 8)),)}
     shown = OptunaDecider(make_spec(space=space), "study", memory()).preview(10)
     assert sorted(config.lora.r for config in shown) == [2, 4, 8]
+
+
+def test_the_best_are_repeated_over_the_same_seeds_and_never_pruned(tmp_path):
+    space = {"lora.r": (Choices(choices=(2, 4, 8)),)}
+    pruner = PrunerSpec(name="threshold", options={"upper": 0.5})
+    spec = make_spec(
+        space=space,
+        base={"training": {"seed": 7}},
+        sampler=SamplerSpec(name="grid"),
+        pruner=pruner,
+        confirm=ConfirmSpec(top=2, seeds=3),
+    )
+    folder = StudyFolder(tmp_path / "study")
+    decider = OptunaDecider(spec, "study", open_storage(folder))
+    for loss in (3.0, 1.0, 2.0):
+        decider.tell(decider.ask().number, done(loss))
+    repeats = list(decider.confirmations())
+    seen = [(p.config.lora.r, p.config.training["seed"], p.config.origin.confirms) for p in repeats]
+    assert seen == [(4, 8, 1), (4, 9, 1), (8, 8, 2), (8, 9, 2)]
+    assert not decider.report(repeats[0].number, Evaluation(step=1, eval_loss=9.0))
+    decider.tell(repeats[0].number, done(0.1))
+    again = OptunaDecider(spec, "study", open_storage(folder))
+    assert [p.config.training["seed"] for p in again.pending()] == [9, 8, 9]
+    assert list(again.confirmations()) == []

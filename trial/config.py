@@ -199,6 +199,8 @@ class Origin(Section):
     number: int = Field(ge=0)
     params: dict[str, Any] = Field(default_factory=dict)
     """What the sampler drew, by dotted path."""
+    confirms: int | None = None
+    """Number of the trial that this one repeats with another seed."""
     changes: list[str] = Field(default_factory=list)
     """What the harness changed after a failure, in words."""
 
