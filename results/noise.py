@@ -25,6 +25,8 @@ from results.show import lower_is_better
 
 LEVEL = 0.95
 ALPHA = 1 - LEVEL
+MOST_TIERS = 5
+"""Places told apart; what is worse than the last of them shares one more."""
 CLOSE_COST = 0.05
 """Costs that differ by less than this share are taken as equal."""
 
@@ -159,24 +161,48 @@ def cheapest(groups: Sequence[Group]) -> Group:
 
 def compare(group: Group, leader: Group, sign: float = 1.0) -> Comparison:
     """Test a configuration against the leader, uncorrected; both must be repeated."""
-    mine, other = (
-        dict(zip(group.seeds, group.values, strict=True)),
-        dict(zip(leader.seeds, leader.values, strict=True)),
-    )
-    shared = sorted(mine.keys() & other.keys())
-    if len(shared) > 1:
-        return _paired([sign * (mine[seed] - other[seed]) for seed in shared])
-    return _welch(sign * np.array(group.values), sign * np.array(leader.values))
+    return _tests(leader, [group], sign)[0]
 
 
-def _paired(differences: Sequence[float]) -> Comparison:
-    mean = float(np.mean(differences))
-    if np.ptp(differences) <= 1e-12 * max(1.0, abs(mean)):
-        return _without_noise(mean, len(differences))
-    test = stats.ttest_1samp(differences, 0.0)
-    bounds = test.confidence_interval(LEVEL)
-    interval = Interval(float(bounds.low), float(bounds.high))
-    return Comparison(mean, interval, float(test.pvalue), float(test.pvalue), len(differences))
+def _tests(leader: Group, groups: Sequence[Group], sign: float) -> list[Comparison]:
+    """Every configuration against the leader; those that share the same seeds in one go."""
+    other = dict(zip(leader.seeds, leader.values, strict=True))
+    made: dict[int, Comparison] = {}
+    pairs: dict[tuple[int, ...], list[int]] = {}
+    for place, group in enumerate(groups):
+        shared = tuple(seed for seed in group.seeds if seed in other)
+        if len(shared) > 1:
+            pairs.setdefault(shared, []).append(place)
+        else:
+            made[place] = _welch(sign * np.array(group.values), sign * np.array(leader.values))
+    for shared, places in pairs.items():
+        base = np.array([other[seed] for seed in shared])
+        mine = np.array([_at(groups[place], shared) for place in places])
+        made |= zip(places, _paired(sign * (mine - base)), strict=True)
+    return [made[place] for place in range(len(groups))]
+
+
+def _at(group: Group, seeds: Sequence[int]) -> list[float]:
+    values = dict(zip(group.seeds, group.values, strict=True))
+    return [values[seed] for seed in seeds]
+
+
+def _paired(differences: np.ndarray) -> list[Comparison]:
+    """Paired t tests; one row of differences by seed for each configuration."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # rows without any spread are dealt with below
+        test = stats.ttest_1samp(differences, 0.0, axis=1)
+        bounds = test.confidence_interval(LEVEL)
+    made = []
+    for place, row in enumerate(differences):
+        mean = float(row.mean())
+        if np.ptp(row) <= 1e-12 * max(1.0, abs(mean)):
+            made.append(_without_noise(mean, len(row)))
+            continue
+        interval = Interval(float(bounds.low[place]), float(bounds.high[place]))
+        p = float(test.pvalue[place])
+        made.append(Comparison(mean, interval, p, p, len(row)))
+    return made
 
 
 def _welch(mine: np.ndarray, other: np.ndarray) -> Comparison:
@@ -224,23 +250,25 @@ def _group(rows: Sequence[dict[str, Any]]) -> Group:
 
 def _placed(repeated: Sequence[Group], sign: float) -> list[Standing]:
     """Tier by tier: the best of what is left, and all that cannot be told from it."""
-    if not repeated:
-        return []
-    overall = {id(group): item for group, item in _against(repeated[0], repeated[1:], sign)}
     left, tier = list(repeated), 0
     tiers: dict[int, int] = {}
-    while left:
+    against_leader: dict[int, Comparison] = {}
+    while left and tier < MOST_TIERS:
         tier += 1
         tests = _against(left[0], left[1:], sign)
-        tied = [left[0], *(group for group, comparison in tests if comparison.tied)]
+        against_leader = against_leader or {id(group): test for group, test in tests}
+        tied = [left[0], *(group for group, test in tests if test.tied)]
         tiers |= {id(group): tier for group in tied}
         left = [group for group in left if id(group) not in tiers]
-    placed = [Standing(group, tiers[id(group)], overall.get(id(group))) for group in repeated]
+    placed = [
+        Standing(group, tiers.get(id(group), tier + 1), against_leader.get(id(group)))
+        for group in repeated
+    ]
     return sorted(placed, key=lambda standing: standing.tier or 0)
 
 
 def _against(leader: Group, others: Sequence[Group], sign: float) -> list[tuple[Group, Comparison]]:
-    raw = [compare(group, leader, sign) for group in others]
+    raw = _tests(leader, others, sign)
     if not raw:
         return []
     with warnings.catch_warnings():

@@ -1,0 +1,224 @@
+"""Statistics against known answers: planted winners, none, ties, coverage by simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers_results import add_trial, make_config, make_study, seed_study
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from results import noise
+from results.findings import find
+from results.noise import Group, cheapest, compare, leaderboard
+from results.reading import read_study
+from results.table import trials_table
+
+
+@pytest.fixture(autouse=True)
+def _no_collecting(monkeypatch):
+    """statsmodels collects garbage in every correction: a tenth of a second beside torch."""
+    monkeypatch.setattr("gc.collect", lambda *_: 0)
+
+
+def group(values, seeds=None, device_seconds=10.0, trainable=1000, first=0):
+    seeds = tuple(seeds if seeds is not None else range(len(values)))
+    trials = tuple(range(first, first + len(values)))
+    row = {"trainable_parameters": trainable}
+    return Group(trials, seeds, tuple(map(float, values)), row, device_seconds)
+
+
+def table_of_values(values: np.ndarray, direction: str = "minimize") -> pd.DataFrame:
+    """A table of groups (rows of `values`) by seeds (its columns)."""
+    groups, seeds = np.indices(values.shape)
+    table = pd.DataFrame({
+        "number": range(values.size), "state": "complete", "value": values.ravel(),
+        "group": [f"g{index}" for index in groups.ravel()], "seed": seeds.ravel(),
+        "device_seconds": 10.0, "trainable_parameters": 1000,
+    })  # fmt: skip
+    table.attrs["objectives"] = [["eval_loss", direction]]
+    return table
+
+
+def test_a_planted_winner_wins_outside_the_noise(tmp_path):
+    study = seed_study(tmp_path / "s", {4: 2.5, 16: 2.3, 64: 2.45}, noise=0.01)
+    board = leaderboard(trials_table(study))
+    assert [standing.tier for standing in board.standings] == [1, 2, 3]
+    assert board.leader.row["lora.r"] == board.recommended.row["lora.r"] == 16
+    first = board.beaten[0].comparison
+    assert first.paired == 5
+    assert first.interval.low < 0.15 < first.interval.high
+    assert board.noise == pytest.approx(0.01, rel=0.5)
+
+
+def test_ties_share_the_first_place_and_the_cheapest_is_taken(tmp_path):
+    study = seed_study(tmp_path / "s", {4: 2.5, 16: 2.301, 64: 2.3}, noise=0.01)
+    board = leaderboard(trials_table(study))
+    tied = {standing.group.row["lora.r"] for standing in board.tied}
+    assert tied == {16, 64}
+    assert board.recommended.row["lora.r"] == 16
+    assert [standing.group.row["lora.r"] for standing in board.beaten] == [4]
+
+
+def test_shared_seed_effects_are_paired_away(tmp_path):
+    """A difference far smaller than the noise between seeds, but the same for every seed."""
+    study = seed_study(tmp_path / "s", {4: 2.31, 16: 2.3}, noise=0.001, shared=0.2)
+    board = leaderboard(trials_table(study))
+    assert board.noise > 0.05
+    assert [standing.tier for standing in board.standings] == [1, 2]
+
+
+def test_without_shared_seeds_welch_is_used():
+    mine, other = group([2.4, 2.42, 2.41], seeds=(0, 1, 2)), group([2.3, 2.31], seeds=(5, 6))
+    test = compare(mine, other)
+    assert test.paired == 0
+    assert test.difference == pytest.approx(0.105)
+    # By hand: t = 0.105 / sqrt(1e-4 / 3 + 5e-5 / 2), Welch-Satterthwaite freedom 2.77.
+    assert test.p == pytest.approx(0.0014, abs=0.0015)
+    assert not test.tied
+
+
+def test_a_paired_difference_has_the_textbook_interval():
+    """Differences 1, 2, 3: mean 2, standard error 1 / sqrt(3), t(0.975, 2) = 4.302653."""
+    test = compare(group([2, 4, 6]), group([1, 2, 3]))
+    half = 4.302653 / math.sqrt(3)
+    assert (test.interval.low, test.interval.high) == pytest.approx((2 - half, 2 + half))
+
+
+def test_one_run_each_means_that_the_noise_is_unknown(tmp_path):
+    study = seed_study(tmp_path / "s", {4: 2.5, 16: 2.3}, seeds=1)
+    board = leaderboard(trials_table(study))
+    assert board.noise is None
+    assert [standing.tier for standing in board.standings] == [None, None]
+    assert all(standing.group.interval is None for standing in board.standings)
+    assert board.recommended.row["lora.r"] == 16
+
+
+def test_single_runs_never_outrank_what_was_repeated(tmp_path):
+    study = seed_study(tmp_path / "s", {16: 2.3, 64: 2.6}, seeds=4, noise=0.01)
+    add_trial(study, make_config(90, lora__r=4, training__seed=0), 2.295)
+    add_trial(study, make_config(91, lora__r=8, training__seed=0), 2.9)
+    board = leaderboard(trials_table(study))
+    assert board.leader.row["lora.r"] == 16
+    single = {s.group.row["lora.r"]: s.within_noise for s in board.standings if s.tier is None}
+    assert single == {4: True, 8: False}
+
+
+def test_the_run_that_got_picked_is_left_out_of_a_confirmed_mean(tmp_path):
+    study = seed_study(tmp_path / "s", {16: 2.3}, seeds=4, noise=0.0)
+    lucky = study.trial(0).read_result().model_copy(update={"value": 1.0})
+    study.trial(0).result.unlink()
+    study.trial(0).write_result(lucky)
+    table = trials_table(study)
+    assert leaderboard(table).leader.mean == pytest.approx((1.0 + 3 * 2.3) / 4)
+    assert leaderboard(table, confirmed=True).leader.mean == pytest.approx(2.3)
+
+
+def test_a_sweep_file_with_confirm_is_read_as_confirmed(tmp_path):
+    study = seed_study(tmp_path / "s", {16: 2.3}, seeds=4, noise=0.0)
+    record = study.read_record()
+    spec = record.spec | {"confirm": {"top": 1, "seeds": 3}}
+    study.write_record(record.model_copy(update={"spec": spec}))
+    assert len(find(read_study(study)).board.leader.trials) == 3
+
+
+def test_equal_runs_tie_and_constant_differences_do_not():
+    assert compare(group([2.0, 2.0]), group([2.0, 2.0])).tied
+    assert not compare(group([2.5, 2.5]), group([2.0, 2.0])).tied
+
+
+def test_a_seed_run_twice_is_no_repeat(tmp_path):
+    study = make_study(tmp_path / "s")
+    for number in range(3):
+        add_trial(study, make_config(number, lora__r=4, training__seed=7), 2.0 + number)
+    board = leaderboard(trials_table(study))
+    assert board.standings[0].group.values == (2.0,)
+    assert board.noise is None
+
+
+def test_high_values_win_when_they_should():
+    values = np.array([[1.0, 1.1, 0.9], [5.0, 5.1, 5.2]])
+    board = leaderboard(table_of_values(values, "maximize"))
+    assert board.leader.mean == pytest.approx(5.1)
+    assert board.beaten[0].comparison.difference > 0
+
+
+def test_holm_is_what_the_book_says():
+    """Sorted p times the number of hypotheses left, never falling."""
+    draw = np.random.default_rng(1)
+    values = 2.3 + 0.01 * draw.standard_normal((5, 6)) + np.linspace(0, 0.03, 5)[:, None]
+    board = leaderboard(table_of_values(values))
+    tests = [s.comparison for s in board.standings if s.comparison]
+    raw = sorted(test.p for test in tests)
+    by_hand = np.minimum(np.maximum.accumulate([p * (4 - i) for i, p in enumerate(raw)]), 1)
+    assert sorted(test.adjusted for test in tests) == pytest.approx(list(by_hand))
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    draw = np.random.default_rng(0)
+    runs = 2.3 + 0.01 * draw.standard_normal((3000, 5))
+    ends = [group(values).interval for values in runs]
+    covered = np.mean([end.low <= 2.3 <= end.high for end in ends])
+    assert covered == pytest.approx(noise.LEVEL, abs=4 * math.sqrt(0.05 * 0.95 / 3000))
+
+
+def test_paired_intervals_cover_the_true_difference():
+    draw = np.random.default_rng(2)
+    covered = []
+    for _ in range(1000):
+        shared = 0.1 * draw.standard_normal(4)
+        mine, other = (at + shared + 0.01 * draw.standard_normal(4) for at in (2.35, 2.3))
+        interval = compare(group(mine), group(other)).interval
+        covered.append(interval.low <= 0.05 <= interval.high)
+    assert np.mean(covered) == pytest.approx(noise.LEVEL, abs=4 * math.sqrt(0.05 * 0.95 / 1000))
+
+
+@pytest.mark.parametrize("groups", [2, 5])
+def test_no_winner_is_crowned_inside_the_noise(groups):
+    """Equal configurations: a sole winner appears in at most one study of twenty."""
+    draw = np.random.default_rng(3)
+    crowned = [
+        len(leaderboard(table_of_values(2.3 + 0.01 * draw.standard_normal((groups, 3)))).tied) == 1
+        for _ in range(300)
+    ]
+    assert np.mean(crowned) <= noise.ALPHA + 3 * math.sqrt(0.05 * 0.95 / 300)
+
+
+def test_a_real_difference_is_found():
+    draw = np.random.default_rng(4)
+    means = np.array([2.3, 2.34, 2.35])[:, None]
+    wins = [
+        len(leaderboard(table_of_values(means + 0.01 * draw.standard_normal((3, 5)))).tied) == 1
+        for _ in range(100)
+    ]
+    assert np.mean(wins) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("costs", "sizes", "taken"),
+    [
+        ((10.0, 20.0), (64, 4), 0),
+        ((10.0, 10.4), (64, 4), 1),
+        ((10.0, 10.4), (4, 64), 0),
+    ],
+)
+def test_the_cheapest(costs, sizes, taken):
+    groups = [
+        group([1.0], device_seconds=cost, trainable=size, first=10 * index)
+        for index, (cost, size) in enumerate(zip(costs, sizes, strict=True))
+    ]
+    assert cheapest(groups) is groups[taken]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 10_000))
+def test_every_configuration_has_exactly_one_place(groups, seeds, random):
+    values = np.random.default_rng(random).standard_normal((groups, seeds)).round(1)
+    board = leaderboard(table_of_values(values))
+    assert len({standing.group.trials for standing in board.standings}) == groups
+    tiers = [standing.tier for standing in board.standings if standing.tier]
+    assert tiers == sorted(tiers)
+    assert board.recommended in [standing.group for standing in board.standings]
