@@ -5,6 +5,7 @@ Loads torch; `trial.train` imports it once the device's environment is set.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -26,6 +27,7 @@ from trial.session import Session
 from trial.trainer import collator, trainer_class, training_loss
 from trial.weights import copy_folder, save_weights
 
+logger = logging.getLogger(__name__)
 VERSIONED = ("torch", "transformers", "peft", "accelerate", "optimum-habana", "deepspeed")
 
 
@@ -104,6 +106,7 @@ def _build(session: Session, device: Device, run: Run, *, resumed: bool) -> None
     transformers.set_seed(config.training["seed"])
     session.model = attach_adapter(base, config)
     session.parameters = count_parameters(session.model)
+    logger.info("%d of %d parameters are trained", *session.parameters)
     session.trainer = trainer_class(device)(
         model=session.model,
         args=arguments,

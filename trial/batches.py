@@ -40,19 +40,31 @@ def open_mask(batch: Batch) -> Batch:
 def evaluation_batches(
     dataset: Any, batch_size: int, collate: Collator, *, rank: int = 0, ranks: int = 1
 ) -> Iterator[Batch]:
-    """Every row once over all ranks, in order; each rank gets equally many batches.
+    """Every row once over all ranks; each rank gets equally many batches.
 
-    Where shapes are fixed or ranks wait for each other, batches are filled up with rows whose
-    labels are all ignored.
+    Rows of like length come together where batches are trimmed. Where shapes are fixed or ranks
+    wait for each other, batches are filled up with rows whose labels are all ignored.
     """
     stride = batch_size * ranks
     fill = ranks > 1 or not collate.trim
+    order = longest_first(dataset) if collate.trim else range(len(dataset))
     for start in range(0, len(dataset), stride):
         first = start + rank * batch_size
-        rows = [dataset[i] for i in range(first, min(first + batch_size, len(dataset)))]
+        rows = [dataset[i] for i in order[first : first + batch_size]]
         if fill:
             rows += [_ignored(dataset[0])] * (batch_size - len(rows))
         yield collate(rows)
+
+
+def row_lengths(dataset: Any) -> list[int]:
+    """Tokens of every row, padding left out."""
+    return [int(dataset[row]["attention_mask"].sum()) for row in range(len(dataset))]
+
+
+def longest_first(dataset: Any) -> Sequence[int]:
+    """Row numbers by falling length: what does not fit into memory shows at once."""
+    lengths = row_lengths(dataset)
+    return sorted(range(len(lengths)), key=lambda row: -lengths[row])
 
 
 def _ignored(row: Batch) -> Batch:

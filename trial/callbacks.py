@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,8 @@ from trial.devices import Device
 from trial.failure import check_loss
 from trial.folder import Evaluation, TrainLog, TrialFolder
 from trial.weights import save_weights
+
+logger = logging.getLogger(__name__)
 
 
 class Stopped(Exception):  # noqa: N818 (not an error: the trial was told to)
@@ -101,6 +104,8 @@ class Reporter(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Everything is loaded."""
+        start, end, device = state.global_step, state.max_steps, self.run.device.label()
+        logger.info("training from step %d to %d on %s", start, end, device)
         self.run.control.started(self.run.folder, self.run.device.label(), state.max_steps)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -145,6 +150,7 @@ class Reporter(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         loss, norm = float(logs["loss"]), logs.get("grad_norm")
+        logger.info("step %d: training loss %.4f", state.global_step, loss)
         self.run.folder.append(
             TrainLog(
                 step=state.global_step,
@@ -162,6 +168,7 @@ class Reporter(TrainerCallback):
         value = float((metrics or {})["eval_loss"])
         evaluation = self._evaluation(state, value)
         self.run.folder.append(evaluation)
+        logger.info("step %d: eval loss %.6f", state.global_step, value)
         # An untrained model may be as bad as it likes.
         bound = self.run.config.diverged_above if state.global_step else None
         check_loss("the eval loss", value, state.global_step, bound)

@@ -9,6 +9,7 @@ is in the log too, and stays there when the process dies of a signal.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -39,7 +40,8 @@ def capture(folder: TrialFolder, echo: bool = False) -> Iterator[TextIO]:
             os.dup2(tee.entrance if tee else log, stream)
         # Whoever runs us may have put its own objects there, which write elsewhere.
         sys.stdout, sys.stderr = (_opened(stream) for stream in STREAMS)
-        yield terminal
+        with _logged():
+            yield terminal
     finally:
         _flush()
         sys.stdout, sys.stderr = python_streams
@@ -50,6 +52,22 @@ def capture(folder: TrialFolder, echo: bool = False) -> Iterator[TextIO]:
         terminal.close()
         for descriptor in (*kept, log):
             os.close(descriptor)
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    """What the trial itself logs, with the time."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger = logging.getLogger("trial")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 class _Tee:

@@ -12,7 +12,7 @@ import torch
 from accelerate import skip_first_batches
 from peft import PeftMixedModel, PeftModel
 
-from trial.batches import Collator, evaluation_batches, open_mask
+from trial.batches import Collator, evaluation_batches, open_mask, row_lengths
 from trial.devices import Device
 from trial.loss import TrainingLoss, count_targets, exact_loss
 from trial.order import TrainingOrder
@@ -113,7 +113,7 @@ class TrialTrainer(Base):
         args, rows = self.args, train_dataset or self.train_dataset
         lengths = None
         if args.group_by_length:
-            lengths = [int(row["attention_mask"].sum()) for row in rows]
+            lengths = row_lengths(rows)
         seed = args.seed if args.data_seed is None else args.data_seed
         step_rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
         return TrainingOrder(
