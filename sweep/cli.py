@@ -34,6 +34,9 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key: training.max_steps=50."),
 ]
+AddressOption = Annotated[
+    str | None, typer.Option(envvar="RAY_ADDRESS", help="An existing Ray cluster.")
+]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of all studies.")]
 StudyArgument = Annotated[
     str, typer.Argument(metavar="STUDY", help="A study's name, or the path of its folder.")
@@ -58,7 +61,9 @@ def _clear_errors() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
-def _load(space: str, overrides: list[str] | None) -> tuple[SweepSpec, Path]:
+def _load(
+    space: str, overrides: list[str] | None, ray_address: str | None = None
+) -> tuple[SweepSpec, Path]:
     """The sweep file, checked down to the model and the data it names."""
     from sweep import loader
     from sweep.preflight import preflight
@@ -66,7 +71,7 @@ def _load(space: str, overrides: list[str] | None) -> tuple[SweepSpec, Path]:
     source = loader.find(space)
     spec = loader.load(source, overrides or ())
     try:
-        preflight(spec)
+        preflight(spec, here=not ray_address)
     except ConfigError as error:
         raise ConfigError(loader.placed(source, overrides or (), error.problems)) from None
     return spec, source
@@ -114,7 +119,7 @@ def run(
         str | None, typer.Option(metavar="NEW", help="A new study with the trials that still fit.")
     ] = None,
     storage: Annotated[str | None, typer.Option(help="Optuna storage URL; a journal else.")] = None,
-    ray_address: Annotated[str | None, typer.Option(help="An existing Ray cluster.")] = None,
+    ray_address: AddressOption = None,
 ) -> None:
     """Start a sweep, or go on with it."""
     from sweep import session
@@ -122,7 +127,7 @@ def run(
     named = {"stop.trials": trials, "resources.concurrency": workers, "base.device": device}
     extra = [f"{key}={value}" for key, value in named.items() if value is not None]
     with _clear_errors():
-        spec, source = _load(space, [*(overrides or ()), *extra])
+        spec, source = _load(space, [*(overrides or ()), *extra], ray_address)
         options = session.Options(runs, study, fresh, fork, storage, ray_address, sys.argv)
         _go(spec, source, options)
 
@@ -152,7 +157,7 @@ def resume(
     runs: RunsOption = Path("runs"),
     trials: Annotated[int | None, typer.Option(help="Trials in all; extends the study.")] = None,
     workers: Annotated[int | None, typer.Option(help="Jobs at once at most.")] = None,
-    ray_address: Annotated[str | None, typer.Option(help="An existing Ray cluster.")] = None,
+    ray_address: AddressOption = None,
 ) -> None:
     """Go on with a study by its name, with the sweep file it keeps."""
     from sweep import session
@@ -161,7 +166,7 @@ def resume(
     with _clear_errors():
         folder = _existing(study, runs)
         spec = session.stored_spec(folder, trials=trials, concurrency=workers)
-        preflight(spec)
+        preflight(spec, here=not ray_address)
         options = session.Options(
             folder.path.parent, folder.name, ray_address=ray_address, command=sys.argv
         )

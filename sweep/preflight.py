@@ -17,15 +17,17 @@ VARIANTS = 50
 """So many different combinations of these are looked at."""
 
 
-def preflight(spec: SweepSpec) -> None:
+def preflight(spec: SweepSpec, here: bool = True) -> None:
     """Look at the model, the data and the device of every configuration that differs in them.
+
+    `here` says whether trials run on this machine; elsewhere, the device is not looked for.
 
     Raises:
         ConfigError: every mistake at once.
     """
     found: dict[Problem, None] = {}
     for config in _variants(spec):
-        found |= dict.fromkeys(problems_of(config))
+        found |= dict.fromkeys(problems_of(config, here=here))
     if found:
         raise ConfigError(found)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import time
@@ -196,7 +195,7 @@ def make_executor(spec: SweepSpec, options: Options) -> RayExecutor:
         cpus_per_trial=spec.resources.cpus_per_trial,
         concurrency=spec.resources.concurrency,
         expected_jobs=spec.stop.trials,
-        address=options.ray_address or os.environ.get("RAY_ADDRESS") or None,
+        address=options.ray_address,
         environment=environment(device),
     )
 
