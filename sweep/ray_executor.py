@@ -11,12 +11,14 @@ import logging
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from filelock import FileLock
+
+from sweep import scratch
 from sweep.executor import Event, Finished, Interrupted, Job, Lost
 from sweep.worker import TrialWorker
 from trial.control import StopReason
@@ -61,9 +63,12 @@ class RayExecutor:
     """How many jobs will come at most, when known: no more workers than that are started."""
     address: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    hang_seconds: float | None = None
+    """A trial without a sign of life for so long is ended."""
     worker: type = TrialWorker
     _workers: list[Worker] = field(default_factory=list)
     _folder: str = ""
+    _held: FileLock | None = None
     _reaper: subprocess.Popen[bytes] | None = None
     _ray: Any = None
     _capacity: tuple[float, int] = (0.0, 1)
@@ -79,8 +84,7 @@ class RayExecutor:
         if self.address:
             ray.init(address=self.address, **options)
         else:
-            # A short path: Ray's socket names must stay within 107 bytes.
-            self._folder = tempfile.mkdtemp(prefix="gs-")
+            self._folder, self._held = scratch.make()
             self._reaper = _start_reaper(self._folder)
             ray.init(
                 address="local",
@@ -179,7 +183,7 @@ class RayExecutor:
             "TOKENIZERS_PARALLELISM": "false",
             **self.environment,
         }
-        return Worker(actor.remote(environment))
+        return Worker(actor.remote(environment, self.device, self.hang_seconds))
 
     def _take(self, worker: Worker) -> list[Event]:
         """The next event of a worker's stream, which is ready."""
@@ -187,7 +191,7 @@ class RayExecutor:
             event, reusable = self._ray.get(next(worker.stream))
         except (StopIteration, self._ray.exceptions.RayError) as error:
             return self._lost(worker, error)
-        if isinstance(event, Finished | Interrupted):
+        if isinstance(event, Finished | Interrupted | Lost):
             worker.open.discard(event.number)
         if not worker.open:
             worker.job = worker.stream = None
@@ -214,4 +218,5 @@ class RayExecutor:
 def _start_reaper(folder: str) -> subprocess.Popen[bytes]:
     """Watch over this process from outside; see `sweep.reaper`."""
     command = [sys.executable, "-m", "sweep.reaper", str(os.getpid()), folder]
-    return subprocess.Popen(command, stdin=subprocess.PIPE)
+    # In a session of its own: it is needed most when the whole process group is killed.
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)

@@ -24,6 +24,7 @@ from sweep.driver import Proposal
 from sweep.samplers import make_pruner, make_sampler
 from sweep.space import Space
 from sweep.spec import SweepSpec
+from sweep.storage_url import connect
 from trial.config import TrialConfig
 from trial.folder import Evaluation, Result, StudyFolder, cut_torn_line
 from trial.problems import ConfigError
@@ -45,12 +46,23 @@ class _HeldByLease(BaseJournalFileLock):
         return None
 
 
-def open_storage(folder: StudyFolder, url: str | None = None) -> BaseStorage:
-    """The study's storage: the journal file in its folder, or any Optuna storage URL."""
+def open_storage(
+    folder: StudyFolder, url: str | None = None, *, repair: bool = True
+) -> BaseStorage:
+    """The study's storage: the journal file in its folder, or any Optuna storage URL.
+
+    Only the driver repairs a torn last line: to others it may be one that is being written.
+
+    Raises:
+        ConfigError: there is no such storage, or its server does not answer.
+    """
     if url is not None:
-        return optuna.storages.get_storage(url)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    cut_torn_line(folder.journal)
+        return connect(url)
+    if repair:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        cut_torn_line(folder.journal)
+    elif not folder.journal.exists():
+        raise ValueError(f"{folder.journal}: there is no journal")
     return JournalStorage(JournalFileBackend(str(folder.journal), lock_obj=_HeldByLease()))
 
 
@@ -84,13 +96,16 @@ class OptunaDecider:
         self._repeats = 0
         self._exhausted = False
         self._walk = self._untried()
-        self._enqueue(first_time=not past)
+        self._enqueue(past)
         self._remember(past)
 
-    def _enqueue(self, first_time: bool) -> None:
-        if first_time:
-            for point in self.spec.enqueue:
-                self.study.enqueue_trial(dict(self.space.check_point(point)))
+    def _enqueue(self, past: list[FrozenTrial]) -> None:
+        """Enqueue the known-good points; a kill may have come after some of them."""
+        there = {_canonical(trial.system_attrs.get("fixed_params")) for trial in past}
+        for point in self.spec.enqueue:
+            fixed = dict(self.space.check_point(point))
+            if _canonical(fixed) not in there:
+                self.study.enqueue_trial(fixed)
 
     def _remember(self, past: list[FrozenTrial]) -> None:
         for trial in past:
@@ -106,7 +121,7 @@ class OptunaDecider:
         if self._exhausted:
             return None
         if self.spec.sampler.name == "grid":
-            return self._ask_point(next(self._walk, None))
+            return self._ask_grid()
         proposal = self._propose(self.study.ask())
         if proposal.duplicate_of is None:
             self._repeats = 0
@@ -131,10 +146,13 @@ class OptunaDecider:
             return False
         return size is not None and size <= ENUMERABLE
 
-    def _ask_point(self, point: Mapping[str, Any] | None) -> Proposal | None:
-        if point is None:
-            return None
-        self.study.enqueue_trial(dict(point))
+    def _ask_grid(self) -> Proposal | None:
+        # Points already in the queue come first: a kill may have left one there.
+        if not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            point = next(self._walk, None)
+            if point is None:
+                return None
+            self.study.enqueue_trial(dict(point))
         return self._propose(self.study.ask())
 
     def _untried(self) -> Iterator[Mapping[str, Any]]:
@@ -270,6 +288,10 @@ def _reseeded(config: TrialConfig, confirms: int, seed: int) -> TrialConfig:
     origin = config.origin.model_copy(update={"confirms": confirms})
     training = {**config.training, "seed": seed}
     return config.model_copy(update={"training": training, "origin": origin})
+
+
+def _canonical(params: Any) -> str:
+    return json.dumps(params, sort_keys=True)
 
 
 def _teaches(result: Result) -> bool:
