@@ -8,12 +8,16 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sweep.executor import Evaluated, Event, Finished, Interrupted, Job, Placed, Started
+from sweep.executor import Evaluated, Event, Finished, Interrupted, Job, Lost, Placed, Started
 from trial.control import StopReason
 from trial.folder import Cause, Evaluation, Result, TrialFolder
+
+LOOK_EVERY = 2.0
+"""Seconds between two looks at whether a trial hangs."""
 
 
 class Line:
@@ -23,30 +27,44 @@ class Line:
         self.placed = placed
         self.out = out
         self.reason: StopReason | None = None
+        self.heard = time.monotonic()
+        """When the trial last gave a sign of life."""
 
     def started(self, folder: TrialFolder, device: str, max_steps: int) -> None:
         """Training is about to begin."""
+        self.heard = time.monotonic()
         self.out.put(Started(self.placed.number, device, max_steps))
 
     def evaluated(self, folder: TrialFolder, evaluation: Evaluation) -> None:
         """One evaluation is on disk."""
         self.out.put(Evaluated(self.placed.number, evaluation))
 
+    def alive(self, folder: TrialFolder) -> None:
+        """One batch has been evaluated."""
+        self.heard = time.monotonic()
+
     def stop_reason(self, folder: TrialFolder) -> StopReason | None:
         """What the driver has asked for; read between optimizer steps."""
+        self.heard = time.monotonic()
         return self.reason
 
 
 class TrialWorker:
     """One process that trains one job at a time on the devices Ray gave it."""
 
-    def __init__(self, environment: Mapping[str, str], preload: bool = True) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        preload: str | None = None,
+        hang_seconds: float | None = None,
+    ) -> None:
         os.environ.update(environment)
+        self._hang_seconds = hang_seconds
         self._lines: dict[int, Line] = {}
         self._early: dict[int, StopReason] = {}
         self._bench: Any = None
         # The imports take seconds: begin while Ray is still starting other workers.
-        self._importing = threading.Thread(target=_import_trial, daemon=True)
+        self._importing = threading.Thread(target=_import_trial, args=(preload,), daemon=True)
         if preload:
             self._importing.start()
 
@@ -66,9 +84,24 @@ class TrialWorker:
         out: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         thread = threading.Thread(target=self._train_all, args=(job, out), daemon=True)
         thread.start()
-        while (event := out.get()) is not None:
+        while (event := self._next(out)) is not None:
             yield event, self._bench is not None and self._bench.reusable
+            if isinstance(event, Lost):
+                return  # The thread still hangs: this process is of no more use.
         thread.join()
+
+    def _next(self, out: queue.SimpleQueue[Event | None]) -> Event | None:
+        """The next event; a trial without a sign of life for too long is given up."""
+        while True:
+            try:
+                return out.get(timeout=LOOK_EVERY)
+            except queue.Empty:
+                for number, line in list(self._lines.items()):
+                    silent = time.monotonic() - line.heard
+                    if self._hang_seconds is not None and silent > self._hang_seconds:
+                        self._bench = None
+                        message = f"no step and no evaluated batch in {silent / 60:.3g} minutes"
+                        return Lost(number, "hung", message)
 
     def _train_all(self, job: Job, out: queue.SimpleQueue[Event | None]) -> None:
         try:
@@ -105,6 +138,8 @@ class TrialWorker:
             return train(folder, line, self._bench)
 
 
-def _import_trial() -> None:
+def _import_trial(device: str) -> None:
     """Pay torch, transformers and PEFT once, before the first trial asks for them."""
-    import trial.train  # noqa: F401
+    from trial.workbench import preload
+
+    preload(device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 from sweep.worker import Line, TrialWorker
 from trial.folder import Evaluation, Result, TrialFolder
@@ -19,11 +20,11 @@ class Bench:
 class ScriptedWorker(TrialWorker):
     """Trains by what the trial's `lora.r` says: 1 completes, 2 waits to be stopped, ..."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
-        super().__init__(environment, preload=False)
+    def __init__(self, environment: dict[str, str], device: str, hang_seconds: float) -> None:
+        super().__init__(environment, preload=None, hang_seconds=hang_seconds)
 
     def _train_here(self, folder: TrialFolder, line: Line) -> Result | None:
-        script = {1: complete, 2: until_stopped, 3: die, 4: spoil, 5: explode}
+        script = {1: complete, 2: until_stopped, 3: die, 4: spoil, 5: explode, 6: hang}
         self._bench = self._bench or Bench(True)
         return script[folder.read_config().lora.r](self, folder, line)
 
@@ -64,3 +65,8 @@ def spoil(worker: ScriptedWorker, folder: TrialFolder, line: Line) -> Result:
 
 def explode(worker: ScriptedWorker, folder: TrialFolder, line: Line) -> None:
     raise MemoryError("cannot allocate")
+
+
+def hang(worker: ScriptedWorker, folder: TrialFolder, line: Line) -> None:
+    line.started(folder, "scripted", 1)
+    threading.Event().wait()

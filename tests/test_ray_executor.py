@@ -22,6 +22,7 @@ def executor() -> Iterator[RayExecutor]:
     made = RayExecutor(
         device="cpu", cpus_per_trial=1, concurrency=2, worker=helpers_ray.ScriptedWorker
     )
+    made.hang_seconds = 5.0
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
@@ -109,6 +110,14 @@ def test_a_worker_that_cannot_be_cleaned_is_replaced(executor, submit):
     submit(1), submit(1)
     finished = [e for e in gather(executor, ends(2)) if isinstance(e, Finished)]
     assert spoiled not in {event.result.metrics["pid"] for event in finished}
+
+
+def test_a_hung_trial_is_ended_and_its_worker_replaced(executor, submit):
+    number = submit(6)
+    events = gather(executor, ends(1))
+    assert (events[-1].number, events[-1].kind) == (number, "hung")
+    submit(1), submit(1)
+    assert all(not isinstance(event, Lost) for event in gather(executor, ends(2)))
 
 
 def test_an_exception_that_escapes_the_trial_is_still_a_result(executor, submit, tmp_path):

@@ -19,6 +19,9 @@ class Control(Protocol):
     def evaluated(self, folder: TrialFolder, evaluation: Evaluation) -> None:
         """One evaluation is on disk."""
 
+    def alive(self, folder: TrialFolder) -> None:
+        """One batch has been evaluated: an evaluation may take long without an optimizer step."""
+
     def stop_reason(self, folder: TrialFolder) -> StopReason | None:
         """Why the trial is to stop before its next optimizer step; None to go on."""
 
@@ -31,6 +34,9 @@ class Free:
 
     def evaluated(self, folder: TrialFolder, evaluation: Evaluation) -> None:
         """Nobody to tell."""
+
+    def alive(self, folder: TrialFolder) -> None:
+        """Nobody watches."""
 
     def stop_reason(self, folder: TrialFolder) -> StopReason | None:
         """Never."""

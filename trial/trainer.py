@@ -58,6 +58,7 @@ class TrialTrainer(Base):
         htcore = getattr(self, "htcore", None)
 
         def forward(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+            self.run.control.alive(self.run.folder)
             inputs = self._prepare_inputs(inputs if dense else open_mask(inputs))
             with self.compute_loss_context_manager():
                 logits: torch.Tensor = model(**inputs, **extra).logits
