@@ -175,7 +175,7 @@ def _least(stages: pd.DataFrame, column: str) -> pd.Series | None:
 def _rates(found: Findings) -> str:
     """How the best learning rate moves with rank."""
     best = best_of_each(found, RANK)
-    if len(best) < 2 or RATE not in found.searched or best[RATE].isna().any():
+    if len(best) < 2 or RATE not in found.searched or not is_number(best[RATE].dropna()):
         return ""
     if best[RATE].nunique() == 1:
         return f"The best learning rate is {units.number(best[RATE].iloc[0])} at every rank."

@@ -10,6 +10,7 @@ import pandas as pd
 from results.axes import number_axis
 from results.chart import Axis, Chart, Series, Thinning, beyond, notes, outside, robust_limits
 from results.findings import RANK, RATE, Findings, best_of_each
+from results.importance import is_number
 
 SERIES = 8
 """Ranks told apart by colour; more would not be."""
@@ -33,12 +34,13 @@ def lora_charts(found: Findings) -> list[Chart]:
 
 def _has(found: Findings, *names: str) -> bool:
     rows = found.complete
-    return all(name in rows and rows[name].nunique() > 1 for name in names)
+    return all(name in rows and is_number(rows[name]) and rows[name].nunique() > 1
+               for name in names)  # fmt: skip
 
 
 def _by_rank(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """Trials of each rank, by name; the ranks beyond the palette together."""
-    if RANK not in rows or rows[RANK].nunique() < 2:
+    if RANK not in rows or not is_number(rows[RANK]) or rows[RANK].nunique() < 2:
         return [("trials", rows)]
     ranks = sorted(rows[RANK].dropna().unique())
     parts = [(f"r {rank}", rows[rows[RANK] == rank]) for rank in ranks[: SERIES - 1]]

@@ -60,5 +60,5 @@ def escape(text: object) -> str:
 
 
 def _escape(text: str) -> str:
-    safe = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text)
+    safe = re.sub(r"[\\`*\[\]|~#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", text)
     return safe.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

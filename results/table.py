@@ -29,6 +29,8 @@ _FLOATS = (
     *(f"seconds_{name}" for name in PHASES),
 )  # fmt: skip
 
+_TAKEN = frozenset((*_INTEGERS, *_TEXTS, *_FLOATS))
+
 SEEDS = ("training.seed", "training.data_seed")
 """What repeats of one configuration differ in."""
 
@@ -86,12 +88,13 @@ def trials_table(study: StudyFolder) -> pd.DataFrame:
 def table_of(study: StudyRead) -> pd.DataFrame:
     """The table of a study that has been read."""
     objectives = objectives_of(study.spec)
-    varied = varied_keys(study.trials)
-    rows = [_row(trial, varied, objectives[0]) for trial in study.trials]
+    keys = varied_keys(study.trials)
+    varied = [column_of(key) for key in keys]
+    rows = [_row(trial, keys, objectives[0]) for trial in study.trials]
     table = pd.DataFrame(rows, columns=[*_leading(varied), *_trailing()], dtype=object)
     for name in table.columns:
         table[name] = _typed(table[name], name)
-    drawn = {name for trial in study.trials for name in trial.params}
+    drawn = {column_of(name) for trial in study.trials for name in trial.params}
     table.attrs = {
         "study": study.name,
         "searched": [name for name in varied if name in drawn] or _unseeded(varied),
@@ -130,6 +133,11 @@ def _unseeded(names: Sequence[str]) -> list[str]:
     return [name for name in names if name not in SEEDS]
 
 
+def column_of(key: str) -> str:
+    """The column of a configuration's key or of a variable: its own name unless that is taken."""
+    return f"config.{key}" if key in _TAKEN else key
+
+
 def write_table(table: pd.DataFrame, folder: Path) -> tuple[Path, Path]:
     """Write `trials.csv` and `trials.parquet` into `folder`; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,8 +156,10 @@ def _trailing() -> list[str]:
     return [name for name in listed if name not in ("number", "state", "value", "scale")]
 
 
-def _row(trial: TrialRead, varied: Sequence[str], objective: Objective) -> dict[str, Any]:
-    row: dict[str, Any] = {name: trial.config.get(name, trial.params.get(name)) for name in varied}
+def _row(trial: TrialRead, keys: Sequence[str], objective: Objective) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        column_of(key): trial.config.get(key, trial.params.get(key)) for key in keys
+    }
     row |= {
         "number": trial.number,
         "state": trial.state,

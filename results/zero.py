@@ -86,7 +86,7 @@ def _but_stage(trial: TrialRead) -> tuple[tuple[str, str], ...]:
 
 def _level(trial: TrialRead) -> int:
     stage = trial.config.get(STAGE)
-    return -1 if stage is None else int(stage)
+    return stage if isinstance(stage, int) else -1
 
 
 def _compare(reference: TrialRead, other: TrialRead) -> Parity | None:

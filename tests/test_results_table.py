@@ -87,6 +87,20 @@ def test_a_derived_value_is_varied_but_not_searched(tmp_path):
     assert list(table["alpha_over_r"]) == [2, 2]
 
 
+def test_a_variable_may_have_the_name_of_a_column(tmp_path):
+    study = make_study(tmp_path / "s")
+    for number, device in enumerate(("auto", "cpu")):
+        config = make_config(number, device=device)
+        origin = config.origin.model_copy(update={"params": {"device": device, "value": number}})
+        add_trial(study, config.model_copy(update={"origin": origin}), 2.0)
+    table = trials_table(study)
+    assert table.attrs["searched"] == ["config.device", "config.value"]
+    assert list(table["config.device"]) == ["auto", "cpu"]
+    assert list(table["device"]) == ["cpu", "cpu"]
+    assert list(table["config.value"]) == [0, 1]
+    assert list(table["value"]) == [2.0, 2.0]
+
+
 def test_repeats_over_seeds_share_a_group(tmp_path):
     table = trials_table(seed_study(tmp_path / "s", {4: 2.0, 8: 2.1}, seeds=3))
     groups = table.groupby("group")["lora.r"].agg(["nunique", "size"])
