@@ -197,6 +197,7 @@ def make_executor(spec: SweepSpec, options: Options) -> RayExecutor:
         expected_jobs=spec.stop.trials,
         address=options.ray_address,
         environment=environment(device),
+        hang_seconds=hung * 60 if (hung := spec.failures.hung_minutes) else None,
     )
 
 
