@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from sweep.disk import Disk
 from sweep.executor import (
     Evaluated,
     Event,
@@ -24,7 +25,7 @@ from sweep.executor import (
     Placed,
     Started,
 )
-from sweep.failures import FailuresSpec, halved, retry
+from sweep.failures import FailuresSpec, halved, is_halving, retry
 from sweep.progress import Progress
 from sweep.spec import StopSpec
 from sweep.stopping import Verdict, verdict
@@ -104,6 +105,8 @@ class Driver:
     view: View
     progress: Progress
     failures: FailuresSpec = field(default_factory=FailuresSpec)
+    disk: Disk | None = None
+    """Looked at before a trial starts; None when nobody need look."""
     poll: float = 0.5
     """Longest wait for an event, in seconds."""
     _queue: deque[Placed] = field(default_factory=deque)
@@ -119,14 +122,21 @@ class Driver:
     """Set once no further trial is to be proposed."""
     _halted: bool = False
     """Whether the running trials were told to leave their devices as well."""
+    _interrupted: str = ""
+    """Why somebody wants the sweep to stop, until the loop has obeyed."""
+    _held_back: str = ""
+    """Why no trial may start at the moment."""
 
     def run(self) -> Ending:
         """Run trials until a stop condition holds, nothing is left, or `interrupt` is called."""
         self._take_up()
         while True:
+            self._obey()
             self._judge()
             self._fill()
             if not self.progress.running and not self._waiting:
+                if self._held_back:
+                    return self._ending or Ending(self._held_back, failed=True)
                 if self._confirm():
                     continue
                 return self._ending or Ending("nothing is left to try")
@@ -149,9 +159,16 @@ class Driver:
         return bool(self._queue)
 
     def interrupt(self, reason: str = "interrupted") -> None:
-        """Start no further trial; let the running ones checkpoint and leave their devices."""
-        self._ending = None
-        self._end(Ending(reason, interrupted=True), stop_running=True)
+        """Start no further trial; let the running ones checkpoint and leave their devices.
+
+        Safe in a signal handler, which may come in the middle of anything: the loop does the work.
+        """
+        self._interrupted = reason
+
+    def _obey(self) -> None:
+        if self._interrupted and not (self._ending and self._ending.interrupted):
+            self._ending = None
+            self._end(Ending(self._interrupted, interrupted=True), stop_running=True)
 
     def _end(self, ending: Ending, stop_running: bool) -> None:
         self._ending = self._ending or ending
@@ -181,6 +198,8 @@ class Driver:
                 if origin and origin.confirms is not None:
                     self.progress.repeats.add(number)
                 self.progress.end(number, result, origin.params if origin else {})
+                if self.disk:
+                    self.disk.ended(number, result)
         for proposal in self.decider.pending():
             folder = self._folder_of(proposal)
             result = folder.read_result()
@@ -211,12 +230,27 @@ class Driver:
         """Give every free slot a trial."""
         self.progress.slots = self.executor.slots()
         self._wake()
-        while not self._halted and len(self.progress.running) < self.progress.slots:
+        while not self._stopping() and len(self.progress.running) < self.progress.slots:
+            if self._lacks_room():
+                return
             placed = self._queue.popleft() if self._queue else self._next()
             if placed is None:
                 return
             self._submit(placed)
             self._judge()
+
+    def _stopping(self) -> bool:
+        return self._halted or bool(self._interrupted)
+
+    def _lacks_room(self) -> bool:
+        """Whether trials that are due have to wait for disk space; says so once."""
+        before, self._held_back = self._held_back, ""
+        if self.disk is None or (self._ending and not self._queue):
+            return False
+        self._held_back = self.disk.refusal()
+        if self._held_back and not before:
+            self.view.note(f"no further trial is started: {self._held_back}")
+        return bool(self._held_back)
 
     def _wake(self) -> None:
         """Move trials whose waiting time is over to the queue."""
@@ -315,30 +349,36 @@ class Driver:
         """Queue the trial once more, if its failure's policy allows; False to give it up."""
         action = retry(self.failures, cause.kind, self._tries[number, cause.kind])
         folder = self.study.trial(number)
-        if action is None or self._halted or (action.halve and not self._halve(folder)):
+        if action is None or self._halted:
+            return False
+        smaller = self._smaller(folder) if action.halve else None
+        if action.halve and smaller is None:
             return False
         self._tries[number, cause.kind] += 1
+        # The other way round, a kill in between would count the halved trial as tried.
         folder.set_aside_result()
+        if smaller is not None:
+            TrialFolder.create(folder.path, smaller)
         self.progress.park(number)
         self.view.note(f"trial {number} is tried again after {cause.kind}: {cause.message}")
         due = self.progress.clock() + action.wait
         self._waiting.append((due, Placed(number, folder.path)))
         return True
 
-    def _halve(self, folder: TrialFolder) -> bool:
-        """Give the trial half the micro-batch; False when it cannot be halved."""
+    def _smaller(self, folder: TrialFolder) -> TrialConfig | None:
+        """The trial with half the micro-batch; None when it cannot be halved (again)."""
         config = folder.read_config()
-        smaller = halved(config)
-        # A second halving within one run is the policy's to allow; one already made stays.
-        if smaller is None or len(smaller.origin.changes) > self.failures.out_of_memory_retries:  # type: ignore[union-attr]
-            return False
-        TrialFolder.create(folder.path, smaller)
-        return True
+        made = config.origin.changes if config.origin else []
+        if sum(map(is_halving, made)) >= self.failures.out_of_memory_retries:
+            return None
+        return halved(config)
 
     def _commit(self, number: int, result: Result) -> None:
         """The result is on disk: tell the decider, then count it."""
         self.decider.tell(number, result)
         self.progress.end(number, result, self._params.get(number, {}))
+        if self.disk:
+            self.disk.ended(number, result)
 
 
 def _origin(folder: TrialFolder) -> Origin | None:

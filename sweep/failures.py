@@ -37,6 +37,10 @@ class FailuresSpec(Section):
     """So many trials in a row that fail in the same way end the sweep."""
 
 
+OUT_OF_MEMORY = "out of memory"
+"""How a change of a trial's origin begins when it was made for this."""
+
+
 @dataclass(frozen=True, slots=True)
 class Retry:
     """Try the trial again: after `wait` seconds, with half the micro-batch when `halve`."""
@@ -61,6 +65,11 @@ def retry(policy: FailuresSpec, kind: CauseKind, tries: int) -> Retry | None:
     return Retry(wait, halve=kind == "out_of_memory")
 
 
+def is_halving(change: str) -> bool:
+    """Whether a change of a trial's origin is a halved micro-batch."""
+    return change.startswith(OUT_OF_MEMORY)
+
+
 def halved(config: TrialConfig) -> TrialConfig | None:
     """The same effective batch in half the memory; None when the micro-batch is one row or odd."""
     training = config.training
@@ -73,6 +82,6 @@ def halved(config: TrialConfig) -> TrialConfig | None:
         "gradient_accumulation_steps": steps * 2,
     }
     batch, accumulation = f"{rows} -> {rows // 2}", f"{steps} -> {steps * 2}"
-    change = f"out of memory: micro-batch {batch}, accumulation {accumulation}"
+    change = f"{OUT_OF_MEMORY}: micro-batch {batch}, accumulation {accumulation}"
     origin: Origin = config.origin.model_copy(update={"changes": [*config.origin.changes, change]})
     return config.model_copy(update={"training": smaller, "origin": origin})

@@ -72,6 +72,11 @@ class ResourceSpec(Section):
     """CPU cores of each process on `device: cpu`."""
     concurrency: int | None = Field(default=None, ge=1)
     """At most so many trials at once; null fills the devices."""
+    min_free_gb: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """No trial is started with less free disk space under the study than this and what the
+    largest trial took; 0 does not look."""
+    keep_checkpoints: int = Field(default=1, ge=0)
+    """So many of the best finished trials keep their last checkpoint, to be trained for longer."""
 
 
 class ConfirmSpec(Section):

@@ -202,7 +202,9 @@ class TrialFolder:
         """Move a failed result out of the way of another try; what failed stays on record."""
         result = self.read_result()
         if result is not None:
-            append_line(self.failures, result.model_dump_json())
+            # Noted already when a kill came between the two.
+            if result not in self.read_failures()[-1:]:
+                append_line(self.failures, result.model_dump_json())
             self.result.unlink()
 
     def read_failures(self) -> list[Result]:
@@ -275,8 +277,10 @@ class StudyFolder:
 
     def all_trials(self) -> list[tuple[int, TrialFolder]]:
         """Existing trial folders by number."""
-        names = sorted(p.name for p in self.trials.glob("*") if p.name.isdecimal())
-        return sorted((int(name), TrialFolder(self.trials / name)) for name in names)
+        numbers = sorted(int(p.name) for p in self.trials.glob("*") if p.name.isdecimal())
+        # A copy under another spelling ("7" beside "00007") is not the trial.
+        folders = ((number, self.trial(number)) for number in dict.fromkeys(numbers))
+        return [(number, folder) for number, folder in folders if folder.path.is_dir()]
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -329,7 +333,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 return
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(row, dict):
                 yield row
@@ -357,10 +361,29 @@ def _parse_all(rows: Iterator[dict[str, Any]], record: type[R]) -> Iterator[R]:
 
 
 def _read(path: Path, record: type[M]) -> M:
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: content: is not UTF-8 text ({error.reason})") from error
     try:
         return record.model_validate_json(text)
     except ValidationError as error:
+        _refuse_version(path, text, record)
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"{path}: {key or 'content'}: {first['msg']}") from error
+
+
+def _refuse_version(path: Path, text: str, record: type[BaseModel]) -> None:
+    """Say so when the file is of another version of this project."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    ours = record.model_fields["version"].default
+    theirs = content.get("version", ours) if isinstance(content, dict) else ours
+    if theirs != ours:
+        raise ValueError(
+            f"{path}: version: was written in version {theirs!r} of its format; "
+            f"this gaudi-sweep reads version {ours}"
+        )
