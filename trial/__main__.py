@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
+from trial import ranks
 from trial.check import preflight
 from trial.config import problems_of
-from trial.control import StopReason
+from trial.control import Free, StopReason
 from trial.folder import Evaluation, Result, TrialFolder
+from trial.gang import PeerLost, own
 from trial.logs import capture
 from trial.problems import ConfigError, Problem
+from trial.spawn import end_with_parent, spawn
 
 COMPLETE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
 
-class Terminal:
+class Terminal(Free):
     """Prints evaluations; the first Ctrl-C asks for a checkpoint, the second stops at once."""
 
     def __init__(self) -> None:
@@ -34,6 +38,9 @@ class Terminal:
     def started(self, folder: TrialFolder, device: str, max_steps: int) -> None:
         """What is about to happen."""
         self.say(f"{folder.path}: {max_steps} steps on {device}")
+
+    def alive(self, folder: TrialFolder) -> None:
+        """The person sees it by the lines."""
 
     def evaluated(self, folder: TrialFolder, evaluation: Evaluation) -> None:
         """One line an evaluation."""
@@ -64,18 +71,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trial", description="Train one trial folder.")
     parser.add_argument("folder", type=Path, help="a folder with config.json")
     parser.add_argument("--verbose", action="store_true", help="show the libraries' output too")
+    parser.add_argument(
+        "--world-size", type=int, default=ranks.world_size(), metavar="N", help="start N ranks here"
+    )
     given = parser.parse_args(arguments)
-    folder = TrialFolder(given.folder)
+    end_with_parent()
+    folder = own(TrialFolder(given.folder))
     try:
-        _check(folder)
+        _check(folder, given.world_size)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return WRONG
+    if given.world_size > 1 and "RANK" not in os.environ:
+        more = ["--verbose"] if given.verbose else []
+        command = [sys.executable, "-m", "trial", str(given.folder), *more]
+        return spawn(command, given.world_size)
     return _train(folder, given.verbose)
 
 
-def _check(folder: TrialFolder) -> None:
+def _check(folder: TrialFolder, size: int) -> None:
     """Refuse a folder that cannot be trained, before anything is loaded."""
+    if size < 1 or size != ranks.world_size() > 1:
+        raise ValueError(f"--world-size: must be at least 1, and not beside RANK, got {size}")
     if not folder.config.is_file():
         raise ValueError(f"{folder.path}: no config.json here")
     try:
@@ -97,9 +114,13 @@ def _train(folder: TrialFolder, verbose: bool) -> int:
             from trial.train import train
 
             result = train(folder, terminal)
-            _tell(terminal, folder, result)
+            if not ranks.rank():
+                _tell(terminal, folder, result)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except PeerLost as error:
+        print(f"another rank is gone: {error}; the same command goes on", file=sys.stderr)
+        return FAILED
     if result is None:
         return INTERRUPTED
     return FAILED if result.state == "failed" else COMPLETE

@@ -52,7 +52,9 @@ def attempt(session: Session, device: Device) -> State | None:
 
 def _run(session: Session, device: Device) -> tuple[Path | None, Run]:
     checkpoints = Checkpoints(session.folder)
-    newest = checkpoints.newest()
+    found = checkpoints.newest()
+    name = session.gang.agree(found.name if found else None)
+    newest = checkpoints.path / name if name else None
     progress = checkpoints.read_progress(newest) if newest else Progress()
     checkpoints.tidy(progress)
     session.clock.restore(progress.seconds)
@@ -61,6 +63,7 @@ def _run(session: Session, device: Device) -> tuple[Path | None, Run]:
         config=session.config,
         device=device,
         control=session.control,
+        gang=session.gang,
         clock=session.clock,
         checkpoints=checkpoints,
         progress=progress,
@@ -97,6 +100,8 @@ def _build(session: Session, device: Device, run: Run, *, resumed: bool) -> None
     device.reset_peak()
     keywords = training_keywords(config, device, session.folder, resumed=resumed)
     arguments = build_arguments(keywords, device)
+    if session.gang.size > 1 and config.zero_stage is not None:
+        ranks.introduce(device.backend)
     tokenizer = bench.tokenizer(config)
     base = bench.take_base(config, device)
     data = bench.prepared(config, base.config.model_type)

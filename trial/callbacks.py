@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import TrainerCallback
@@ -17,6 +17,7 @@ from trial.control import Control, StopReason
 from trial.devices import Device
 from trial.failure import check_loss
 from trial.folder import Evaluation, TrainLog, TrialFolder
+from trial.gang import Gang
 from trial.weights import save_weights
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Run:
     config: TrialConfig
     device: Device
     control: Control
+    gang: Gang
     clock: Clock
     checkpoints: Checkpoints
     progress: Progress = field(default_factory=Progress)
@@ -51,11 +53,14 @@ class Run:
     def add_loss(self, value: float) -> None:
         """Add a batch's share of the loss of the step that is being computed."""
         self._step_loss += value
-        check_loss("the training loss", value, self.steps + 1, None)
+        if self.gang.size == 1:
+            check_loss("the training loss", value, self.steps + 1, None)
 
     def end_step(self, step: int) -> None:
         """Count an optimizer step; its whole loss must be within bounds."""
-        value, self._step_loss = self._step_loss, 0.0
+        shares = self.gang.exchange(self._step_loss)
+        # Ranks weigh their share as if it were the whole: the mean is the step's loss.
+        value, self._step_loss = sum(shares) / len(shares), 0.0
         check_loss("the training loss", value, step, self.config.diverged_above)
         self.steps = step
 
@@ -64,14 +69,16 @@ class Run:
         self._tokens = tokens if self._tokens is None else self._tokens + tokens
 
     def measure(self) -> None:
-        """Bring the progress up to now: step, seconds, tokens, peak memory."""
+        """Bring the progress up to now: step, seconds, tokens, peak memory. Ranks wait here."""
         tokens, self._tokens = self._tokens, None
+        own = (int(tokens) if tokens is not None else 0, self.device.read_peak())
+        counts, peaks = zip(*self.gang.exchange(own), strict=True)
         self.progress = self.progress.model_copy(
             update={
                 "step": self.steps,
                 "seconds": self.clock.read(),
-                "tokens": self.progress.tokens + (int(tokens) if tokens is not None else 0),
-                "peak_memory_bytes": max(self.progress.peak_memory_bytes, self.device.read_peak()),
+                "tokens": self.progress.tokens + sum(counts),
+                "peak_memory_bytes": max(self.progress.peak_memory_bytes, *peaks),
             }
         )
 
@@ -80,12 +87,16 @@ class Run:
         self.progress = self.progress.model_copy(update=changes)
 
     def ask(self) -> StopReason | None:
-        """Whether somebody wants the trial to stop."""
-        return self.control.stop_reason(self.folder)
+        """Whether somebody wants the trial to stop: rank 0 hears it, every rank obeys."""
+        reason: StopReason | None = None
+        if self.gang.leads:
+            reason = self.control.stop_reason(self.folder)
+        return cast("StopReason | None", self.gang.agree(reason))
 
     def saved(self, step: int) -> None:
         """The trainer has written all of its checkpoint: declare it whole."""
         self.saved_step = step
+        # No rank gets past this before all have written.
         self.measure()
         self.checkpoints.complete(self.progress)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from trial import ranks
 from trial.folder import Record, Seconds, TrialFolder, write_atomically
 
 COMPLETE = "COMPLETE"
@@ -42,7 +43,7 @@ class Progress(Record):
 
 
 class Checkpoints:
-    """The checkpoints of one trial."""
+    """The checkpoints of one trial. Of several ranks the first declares, tidies and clears."""
 
     def __init__(self, folder: TrialFolder) -> None:
         self.path = folder.checkpoints
@@ -66,6 +67,8 @@ class Checkpoints:
 
     def complete(self, progress: Progress) -> None:
         """Declare the checkpoint of `progress.step` whole and drop what it replaces."""
+        if ranks.rank():
+            return
         checkpoint = self.at(progress.step)
         write_atomically(checkpoint / PROGRESS, progress.model_dump_json())
         write_atomically(checkpoint / COMPLETE, "")
@@ -73,6 +76,8 @@ class Checkpoints:
 
     def tidy(self, progress: Progress) -> None:
         """Keep the newest whole checkpoint and the best weights it speaks of, nothing else."""
+        if ranks.rank():
+            return
         newest = self.newest()
         best = self.best(progress.best.step) if progress.best else None
         if self.path.is_dir():
@@ -82,6 +87,8 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove everything."""
+        if ranks.rank():
+            return
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _numbered(self, prefix: str) -> list[Path]:

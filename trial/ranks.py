@@ -1,4 +1,4 @@
-"""One rank of one: what DeepSpeed needs around it in the process, and how it is put away again."""
+"""What a rank finds and leaves in its process: its number, and what DeepSpeed needs around it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ ONE_RANK = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "1
 def world_size() -> int:
     """How many ranks train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Which of them this process is; 0 decides and writes."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def free_port() -> int:
@@ -49,6 +54,17 @@ def without_compiled_operators(device: str) -> None:
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def introduce(backend: str) -> None:
+    """Let DeepSpeed know of the other ranks before the model is loaded.
+
+    It is told by its engine, and stage 3 asks earlier: it would partition for one rank.
+    """
+    from deepspeed import comm
+
+    if not comm.is_initialized():
+        comm.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
 def put_away(trainer: Any | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trial.checkpoints import Progress
@@ -11,6 +11,7 @@ from trial.config import TrialConfig
 from trial.control import Control
 from trial.devices import Device
 from trial.folder import Cause, Result, State, TrialFolder
+from trial.gang import Gang
 from trial.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Session:
     control: Control
     bench: Workbench
     clock: Clock
+    gang: Gang = field(default_factory=Gang)
     device: Device | None = None
     run: Run | None = None
     model: Any = None
@@ -54,6 +56,7 @@ class Session:
             peak_memory_bytes=progress.peak_memory_bytes,
             seconds=self.clock.read(),
             device=self.device.label() if self.device else "",
+            devices=self.gang.size,
             data_hash=self.data_hash,
             model_hash=self.model_hash,
             cause=cause,

@@ -5,7 +5,7 @@ result = train(TrialFolder("runs/x/trials/00007"))
 
 from __future__ import annotations
 
-from trial import failure, ranks
+from trial import failure, gang, ranks
 from trial.checkpoints import Checkpoints
 from trial.clock import Clock
 from trial.control import Control, Free
@@ -27,12 +27,15 @@ def train(
         FileNotFoundError: the folder has no configuration.
         ValueError: its configuration cannot be read.
         RuntimeError: `bench` is not fit for another trial.
+        PeerLost: another rank of the trial is gone.
     """
+    folder = gang.own(folder)
     if (result := folder.read_result()) is not None:
         return result
     config = folder.read_config()
     bench = bench or Workbench()
-    session = Session(folder, config, control or Free(), bench, Clock())
+    listener = Free() if ranks.rank() else control or Free()
+    session = Session(folder, config, listener, bench, Clock())
     with bench.lent(config):
         result = _outcome(session)
     if result is not None:
@@ -48,6 +51,8 @@ def _outcome(session: Session) -> Result | None:
         session.bench.reusable = False
         with open(session.folder.log, "a", encoding="utf-8") as log:
             log.write(failure.trace(error))
+        if session.gang.size > 1 and gang.is_peer_loss(error):
+            raise gang.PeerLost(failure.cause_of(error, None).message) from error
         step = session.run.steps if session.run else None
         return session.result("failed", failure.cause_of(error, step))
     session.bench.give_back(session.model, session.config)
@@ -64,6 +69,7 @@ def _attempt(session: Session) -> State | None:
         session.bench.unpaid_seconds = 0.0
         if ranks.world_size() > 1 and config.zero_stage is None and device.name == "cpu":
             raise ValueError("several ranks on cpu need a `zero_stage`: they drift apart without")
+        session.gang = gang.join()
         return attempt(session, device)
     finally:
         if session.device is not None:

@@ -11,15 +11,19 @@ from typing import Any
 
 import torch
 
+from trial import ranks
+
 State = dict[str, torch.Tensor]
 
 
 def save_weights(model: Any, folder: Path, tokenizer: Any | None = None) -> None:
     """Write a plain PEFT adapter, or the whole model when there is none, whole or not at all.
 
-    `model` is the unwrapped one; under ZeRO-3 every rank must call this.
+    `model` is the unwrapped one; under ZeRO-3 every rank must call this, and the first writes.
     """
     state = trained_state(model)
+    if ranks.rank():
+        return
     with _whole(folder) as temporary:
         if hasattr(model, "peft_config"):
             _save_adapter(model, state, temporary)
@@ -41,6 +45,8 @@ def trained_state(model: Any) -> State:
 
 def copy_folder(source: Path, target: Path) -> None:
     """Copy a folder of weights, whole or not at all; files are linked where they can be."""
+    if ranks.rank():
+        return
     with _whole(target) as temporary:
         shutil.copytree(source, temporary, copy_function=_link, dirs_exist_ok=True)
 

@@ -1,0 +1,150 @@
+"""Several ranks that train one trial: what the first decides, all do at the same step.
+
+Ranks speak through the store that torch.distributed meets in, not through collectives: a word costs
+a tenth of a millisecond and never waits for a device. Rank 0 alone writes the trial's folder.
+
+Loads torch only when a gang of more than one rank joins.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from trial import ranks
+from trial.folder import Attempt, Evaluation, Result, TrainLog, TrialFolder
+
+LISTENER = "GAUDI_SWEEP_LISTENER"
+"""Number of an open socket that listens at MASTER_PORT, so that nobody takes the port meanwhile."""
+
+PATIENCE = timedelta(minutes=30)
+"""How long a rank waits for the others; torch.distributed's own measure."""
+
+PEER_SIGNS = (
+    "closed by peer",
+    "reset by peer",
+    "gloo/transport",
+    "broken pipe",
+    "failed to recv",
+    "nccl error",
+    "nccl watchdog",
+    "remote process exited",
+    "hccl",
+    "timed out after",
+)
+"""Text, lower case, of errors that speak of another rank's end."""
+
+
+class PeerLost(RuntimeError):  # noqa: N818 (what happened; the trial itself has not failed)
+    """Another rank is gone; why, only whoever started the ranks can tell."""
+
+
+class Gang:
+    """The ranks of one trial as one of them sees the others; alone, it costs nothing."""
+
+    def __init__(self, rank: int = 0, size: int = 1, store: Any = None) -> None:
+        self.rank = rank
+        self.size = size
+        self._store = store
+        self._turn = 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank decides and writes."""
+        return self.rank == 0
+
+    def exchange(self, value: Any) -> list[Any]:
+        """Everybody's value, a JSON one, in the order of ranks. Every rank must call this."""
+        if self.size == 1:
+            return [value]
+        self._turn += 1
+        self._store.set(f"{self._turn}/{self.rank}", json.dumps(value))
+        found = self._store.multi_get([f"{self._turn}/{rank}" for rank in range(self.size)])
+        # All have spoken this time, so all have heard the last.
+        self._store.delete_key(f"{self._turn - 1}/{self.rank}")
+        return [json.loads(text) for text in found]
+
+    def agree(self, value: Any) -> Any:
+        """What rank 0 says."""
+        return self.exchange(value if self.leads else None)[0]
+
+
+def join() -> Gang:
+    """The gang that the environment tells of (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
+    size = ranks.world_size()
+    if size == 1:
+        return Gang()
+    from torch.distributed import PrefixStore, TCPStore
+
+    rank = ranks.rank()
+    # torchrun's agent holds the store itself.
+    serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    listener = os.environ.pop(LISTENER, None)
+    store = TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        size,
+        serves,
+        timeout=PATIENCE,
+        wait_for_workers=False,
+        # torch.distributed opens the same one again in a moment.
+        multi_tenant=True,
+        master_listen_fd=int(listener) if listener and serves else None,
+    )
+    return Gang(rank, size, PrefixStore("gaudi-sweep", store))
+
+
+def is_peer_loss(error: BaseException) -> bool:
+    """Whether an exception only says that another rank has gone."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    text = str(error).lower()
+    return "DistError" in kinds or any(sign in text for sign in PEER_SIGNS)
+
+
+class Onlooker(TrialFolder):
+    """A trial folder as ranks other than the first have it: to read, and with a log of its own."""
+
+    def __init__(self, folder: TrialFolder, rank: int) -> None:
+        super().__init__(folder.path)
+        self.log = self.path / f"train.rank{rank}.log"
+
+    def append(self, line: Evaluation | TrainLog) -> None:
+        """Rank 0 writes."""
+
+    def append_attempt(self, attempt: Attempt) -> None:
+        """Rank 0 writes."""
+
+    def write_result(self, result: Result) -> None:
+        """Rank 0 writes."""
+
+
+def own(folder: TrialFolder) -> TrialFolder:
+    """The folder as this rank may use it."""
+    rank = ranks.rank()
+    return Onlooker(folder, rank) if rank else folder
+
+
+def rank_environment(rank: int, homes: Sequence[str], address: str, port: int) -> dict[str, str]:
+    """What torch.distributed reads: `homes` names the machine of every rank, in their order.
+
+    On one machine everything stays on the loopback interface.
+    """
+    here = [other for other, home in enumerate(homes) if home == homes[rank]]
+    alone = len(here) == len(homes)
+    variables = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(here.index(rank)),
+        "WORLD_SIZE": str(len(homes)),
+        "LOCAL_WORLD_SIZE": str(len(here)),
+        "MASTER_ADDR": "127.0.0.1" if alone else address,
+        "MASTER_PORT": str(port),
+    }
+    return variables | (interfaces("lo") if alone else {})
+
+
+def interfaces(name: str) -> dict[str, str]:
+    """Let every backend speak through one network interface."""
+    return {f"{backend}_SOCKET_IFNAME": name for backend in ("GLOO", "NCCL", "HCCL")}
