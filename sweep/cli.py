@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the sweep failed, 2 bad input (nothing was started), 130 i
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,13 @@ SetOption = Annotated[
 ]
 AddressOption = Annotated[
     str | None, typer.Option(envvar="RAY_ADDRESS", help="An existing Ray cluster.")
+]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="GAUDI_SWEEP_STORAGE",
+        help="Optuna storage URL; a journal file else. Kept without its password: give it again.",
+    ),
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of all studies.")]
 StudyArgument = Annotated[
@@ -118,7 +126,7 @@ def run(
     fork: Annotated[
         str | None, typer.Option(metavar="NEW", help="A new study with the trials that still fit.")
     ] = None,
-    storage: Annotated[str | None, typer.Option(help="Optuna storage URL; a journal else.")] = None,
+    storage: StorageOption = None,
     ray_address: AddressOption = None,
 ) -> None:
     """Start a sweep, or go on with it."""
@@ -157,6 +165,7 @@ def resume(
     runs: RunsOption = Path("runs"),
     trials: Annotated[int | None, typer.Option(help="Trials in all; extends the study.")] = None,
     workers: Annotated[int | None, typer.Option(help="Jobs at once at most.")] = None,
+    storage: StorageOption = None,
     ray_address: AddressOption = None,
 ) -> None:
     """Go on with a study by its name, with the sweep file it keeps."""
@@ -168,20 +177,26 @@ def resume(
         spec = session.stored_spec(folder, trials=trials, concurrency=workers)
         preflight(spec, here=not ray_address)
         options = session.Options(
-            folder.path.parent, folder.name, ray_address=ray_address, command=sys.argv
+            folder.path.parent,
+            folder.name,
+            storage=storage,
+            ray_address=ray_address,
+            command=sys.argv,
         )
         _go(spec, folder.sweep_file, options)
 
 
 @app.command()
-def verify(study: StudyArgument, runs: RunsOption = Path("runs")) -> None:
+def verify(
+    study: StudyArgument, runs: RunsOption = Path("runs"), storage: StorageOption = None
+) -> None:
     """Check a study's folders against its journal and say what differs."""
     from sweep import session
     from sweep.verify import verify as differences
 
     with _clear_errors():
         folder = _existing(study, runs)
-        found = differences(folder, session.stored_storage(folder))
+        found = differences(folder, session.stored_storage(folder, storage))
     for finding in found:
         out.print(str(finding), style="red" if finding.wrong else "", markup=False, soft_wrap=True)
     wrong = sum(finding.wrong for finding in found)
@@ -206,6 +221,43 @@ def report(study: StudyArgument, runs: RunsOption = Path("runs")) -> None:
     """Write the tables and the report of a study, at any moment."""
     with _clear_errors():
         _explain(_existing(study, runs))
+
+
+@app.command()
+def export(
+    study: StudyArgument,
+    target: Annotated[Path, typer.Option("--to", help="A folder that does not exist yet.")],
+    trial: Annotated[str, typer.Option(help="A number, or `best`.")] = "best",
+    merge: Annotated[bool, typer.Option("--merge", help="The merged model.")] = False,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Write a trial's adapter (or merged model), its model card and its configuration."""
+    from sweep.choose import choose
+
+    with _clear_errors():
+        folder = choose(_existing(study, runs), trial)
+        # A process of its own: only merging needs torch, and this one never loads it.
+        words = [sys.executable, "-m", "trial.export", str(folder.path), str(target)]
+        done = subprocess.run(words + ["--merge"] * merge, capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(done.stderr.strip())
+    out.print(f"trial {folder.path.name} is in {target}")
+
+
+@app.command()
+def doctor(runs: RunsOption = Path("runs")) -> None:
+    """Look at Python, packages, devices, Ray, disk, model and data; say what to do."""
+    from sweep.doctor import examine
+
+    colours = {"ok": "green", "warning": "yellow", "error": "red"}
+    errors = 0
+    for line in examine(runs):
+        errors += line.level == "error"
+        advice = f" ({line.advice})" if line.advice else ""
+        out.print(f"[{colours[line.level]}]{line.level:<8}[/]", end="")
+        out.print(f"{line.subject}: {line.found}{advice}", markup=False, soft_wrap=True)
+    if errors:
+        raise typer.Exit(1)
 
 
 def _existing(study: str, runs: Path) -> StudyFolder:

@@ -17,6 +17,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from sweep import cli, lease
+from trial.config import TrialConfig
 from trial.folder import StudyFolder, TrialFolder
 
 SPACES = Path(__file__).parents[1] / "spaces"
@@ -232,3 +233,37 @@ def test_the_journal_is_plain_optuna(finished):
     told = [study.trial(n).read_result().value for n in range(4)]
     assert [trial.value for trial in loaded.trials] == told
     assert json.loads(study.record.read_text())["version"] == 1
+
+
+def test_the_exported_winner_is_a_plain_adapter_and_merges_to_the_same_model(finished, tmp_path):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    _, study, _ = finished
+    for target, merge in (("adapter", []), ("merged", ["--merge"])):
+        words = ["export", "tiny", "--runs", study.path.parent, "--to", tmp_path / target, *merge]
+        done = command(*words)
+        assert done.returncode == 0, done.stderr
+    best = min(range(4), key=lambda number: study.trial(number).read_result().value)
+    base = AutoModelForCausalLM.from_pretrained(study.trial(best).read_config().model.name_or_path)
+    rows = torch.arange(24).reshape(2, 12)
+    adapted = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()(rows).logits
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()(rows).logits
+    torch.testing.assert_close(adapted, merged, rtol=1e-4, atol=1e-5)
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert f"{study.trial(best).read_result().value:.4f}" in card
+    again = TrialConfig.model_validate_json((tmp_path / "adapter/config.trial.json").read_text())
+    assert again.fingerprint() == study.trial(best).read_config().fingerprint()
+
+
+def test_exporting_what_is_not_there_says_so(finished, tmp_path):
+    _, study, _ = finished
+    words = ["export", "tiny", "--runs", study.path.parent, "--to", tmp_path / "x"]
+    done = inside(*words, "--trial", "77")
+    assert done.exit_code == 2
+    assert "there are 0 to 3, or say `best`" in " ".join(done.stderr.split())
+    (tmp_path / "x").mkdir()
+    done = inside(*words)
+    assert done.exit_code == 2
+    assert "exists already" in done.stderr

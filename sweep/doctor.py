@@ -1,0 +1,202 @@
+"""Is this machine ready for a sweep? One line for each thing, with what to do about it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from packaging.requirements import Requirement
+
+from trial.folder import write_atomically
+
+Level = Literal["ok", "warning", "error"]
+
+KNOWN_STACKS = {"1.24": "1.21", "1.23": "1.20", "1.22": "1.19"}
+"""Gaudi software release to the optimum-habana release made for it."""
+
+LOW_DISK_GB = 10.0
+SLOW_SYNC_SECONDS = 0.1
+"""A durable write slower than this is felt: each evaluation makes one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What was found about one thing."""
+
+    level: Level
+    subject: str
+    found: str
+    advice: str = ""
+
+
+def examine(runs: Path) -> Iterator[Diagnosis]:
+    """Look at everything; each check says one or more lines and none stops the others."""
+    for check in CHECKS:
+        try:
+            yield from check(runs)
+        except Exception as error:  # A check that cannot run is a finding, not a crash.
+            yield Diagnosis("warning", check.__name__.strip("_"), f"could not be checked: {error}")
+
+
+def _python(runs: Path) -> Iterator[Diagnosis]:
+    yield Diagnosis("ok", "python", sys.version.split()[0])
+
+
+def _packages(runs: Path) -> Iterator[Diagnosis]:
+    """Installed versions against the pins of pyproject.toml, where the checkout is at hand."""
+    project = Path(__file__).resolve().parent.parent / "pyproject.toml"
+    if not project.exists():
+        yield Diagnosis("warning", "packages", "no pyproject.toml beside the package")
+        return
+    pins = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+    wrong = [text for text in map(_mismatch, map(Requirement, pins)) if text]
+    own = _on_gaudi()
+    wrong = [text for text in wrong if not (own and text.startswith(("torch ", "deepspeed ")))]
+    if wrong:
+        advice = "make clean install, or accept that this set was not tested together"
+        yield Diagnosis("warning", "packages", "; ".join(wrong), advice)
+    else:
+        yield Diagnosis("ok", "packages", f"{len(pins)} pinned packages as tested")
+
+
+def _mismatch(pin: Requirement) -> str:
+    try:
+        version = metadata.version(pin.name)
+    except metadata.PackageNotFoundError:
+        return f"{pin.name} is missing"
+    if pin.specifier.contains(version, prereleases=True):
+        return ""
+    return f"{pin.name} is {version}, pinned {pin.specifier}"
+
+
+def _on_gaudi() -> bool:
+    return importlib.util.find_spec("habana_frameworks") is not None
+
+
+def _gaudi(runs: Path) -> Iterator[Diagnosis]:
+    if not _on_gaudi():
+        yield Diagnosis("ok", "gaudi", "not a Gaudi machine")
+        return
+    yield _gaudi_stack()
+    yield _gaudi_cards()
+    mode = os.environ.get("PT_HPU_LAZY_MODE")
+    said = "unset: the harness sets 0 (eager)" if mode is None else mode
+    yield Diagnosis("ok", "PT_HPU_LAZY_MODE", said)
+
+
+def _gaudi_stack() -> Diagnosis:
+    plugin = metadata.version("habana-torch-plugin")
+    optimum = metadata.version("optimum-habana")
+    wanted = KNOWN_STACKS.get(".".join(plugin.split(".")[:2]))
+    found = f"Gaudi software {plugin}, optimum-habana {optimum}"
+    if wanted is None:
+        known = ", ".join(KNOWN_STACKS)
+        return Diagnosis("warning", "gaudi", found, f"this release is not known here ({known} are)")
+    if not optimum.startswith(wanted):
+        return Diagnosis("warning", "gaudi", found, f"this release goes with {wanted}.x")
+    return Diagnosis("ok", "gaudi", found)
+
+
+def _gaudi_cards() -> Diagnosis:
+    if shutil.which("hl-smi") is None:
+        return Diagnosis("error", "hl-smi", "not found", "is the Gaudi driver installed?")
+    words = ["hl-smi", "-Q", "index,module_id,name", "-f", "csv,noheader"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    if done.returncode:
+        said = done.stderr.strip().split("\n")[0]
+        return Diagnosis("error", "hl-smi", said, "are the cards given to this container?")
+    return Diagnosis("ok", "hl-smi", f"{len(done.stdout.splitlines())} cards")
+
+
+def _cuda(runs: Path) -> Iterator[Diagnosis]:
+    if shutil.which("nvidia-smi") is None:
+        yield Diagnosis("ok", "cuda", "no NVIDIA GPU")
+        return
+    words = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    cards = "; ".join(done.stdout.strip().splitlines())
+    level: Level = "ok" if done.returncode == 0 and cards else "warning"
+    yield Diagnosis(level, "cuda", cards or done.stderr.strip()[:200])
+
+
+def _cores(runs: Path) -> Iterator[Diagnosis]:
+    cores = len(os.sched_getaffinity(0))
+    yield Diagnosis("ok", "cpu", f"{cores} cores: {cores} workers of one thread on device cpu")
+
+
+def _ray(runs: Path) -> Iterator[Diagnosis]:
+    address = os.environ.get("RAY_ADDRESS")
+    version = metadata.version("ray")
+    if not address:
+        yield Diagnosis("ok", "ray", f"{version}, a local one will be started")
+        return
+    words = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        advice = "start the cluster, or unset RAY_ADDRESS"
+        yield Diagnosis("error", "ray", f"no cluster answers at {address}", advice)
+    else:
+        yield Diagnosis("ok", "ray", f"{version}, the cluster at {address} answers")
+
+
+def _disk(runs: Path) -> Iterator[Diagnosis]:
+    place = next(path for path in (runs.resolve(), *runs.resolve().parents) if path.exists())
+    free = shutil.disk_usage(place).free / 1e9
+    level: Level = "ok" if free >= LOW_DISK_GB else "warning"
+    advice = "" if level == "ok" else "checkpoints may not fit: free some, or use --runs"
+    yield Diagnosis(level, "disk", f"{free:.0f} GB free under {place}", advice)
+    if not os.access(place, os.W_OK):
+        yield Diagnosis("error", "disk", f"{place} cannot be written", "use --runs")
+        return
+    yield _sync_time(place)
+
+
+def _sync_time(place: Path) -> Diagnosis:
+    """How long a durable write takes: network file systems can be slow at it."""
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        times = []
+        for number in range(5):
+            began = time.perf_counter()
+            write_atomically(Path(folder, f"{number}.json"), "{}\n")
+            times.append(time.perf_counter() - began)
+    median = sorted(times)[2]
+    slow = median > SLOW_SYNC_SECONDS
+    advice = "each evaluation waits so long; a faster file system helps" if slow else ""
+    found = f"a durable write takes {median * 1000:.1f} ms"
+    return Diagnosis("warning" if slow else "ok", "file system", found, advice)
+
+
+def _model_and_data(runs: Path) -> Iterator[Diagnosis]:
+    from trial.check import preflight
+    from trial.config import TrialConfig
+
+    problems = preflight(TrialConfig())
+    if problems:
+        yield Diagnosis("error", "built-in model and data", str(problems[0]), "reinstall")
+    else:
+        yield Diagnosis("ok", "built-in model and data", "there")
+    offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+    yield Diagnosis("ok", "hub", "offline (HF_HUB_OFFLINE)" if offline else "used for hub ids only")
+
+
+CHECKS: tuple[Callable[[Path], Iterator[Diagnosis]], ...] = (
+    _python,
+    _packages,
+    _cores,
+    _gaudi,
+    _cuda,
+    _ray,
+    _disk,
+    _model_and_data,
+)
