@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from sweep import lease, live, provenance
+from sweep.disk import Disk
 from sweep.driver import Driver, Ending
 from sweep.progress import Progress
 from sweep.ray_executor import RayExecutor
 from sweep.spec import SweepSpec
+from sweep.storage_url import masked, settled
 from trial.folder import StudyFolder, StudyRecord, write_atomically
 from trial.problems import ConfigError, Problem
 
@@ -64,7 +66,7 @@ def run(spec: SweepSpec, source: Path, options: Options, console: Console) -> En
     folder = study_folder(spec.name, options)
     with lease.hold(folder):
         if options.fresh:
-            set_aside(folder, console)
+            set_aside(folder, options, console)
         if options.fork:
             _fork(spec, source, folder, options, console)
         _open_record(folder, spec, source, options)
@@ -77,14 +79,13 @@ def _fork(
 ) -> None:
     """Start `new` with the trials of the study that the sweep file names, as far as they fit."""
     from sweep.fork import fork
-    from sweep.study import open_storage
 
     old = _folder(options.study or spec.name, options)
     if new.exists() or not old.exists():
         said = f"{new.path} exists already" if new.exists() else f"{old.path} is no study"
         raise ConfigError([Problem("--fork", "a new name, for a study that exists", said)])
     _open_record(new, spec, source, options)
-    for line in fork(old, new, spec, open_storage(new, options.storage)):
+    for line in fork(old, new, spec, stored_storage(new, options.storage, repair=True)):
         console.print(str(line), markup=False, soft_wrap=True)
 
 
@@ -98,19 +99,34 @@ def stored_spec(folder: StudyFolder, trials: int | None, concurrency: int | None
     return spec.model_copy(update={"stop": stop, "resources": resources})
 
 
-def stored_storage(folder: StudyFolder) -> BaseStorage:
-    """The storage a study was started with."""
+def stored_storage(
+    folder: StudyFolder, given: str | None = None, *, repair: bool = False
+) -> BaseStorage:
+    """The storage a study was started with; `given` is its URL once more, with the password.
+
+    Raises:
+        ConfigError: it cannot be opened, its password is missing, or another one is given.
+    """
+    from sweep.storage_url import again
     from sweep.study import open_storage
 
-    return open_storage(folder, folder.read_record().provenance.get("storage"))
+    kept = folder.read_record().provenance.get("storage")
+    return open_storage(folder, again(kept, given), repair=repair)
 
 
-def set_aside(folder: StudyFolder, console: Console) -> None:
+def set_aside(folder: StudyFolder, options: Options, console: Console) -> None:
     """Move an existing study out of the way, under a name with the time."""
     if not folder.exists():
         return
     stamp = time.strftime("%Y%m%d-%H%M%S")
     old = folder.path.with_name(f"{folder.name}.{stamp}")
+    record = folder.read_record()
+    if record.provenance.get("storage"):
+        # A journal moves with its folder; in a storage of many studies the name has to go too.
+        from sweep.study import rename
+
+        rename(stored_storage(folder, options.storage), record.name, old.name)
+        folder.write_record(record.model_copy(update={"name": old.name}))
     folder.path.rename(old)
     console.print(f"the old study is kept in {old}")
 
@@ -119,7 +135,8 @@ def _open_record(
     folder: StudyFolder, spec: SweepSpec, source: Path, options: Options
 ) -> StudyRecord:
     content = spec.content()
-    made = {**provenance.collect(list(options.command)), "storage": options.storage}
+    made = provenance.collect([masked(word) for word in options.command])
+    made["storage"] = masked(settled(options.storage)) if options.storage else None
     if folder.exists():
         record = folder.read_record()
         if problems := differences(record.spec, content):
@@ -172,16 +189,45 @@ def _drive(spec: SweepSpec, folder: StudyFolder, options: Options, console: Cons
             # Optuna loads while the workers import torch.
             from sweep.study import OptunaDecider
 
-            decider = OptunaDecider(spec, folder.name, stored_storage(folder))
+            storage = stored_storage(folder, options.storage, repair=True)
+            decider = OptunaDecider(spec, folder.read_record().name, storage)
+            check_same_study(folder, decider.numbered(), decider.finished())
         console.print(f"study {folder.path}: {executor.describe()}")
         with live.watch(console, goal.metric) as view:
             driver = Driver(
-                folder, decider, executor, spec.stop, view, progress, failures=spec.failures
+                folder,
+                decider,
+                executor,
+                spec.stop,
+                view,
+                progress,
+                failures=spec.failures,
+                disk=Disk(folder, spec.resources, goal),
             )
             with _interruptible(driver, view):
                 return driver.run()
     finally:
         executor.close()
+
+
+def check_same_study(folder: StudyFolder, numbered: set[int], finished: list[int]) -> None:
+    """A trial is numbered before its folder exists, and told after its result is in the folder.
+
+    Raises:
+        ValueError: the storage has lost trials, or holds another study of this name.
+    """
+    folders = {number for number, _ in folder.all_trials()}
+    if ahead := sorted(folders - numbered):
+        raise ValueError(
+            f"{folder.path} has a folder of trial {ahead[0]}, which its storage does not know: the "
+            "storage was lost or replaced. `gaudi-sweep verify` says more; --fresh starts anew and "
+            "keeps the folders aside"
+        )
+    if finished and not folders:
+        raise ValueError(
+            f"the storage has a study {folder.name!r} with {len(finished)} finished trials, and "
+            f"{folder.path} has none of them: choose another name with --study"
+        )
 
 
 def make_executor(spec: SweepSpec, options: Options) -> RayExecutor:
@@ -240,5 +286,7 @@ def command_again(argv: Sequence[str] = ()) -> str:
     """The command that goes on with an interrupted study."""
     import shlex
 
-    words = list(argv or sys.argv)
+    words = [masked(word) for word in argv or sys.argv]
+    # What was forked or started anew is there now: name it.
+    words = ["--study" if word == "--fork" else word for word in words]
     return shlex.join(["gaudi-sweep", *[word for word in words[1:] if word != "--fresh"]])

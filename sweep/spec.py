@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sweep.dimension import Choices, Dimension, Range
 from sweep.failures import FailuresSpec
@@ -127,8 +127,17 @@ class SweepSpec(BaseModel):
 
     @classmethod
     def from_content(cls, content: dict[str, Any]) -> SweepSpec:
-        """The spec that `content()` described."""
-        return cls.model_validate(content)
+        """The spec that `content()` described.
+
+        Raises:
+            ValueError: it is not one; says where and why.
+        """
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(["spec", *map(str, first["loc"])])
+            raise ValueError(f"study.json: {key}: {first['msg']}") from error
 
     def varies(self, path: str) -> bool:
         """Whether trials can differ in `path` by search (derived values left out)."""

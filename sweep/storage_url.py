@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from optuna.storages import BaseStorage
-
 from trial.problems import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
 
 VARIABLE = "GAUDI_SWEEP_STORAGE"
 HIDDEN = "***"

@@ -66,6 +66,15 @@ def open_storage(
     return JournalStorage(JournalFileBackend(str(folder.journal), lock_obj=_HeldByLease()))
 
 
+def rename(storage: BaseStorage, old: str, new: str) -> None:
+    """Give a study another name; one that the storage does not have is passed over."""
+    with contextlib.suppress(KeyError):
+        optuna.copy_study(
+            from_study_name=old, from_storage=storage, to_storage=storage, to_study_name=new
+        )
+        optuna.delete_study(study_name=old, storage=storage)
+
+
 def memory() -> BaseStorage:
     """A storage that ends with the process, for previews."""
     return optuna.storages.InMemoryStorage()
@@ -222,6 +231,10 @@ class OptunaDecider:
         """Numbers of the trials that have ended."""
         trials = self.study.get_trials(deepcopy=False)
         return [trial.number for trial in trials if trial.state.is_finished()]
+
+    def numbered(self) -> set[int]:
+        """Numbers of all trials that were ever started or enqueued."""
+        return {trial.number for trial in self.study.get_trials(deepcopy=False)}
 
     # Telling
 

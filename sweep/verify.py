@@ -37,11 +37,12 @@ def verify(folder: StudyFolder, storage: BaseStorage) -> list[Finding]:
     Raises:
         ValueError: the study's record or its journal cannot be read.
     """
-    spec = SweepSpec.from_content(folder.read_record().spec)
+    record = folder.read_record()
+    spec = SweepSpec.from_content(record.spec)
     try:
-        study = optuna.load_study(study_name=folder.name, storage=storage)
+        study = optuna.load_study(study_name=record.name, storage=storage)
     except KeyError:
-        raise ValueError(f"{folder.path}: the storage holds no study {folder.name!r}") from None
+        raise ValueError(f"{folder.path}: the storage holds no study {record.name!r}") from None
     trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
     folders = dict(folder.all_trials())
     found: list[Finding] = []
