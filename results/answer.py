@@ -27,7 +27,14 @@ def sentences(found: Findings) -> list[str]:
         told = [_stages(found)]
     else:
         told = _confirmed(found) if found.board.noise is not None else _unconfirmed(found)
-    told += [_rates(found), _dominant(found), _parity(found), _cost(found), *_next(found)]
+    told += [
+        _several(found),
+        _rates(found),
+        _dominant(found),
+        _parity(found),
+        _cost(found),
+        *_next(found),
+    ]
     return [text for text in told if text]
 
 
@@ -170,6 +177,14 @@ def _least(stages: pd.DataFrame, column: str) -> pd.Series | None:
 
 
 # Why
+
+
+def _several(found: Findings) -> str:
+    """Several objectives have no single winner."""
+    if len(found.objectives) < 2 or found.systems:
+        return ""
+    names = _listed([metric.replace("_", " ") for metric, _ in found.objectives])
+    return f"The study has several objectives ({names}); this ranks by the first, see their front."
 
 
 def _rates(found: Findings) -> str:

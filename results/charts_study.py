@@ -24,7 +24,8 @@ from results.chart import (
     plain,
     robust_limits,
 )
-from results.findings import Findings, settings
+from results.charts_lora import pareto
+from results.findings import Findings, axis_title, settings
 from results.importance import ENOUGH, is_log, is_number
 from results.reading import TrialRead
 from results.show import ranked, sentence, short
@@ -43,6 +44,7 @@ def study_charts(found: Findings) -> list[Chart]:
     made = [
         _curves(found),
         _history(found),
+        _objectives(found),
         _importance(found),
         _rungs(found),
         _parallel(found),
@@ -182,6 +184,32 @@ def _corners(x: np.ndarray, y: np.ndarray) -> tuple[list[float], list[float]]:
     moves = np.flatnonzero(np.diff(y, prepend=np.nan) != 0)
     kept = np.unique(np.append(moves, len(y) - 1))
     return list(x[kept]), list(y[kept])
+
+
+def _objectives(found: Findings) -> Chart | None:
+    """The first two objectives against each other."""
+    if len(found.objectives) < 2 or found.complete.empty:
+        return None
+    metric, column = found.objectives[1]
+    rows, thinning = found.complete.dropna(subset=column), Thinning(what="trials")
+    if rows.empty:
+        return None
+    other = rows[column].to_numpy(float)
+    sign = -1 if found.table.attrs["objectives"][1][1] == "maximize" else 1
+    on_front = pareto(sign * other, found.sign * rows["value"].to_numpy())
+    kept, front = thinning.indices(len(rows), always=20), rows.iloc[on_front]
+    series = (
+        Series("trials", list(other[kept]), list(rows["value"].iloc[kept]), tone="muted",
+               hover=found.hover(rows.iloc[kept])),
+        Series("Pareto front", list(other[on_front]), list(front["value"]), kind="both",
+               hover=found.hover(front)),
+    )  # fmt: skip
+    return Chart(
+        "objectives", "The objectives against each other",
+        "Coloured trials are the Pareto front: no trial is better in both. Which of them is best "
+        "is a question of price.",
+        Axis(axis_title(metric)), Axis(found.metric_axis), series, thinning.note, wide=True,
+    )  # fmt: skip
 
 
 # Importance

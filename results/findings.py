@@ -12,7 +12,7 @@ from results import cost, noise, units, zero
 from results.importance import Importance, importance
 from results.reading import StudyRead
 from results.show import lower_is_better, objective, ranked, short, value_text
-from results.table import table_of
+from results.table import SEEDS, metric_column, table_of
 
 RANK = "lora.r"
 RATE = "training.learning_rate"
@@ -52,13 +52,18 @@ class Findings:
 
     @property
     def searched(self) -> list[str]:
-        """What the sampler drew, by dotted path."""
-        return list(self.table.attrs["searched"])
+        """What the sampler drew, by dotted path; seeds left out, they make repeats."""
+        return [name for name in self.table.attrs["searched"] if name not in SEEDS]
 
     @property
     def metric(self) -> str:
         """The objective in words."""
         return objective(self.table)[0].replace("_", " ")
+
+    @property
+    def objectives(self) -> list[tuple[str, str]]:
+        """Every objective's metric and the column that holds it."""
+        return [(metric, metric_column(metric)) for metric, _ in self.table.attrs["objectives"]]
 
     @property
     def metric_axis(self) -> str:
@@ -94,7 +99,7 @@ def find(study: StudyRead, options: Options | None = None) -> Findings:
     """Compute everything a report needs."""
     options = options or Options()
     table = table_of(study)
-    board = noise.leaderboard(table, confirmed=bool(study.spec.get("confirm")))
+    board = noise.leaderboard(table)
     return Findings(
         study=study,
         table=table,

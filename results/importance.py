@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from results.show import lower_is_better
+from results.table import SEEDS
 
 if TYPE_CHECKING:
     import optuna
@@ -50,7 +51,8 @@ class Importance:
 def importance(table: pd.DataFrame) -> Importance | None:
     """Importance of the searched parameters; None with fewer than two or hardly any trial."""
     rows = table[(table["state"] == "complete") & table["value"].notna()]
-    names = [name for name in table.attrs.get("searched", ()) if rows[name].nunique() > 1]
+    searched = [name for name in table.attrs.get("searched", ()) if name not in SEEDS]
+    names = [name for name in searched if rows[name].nunique() > 1]
     always = [name for name in names if rows[name].notna().all()]
     if len(rows) < FEWEST or len(always) < 2 or rows["value"].nunique() < 2:
         return None

@@ -132,16 +132,10 @@ class Leaderboard:
         return tuple(item for item in self.standings if item.tier is not None and item.tier > 1)
 
 
-def leaderboard(table: pd.DataFrame, confirmed: bool = False) -> Leaderboard:
-    """Rank the completed configurations of a study.
-
-    Args:
-        table: from `trials_table`.
-        confirmed: the repeats were made to confirm a search's best. The run that got a
-            configuration picked is then left out of its mean: it was picked partly for its luck.
-    """
+def leaderboard(table: pd.DataFrame) -> Leaderboard:
+    """Rank the completed configurations of a study, given by its table."""
     sign = 1.0 if lower_is_better(table) else -1.0
-    groups = sorted(_groups(table, confirmed), key=lambda group: sign * group.mean)
+    groups = sorted(_groups(table), key=lambda group: sign * group.mean)
     repeated = [group for group in groups if group.repeated]
     noise = _pooled(repeated)
     placed = _placed(repeated, sign)
@@ -221,12 +215,22 @@ def _without_noise(mean: float, paired: int) -> Comparison:
     return Comparison(mean, Interval(mean, mean), p, p, paired)
 
 
-def _groups(table: pd.DataFrame, confirmed: bool) -> list[Group]:
+def _groups(table: pd.DataFrame) -> list[Group]:
     complete = table[(table["state"] == "complete") & table["value"].notna()]
     alike: dict[str, list[dict[str, Any]]] = {}
     for row in complete.to_dict("records"):
         alike.setdefault(row["group"], []).append({str(name): v for name, v in row.items()})
-    return [_group(rows[1:] if confirmed and len(rows) > 2 else rows) for rows in alike.values()]
+    return [_group(_fair(rows)) for rows in alike.values()]
+
+
+def _fair(rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """The repeats alone, where a search's best was confirmed by two or more of them.
+
+    The run that got a configuration picked was picked partly for its luck, which would flatter
+    the mean.
+    """
+    repeats = [row for row in rows if "confirms" in row and not pd.isna(row["confirms"])]
+    return repeats if len(repeats) > 1 else rows
 
 
 def _group(rows: Sequence[dict[str, Any]]) -> Group:

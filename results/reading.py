@@ -56,6 +56,8 @@ class TrialRead:
     """Dotted path to value; `origin` left out."""
     params: Mapping[str, Any] = field(default_factory=dict)
     """What the sampler drew."""
+    confirms: int | None = None
+    """The trial whose configuration this one repeats with another seed, to confirm it."""
     result: Result | None = None
     curve: Curve = NO_CURVE
     attempts: tuple[Attempt, ...] = ()
@@ -99,13 +101,15 @@ def read_trial(number: int, folder: TrialFolder, curves: bool = True) -> TrialRe
     except (OSError, ValueError) as error:
         return TrialRead(number, folder, "unreadable", problem=_first_line(error))
     origin = config.pop("origin", None)
-    params = origin.get("params") if isinstance(origin, dict) else None
+    origin = origin if isinstance(origin, dict) else {}
+    params, confirms = origin.get("params"), origin.get("confirms")
     return TrialRead(
         number,
         folder,
         result.state if result else "unfinished",
         flatten(config),
         _plain_names(params) if isinstance(params, dict) else {},
+        confirms if isinstance(confirms, int) else None,
         result,
         read_curve(folder.metrics) if curves else NO_CURVE,
         tuple(folder.read_attempts()),

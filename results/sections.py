@@ -32,7 +32,8 @@ _REPEATED_WORDS = (
     "seeds, or Welch's where fewer than two are shared (SciPy), with Holm's correction "
     "(statsmodels); intervals of differences are not corrected. Assumed: independent repeats and "
     "about normal differences. The leader is picked from the same runs, so its own mean is "
-    "slightly flattered."
+    "slightly flattered. Where a search's best was confirmed by two or more repeats, the run that "
+    "got it picked is left out of its mean."
 )
 
 

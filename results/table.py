@@ -21,6 +21,7 @@ PHASES: tuple[str, ...] = tuple(Seconds.model_fields)
 _INTEGERS = (
     "number", "best_step", "steps", "max_steps", "tokens", "trainable_parameters",
     "total_parameters", "peak_memory_bytes", "devices", "attempts", "duplicate_of", "seed",
+    "confirms",
 )  # fmt: skip
 _TEXTS = ("state", "device", "cause_kind", "cause", "problem", "data_hash", "model_hash", "group")
 _FLOATS = (
@@ -91,7 +92,8 @@ def table_of(study: StudyRead) -> pd.DataFrame:
     keys = varied_keys(study.trials)
     varied = [column_of(key) for key in keys]
     rows = [_row(trial, keys, objectives[0]) for trial in study.trials]
-    table = pd.DataFrame(rows, columns=[*_leading(varied), *_trailing()], dtype=object)
+    columns = [*_leading(varied), *_trailing(), *_further(study.trials)]
+    table = pd.DataFrame(rows, columns=columns, dtype=object)
     for name in table.columns:
         table[name] = _typed(table[name], name)
     drawn = {column_of(name) for trial in study.trials for name in trial.params}
@@ -156,6 +158,18 @@ def _trailing() -> list[str]:
     return [name for name in listed if name not in ("number", "state", "value", "scale")]
 
 
+def _further(trials: Sequence[TrialRead]) -> list[str]:
+    """Columns of the metrics that trials report beyond the eval loss."""
+    names = {name for trial in trials if trial.result for name in trial.result.metrics}
+    return [f"metrics.{name}" for name in sorted(names)]
+
+
+def metric_column(metric: str) -> str:
+    """The column that holds an objective."""
+    known = {"seconds": "seconds_total"}
+    return known.get(metric, metric if metric in _METRICS else f"metrics.{metric}")
+
+
 def _row(trial: TrialRead, keys: Sequence[str], objective: Objective) -> dict[str, Any]:
     row: dict[str, Any] = {
         column_of(key): trial.config.get(key, trial.params.get(key)) for key in keys
@@ -169,6 +183,7 @@ def _row(trial: TrialRead, keys: Sequence[str], objective: Objective) -> dict[st
         "repeated_seconds": trial.curve.repeated_seconds,
         "group": group_of(trial.config),
         "seed": trial.config.get("training.seed"),
+        "confirms": trial.confirms,
     }
     if trial.attempts:
         row |= {"device": trial.attempts[-1].device, "devices": trial.attempts[-1].devices}
@@ -201,6 +216,7 @@ def _outcome(result: Result, objective: Objective) -> dict[str, Any]:
         "cause": _first_line(result.cause.message) if result.cause else None,
         "duplicate_of": result.duplicate_of,
         "finished": result.finished,
+        **{f"metrics.{name}": value for name, value in result.metrics.items()},
     }
 
 
@@ -235,7 +251,7 @@ def _first_line(message: str) -> str:
 def _typed(column: pd.Series, name: str) -> pd.Series:
     if name in _INTEGERS:
         return pd.to_numeric(column, errors="coerce").astype("Int64")
-    if name in _FLOATS:
+    if name in _FLOATS or name.startswith("metrics."):
         return pd.to_numeric(column, errors="coerce").astype("float64")
     if name in _TEXTS:
         return column.astype("string")

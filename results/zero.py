@@ -52,9 +52,11 @@ def stages(table: pd.DataFrame) -> pd.DataFrame:
     """Medians over each stage's complete trials: seconds per step, tokens per second, memory."""
     complete = table[table["state"] == "complete"]
     names = ["seconds_per_step", "tokens_per_second", "peak_memory_bytes", "eval_loss"]
-    grouped = complete.groupby(complete[STAGE].map(stage_name, na_action=None), sort=True)
-    medians = grouped[names].median()
-    return medians.assign(trials=grouped.size()).reset_index(names="stage")
+    level = complete[STAGE].fillna(-1)
+    grouped = complete.groupby(level, sort=True)
+    medians = grouped[names].median().assign(trials=grouped.size())
+    stages = [stage_name(None if level == -1 else level) for level in medians.index]
+    return medians.assign(stage=stages).reset_index(drop=True)
 
 
 def audit(study: StudyRead) -> list[Parity]:

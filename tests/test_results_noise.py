@@ -12,9 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from results import noise
-from results.findings import find
 from results.noise import Group, cheapest, compare, leaderboard
-from results.reading import read_study
 from results.table import trials_table
 
 
@@ -108,21 +106,16 @@ def test_single_runs_never_outrank_what_was_repeated(tmp_path):
 
 
 def test_the_run_that_got_picked_is_left_out_of_a_confirmed_mean(tmp_path):
-    study = seed_study(tmp_path / "s", {16: 2.3}, seeds=4, noise=0.0)
-    lucky = study.trial(0).read_result().model_copy(update={"value": 1.0})
-    study.trial(0).result.unlink()
-    study.trial(0).write_result(lucky)
-    table = trials_table(study)
-    assert leaderboard(table).leader.mean == pytest.approx((1.0 + 3 * 2.3) / 4)
-    assert leaderboard(table, confirmed=True).leader.mean == pytest.approx(2.3)
-
-
-def test_a_sweep_file_with_confirm_is_read_as_confirmed(tmp_path):
-    study = seed_study(tmp_path / "s", {16: 2.3}, seeds=4, noise=0.0)
-    record = study.read_record()
-    spec = record.spec | {"confirm": {"top": 1, "seeds": 3}}
-    study.write_record(record.model_copy(update={"spec": spec}))
-    assert len(find(read_study(study)).board.leader.trials) == 3
+    study = make_study(tmp_path / "s")
+    add_trial(study, make_config(0, lora__r=16, training__seed=0), 1.0)
+    add_trial(study, make_config(1, lora__r=4, training__seed=0), 2.6)
+    for seed in (1, 2, 3):
+        config = make_config(1 + seed, lora__r=16, training__seed=seed)
+        origin = config.origin.model_copy(update={"confirms": 0})
+        add_trial(study, config.model_copy(update={"origin": origin}), 2.3)
+    leader = leaderboard(trials_table(study)).leader
+    assert leader.trials == (2, 3, 4)
+    assert leader.mean == pytest.approx(2.3)
 
 
 def test_equal_runs_tie_and_constant_differences_do_not():
