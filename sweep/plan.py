@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from sweep import cost
+from sweep.cost import Profile
 from sweep.live import describe, short
 from sweep.spec import SweepSpec
 from trial.config import TRAINING_DEFAULTS, TrialConfig
@@ -58,3 +60,29 @@ def _notes(spec: SweepSpec, shown: int) -> list[str]:
     if spec.sampler.name != "grid" and shown:
         notes.append(f"later proposals of {spec.sampler.name} depend on the results of these")
     return notes
+
+
+def cost_lines(spec: SweepSpec, profile: Profile, workers: int, price: float | None) -> list[str]:
+    """The estimate in words: trials, device-hours, hours, money, and what the budget buys."""
+    steps = cost.steps_of(spec)
+    found = cost.estimate(spec, profile, steps, workers)
+    whole = profile.trial_seconds(steps, cost.evaluations_of(spec, steps))
+    low, high = found.device_hours
+    hours = " to ".join(map(_hours, found.hours))
+    lines = [
+        f"cost, from {profile.source}: {whole:.3g} s a whole trial of {steps} steps "
+        f"({profile.step:.3g} s a step, {profile.evaluation:.3g} s an evaluation)",
+        f"  {found.trials} trials on {found.workers} workers of {found.devices} device(s): "
+        f"{low:.3g} to {high:.3g} device-hours, {hours}",
+    ]
+    if price is not None:
+        lines.append(f"  {low * price:.2f} to {high * price:.2f} at {price:g} per device-hour")
+    if spec.stop.device_hours is not None:
+        budget = spec.stop.device_hours
+        bought = int(budget / (whole * found.devices / 3600))
+        lines.append(f"  the budget of {budget:g} device-hours buys about {bought} whole trials")
+    return lines
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.3g} h" if hours >= 1 else f"{hours * 60:.3g} min"
