@@ -104,13 +104,24 @@ def plan(
     space: SpaceArgument,
     overrides: SetOption = None,
     count: Annotated[int, typer.Option(help="Proposals shown of an adaptive sampler.")] = 10,
+    runs: RunsOption = Path("runs"),
+    profile: Annotated[bool, typer.Option("--profile", help="Measure one short trial.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Jobs at once; this machine's else.")] = None,
+    price: Annotated[float | None, typer.Option(help="Price of a device-hour.")] = None,
 ) -> None:
-    """Show what would run: the grid, or the first proposals of the sampler."""
-    from sweep.plan import plan_table
+    """Show what would run and what it costs, by an earlier study or a profiled trial."""
+    from sweep import cost
+    from sweep.plan import cost_lines, plan_table
 
     with _clear_errors():
         spec, _ = _load(space, overrides)
         plan_table(spec, count, out)
+        found = cost.measure(spec) if profile else cost.earlier_profile(spec, runs)
+        lines = ["cost: no earlier study of this model and data; --profile measures a short trial"]
+        if found is not None:
+            lines = cost_lines(spec, found, workers or cost.local_workers(spec), price)
+    for line in lines:
+        out.print(line, markup=False, soft_wrap=True)
 
 
 @app.command()
