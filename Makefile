@@ -46,6 +46,19 @@ check plan: $(STAMP) ## look at SPACE=name without training
 resume status report verify: $(STAMP) ## go on with, show, explain or verify STUDY=name
 	$(BIN)/gaudi-sweep $@ $(STUDY) $(ARGS)
 
+STUDIES ?= $(STUDY)
+TRIALS ?=
+.PHONY: compare
+compare: $(STAMP) ## hold TRIALS="3 7 12" of STUDY side by side, or the best of STUDIES="a b"
+	$(BIN)/gaudi-sweep compare $(STUDIES) $(if $(TRIALS),--trials "$(TRIALS)") $(ARGS)
+
+.PHONY: dashboard doctor
+dashboard: $(STAMP) ## serve Optuna Dashboard over STUDY=name on loopback
+	$(BIN)/gaudi-sweep dashboard $(STUDY) $(ARGS)
+
+doctor: $(STAMP) ## is this machine ready?
+	$(BIN)/gaudi-sweep doctor $(ARGS)
+
 .PHONY: test lint format
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest $(ARGS)

@@ -119,6 +119,7 @@ def plan(
         found = cost.measure(spec) if profile else cost.earlier_profile(spec, runs)
         lines = ["cost: no earlier study of this model and data; --profile measures a short trial"]
         if found is not None:
+            price = spec.resources.price_per_device_hour if price is None else price
             lines = cost_lines(spec, found, workers or cost.local_workers(spec), price)
     for line in lines:
         out.print(line, markup=False, soft_wrap=True)
@@ -253,6 +254,38 @@ def export(
         if done.returncode:
             raise ValueError(done.stderr.strip())
     out.print(f"trial {folder.path.name} is in {target}")
+
+
+@app.command()
+def compare(
+    studies: Annotated[list[str], typer.Argument(metavar="STUDY...", help="Names or folders.")],
+    trials: Annotated[
+        str, typer.Option(help='Numbers: "3 7 12"; of several studies "a:3 b:7".')
+    ] = "",
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Write a page that holds trials of one or more studies side by side."""
+    from results import compare as write
+
+    with _clear_errors():
+        picked = [int(word) if word.isdecimal() else word for word in trials.split()]
+        page = write([_existing(study, runs) for study in studies], picked)
+    out.print(f"comparison: {page}", soft_wrap=True)
+
+
+@app.command()
+def dashboard(
+    study: StudyArgument,
+    runs: RunsOption = Path("runs"),
+    port: Annotated[int, typer.Option(help="On loopback.")] = 8080,
+    storage: StorageOption = None,
+) -> None:
+    """Serve Optuna Dashboard over a study, on loopback, until Ctrl-C."""
+    from sweep import session
+
+    with _clear_errors():
+        opened = session.stored_storage(_existing(study, runs), storage)
+        session.serve_dashboard(opened, port, out)
 
 
 @app.command()

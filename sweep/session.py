@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import sys
@@ -112,6 +113,19 @@ def stored_storage(
 
     kept = folder.read_record().provenance.get("storage")
     return open_storage(folder, again(kept, given), repair=repair)
+
+
+def serve_dashboard(storage: BaseStorage, port: int, console: Console) -> None:
+    """Serve Optuna Dashboard on loopback until Ctrl-C.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    import optuna_dashboard
+
+    console.print(f"http://127.0.0.1:{port}/dashboard (Ctrl-C ends it)")
+    with contextlib.suppress(KeyboardInterrupt):
+        optuna_dashboard.run_server(storage, host="127.0.0.1", port=port)
 
 
 def set_aside(folder: StudyFolder, options: Options, console: Console) -> None:

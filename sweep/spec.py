@@ -72,6 +72,8 @@ class ResourceSpec(Section):
     """CPU cores of each process on `device: cpu`."""
     concurrency: int | None = Field(default=None, ge=1)
     """At most so many trials at once; null fills the devices."""
+    price_per_device_hour: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Turns device-hours into money in plans and reports."""
     min_free_gb: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """No trial is started with less free disk space under the study than this and what the
     largest trial took; 0 does not look."""
