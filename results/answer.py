@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from results import units, zero
-from results.findings import RANK, RATE, Findings, best_of_each, settings
+from results.findings import RANK, RATE, Findings, best_of_each, settings, underrated
 from results.grids import p_value
 from results.importance import is_number
 from results.noise import Group, Standing
@@ -30,6 +30,7 @@ def sentences(found: Findings) -> list[str]:
     told += [
         _several(found),
         _rates(found),
+        _underrated(found),
         _dominant(found),
         _parity(found),
         _cost(found),
@@ -194,8 +195,25 @@ def _rates(found: Findings) -> str:
         return ""
     if best[RATE].nunique() == 1:
         return f"The best learning rate is {units.number(best[RATE].iloc[0])} at every rank."
-    pairs = [f"{units.number(lr)} at r {r}" for r, lr in zip(best[RANK], best[RATE], strict=True)]
+    rates = [units.number(rate, 3) for rate in best[RATE]]
+    pairs = [f"{rate} at r {rank}" for rank, rate in zip(best[RANK], rates, strict=True)]
     return f"The best learning rate is {_listed(pairs[:8])}."
+
+
+def _underrated(found: Findings) -> str:
+    """Ranks that pruning may have wronged."""
+    if RANK not in found.searched:
+        return ""
+    rows = underrated(found, RANK)
+    if rows.empty:
+        return ""
+    ranks = _listed([str(rank) for rank in rows[RANK]])
+    who = "ranks" if len(rows) > 1 else "rank"
+    return (
+        f"Pruning may have wronged {who} {ranks}: a pruned trial there was already better than "
+        f"every complete one (trial {_listed([str(number) for number in rows['number']])}); run it "
+        "to the end before ruling the rank out."
+    )
 
 
 def _dominant(found: Findings) -> str:

@@ -11,11 +11,14 @@ from results.axes import number_axis
 from results.chart import Axis, Chart, Series, Thinning, beyond, notes, outside, robust_limits
 from results.findings import RANK, RATE, Findings, best_of_each
 from results.importance import is_number
+from results.show import ranked
 
 SERIES = 8
 """Ranks told apart by colour; more would not be."""
 FEW_RATES = 12
 CURVE_POINTS = 4
+CURVE_FEWEST = 3
+"""A line through two trials would claim more than they say."""
 
 
 def lora_charts(found: Findings) -> list[Chart]:
@@ -57,14 +60,21 @@ def _rates(found: Findings) -> Chart | None:
     for index, (name, part) in enumerate(_by_rank(rows)):
         series += _rate_series(found, name, part, index, thinning)
     best = best_of_each(found, RANK) if _has(found, RANK) else rows.head(1)
+    pruned = ranked(found.table, "pruned").dropna(subset=["value", RATE])
+    pruned = pruned.iloc[thinning.indices(len(pruned), 400, always=20)]
+    series.append(
+        Series("pruned, last value", list(pruned[RATE]), list(pruned["value"]), tone="muted",
+               crossed=True, hover=found.hover(pruned))
+    )  # fmt: skip
     series.append(
         Series("best", list(best[RATE]), list(best["value"]), tone="best", hover=found.hover(best))
     )
     each = " of each rank" if _has(found, RANK) else ""
     return Chart(
         "rates", "Loss over learning rate, rank by rank" if each else "Loss over learning rate",
-        f"Each dot is a complete trial, a diamond the best{each}; the lower, the better. Compare "
-        "the lowest points of the curves, not the curves at one rate.",
+        f"Each dot is a complete trial, a diamond the best{each}; the lower, the better. "
+        "Compare the lowest points of the curves, not the curves at one rate. A pruned trial's "
+        "cross would have come down further.",
         number_axis("learning rate", rows[RATE]), Axis(found.metric_axis, limits=limits),
         tuple(series), notes(thinning.note, beyond(outside(rows["value"].to_numpy(), limits))),
         wide=True,
@@ -84,6 +94,8 @@ def _rate_series(
 def _curve(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Means at the few rates tried, else a parabola over log rate through the plausible trials."""
     means = part.groupby(RATE)["value"].mean()
+    if len(means) < CURVE_FEWEST:
+        return np.empty(0), np.empty(0)
     if len(means) <= FEW_RATES and (len(means) < len(part) or len(means) <= CURVE_POINTS + 2):
         return means.index.to_numpy(float), means.to_numpy()
     limits = robust_limits(part["value"].to_numpy(), margin=0)

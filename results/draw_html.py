@@ -16,6 +16,8 @@ from results.chart import Axis, Chart, Series
 
 COLOURS = 8
 
+_LAST = {"best": 1900, "muted": 2000, "bad": 2000}
+"""Places in the legend of what is not one of the series."""
 _MODES = {"points": "markers", "line": "lines", "both": "lines+markers", "step": "lines"}
 
 
@@ -74,7 +76,7 @@ def _trace(chart: Chart, series: Series) -> dict[str, Any]:
         "x": numbers(series.x),
         "y": numbers(series.y),
         "showlegend": series.named,
-        "legendrank": 2000 if series.tone in ("muted", "bad") else 1000 + series.index,
+        "legendrank": _LAST.get(series.tone, 1000 + series.index),
     }
     if len(series.hover):
         trace |= {"text": [escape(text) for text in series.hover], "hoverinfo": "text"}

@@ -143,6 +143,19 @@ def best_of_each(found: Findings, name: str) -> pd.DataFrame:
     return rows.sort_values(["single", "key", "number"]).drop_duplicates(name).sort_values(name)
 
 
+def underrated(found: Findings, name: str) -> pd.DataFrame:
+    """Values of `name` at which a pruned trial was already better than every complete one.
+
+    One row each: the pruned trial's. Only for objectives that evaluations report along the way.
+    """
+    best = best_of_each(found, name)
+    if best.empty or found.objectives[0][0] != "eval_loss":
+        return found.table.iloc[:0]
+    pruned = ranked(found.table, "pruned").dropna(subset=["value", name]).drop_duplicates(name)
+    reached = pruned[name].map(dict(zip(best[name], best["value"], strict=True)))
+    return pruned[(found.sign * (reached - pruned["value"]) > 0).fillna(False)].sort_values(name)
+
+
 def axis_title(metric: str) -> str:
     """A metric as an axis' title, with its unit."""
     known = {
@@ -159,7 +172,7 @@ def axis_title(metric: str) -> str:
 def settings(row: Mapping[str, Any] | pd.Series, names: Sequence[str]) -> str:
     """`r 16, learning rate 0.001`."""
     known = [(short(name), row[name]) for name in names if not units.is_missing(row.get(name))]
-    return ", ".join(f"{name} {units.number(value)}" for name, value in known) or "the base"
+    return ", ".join(f"{name} {units.number(value, 3)}" for name, value in known) or "the base"
 
 
 def hover(

@@ -108,7 +108,7 @@ def test_figures_are_what_plotly_accepts(html):
 
 def test_every_complete_trial_is_a_dot_of_the_rate_plot(html):
     dots = [trace for trace in charts(html)["rates"]["data"] if trace.get("mode") == "markers"]
-    drawn = {(x, y) for trace in dots if trace["name"] != "best" for x, y in
+    drawn = {(x, y) for trace in dots if trace["name"].startswith("r ") for x, y in
              zip(trace["x"], trace["y"], strict=True)}  # fmt: skip
     assert len(drawn) == 13
     best = next(trace for trace in dots if trace["name"] == "best")
@@ -170,6 +170,18 @@ def test_the_best_value_at_an_edge_says_widen(tmp_path):
     answer = write(study).read_text(encoding="utf-8").split("## ")[0]
     assert "The best learning rate, 0.01, lies at the upper end" in answer
     assert "(1e-5 to 0.01): widen it" in answer
+
+
+def test_a_pruned_trial_that_led_its_rank_is_pointed_out(tmp_path):
+    study = make_study(tmp_path / "s")
+    for number, (rank, loss, state) in enumerate(
+        [(4, 2.5, "complete"), (4, 2.4, "pruned"), (16, 2.3, "complete"), (16, 2.35, "pruned")]
+    ):
+        config = make_config(number, lora__r=rank, training__learning_rate=1e-4 * (number + 1))
+        add_trial(study, config, loss, state)
+    answer = write(study).read_text(encoding="utf-8").split("## ")[0]
+    assert "Pruning may have wronged rank 4:" in answer
+    assert "(trial 1)" in answer
 
 
 def test_a_price_turns_device_time_into_money(tmp_path):

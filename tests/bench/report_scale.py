@@ -57,7 +57,8 @@ def report(path: Path) -> int:
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     size = page.stat().st_size / 1e6
-    print(json.dumps({"seconds": round(seconds, 2), "memory_gb": round(peak, 3),
+    print(json.dumps({"seconds": round(seconds, 2), "cpu_seconds": round(time.process_time(), 2),
+                      "memory_gb": round(peak, 3),
                       "html_mb": round(size, 2)}))  # fmt: skip
     return 0
 
