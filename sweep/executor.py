@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from trial.control import StopReason
-from trial.folder import Evaluation, Result
+from trial.folder import CauseKind, Evaluation, Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,10 @@ class Interrupted:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The trial's worker died without a result."""
+    """The trial's worker, or one of its ranks, ended without a result."""
 
     number: int
-    kind: Literal["lost", "out_of_memory", "hung"]
+    kind: CauseKind
     message: str
 
 

@@ -19,9 +19,13 @@ from typing import Any
 from filelock import FileLock
 
 from sweep import scratch
+from sweep.crew import Crew
 from sweep.executor import Event, Finished, Interrupted, Job, Lost
+from sweep.seat import Wish
+from sweep.slots import SIZES, per_node
 from sweep.worker import TrialWorker
 from trial.control import StopReason
+from trial.folder import CauseKind
 
 log = logging.getLogger(__name__)
 
@@ -37,18 +41,13 @@ QUIET = {
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
 """Only small events pass through the object store."""
 
+LOOK_AGAIN = 5.0
+"""Seconds after which the cluster is asked for its size again."""
+
+KEEP_MODULES = {"RAY_EXPERIMENTAL_NOSET_HABANA_VISIBLE_MODULES": "1"}
+"""Keeps Ray from choosing HPU modules itself."""
+
 RESOURCE = {"hpu": "HPU", "cuda": "GPU", "cpu": "CPU"}
-
-
-@dataclass(slots=True)
-class Worker:
-    """One actor and what it is doing."""
-
-    actor: Any
-    job: Job | None = None
-    stream: Any = None
-    open: set[int] = field(default_factory=set)
-    """Trials of the job that have neither ended nor been interrupted."""
 
 
 @dataclass(slots=True)
@@ -66,7 +65,9 @@ class RayExecutor:
     hang_seconds: float | None = None
     """A trial without a sign of life for so long is ended."""
     worker: type = TrialWorker
-    _workers: list[Worker] = field(default_factory=list)
+    resources: Mapping[str, float] = field(default_factory=dict)
+    """Ray resources that a Ray of our own is told to have: tests place HPU jobs without any."""
+    _crews: list[Crew] = field(default_factory=list)
     _folder: str = ""
     _held: FileLock | None = None
     _reaper: subprocess.Popen[bytes] | None = None
@@ -86,10 +87,13 @@ class RayExecutor:
         else:
             self._folder, self._held = scratch.make()
             self._reaper = _start_reaper(self._folder)
+            cores = len(os.sched_getaffinity(0))
             ray.init(
                 address="local",
                 include_dashboard=False,
-                num_cpus=len(os.sched_getaffinity(0)),
+                # Ranks on the CPU may share cores; that is slow and not wrong.
+                num_cpus=max(cores, self.cpus_per_trial * self.devices_per_trial),
+                resources=dict(self.resources),
                 object_store_memory=OBJECT_STORE_BYTES,
                 _temp_dir=self._folder,
                 **options,
@@ -97,16 +101,26 @@ class RayExecutor:
         if self.device == "auto":
             total = ray.cluster_resources()
             self.device = next((d for d, name in RESOURCE.items() if total.get(name)), "cpu")
+        self._refuse_impossible()
         first = min(self.slots(), self.expected_jobs or self.slots())
-        self._workers = [self._new_worker() for _ in range(first)]
+        self._crews = [self._new_crew() for _ in range(first)]
+
+    def _refuse_impossible(self) -> None:
+        """A machine of its own does not grow; a cluster may."""
+        self._bundle_width()
+        if self.address is None and not self._fitting():
+            name = RESOURCE[self.device]
+            here = sum(node.get(name, 0) for node in self._nodes())
+            raise ValueError(
+                f"resources.devices_per_trial: this machine has {here:g} {name}, "
+                f"got {self.devices_per_trial}"
+            )
 
     def slots(self) -> int:
-        """How many jobs fit the cluster as it is now."""
+        """How many jobs fit the cluster as it is now; at least one, to let a cluster grow."""
         asked_at, capacity = self._capacity
-        if time.monotonic() - asked_at > 5:
-            total = self._ray.cluster_resources()
-            need = self._resources()
-            capacity = int(min(total.get(name, 0) // count for name, count in need.items()))
+        if time.monotonic() - asked_at > LOOK_AGAIN:
+            capacity = self._fitting()
             self._capacity = (time.monotonic(), capacity)
         return max(1, min(capacity, self.concurrency or capacity))
 
@@ -116,65 +130,152 @@ class RayExecutor:
         each = f"{self.cpus_per_trial} CPU thread{'s' * (self.cpus_per_trial > 1)}"
         if self.device != "cpu":
             each = f"{self.devices_per_trial} {RESOURCE[self.device]}"
+        elif self.devices_per_trial > 1:
+            each = f"{self.devices_per_trial} ranks, {each} a rank,"
         return f"{slots} worker{'s' * (slots > 1)} of {each} each"
 
     def submit(self, job: Job) -> None:
-        """Give the job to an idle worker, or to a new one."""
-        worker = next((worker for worker in self._workers if worker.job is None), None)
-        if worker is None:
-            worker = self._new_worker()
-            self._workers.append(worker)
-        worker.job = job
-        worker.open = {placed.number for placed in job.trials}
-        worker.stream = worker.actor.run.remote(job)
+        """Give the job to an idle worker, or to a new one.
+
+        Raises:
+            ValueError: several trials for several ranks.
+        """
+        if self.devices_per_trial > 1 and len(job.trials) > 1:
+            raise ValueError("a job of several trials runs on one device")
+        crew = next((crew for crew in self._crews if crew.job is None), None)
+        if crew is None:
+            crew = self._new_crew()
+            self._crews.append(crew)
+        crew.take(job)
 
     def events(self, timeout: float) -> list[Event]:
         """Everything that has happened, waiting at most `timeout` seconds for the first."""
-        found: list[Event] = []
-        while not found:
-            streams = {id(w.stream): w for w in self._workers if w.stream is not None}
-            if not streams:
-                time.sleep(timeout)
+        until = time.monotonic() + timeout
+        while True:
+            found: list[Event] = []
+            for crew, rank in self._speaking(until):
+                if rank in crew.streams:
+                    found += self._take(crew, rank)
+            for crew in [crew for crew in self._crews if crew.troubled is not None]:
+                found += self._judge(crew)
+            if found or time.monotonic() >= until:
                 return found
-            waiting = [worker.stream for worker in streams.values()]
-            ready, _ = self._ray.wait(waiting, num_returns=1, timeout=timeout)
-            if not ready:
-                return found
-            for stream in ready:
-                found += self._take(streams[id(stream)])
-        return found
+
+    def _speaking(self, until: float) -> list[tuple[Crew, int]]:
+        """Ranks that have something to say, as soon as one has."""
+        now = time.monotonic()
+        streams = {id(s): (crew, rank) for crew in self._crews for rank, s in crew.streams.items()}
+        limits = [left for crew in self._crews if (left := crew.left(now)) is not None]
+        wait = max(0.0, min([until - now, *limits]))
+        if not streams:
+            time.sleep(wait)
+            return []
+        waiting = [stream for crew in self._crews for stream in crew.streams.values()]
+        ready, _ = self._ray.wait(waiting, num_returns=1, timeout=wait)
+        return [streams[id(stream)] for stream in ready]
 
     def stop(self, number: int, reason: StopReason) -> None:
-        """Pass the request to the worker that has the trial."""
-        for worker in self._workers:
-            if number in worker.open:
-                worker.actor.stop.remote(number, reason)
+        """Pass the request to the worker that has the trial; of several ranks to the first."""
+        for crew in self._crews:
+            if number in crew.open:
+                crew.actors[0].stop.remote(number, reason)
 
     def close(self) -> None:
         """End the workers and the Ray we started."""
         if self._ray is None:
             return
-        for worker in self._workers:
-            with contextlib.suppress(Exception):
-                self._ray.kill(worker.actor)
-        self._workers.clear()
+        for crew in list(self._crews):
+            self._retire(crew)
         self._ray.shutdown()
         if self._reaper and self._reaper.stdin:
             self._reaper.stdin.close()
             self._reaper.wait()
         self._ray = None
 
-    def _resources(self) -> dict[str, float]:
+    def _each(self) -> dict[str, float]:
+        """What one rank holds."""
         if self.device == "cpu":
-            return {"CPU": float(self.cpus_per_trial * self.devices_per_trial)}
-        return {RESOURCE[self.device]: float(self.devices_per_trial)}
+            return {"CPU": float(self.cpus_per_trial)}
+        return {RESOURCE[self.device]: 1.0}
 
-    def _new_worker(self) -> Worker:
-        need = self._resources()
-        options: dict[str, Any] = {"num_cpus": need.pop("CPU", 0), "num_gpus": need.pop("GPU", 0)}
-        # Two threads: one trains, one hears that it should stop.
+    def _fitting(self) -> int:
+        """How many jobs the living nodes hold; only what no single node can hold is spread."""
+        nodes = self._nodes()
+        need = {name: count * self.devices_per_trial for name, count in self._each().items()}
+        fitting = sum(_times(node, need) for node in nodes)
+        if fitting or self.devices_per_trial == 1:
+            return fitting
+        width = self._bundle_width()
+        part = {name: count * width for name, count in self._each().items()}
+        return sum(_times(node, part) for node in nodes) * width // self.devices_per_trial
+
+    def _nodes(self) -> list[dict[str, float]]:
+        """The resources of every living node."""
+        return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+
+    def _bundle_width(self) -> int:
+        """Ranks that must share a node: those of an aligned group of HPUs."""
+        if self.device != "hpu":
+            return 1
+        width = per_node(self.devices_per_trial)
+        if width is None:
+            sizes = ", ".join(map(str, SIZES))
+            raise ValueError(
+                f"resources.devices_per_trial: a trial holds {sizes} HPUs or a multiple of "
+                f"{SIZES[-1]}, got {self.devices_per_trial}"
+            )
+        return width
+
+    def _new_crew(self) -> Crew:
+        if self.devices_per_trial == 1:
+            # Nodes are filled evenly: a lost one takes as few trials with it as can be.
+            crew = Crew([self._new_actor(scheduling_strategy="SPREAD")])
+            wishes = [Wish(cards=1)] if self.device == "hpu" else []
+        else:
+            crew, wishes = self._new_gang()
+        pairs = zip(crew.actors, wishes, strict=False)
+        crew.seats = [actor.seat.remote(wish) for actor, wish in pairs]
+        crew.up = crew.actors[0].pid.remote()
+        return crew
+
+    def _new_gang(self) -> tuple[Crew, list[Wish]]:
+        """One actor for each rank, on one node when some node is large enough."""
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        size, width = self.devices_per_trial, self._bundle_width()
+        whole = {name: count * size for name, count in self._each().items()}
+        fits = size == width or any(_times(node, whole) for node in self._nodes())
+        bundle = {name: count * width for name, count in self._each().items()}
+        bundles = [bundle] * (size // width)
+        group = placement_group(bundles, strategy="STRICT_PACK" if fits else "PACK")
+        actors = [
+            self._new_actor(
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    group, placement_group_bundle_index=rank // width
+                )
+            )
+            for rank in range(size)
+        ]
+        wishes = [
+            Wish(rank == 0, width if self.device == "hpu" and rank % width == 0 else 0, fits)
+            for rank in range(size)
+        ]
+        return Crew(actors, group=group), wishes
+
+    def _new_actor(self, **options: Any) -> Any:
+        need = self._each()
+        if self.device == "hpu":
+            # Cards are ours to choose; see `sweep.cards`.
+            options["runtime_env"] = {"env_vars": KEEP_MODULES}
+        # Three threads: one trains, one hears that it should stop, one says where it sits.
         actor = self._ray.remote(self.worker).options(
-            max_concurrency=2, max_restarts=0, resources=need, **options
+            max_concurrency=3,
+            max_restarts=0,
+            num_cpus=need.pop("CPU", 0),
+            num_gpus=need.pop("GPU", 0),
+            resources=need,
+            **options,
         )
         threads = str(self.cpus_per_trial)
         environment = {
@@ -183,36 +284,85 @@ class RayExecutor:
             "TOKENIZERS_PARALLELISM": "false",
             **self.environment,
         }
-        return Worker(actor.remote(environment, self.device, self.hang_seconds))
+        return actor.remote(environment, self.device, self.hang_seconds)
 
-    def _take(self, worker: Worker) -> list[Event]:
-        """The next event of a worker's stream, which is ready."""
+    def _take(self, crew: Crew, rank: int) -> list[Event]:
+        """The next event of a rank's stream, which is ready."""
         try:
-            event, reusable = self._ray.get(next(worker.stream))
-        except (StopIteration, self._ray.exceptions.RayError) as error:
-            return self._lost(worker, error)
-        if isinstance(event, Finished | Interrupted | Lost):
-            worker.open.discard(event.number)
-        if not worker.open:
-            worker.job = worker.stream = None
-            if not reusable:
-                self._retire(worker)
+            event, reusable = self._ray.get(next(crew.streams[rank]))
+        except StopIteration:
+            crew.end(rank, None, time.monotonic())
+            return self._judge(crew)
+        except self._ray.exceptions.RayError as error:
+            return self._gone(crew, rank, error)
+        crew.heard = True
+        if not isinstance(event, Finished | Interrupted | Lost):
+            return [event] if rank == 0 else []
+        if not crew.single:
+            crew.end(rank, event, time.monotonic())
+            return self._judge(crew)
+        crew.open.discard(event.number)
+        if not crew.open:
+            crew.job, crew.used = None, True
+            crew.streams.clear()
+            if reusable:
+                self._relieve(crew)
+            else:
+                self._retire(crew)
         return [event]
 
-    def _retire(self, worker: Worker) -> None:
-        """A worker that failed, or that cannot be cleaned, is replaced and never reused."""
-        self._ray.kill(worker.actor)
-        self._workers.remove(worker)
-
-    def _lost(self, worker: Worker, error: Exception) -> list[Event]:
+    def _gone(self, crew: Crew, rank: int, error: Exception) -> list[Event]:
+        """A worker process is dead, or its node is."""
         message = str(error).strip().split("\n")[0]
         log.warning("a worker was lost: %s", error)
-        lost: list[Event] = [Lost(number, "lost", message) for number in sorted(worker.open)]
+        if crew.used and not crew.heard and crew.job:
+            # It died idle, with its node perhaps: nothing has happened to the trial.
+            self._retire(crew)
+            self._crews.append(fresh := self._new_crew())
+            fresh.take(crew.job)
+            return []
+        full = isinstance(error, self._ray.exceptions.OutOfMemoryError)
+        kind: CauseKind = "out_of_memory" if full else "lost"
+        crew.end(rank, Lost(min(crew.open), kind, message), time.monotonic())
+        return self._judge(crew)
+
+    def _judge(self, crew: Crew) -> list[Event]:
+        """The end of a crew that is not used again, once it is clear how its job ended."""
+        last = crew.verdict(time.monotonic())
+        if last is None:
+            return []
+        self._retire(crew)
+        if isinstance(last, Lost):
+            return [Lost(number, last.kind, last.message) for number in sorted(crew.open)]
+        return [last]
+
+    def _relieve(self, idle: Crew) -> None:
+        """Let an idle worker do the job of one that has found no place, on a cluster that shrank.
+
+        Idle, it would hold for ever what the other waits for.
+        """
+        for crew in self._crews:
+            waits = crew.job is not None and crew.single and crew.up is not None
+            if waits and crew.job and not self._ray.wait([crew.up], timeout=0)[0]:
+                self._retire(crew)
+                idle.take(crew.job)
+                return
+
+    def _retire(self, crew: Crew) -> None:
+        """A worker that failed, or that cannot be cleaned, is replaced and never reused."""
         with contextlib.suppress(ValueError):
-            self._workers.remove(worker)
-        with contextlib.suppress(Exception):
-            self._ray.kill(worker.actor)
-        return lost
+            self._crews.remove(crew)
+        crew.streams.clear()
+        for actor in crew.actors:
+            with contextlib.suppress(Exception):
+                self._ray.kill(actor)
+        if crew.group is not None:
+            self._ray.util.remove_placement_group(crew.group)
+
+
+def _times(node: Mapping[str, float], need: Mapping[str, float]) -> int:
+    """How often a node holds what is needed."""
+    return int(min(node.get(name, 0.0) // count for name, count in need.items()))
 
 
 def _start_reaper(folder: str) -> subprocess.Popen[bytes]:

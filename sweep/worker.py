@@ -1,6 +1,6 @@
 """The Ray actor that holds devices and trains: warm between trials, replaced after a failure.
 
-Its module imports neither Ray nor Optuna nor, at the top, torch: Ray loads it in every worker.
+Its module imports neither Optuna nor, at the top, Ray or torch: Ray loads it in every worker.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from sweep.executor import Evaluated, Event, Finished, Interrupted, Job, Lost, Placed, Started
+from sweep.seat import NoCardsError, Seat, Taken, Wish, sit, take
 from trial.control import StopReason
+from trial.disk import DiskFullError
 from trial.folder import Cause, Evaluation, Result, TrialFolder
+from trial.gang import PeerLost, own
 
 LOOK_EVERY = 2.0
 """Seconds between two looks at whether a trial hangs."""
@@ -63,6 +67,7 @@ class TrialWorker:
         self._lines: dict[int, Line] = {}
         self._early: dict[int, StopReason] = {}
         self._bench: Any = None
+        self._taken: Taken | None = None
         # The imports take seconds: begin while Ray is still starting other workers.
         self._importing = threading.Thread(target=_import_trial, args=(preload,), daemon=True)
         if preload:
@@ -72,6 +77,23 @@ class TrialWorker:
         """The worker's process id; answers once it is up."""
         return os.getpid()
 
+    def seat(self, wish: Wish) -> Seat | str:
+        """Take what the ranks of a trial need here; in words, why it cannot be had."""
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        hpus = next(n["Resources"].get("HPU", 0) for n in ray.nodes() if n["NodeID"] == node)
+        address = ray.util.get_node_ip_address()
+        try:
+            seat, self._taken = take(wish, node, address, int(hpus), self._locks(node))
+        except NoCardsError as error:
+            return str(error)
+        return seat
+
+    def _locks(self, node: str) -> Path | None:
+        """Where the locks of the node's cards are; the machine's own place when None."""
+        return None
+
     def stop(self, number: int, reason: StopReason) -> None:
         """Ask a trial to stop before its next optimizer step."""
         if number in self._lines:
@@ -79,8 +101,20 @@ class TrialWorker:
         else:
             self._early[number] = reason
 
-    def run(self, job: Job) -> Iterator[tuple[Event, bool]]:
-        """Train the job's trials; yields each event with whether the worker may be reused."""
+    def run(self, job: Job, rank: int = 0, *seats: Seat | str) -> Iterator[tuple[Event, bool]]:
+        """Train the job's trials; yields each event with whether the worker may be reused.
+
+        `seats` are those of all ranks in their order. A rank that only saw another one go ends
+        without a last event.
+        """
+        taken = [seat for seat in seats if isinstance(seat, Seat)]
+        if len(taken) < len(seats):
+            why = next(seat for seat in seats if isinstance(seat, str))
+            for placed in job.trials:
+                yield Lost(placed.number, "device_busy", why), False
+            return
+        if self._taken is not None:
+            sit(rank, taken, self._taken, os.environ)
         out: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         thread = threading.Thread(target=self._train_all, args=(job, out), daemon=True)
         thread.start()
@@ -107,6 +141,8 @@ class TrialWorker:
         try:
             for placed in job.trials:
                 out.put(self._train(placed, out))
+        except PeerLost:
+            self._bench = None
         finally:
             out.put(None)
 
@@ -114,9 +150,14 @@ class TrialWorker:
         line = Line(placed, out)
         line.reason = self._early.pop(placed.number, None)
         self._lines[placed.number] = line
-        folder = TrialFolder(placed.folder)
+        folder = own(TrialFolder(placed.folder))
         try:
             result = self._train_here(folder, line)
+        except PeerLost:
+            raise
+        except DiskFullError as error:
+            self._bench = None
+            return Lost(placed.number, "lost", str(error).split("\n")[0])
         except BaseException as error:  # Anything the trial's own net missed still is a result.
             cause = Cause(kind="error", message=f"{type(error).__name__}: {error}".split("\n")[0])
             result = Result(state="failed", cause=cause)

@@ -19,6 +19,7 @@ from trial import ranks
 from trial.check import preflight
 from trial.config import problems_of
 from trial.control import Free, StopReason
+from trial.disk import DiskFullError
 from trial.folder import Evaluation, Result, TrialFolder
 from trial.gang import PeerLost, own
 from trial.logs import capture
@@ -113,11 +114,14 @@ def _train(folder: TrialFolder, verbose: bool) -> int:
         with capture(folder, echo=verbose) as terminal.out:
             from trial.train import train
 
-            result = train(folder, terminal)
+            result = train(folder, None if ranks.rank() else terminal)
             if not ranks.rank():
                 _tell(terminal, folder, result)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except DiskFullError as error:
+        print(error, file=sys.stderr)
+        return FAILED
     except PeerLost as error:
         print(f"another rank is gone: {error}; the same command goes on", file=sys.stderr)
         return FAILED

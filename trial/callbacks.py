@@ -47,6 +47,8 @@ class Run:
     steps: int = 0
     """Optimizer steps done."""
     saved_step: int = -1
+    max_steps: int = 0
+    """Optimizer steps planned, once the trainer knows."""
     _tokens: torch.Tensor | None = None
     _step_loss: float = 0.0
 
@@ -88,17 +90,17 @@ class Run:
 
     def ask(self) -> StopReason | None:
         """Whether somebody wants the trial to stop: rank 0 hears it, every rank obeys."""
-        reason: StopReason | None = None
-        if self.gang.leads:
-            reason = self.control.stop_reason(self.folder)
-        return cast("StopReason | None", self.gang.agree(reason))
+        reason = self.gang.agree(self.control.stop_reason(self.folder))
+        return cast("StopReason | None", reason)
 
     def saved(self, step: int) -> None:
         """The trainer has written all of its checkpoint: declare it whole."""
         self.saved_step = step
         # No rank gets past this before all have written.
         self.measure()
-        self.checkpoints.complete(self.progress)
+        # The last one is declared once the result is there: nothing is left to go on with.
+        if step != self.max_steps:
+            self.checkpoints.complete(self.progress)
 
 
 class Reporter(TrainerCallback):
@@ -116,6 +118,7 @@ class Reporter(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Everything is loaded."""
         start, end, device = state.global_step, state.max_steps, self.run.device.label()
+        self.run.max_steps = end
         logger.info("training from step %d to %d on %s", start, end, device)
         self.run.control.started(self.run.folder, self.run.device.label(), state.max_steps)
 
@@ -134,7 +137,7 @@ class Reporter(TrainerCallback):
             self.run.device.synchronise()
             self.run.clock.switch("train")
         if state.global_step >= state.max_steps:
-            control.should_evaluate, control.should_save = True, False
+            control.should_evaluate, control.should_save = True, self.run.config.keep_checkpoint
         elif (reason := self.run.ask()) is not None:
             self.run.stop = reason
             control.should_training_stop = True
@@ -186,7 +189,9 @@ class Reporter(TrainerCallback):
         self._keep(state.global_step, value)
         self.run.control.evaluated(self.run.folder, evaluation)
         if saves_with_each_evaluation(self.run.config):
-            control.should_save = 0 < state.global_step < state.max_steps
+            inside = 0 < state.global_step < state.max_steps
+            last = state.global_step == state.max_steps and self.run.config.keep_checkpoint
+            control.should_save = inside or last
 
     def _evaluation(self, state: Any, value: float) -> Evaluation:
         self.run.measure()

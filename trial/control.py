@@ -11,7 +11,10 @@ StopReason = Literal["prune", "interrupt"]
 
 
 class Control(Protocol):
-    """Asked at every optimizer step, told of every evaluation."""
+    """Asked at every optimizer step, told of every evaluation; every rank has its own.
+
+    What rank 0's says counts.
+    """
 
     def started(self, folder: TrialFolder, device: str, max_steps: int) -> None:
         """Everything is loaded; `max_steps` optimizer steps are planned on `device`."""

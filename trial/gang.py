@@ -51,11 +51,6 @@ class Gang:
         self._store = store
         self._turn = 0
 
-    @property
-    def leads(self) -> bool:
-        """Whether this rank decides and writes."""
-        return self.rank == 0
-
     def exchange(self, value: Any) -> list[Any]:
         """Everybody's value, a JSON one, in the order of ranks. Every rank must call this."""
         if self.size == 1:
@@ -69,7 +64,7 @@ class Gang:
 
     def agree(self, value: Any) -> Any:
         """What rank 0 says."""
-        return self.exchange(value if self.leads else None)[0]
+        return self.exchange(value)[0]
 
 
 def join() -> Gang:
@@ -130,7 +125,8 @@ def own(folder: TrialFolder) -> TrialFolder:
 def rank_environment(rank: int, homes: Sequence[str], address: str, port: int) -> dict[str, str]:
     """What torch.distributed reads: `homes` names the machine of every rank, in their order.
 
-    On one machine everything stays on the loopback interface.
+    `address` and `port` are where rank 0 listens. On one machine all stays on the loopback
+    interface.
     """
     here = [other for other, home in enumerate(homes) if home == homes[rank]]
     alone = len(here) == len(homes)
@@ -139,7 +135,7 @@ def rank_environment(rank: int, homes: Sequence[str], address: str, port: int) -
         "LOCAL_RANK": str(here.index(rank)),
         "WORLD_SIZE": str(len(homes)),
         "LOCAL_WORLD_SIZE": str(len(here)),
-        "MASTER_ADDR": "127.0.0.1" if alone else address,
+        "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
     }
     return variables | (interfaces("lo") if alone else {})

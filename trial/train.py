@@ -9,6 +9,7 @@ from trial import failure, gang, ranks
 from trial.checkpoints import Checkpoints
 from trial.clock import Clock
 from trial.control import Control, Free
+from trial.disk import refuse_if_full
 from trial.folder import Result, Seconds, State, TrialFolder
 from trial.session import Session
 from trial.workbench import Workbench
@@ -28,20 +29,29 @@ def train(
         ValueError: its configuration cannot be read.
         RuntimeError: `bench` is not fit for another trial.
         PeerLost: another rank of the trial is gone.
+        DiskFullError: the disk is full; the trial goes on from its newest checkpoint.
     """
     folder = gang.own(folder)
     if (result := folder.read_result()) is not None:
         return result
     config = folder.read_config()
     bench = bench or Workbench()
-    listener = Free() if ranks.rank() else control or Free()
-    session = Session(folder, config, listener, bench, Clock())
+    session = Session(folder, config, control or Free(), bench, Clock())
     with bench.lent(config):
         result = _outcome(session)
     if result is not None:
-        folder.write_result(result)
-        Checkpoints(folder).clear()
+        _commit(session, result)
     return result
+
+
+def _commit(session: Session, result: Result) -> None:
+    """Write the result; then what was needed to go on may go, unless the trial may be continued."""
+    session.folder.write_result(result)
+    checkpoints = Checkpoints(session.folder)
+    if result.state == "complete" and session.config.keep_checkpoint and session.run:
+        checkpoints.complete(session.run.progress)
+    else:
+        checkpoints.clear()
 
 
 def _outcome(session: Session) -> Result | None:
@@ -49,6 +59,7 @@ def _outcome(session: Session) -> Result | None:
         state = _attempt(session)
     except Exception as error:
         session.bench.reusable = False
+        refuse_if_full(error, session.folder.path)
         with open(session.folder.log, "a", encoding="utf-8") as log:
             log.write(failure.trace(error))
         if session.gang.size > 1 and gang.is_peer_loss(error):

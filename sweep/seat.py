@@ -1,0 +1,106 @@
+"""Where one rank of a trial sits: its machine, its cards, and the door at which ranks meet."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweep.cards import VARIABLE, Cards, default_folder, machine_modules
+from trial.gang import LISTENER, interfaces, rank_environment
+
+CUDA = "CUDA_VISIBLE_DEVICES"
+LOOPBACK = "127.0.0.1"
+
+
+class NoCardsError(RuntimeError):
+    """The machine has no free aligned group of cards, whatever Ray has counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a rank needs where it sits."""
+
+    leads: bool = False
+    """Whether the other ranks meet at its door."""
+    cards: int = 0
+    """HPUs to take, for itself and for the ranks beside it."""
+    loopback: bool = True
+    """Whether all ranks share one machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where a rank sits, as the other ranks are told."""
+
+    node: str
+    address: str = LOOPBACK
+    port: int = 0
+    modules: tuple[str, ...] = ()
+    """HPU modules it has taken."""
+    gpus: str = ""
+    """CUDA_VISIBLE_DEVICES as Ray set it."""
+
+
+@dataclass(slots=True)
+class Taken:
+    """What a process holds for its seat."""
+
+    cards: Cards
+    listener: socket.socket | None = None
+
+
+def take(wish: Wish, node: str, address: str, hpus: int, locks: Path | None) -> tuple[Seat, Taken]:
+    """Open the door and take the cards of a seat; `hpus` is how many the node has.
+
+    Raises:
+        NoCardsError: no aligned group of cards is free.
+    """
+    taken = Taken(Cards(locks or default_folder()))
+    modules: tuple[str, ...] = ()
+    if wish.cards:
+        modules = taken.cards.take(machine_modules(hpus), wish.cards)
+        if not modules:
+            raise NoCardsError(
+                f"no aligned group of {wish.cards} of the {hpus} HPUs on {socket.gethostname()} "
+                "is free: another process holds some"
+            )
+    address = LOOPBACK if wish.loopback else address
+    port = 0
+    if wish.leads:
+        taken.listener = socket.create_server((address, 0))
+        port = int(taken.listener.getsockname()[1])
+    return Seat(node, address, port, modules, os.environ.get(CUDA, "")), taken
+
+
+def sit(rank: int, seats: Sequence[Seat], taken: Taken, environ: MutableMapping[str, str]) -> None:
+    """Set what the training of this rank reads from its environment."""
+    here = [seat for seat in seats if seat.node == seats[rank].node]
+    if modules := [module for seat in here for module in seat.modules]:
+        if not seats[rank].modules:
+            taken.cards.share(modules)
+        environ[VARIABLE] = ",".join(modules)
+    if len(seats) == 1:
+        return
+    if seats[rank].gpus:
+        # Ranks count the devices of their machine, Ray shows each its own.
+        environ[CUDA] = ",".join(seat.gpus for seat in here)
+    first = seats[0]
+    homes = [seat.node for seat in seats]
+    environ.update(rank_environment(rank, homes, first.address, first.port))
+    if len(here) < len(seats) and (name := interface_of(seats[rank].address)):
+        environ.update(interfaces(name))
+    if taken.listener is not None:
+        environ[LISTENER] = str(taken.listener.detach())
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface that has an address."""
+    import psutil
+
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(found.address == address for found in addresses):
+            return str(name)
+    return None
