@@ -280,7 +280,7 @@ class Driver:
         if proposal.config is None:
             folder.path.mkdir(parents=True, exist_ok=True)
         elif not folder.config.exists():
-            TrialFolder.create(folder.path, proposal.config)
+            TrialFolder.create(folder.path, self._keeping(proposal.config))
         if proposal.duplicate_of is not None:
             duplicate = Result(state="duplicate", duplicate_of=proposal.duplicate_of)
             return self._settle(proposal.number, folder, duplicate)
@@ -288,6 +288,11 @@ class Driver:
             cause = Cause(kind="error", message=proposal.problem)
             return self._settle(proposal.number, folder, Result(state="failed", cause=cause))
         return True
+
+    def _keeping(self, config: TrialConfig) -> TrialConfig:
+        """The trial as it is trained here: the last checkpoint stays when some are to be kept."""
+        keep = self.disk is not None and self.disk.resources.keep_checkpoints > 0
+        return config.model_copy(update={"keep_checkpoint": True}) if keep else config
 
     def _settle(self, number: int, folder: TrialFolder, result: Result) -> bool:
         folder.write_result(result)

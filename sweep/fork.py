@@ -13,7 +13,7 @@ from optuna.trial import FixedTrial, TrialState
 from sweep import metrics
 from sweep.space import Space
 from sweep.spec import SweepSpec
-from trial.config import TrialConfig
+from trial.config import NO_EFFECT, TrialConfig
 from trial.folder import Result, StudyFolder, TrialFolder
 from trial.problems import ConfigError
 
@@ -104,7 +104,7 @@ def _look_up(content: dict[str, Any], path: str) -> Any:
 
 
 def _difference(old: TrialConfig, new: TrialConfig) -> str:
-    left, right = (c.model_dump(mode="json", exclude={"origin", "version"}) for c in (old, new))
+    left, right = (c.model_dump(mode="json", exclude=NO_EFFECT) for c in (old, new))
     for section, content in left.items():
         if content == right[section]:
             continue

@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import Field
 
 from trial import ranks
+from trial.disk import sync_tree
 from trial.folder import Record, Seconds, TrialFolder, write_atomically
 
 COMPLETE = "COMPLETE"
@@ -71,6 +72,7 @@ class Checkpoints:
             return
         checkpoint = self.at(progress.step)
         write_atomically(checkpoint / PROGRESS, progress.model_dump_json())
+        sync_tree(checkpoint)
         write_atomically(checkpoint / COMPLETE, "")
         self.tidy(progress)
 

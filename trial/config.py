@@ -17,6 +17,8 @@ from trial import schema
 from trial.problems import ConfigError, Problem, from_pydantic, unknown
 
 VERSION: Literal[1] = 1
+NO_EFFECT = {"origin", "version", "keep_checkpoint"}
+"""Keys that have no effect on a result."""
 Scalar = bool | int | float | str | None
 DeviceName = Literal["auto", "cpu", "cuda", "hpu"]
 
@@ -231,6 +233,9 @@ class TrialConfig(Section):
         default_factory=lambda: {"use_fused_adam": True, "use_fused_clip_norm": True}
     )
     """GaudiConfig inline, or a hub id or folder; only `device: hpu` reads it."""
+    keep_checkpoint: bool = False
+    """Leave the last checkpoint of a complete trial there, so that it can be trained for longer; a
+    sweep says so for its trials (`resources.keep_checkpoints`)."""
     origin: Origin | None = None
 
     @field_validator("lora")
@@ -253,7 +258,7 @@ class TrialConfig(Section):
 
     def fingerprint(self) -> str:
         """Hash of everything that has an effect on the result: equal means the same trial."""
-        content = self.model_dump(mode="json", exclude={"origin", "version"})
+        content = self.model_dump(mode="json", exclude=NO_EFFECT)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
