@@ -248,7 +248,7 @@ def make_executor(spec: SweepSpec, options: Options) -> RayExecutor:
     """Ray with what the sweep file says about devices."""
     from trial.launch import environment
 
-    device = spec.base.get("device", "auto")
+    device, training = spec.base.get("device", "auto"), spec.base.get("training", {})
     return RayExecutor(
         device=device,
         devices_per_trial=spec.resources.devices_per_trial,
@@ -256,7 +256,7 @@ def make_executor(spec: SweepSpec, options: Options) -> RayExecutor:
         concurrency=spec.resources.concurrency,
         expected_jobs=spec.stop.trials,
         address=options.ray_address,
-        environment=environment(device),
+        environment=environment(device, lazy=bool(training.get("use_lazy_mode"))),
         hang_seconds=hung * 60 if (hung := spec.failures.hung_minutes) else None,
     )
 

@@ -18,8 +18,13 @@ ALWAYS = {
 }
 
 
-def environment(device: str) -> dict[str, str]:
-    """Variables to set before a process for `device` imports anything; `auto` gets all of them."""
-    if device == "auto":
-        return {**ALWAYS, **{k: v for part in BEFORE_START.values() for k, v in part.items()}}
-    return {**ALWAYS, **BEFORE_START[device]}
+def environment(device: str, lazy: bool = False) -> dict[str, str]:
+    """Variables to set before a process for `device` imports anything; `auto` gets all of them.
+
+    `lazy` is `training.use_lazy_mode`: the bridge's mode must agree with the trainer's.
+    """
+    parts = BEFORE_START.values() if device == "auto" else [BEFORE_START[device]]
+    found = {**ALWAYS, **{name: value for part in parts for name, value in part.items()}}
+    if lazy and "PT_HPU_LAZY_MODE" in found:
+        found["PT_HPU_LAZY_MODE"] = "1"
+    return found
