@@ -122,9 +122,6 @@ def _train(folder: TrialFolder, verbose: bool) -> int:
     except DiskFullError as error:
         print(error, file=sys.stderr)
         return FAILED
-    except DiskFullError as error:
-        print(error, file=sys.stderr)
-        return FAILED
     except PeerLost as error:
         print(f"another rank is gone: {error}; the same command goes on", file=sys.stderr)
         return FAILED

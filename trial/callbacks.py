@@ -49,8 +49,6 @@ class Run:
     saved_step: int = -1
     max_steps: int = 0
     """Optimizer steps planned, once the trainer knows."""
-    max_steps: int = 0
-    """Optimizer steps planned, once the trainer knows."""
     _tokens: torch.Tensor | None = None
     _step_loss: float = 0.0
 
@@ -120,7 +118,6 @@ class Reporter(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Everything is loaded."""
         start, end, device = state.global_step, state.max_steps, self.run.device.label()
-        self.run.max_steps = end
         self.run.max_steps = end
         logger.info("training from step %d to %d on %s", start, end, device)
         self.run.control.started(self.run.folder, self.run.device.label(), state.max_steps)

@@ -30,7 +30,6 @@ def train(
         RuntimeError: `bench` is not fit for another trial.
         PeerLost: another rank of the trial is gone.
         DiskFullError: the disk is full; the trial goes on from its newest checkpoint.
-        DiskFullError: the disk is full; the trial goes on from its newest checkpoint.
     """
     folder = gang.own(folder)
     if (result := folder.read_result()) is not None:
@@ -60,7 +59,6 @@ def _outcome(session: Session) -> Result | None:
         state = _attempt(session)
     except Exception as error:
         session.bench.reusable = False
-        refuse_if_full(error, session.folder.path)
         refuse_if_full(error, session.folder.path)
         with open(session.folder.log, "a", encoding="utf-8") as log:
             log.write(failure.trace(error))
