@@ -41,6 +41,9 @@ def training_keywords(
     own = {name: value for name, value in config.training.items() if name not in ignored}
     keywords = {**DEFAULTS, **own, **FIXED, **device.arguments(config)}
     keywords["output_dir"] = str(folder.checkpoints)
+    keywords["logging_dir"] = str(folder.path / "logs")
+    if config.origin:
+        keywords.setdefault("run_name", f"{config.origin.study}/{config.origin.number}")
     if saves_with_each_evaluation(config):
         keywords["save_strategy"] = "no"
     if resumed:
@@ -52,9 +55,23 @@ def training_keywords(
     return keywords
 
 
-def build_arguments(keywords: dict[str, Any], device: Device) -> Any:
-    """The device's training arguments; sets the process up for them (accelerate, DeepSpeed)."""
-    arguments = device.arguments_class()(**keywords)
+def labels(config: TrialConfig) -> dict[str, Any]:
+    """What experiment trackers are told beside the trainer's own arguments."""
+    named = {f"lora.{name}": value for name, value in config.lora.model_dump().items()}
+    if config.origin:
+        named |= {"study": config.origin.study, "trial": config.origin.number}
+        named |= {f"drawn.{name}": value for name, value in config.origin.params.items()}
+    return {**named, "zero_stage": config.zero_stage, "model": config.model.name_or_path}
+
+
+def build_arguments(keywords: dict[str, Any], device: Device, told: dict[str, Any]) -> Any:
+    """The device's training arguments; sets the process up for them (accelerate, DeepSpeed).
+
+    `told` goes to the trackers of `report_to` with the arguments themselves.
+    """
+    base = device.arguments_class()
+    own = {"to_dict": lambda self: {**base.to_dict(self), **told}}
+    arguments = type(base.__name__, (base,), own)(**keywords)
     if device.name == "cuda" and arguments.n_gpu > 1:
         # transformers would wrap the model in DataParallel and multiply the batch size.
         arguments._n_gpu = 1

@@ -17,7 +17,7 @@ import transformers
 from transformers import PrinterCallback
 
 from trial import ranks
-from trial.arguments import build_arguments, training_keywords
+from trial.arguments import build_arguments, labels, training_keywords
 from trial.callbacks import Reporter, Run, Stopped
 from trial.checkpoints import Checkpoints, Progress
 from trial.devices import Device
@@ -99,7 +99,7 @@ def _build(session: Session, device: Device, run: Run, *, resumed: bool) -> None
     config, bench = session.config, session.bench
     device.reset_peak()
     keywords = training_keywords(config, device, session.folder, resumed=resumed)
-    arguments = build_arguments(keywords, device)
+    arguments = build_arguments(keywords, device, labels(config))
     if session.gang.size > 1 and config.zero_stage is not None:
         ranks.introduce(device.backend)
     tokenizer = bench.tokenizer(config)
