@@ -158,9 +158,6 @@ class TrialWorker:
         except DiskFullError as error:
             self._bench = None
             return Lost(placed.number, "lost", str(error).split("\n")[0])
-        except DiskFullError as error:
-            self._bench = None
-            return Lost(placed.number, "lost", str(error).split("\n")[0])
         except BaseException as error:  # Anything the trial's own net missed still is a result.
             cause = Cause(kind="error", message=f"{type(error).__name__}: {error}".split("\n")[0])
             result = Result(state="failed", cause=cause)
