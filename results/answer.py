@@ -15,6 +15,7 @@ from results.importance import is_number
 from results.noise import Group, Standing
 from results.show import lower_is_better, short
 
+FEW_REPEATS = 3
 DOMINATES = 0.6
 """A parameter with this share of the importance is said to dominate."""
 
@@ -24,7 +25,7 @@ def sentences(found: Findings) -> list[str]:
     if found.complete.empty:
         return [_nothing(found.table)]
     if found.systems:
-        told = [_stages(found)]
+        told = [_stages(found), _stage_noise(found)]
     else:
         told = _confirmed(found) if found.board.noise is not None else _unconfirmed(found)
     told += [
@@ -172,6 +173,15 @@ def _stages(found: Findings) -> str:
     )
 
 
+def _stage_noise(found: Findings) -> str:
+    """Which stages the repeats cannot tell apart in the first objective."""
+    tied = found.board.tied
+    if len(tied) < 2:
+        return ""
+    names = _listed([zero.stage_name(item.group.row[zero.STAGE]) for item in tied])
+    return f"In {found.metric} {names} cannot be told apart: their repeats differ as much."
+
+
 def _least(stages: pd.DataFrame, column: str) -> pd.Series | None:
     known = stages.dropna(subset=[column, "seconds_per_step"])
     return None if known.empty else known.sort_values(column, kind="stable").iloc[0]
@@ -265,6 +275,9 @@ def _next(found: Findings) -> list[str]:
     told = [] if found.systems else edges(found)
     if not found.systems and found.board.noise is None and len(found.board.standings) > 1:
         told.append("To know the noise, repeat the best few over seeds.")
+    tied = found.board.tied
+    if len(tied) > 1 and min(len(item.group.values) for item in tied) < FEW_REPEATS:
+        told.append("Two repeats can tell hardly anything apart: run three to five seeds of each.")
     memory = (found.table["cause_kind"] == "out_of_memory").sum()
     if memory:
         times = "trial" if memory == 1 else "trials"

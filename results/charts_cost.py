@@ -201,7 +201,7 @@ def _stage_bars(
     series = Series(title, list(range(len(known))), amounts, kind="bar", hover=hover)
     return Chart(
         f"stage_{column}", f"{title} by ZeRO stage",
-        "Medians over each stage's complete trials. Memory is per device.",
+        "Medians over each stage's complete trials. Memory is the device's; on CPU the process's.",
         Axis("", labels=labels), Axis(axis), (series,), height=320,
     )  # fmt: skip
 

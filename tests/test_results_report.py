@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -375,3 +376,35 @@ def test_compare_shows_generations_where_there_are_any(study):
 def test_compare_refuses_what_is_not_there(study, asked, says):
     with pytest.raises(ValueError, match=re.escape(says)):
         compare([study], asked)
+
+
+def test_several_objectives_show_their_front(tmp_path):
+    goals = [
+        {"metric": "eval_loss", "direction": "minimize"},
+        {"metric": "rouge", "direction": "maximize"},
+    ]
+    study = make_study(tmp_path / "s", {"objectives": goals})
+    points = [(2.0, 0.5), (2.1, 0.9), (2.2, 0.4)]
+    for number, (loss, rouge) in enumerate(points):
+        config = make_config(number, lora__r=4 + number)
+        add_trial(study, config, loss, metrics={"rouge": rouge})
+    page = write_report(study)
+    front = next(
+        trace for trace in charts(page.read_text(encoding="utf-8"))["objectives"]["data"]
+        if trace["name"] == "Pareto front"
+    )  # fmt: skip
+    assert set(zip(front["x"], front["y"], strict=True)) == {(0.5, 2), (0.9, 2.1)}
+    assert "several objectives (eval loss and rouge)" in page.with_suffix(".md").read_text()
+
+
+def test_stages_with_repeats_say_what_the_noise_hides(tmp_path):
+    goals = [{"metric": "seconds_per_step", "direction": "minimize"}]
+    study = make_study(tmp_path / "s", {"objectives": goals})
+    for number, (stage, seed) in enumerate(itertools.product((0, 1, 3), range(3))):
+        config = make_config(number, zero_stage=stage, training__seed=seed)
+        pace = {0: 0.10, 1: 0.101, 3: 0.3}[stage] * (1 + 0.02 * ((seed + stage) % 3))
+        add_trial(study, config, 2.5, seconds_a_step=pace)
+    answer = write(study).read_text(encoding="utf-8").split("## ")[0]
+    assert "ZeRO-0 is the fastest" in answer
+    assert "In seconds per step ZeRO-0 and ZeRO-1 cannot be told apart" in answer
+    assert "±" in answer
