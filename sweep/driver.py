@@ -204,6 +204,7 @@ class Driver:
             folder = self._folder_of(proposal)
             result = folder.read_result()
             if result:
+                self._report_missed(proposal.number, folder)
                 self.progress.start(proposal.number, proposal.params)
                 self._ended(proposal.number, result)
             elif self._prepare(proposal, folder):

@@ -285,7 +285,8 @@ class StudyFolder:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a whole file or nothing, durable when this returns."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Always the same name: the next writer takes over what a kill left behind.
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
