@@ -13,7 +13,7 @@ from results.findings import RANK, RATE, Findings, best_of_each, settings, under
 from results.grids import p_value
 from results.importance import is_number
 from results.noise import Group, Standing
-from results.show import lower_is_better, short
+from results.show import lower_is_better, sentence, short
 
 FEW_REPEATS = 3
 DOMINATES = 0.6
@@ -47,7 +47,7 @@ def name_of(found: Findings, group: Group) -> str:
     """A configuration in words, with the trial it is in."""
     trial = "trial" if len(group.trials) == 1 else "trials"
     numbers = ", ".join(map(str, group.trials[:5])) + (", …" if len(group.trials) > 5 else "")
-    return f"{settings(group.row, found.searched)} ({trial} {numbers})"
+    return f"{settings(group.row, found.telling)} ({trial} {numbers})"
 
 
 def _rank_of(found: Findings, group: Group) -> str:
@@ -66,27 +66,23 @@ def _confirmed(found: Findings) -> list[str]:
     if interval:
         mean += f" (95% interval {found.value(interval.low)} to {found.value(interval.high)})"
     if len(found.board.tied) > 1:
-        told = [_tie(found, leader, mean)]
+        told = _tie(found, leader, mean)
     else:
         head = _rank_of(found, leader).capitalize() or "One configuration"
         told = [f"{head} wins: {name_of(found, leader)} reaches {mean}."]
     return [*told, _next_best(found), _single_runs(found)]
 
 
-def _tie(found: Findings, leader: Group, mean: str) -> str:
+def _tie(found: Findings, leader: Group, mean: str) -> list[str]:
     tied = [standing.group for standing in found.board.tied]
     best = found.board.recommended or leader
     ranks = sorted({group.row[RANK] for group in tied}) if _rank_of(found, leader) else []
+    who = f"{len(tied)} configurations tie"
     if len(ranks) > 1:
         who = f"ranks {_listed([str(rank) for rank in ranks])} tie"
-        rest = [name for name in found.searched if name != RANK]
-        take = f"rank {best.row[RANK]}" + (f", {settings(best.row, rest)}" if rest else "")
-    else:
-        who, take = f"{len(tied)} configurations tie", name_of(found, best)
-    return (
-        f"No single winner: {who} within the noise; take the cheapest of them, {take}. "
-        f"The lowest mean is {name_of(found, leader)}: {mean}."
-    )
+    lead = f"No single winner: {who} within the noise; take the cheapest, {name_of(found, best)}."
+    lowest = "It also" if best is leader else sentence(name_of(found, leader))
+    return [lead, f"{lowest} has the best mean: {mean}."]
 
 
 def _next_best(found: Findings) -> str:
@@ -94,7 +90,9 @@ def _next_best(found: Findings) -> str:
     if not beaten:
         return "Nothing that was repeated over seeds is outside the leader's noise."
     first = beaten[0]
-    return f"It beats {name_of(found, first.group)} by {_by(found, first)}: outside the noise."
+    return (
+        f"The best beats {name_of(found, first.group)} by {_by(found, first)}: outside the noise."
+    )
 
 
 def _by(found: Findings, standing: Standing) -> str:

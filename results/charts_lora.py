@@ -16,9 +16,12 @@ from results.show import ranked
 SERIES = 8
 """Ranks told apart by colour; more would not be."""
 FEW_RATES = 12
-CURVE_POINTS = 4
+CURVE_POINTS = 5
 CURVE_FEWEST = 3
 """A line through two trials would claim more than they say."""
+
+
+_NO_LINE = (np.empty(0), np.empty(0))
 
 
 def lora_charts(found: Findings) -> list[Chart]:
@@ -86,23 +89,26 @@ def _rate_series(
 ) -> list[Series]:
     kept = part.iloc[thinning.indices(len(part), 400, always=20)]
     dots = Series(name, list(kept[RATE]), list(kept["value"]), index=index, hover=found.hover(kept))
-    x, y = _curve(part)
+    few = found.complete[RATE].nunique() <= FEW_RATES
+    x, y = _curve(part, few)
     line = Series(name, list(x), list(y), kind="line", index=index, named=False)
     return [dots, line] if len(x) else [dots]
 
 
-def _curve(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Means at the few rates tried, else a parabola over log rate through the plausible trials."""
+def _curve(part: pd.DataFrame, few: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Means where the study tried few rates, else a parabola over log rate.
+
+    The parabola goes through the plausible trials and needs some more than its coefficients.
+    """
     means = part.groupby(RATE)["value"].mean()
-    if len(means) < CURVE_FEWEST:
-        return np.empty(0), np.empty(0)
-    if len(means) <= FEW_RATES and (len(means) < len(part) or len(means) <= CURVE_POINTS + 2):
-        return means.index.to_numpy(float), means.to_numpy()
+    if few:
+        lined = len(means) >= CURVE_FEWEST
+        return (means.index.to_numpy(float), means.to_numpy()) if lined else _NO_LINE
     limits = robust_limits(part["value"].to_numpy(), margin=0)
     good = part[part["value"].between(*limits)] if limits else part
     good = good[good[RATE] > 0]
     if good[RATE].nunique() < CURVE_POINTS:
-        return np.empty(0), np.empty(0)
+        return _NO_LINE
     at = np.log10(good[RATE].to_numpy(float))
     fit = np.polynomial.Polynomial.fit(at, good["value"].to_numpy(), 2)
     x = np.linspace(at.min(), at.max(), 60)
@@ -113,8 +119,8 @@ def _ranks(found: Findings) -> Chart | None:
     if not _has(found, RANK):
         return None
     best = best_of_each(found, RANK)
-    known = best["low"].notna().all()
-    bars = "Bars are 95% intervals of the mean over seeds." if known else "Runs without repeats."
+    known = best["low"].notna().any()
+    bars = "Bars are 95% intervals where seeds were repeated." if known else "Single runs."
     series = Series(
         "best", list(range(len(best))), list(best["value"]), kind="both", hover=found.hover(best),
         low=list(best["low"]) if known else (), high=list(best["high"]) if known else (),

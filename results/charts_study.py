@@ -71,7 +71,7 @@ def _curves(found: Findings) -> Chart | None:
     best = min(BEST_CURVES, len(order))
     series = [_others(drawn[best:]), *_ends(drawn[best:], limits)]
     series += [
-        _curve(trial, index, settings(rows[trial.number], found.searched))
+        _curve(trial, index, settings(rows[trial.number], found.telling))
         for index, trial in enumerate(drawn[:best])
     ]
     return Chart(
@@ -303,7 +303,7 @@ def _parallel(found: Findings) -> Chart | None:
         "parallel", "Parameters together",
         "One line a trial through all its parameters; the last axis orders trials by value. "
         "Where the lines of the best quarter run together, the parameter matters.",
-        Axis("", labels=tuple(labels), limits=(-0.15, len(names) + 0.2)),
+        Axis("", labels=tuple(labels), limits=(-0.15, len(names) * 1.08)),
         Axis("low to high on each axis", labels=()),
         tuple(series), thinning.note, wide=True, height=430, texts=_ticks(rows, names),
     )  # fmt: skip

@@ -16,6 +16,7 @@ from results.table import SEEDS, metric_column, table_of
 
 RANK = "lora.r"
 RATE = "training.learning_rate"
+MOST_TOLD = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,13 @@ class Findings:
     def sign(self) -> int:
         """1 when low values win, else -1."""
         return 1 if lower_is_better(self.table) else -1
+
+    @property
+    def telling(self) -> list[str]:
+        """At most three searched parameters by which a configuration is called in sentences."""
+        ranking = self.importance.names if self.importance else ()
+        first = [name for name in (RANK, RATE, *ranking, *self.searched) if name in self.searched]
+        return list(dict.fromkeys(first))[:MOST_TOLD]
 
     @property
     def systems(self) -> bool:

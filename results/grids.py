@@ -73,7 +73,7 @@ def leaderboard(found: Findings) -> Grid:
     """Configurations, best first, with what is known of their noise."""
     board = found.board
     heads = [
-        Head("place"), Head("trials", False), *(Head(short(n), _is_number(found.table, n))
+        Head("place"), Head("trials"), *(Head(short(n), _is_number(found.table, n))
                                                 for n in found.searched),
         Head(f"{found.metric} (mean)"), Head("95% interval"), Head("runs"),
         Head("behind the leader"), Head("p (Holm)"), Head("verdict", False),
@@ -94,7 +94,9 @@ def leaderboard(found: Findings) -> Grid:
 
 def _standing(found: Findings, standing: Standing, place: int) -> list[Cell]:
     group, against = standing.group, standing.comparison
-    ends, trials = group.interval, ", ".join(map(str, group.trials[:8]))
+    alone = found.board.noise is None
+    ends, more = group.interval, len(group.trials) - 3
+    trials = ", ".join(map(str, group.trials[:3])) + (f" + {more}" if more > 0 else "")
     behind = ""
     if against:
         reach = (
@@ -102,7 +104,7 @@ def _standing(found: Findings, standing: Standing, place: int) -> list[Cell]:
         )
         behind = f"{units.number(against.difference, 3)} ({reach})"
     return [
-        Cell(str(standing.tier or place), standing.tier or place),
+        Cell(str(standing.tier or place) if standing.tier or alone else units.MISSING, place),
         Cell(trials, group.trials[0], f"../trials/{group.trials[0]:05d}/"),
         *(_cell(name, group.row[name], units.number) for name in found.searched),
         Cell(found.value(group.mean), group.mean),

@@ -151,8 +151,8 @@ def test_the_answer_names_a_tie_and_takes_the_cheap_one(tmp_path):
     study = seed_study(tmp_path / "s", {4: 2.5, 16: 2.301, 64: 2.3}, noise=0.01)
     answer = write(study).read_text(encoding="utf-8").split("## ")[0]
     assert "No single winner: ranks 16 and 64 tie" in answer
-    assert "take the cheapest of them, rank 16" in answer
-    assert "It beats r 4" in answer
+    assert "take the cheapest, r 16 (trials 5" in answer
+    assert "The best beats r 4" in answer
     assert "outside the noise" in answer
 
 

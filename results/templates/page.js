@@ -54,7 +54,7 @@
     const figure = JSON.parse(document.getElementById("data-" + key).textContent);
     const t = theme();
     const data = themed(figure.data, t);
-    for (const trace of data) if (trace.mode === "text") trace.textfont = {size: 10, color: t.soft};
+    for (const trace of data) if (trace.mode === "text") trace.textfont = {size: 11, color: t.ink};
     drawn.add(plot);
     return Plotly.react(plot, data, layoutOf(figure.layout, t, plot.clientWidth < 520), config);
   };
