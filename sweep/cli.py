@@ -148,7 +148,9 @@ def run(
     extra = [f"{key}={value}" for key, value in named.items() if value is not None]
     with _clear_errors():
         spec, source = _load(space, [*(overrides or ()), *extra], ray_address)
-        options = session.Options(runs, study, fresh, fork, storage, ray_address, sys.argv)
+        options = session.Options(
+            runs, study, fresh, fork, storage=storage, ray_address=ray_address, command=sys.argv
+        )
         _go(spec, source, options)
 
 
@@ -177,6 +179,10 @@ def resume(
     runs: RunsOption = Path("runs"),
     trials: Annotated[int | None, typer.Option(help="Trials in all; extends the study.")] = None,
     workers: Annotated[int | None, typer.Option(help="Jobs at once at most.")] = None,
+    prolong: Annotated[
+        int | None, typer.Option("--continue", help="Train this finished trial for longer.")
+    ] = None,
+    overrides: SetOption = None,
     storage: StorageOption = None,
     ray_address: AddressOption = None,
 ) -> None:
@@ -186,11 +192,16 @@ def resume(
 
     with _clear_errors():
         folder = _existing(study, runs)
+        if overrides and prolong is None:
+            rule = "is for `--continue NUMBER`; a changed study is a fork: run SPACE --fork NEW"
+            raise ConfigError([Problem("--set", rule, " ".join(overrides))])
         spec = session.stored_spec(folder, trials=trials, concurrency=workers)
         preflight(spec, here=not ray_address)
         options = session.Options(
             folder.path.parent,
             folder.name,
+            prolong=prolong,
+            overrides=overrides or (),
             storage=storage,
             ray_address=ray_address,
             command=sys.argv,

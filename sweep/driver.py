@@ -195,7 +195,7 @@ class Driver:
             result = folder.read_result()
             if result:
                 origin = _origin(folder)
-                if origin and origin.confirms is not None:
+                if origin and not origin.searched:
                     self.progress.repeats.add(number)
                 self.progress.end(number, result, origin.params if origin else {})
                 if self.disk:
@@ -214,11 +214,8 @@ class Driver:
 
     def _folder_of(self, proposal: Proposal) -> TrialFolder:
         self._params[proposal.number] = proposal.params
-        if (
-            proposal.config
-            and proposal.config.origin
-            and proposal.config.origin.confirms is not None
-        ):
+        origin = proposal.config.origin if proposal.config else None
+        if origin and not origin.searched:
             self.progress.repeats.add(proposal.number)
         return self.study.trial(proposal.number)
 

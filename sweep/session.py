@@ -41,6 +41,9 @@ class Options:
     fresh: bool = False
     fork: str | None = None
     """Name of a new study that carries over what fits of the existing one."""
+    prolong: int | None = None
+    """Number of a finished trial to train for longer, as `overrides` say."""
+    overrides: Sequence[str] = ()
     storage: str | None = None
     ray_address: str | None = None
     command: Sequence[str] = ()
@@ -201,11 +204,14 @@ def _drive(spec: SweepSpec, folder: StudyFolder, options: Options, console: Cons
         with console.status("starting Ray ..."):
             executor.start()
             # Optuna loads while the workers import torch.
+            from sweep.prolong import prolong
             from sweep.study import OptunaDecider
 
             storage = stored_storage(folder, options.storage, repair=True)
             decider = OptunaDecider(spec, folder.read_record().name, storage)
             check_same_study(folder, decider.numbered(), decider.finished())
+            if options.prolong is not None:
+                prolong(folder, decider, options.prolong, options.overrides)
         console.print(f"study {folder.path}: {executor.describe()}")
         with live.watch(console, goal.metric) as view:
             driver = Driver(

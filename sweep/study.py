@@ -36,6 +36,10 @@ ENUMERABLE = 10_000
 """Spaces up to this size are searched for an untried point when the sampler repeats itself."""
 
 
+_OUTSIDE = {"confirms", "continues"}
+"""Marks of trials that are no part of the search: never pruned, never repeated."""
+
+
 class _HeldByLease(BaseJournalFileLock):
     """No lock of its own: the study's lease lets one driver in, and a lock file outlives a kill."""
 
@@ -184,6 +188,8 @@ class OptunaDecider:
             problem = str(error)
         if config and (confirms := trial.user_attrs.get("confirms")) is not None:
             config = _reseeded(config, confirms, trial.user_attrs["seed"])
+        if (longer := trial.user_attrs.get("config")) is not None:
+            config = renumbered(TrialConfig.model_validate_json(longer), trial.number)
         same = config.fingerprint() if config else json.dumps(params, sort_keys=True)
         known = self._known.setdefault(same, trial.number)
         original = known if known != trial.number else None
@@ -215,10 +221,21 @@ class OptunaDecider:
         done = [
             trial
             for trial in trials
-            if trial.state == TrialState.COMPLETE and "confirms" not in trial.user_attrs
+            if trial.state == TrialState.COMPLETE and not _OUTSIDE & trial.user_attrs.keys()
         ]
         sign = -1.0 if self.spec.objectives[0].direction == "maximize" else 1.0
         return sorted(done, key=lambda trial: sign * trial.values[0])[:count]
+
+    # Going on for longer
+
+    def prolong(self, number: int, config: TrialConfig) -> int:
+        """Number a trial that goes on where a finished one ended, and leave it in flight."""
+        source = next(t for t in self.study.get_trials(deepcopy=False) if t.number == number)
+        attributes = {"continues": number, "config": config.model_dump_json()}
+        self.study.enqueue_trial(source.params, user_attrs=attributes)
+        trial = self.study.ask()
+        self.space.suggest(trial)
+        return trial.number
 
     # Coming back
 
@@ -249,7 +266,7 @@ class OptunaDecider:
             return False
         if evaluation.step not in trial._cached_frozen_trial.intermediate_values:
             trial.report(value, evaluation.step)
-        return "confirms" not in trial.user_attrs and trial.should_prune()
+        return not _OUTSIDE & trial.user_attrs.keys() and trial.should_prune()
 
     def tell(self, number: int, result: Result) -> None:
         """Tell Optuna the truth: complete, pruned at its step, or failed."""
@@ -292,6 +309,13 @@ class OptunaDecider:
             if proposal.config and proposal.duplicate_of is None:
                 shown.append(proposal.config)
         return shown
+
+
+def renumbered(config: TrialConfig, number: int) -> TrialConfig:
+    """The same configuration as another trial's."""
+    if config.origin is None:
+        return config
+    return config.model_copy(update={"origin": config.origin.model_copy(update={"number": number})})
 
 
 def _reseeded(config: TrialConfig, confirms: int, seed: int) -> TrialConfig:

@@ -267,3 +267,24 @@ def test_exporting_what_is_not_there_says_so(finished, tmp_path):
     done = inside(*words)
     assert done.exit_code == 2
     assert "exists already" in done.stderr
+
+
+def test_a_finished_trial_goes_on_for_longer_from_where_it_ended(parts, tmp_path):
+    changes = {"space": {"lora.r": [2, 4]}, "resources": {"keep_checkpoints": 2}}
+    source = sweep_file(tmp_path, *parts, **changes)
+    assert command("run", source, "--runs", tmp_path / "runs").returncode == 0
+    study = StudyFolder(tmp_path / "runs" / "tiny")
+    before = study.trial(1).result.read_text()
+    words = ["resume", "tiny", "--runs", tmp_path / "runs", "--continue", 1]
+    done = command(*words, "--set", "training.max_steps=12")
+    assert done.returncode == 0, done.stdout + done.stderr
+    longer = study.trial(2)
+    assert (longer.read_result().state, longer.read_result().steps) == ("complete", 12)
+    assert longer.read_attempts()[0].resumed_from == 8
+    assert [row.step for row in longer.read_evaluations()] == [2, 4, 6, 8, 10, 12]
+    assert longer.read_config().origin.continues == 1
+    assert study.trial(1).result.read_text() == before
+    assert command("verify", "tiny", "--runs", tmp_path / "runs").returncode == 0
+    shorter = command(*words, "--set", "training.max_steps=4")
+    assert shorter.returncode == 2
+    assert "more training.max_steps" in shorter.stderr

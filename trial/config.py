@@ -203,8 +203,15 @@ class Origin(Section):
     """What the sampler drew, by dotted path."""
     confirms: int | None = None
     """Number of the trial that this one repeats with another seed."""
+    continues: int | None = None
+    """Number of the finished trial that this one trains for longer."""
     changes: list[str] = Field(default_factory=list)
-    """What the harness changed after a failure, in words."""
+    """What the harness changed, in words: after a failure, or when a trial was carried over."""
+
+    @property
+    def searched(self) -> bool:
+        """Whether the trial belongs to the search, and not to what was done with its results."""
+        return self.confirms is None and self.continues is None
 
 
 class TrialConfig(Section):
