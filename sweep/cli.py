@@ -273,14 +273,24 @@ def compare(
     trials: Annotated[
         str, typer.Option(help='Numbers: "3 7 12"; of several studies "a:3 b:7".')
     ] = "",
+    samples: Annotated[bool, typer.Option(help="What each says to a few fixed prompts.")] = True,
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Write a page that holds trials of one or more studies side by side."""
     from results import compare as write
+    from sweep.choose import choose_several
 
     with _clear_errors():
-        picked = [int(word) if word.isdecimal() else word for word in trials.split()]
-        page = write([_existing(study, runs) for study in studies], picked)
+        folders = [_existing(study, runs) for study in studies]
+        named = trials.replace(",", " ").split()
+        picked = choose_several(folders, named)
+        if samples:
+            # A process of its own: generating needs torch, and this one never loads it.
+            words = [sys.executable, "-m", "trial.sample", *(str(trial.path) for trial in picked)]
+            done = subprocess.run(words, capture_output=True, text=True)
+            if done.returncode:
+                err.print(f"no samples: {done.stderr.strip()[-300:]}", markup=False)
+        page = write(folders, [int(word) if word.isdecimal() else word for word in named])
     out.print(f"comparison: {page}", soft_wrap=True)
 
 

@@ -288,3 +288,37 @@ def test_a_finished_trial_goes_on_for_longer_from_where_it_ended(parts, tmp_path
     shorter = command(*words, "--set", "training.max_steps=4")
     assert shorter.returncode == 2
     assert "more training.max_steps" in shorter.stderr
+
+
+def test_compare_holds_trials_side_by_side_with_what_they_say(finished):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    _, study, _ = finished
+    done = command("compare", "tiny", "--runs", study.path.parent, "--trials", "1 3")
+    assert done.returncode == 0, done.stderr
+    page = Path(done.stdout.split("comparison: ")[1].strip())
+    lines = (study.trial(3).path / "samples.jsonl").read_text().splitlines()
+    first = json.loads(lines[0])
+    assert first["completion"].strip()[:10] in page.read_text()
+    # The same words from plain transformers and PEFT, one most likely token after another.
+    name = study.trial(3).read_config().model.name_or_path
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    model = AutoModelForCausalLM.from_pretrained(name)
+    model = PeftModel.from_pretrained(model, str(study.trial(3).adapter)).eval()
+    ids = tokenizer(first["prompt"], return_tensors="pt")["input_ids"]
+    start = ids.shape[1]
+    with torch.no_grad():
+        for _ in range(4):
+            ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
+    said = tokenizer.decode(ids[0, start:], skip_special_tokens=True)
+    assert first["completion"].startswith(said)
+
+
+def test_compare_refuses_what_it_cannot_find(finished):
+    _, study, _ = finished
+    for trials, said in (("1 99", "no trial"), ("other:1 3", "say which")):
+        done = inside("compare", "tiny", "--runs", study.path.parent, "--trials", trials)
+        assert done.exit_code == 2
+        assert said in done.stderr

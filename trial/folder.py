@@ -168,6 +168,7 @@ class TrialFolder:
         self.attempts = self.path / "attempts.jsonl"
         self.result = self.path / "result.json"
         self.failures = self.path / "failures.jsonl"
+        self.samples = self.path / "samples.jsonl"
         self.log = self.path / "train.log"
         self.adapter = self.path / "adapter"
         self.model = self.path / "model"

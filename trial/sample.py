@@ -1,0 +1,99 @@
+"""What trained trials say to a few fixed prompts: the first rows of the held-out set.
+
+    python -m trial.sample runs/x/trials/00003 runs/x/trials/00007
+
+Writes `samples.jsonl` (prompt, completion, reference) into each folder that has weights, unless it
+is there already. Greedy decoding, so that only the weights differ.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from trial.folder import TrialFolder, write_atomically
+
+COUNT = 4
+"""Prompts of each trial."""
+
+NEW_TOKENS = 48
+"""Tokens of each completion at most."""
+
+
+def sample(folder: TrialFolder) -> Path | None:
+    """Write the trial's samples; None when it has no weights to sample from."""
+    config = folder.read_config()
+    weights = folder.adapter if config.lora.r else folder.model
+    if folder.samples.exists():
+        return folder.samples
+    if not weights.exists():
+        return None
+    from trial.data import prepare
+    from trial.devices import pick
+    from trial.model import load_tokenizer
+    from trial.workbench import preload
+
+    # The imports on this device's own terms: optimum-habana cannot be imported just so off a Gaudi.
+    preload(pick(config.device).name)
+    tokenizer, model = load_tokenizer(config.model), _load(folder)
+    family = model.config.model_type
+    held_out = prepare(config.data, tokenizer, model_family=family).eval
+    lines = [_complete(model, tokenizer, held_out[i]) for i in range(min(COUNT, len(held_out)))]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_atomically(folder.samples, text)
+    return folder.samples
+
+
+def _load(folder: TrialFolder) -> Any:
+    """The trained model, ready to generate."""
+    from transformers import AutoModelForCausalLM
+
+    from trial.model import load_base
+
+    config = folder.read_config()
+    if not config.lora.r:
+        return AutoModelForCausalLM.from_pretrained(str(folder.model)).eval()
+    from peft import PeftModel
+
+    base = load_base(config.model, config.model.attn_implementation)
+    return PeftModel.from_pretrained(base, str(folder.adapter)).eval()
+
+
+def _complete(model: Any, tokenizer: Any, row: dict[str, Any]) -> dict[str, str]:
+    """One greedy completion beside what the data says."""
+    import torch
+
+    answered = row["labels"] >= 0
+    start = int(answered.nonzero()[0])
+    prompt = row["input_ids"][:start].unsqueeze(0)
+    with torch.inference_mode():
+        made = model.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+        )
+    return {
+        "prompt": tokenizer.decode(prompt[0], skip_special_tokens=True),
+        "completion": tokenizer.decode(made[0, start:], skip_special_tokens=True),
+        "reference": tokenizer.decode(row["input_ids"][answered], skip_special_tokens=True),
+    }
+
+
+def main(paths: list[str]) -> int:
+    """Sample from every folder named; exit code 1 when one could not be."""
+    failed = 0
+    for path in paths:
+        try:
+            sample(TrialFolder(path))
+        except (OSError, ValueError) as error:
+            print(f"{path}: {error}", file=sys.stderr)
+            failed = 1
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
