@@ -59,9 +59,12 @@ dashboard: $(STAMP) ## serve Optuna Dashboard over STUDY=name on loopback
 doctor: $(STAMP) ## is this machine ready?
 	$(BIN)/gaudi-sweep doctor $(ARGS)
 
-.PHONY: test lint format
+.PHONY: test test-faults lint format
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-faults: $(STAMP) ## kill real sweeps more than fifty times (about half an hour)
+	PYTHONPATH=tests:. $(BIN)/python tests/faults_sweep.py $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy and the import walls
 	$(BIN)/ruff check .

@@ -21,12 +21,15 @@ from sweep.driver import Driver, Ending
 from sweep.progress import Progress
 from sweep.ray_executor import RayExecutor
 from sweep.spec import SweepSpec
-from sweep.storage_url import masked, settled
+from sweep.storage_url import again, connect, is_storage_error, masked, reason, settled
+from trial.disk import is_full
 from trial.folder import StudyFolder, StudyRecord, write_atomically
 from trial.problems import ConfigError, Problem
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
+
+    from sweep.study import OptunaDecider
 
 MAY_CHANGE = ("question", "stop", "resources", "failures", "confirm")
 """Keys of a sweep file that may change when a study goes on: they do not touch its trials."""
@@ -111,7 +114,6 @@ def stored_storage(
     Raises:
         ConfigError: it cannot be opened, its password is missing, or another one is given.
     """
-    from sweep.storage_url import again
     from sweep.study import open_storage
 
     kept = folder.read_record().provenance.get("storage")
@@ -152,6 +154,7 @@ def _open_record(
     folder: StudyFolder, spec: SweepSpec, source: Path, options: Options
 ) -> StudyRecord:
     content = spec.content()
+    _check_storage(folder, options)
     made = provenance.collect([masked(word) for word in options.command])
     made["storage"] = masked(settled(options.storage)) if options.storage else None
     if folder.exists():
@@ -169,6 +172,14 @@ def _open_record(
     if source != folder.sweep_file:
         write_atomically(folder.sweep_file, source.read_text(encoding="utf-8"))
     return record
+
+
+def _check_storage(folder: StudyFolder, options: Options) -> None:
+    """A storage that cannot be opened is refused before anything is written or started."""
+    kept = folder.read_record().provenance.get("storage") if folder.exists() else None
+    given = settled(options.storage) if options.storage else None
+    if url := again(kept, given) if folder.exists() else given:
+        connect(url)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[Problem]:
@@ -200,18 +211,9 @@ def _drive(spec: SweepSpec, folder: StudyFolder, options: Options, console: Cons
         alike_limit=spec.failures.alike,
     )
     executor = make_executor(spec, options)
-    try:
+    with _clear_ends(folder), _closing(executor):
         with console.status("starting Ray ..."):
-            executor.start()
-            # Optuna loads while the workers import torch.
-            from sweep.prolong import prolong
-            from sweep.study import OptunaDecider
-
-            storage = stored_storage(folder, options.storage, repair=True)
-            decider = OptunaDecider(spec, folder.read_record().name, storage)
-            check_same_study(folder, decider.numbered(), decider.finished())
-            if options.prolong is not None:
-                prolong(folder, decider, options.prolong, options.overrides)
+            decider = _start(executor, spec, folder, options)
         console.print(f"study {folder.path}: {executor.describe()}")
         with live.watch(console, goal.metric) as view:
             driver = Driver(
@@ -226,8 +228,57 @@ def _drive(spec: SweepSpec, folder: StudyFolder, options: Options, console: Cons
             )
             with _interruptible(driver, view):
                 return driver.run()
+
+
+def _start(
+    executor: RayExecutor, spec: SweepSpec, folder: StudyFolder, options: Options
+) -> OptunaDecider:
+    """Start the workers; the study loads while they import torch."""
+    executor.start()
+    # Ray has put its own handler there, which ends the process without a word.
+    signal.signal(signal.SIGTERM, _stop_at_once)
+    from sweep.prolong import prolong
+    from sweep.study import OptunaDecider
+
+    storage = stored_storage(folder, options.storage, repair=True)
+    decider = OptunaDecider(spec, folder.read_record().name, storage)
+    check_same_study(folder, decider.numbered(), decider.finished())
+    if options.prolong is not None:
+        prolong(folder, decider, options.prolong, options.overrides)
+    return decider
+
+
+def _stop_at_once(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _closing(executor: RayExecutor) -> Iterator[None]:
+    """Free every device whatever happens. While nothing runs yet, a signal ends the sweep."""
+    before = signal.signal(signal.SIGTERM, _stop_at_once)
+    try:
+        yield
+    except SystemExit:
+        # Ray's own handler of SIGTERM, while Ray starts.
+        raise KeyboardInterrupt from None
     finally:
         executor.close()
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _clear_ends(folder: StudyFolder) -> Iterator[None]:
+    """A full disk or a storage that is gone ends the sweep with a clear word; nothing is lost."""
+    try:
+        yield
+    except Exception as error:
+        if is_full(error, folder.path):
+            text = f"the disk of {folder.path} is full"
+        elif is_storage_error(error):
+            text = f"the storage of {folder.path} does not answer: {reason(error)}"
+        else:
+            raise
+        raise ValueError(f"{text}; nothing is lost, go on with: {command_again()}") from error
 
 
 def check_same_study(folder: StudyFolder, numbered: set[int], finished: list[int]) -> None:

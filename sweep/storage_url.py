@@ -83,6 +83,17 @@ def connect(url: str) -> BaseStorage:
         raise ConfigError([Problem("--storage", rule, masked(url))]) from None
 
 
+def is_storage_error(error: BaseException) -> bool:
+    """Whether an exception, itself or through its causes, is a storage's."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, StorageInternalError | SQLAlchemyError):
+        seen = seen.__cause__ or seen.__context__
+    return seen is not None
+
+
 def reason(error: BaseException, url: str | None = None) -> str:
     """The first line of what went wrong, without passwords."""
     deepest = getattr(error, "orig", None) or error.__cause__ or error

@@ -23,13 +23,14 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 import yaml
 
+from sweep.storage_url import VARIABLE
 from sweep.study import open_storage
 from sweep.verify import verify
 from trial.checkpoints import Checkpoints
@@ -39,12 +40,14 @@ MARK = "GAUDI_SWEEP_FAULTS"
 """In the environment of every process of a run, so that none can hide from the process table."""
 
 STEPS, EVERY = 40, 5
-RATES = [1e-3, 3e-3, 1e-2, 3e-2]
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 PATIENCE = 240.0
 
 
-def content(model: Path, rows: Path, **changes: object) -> dict[str, object]:
-    """Eight trials of forty steps with dropout, so that a lost random state would show."""
+def content(
+    model: Path, rows: Path, rates: Sequence[float], **changes: object
+) -> dict[str, object]:
+    """Trials of forty steps with dropout, so that a lost random state would show."""
     return {
         "base": {
             "model": {"name_or_path": str(model)},
@@ -52,7 +55,7 @@ def content(model: Path, rows: Path, **changes: object) -> dict[str, object]:
             "lora": {"lora_dropout": 0.1},
             "training": {"max_steps": STEPS, "eval_steps": EVERY, "warmup_ratio": 0.0},
         },
-        "space": {"lora.r": [2, 4], "training.learning_rate": RATES},
+        "space": {"lora.r": [2, 4], "training.learning_rate": list(rates)},
         "sampler": "grid",
         "pruner": "none",
         "resources": {"concurrency": 2},
@@ -89,7 +92,7 @@ class Sweep:
     runs: Path
     temporary: Path
     dice: random.Random
-    trials: int = 8
+    trials: int
     extra: list[str] = field(default_factory=list)
     storage: str | None = None
     log: list[str] = field(default_factory=list)
@@ -114,7 +117,7 @@ class Sweep:
             "COLUMNS": "120",
         }
         if self.storage:
-            words += ["--storage", self.storage]
+            environment[VARIABLE] = self.storage
         with open(self.output, "ab") as output:
             return subprocess.Popen(
                 [*words, *self.extra],
@@ -336,6 +339,8 @@ class Faults:
     seed: int
     root: Path
     say: Callable[[str], None] = print
+    rates: Sequence[float] = RATES
+    """Learning rates, each at two ranks."""
     counts: Counter[str] = field(default_factory=Counter)
     sweeps: int = 0
     slowest: float = 0.0
@@ -352,9 +357,9 @@ class Faults:
         """A study that has not been started."""
         self.sweeps += 1
         source = self.root / f"s{self.sweeps}.yaml"
-        source.write_text(yaml.safe_dump(content(self.model, self.rows, **changes)))
+        source.write_text(yaml.safe_dump(content(self.model, self.rows, self.rates, **changes)))
         runs, temporary = self.root / f"{name}{self.sweeps}", self.root / "t"
-        return Sweep(source, runs, temporary, self.random, storage=storage)
+        return Sweep(source, runs, temporary, self.random, 2 * len(self.rates), storage=storage)
 
     def reference(self) -> dict[str, dict[int, float]]:
         """What a run gives that nobody disturbs."""

@@ -1,4 +1,4 @@
-"""SIGKILL between every pair of file operations: `python tests/faults_writes.py SCENARIO [SEED]`.
+"""SIGKILL between every pair of file operations: `python tests/faults_writes.py SCENARIO`.
 
 A child process counts what it is about to do to the disk (open for writing, fsync, rename, unlink,
 make or remove a folder) and kills itself before the n-th of them, for n = 1, 2, ... until it comes
@@ -11,6 +11,7 @@ Forking is cheap here and needs a process without threads: that is why this is a
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import os
@@ -43,7 +44,15 @@ from trial.config import TrialConfig
 from trial.folder import Cause, Evaluation, Result, StudyFolder, StudyRecord, TrialFolder
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link")
+EVENTS = (
+    "storage.write",
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.truncate",
+    "os.link",
+)
 
 
 class Reaper:
@@ -254,12 +263,44 @@ def study_spec(sampler: str) -> SweepSpec:
     )
 
 
+STORAGE: list[str] = []
+"""The URL of the storage, when it is not the journal; {path} in it is the study's own folder."""
+
+
+def url(path: Path) -> str | None:
+    return STORAGE[0].format(path=path) if STORAGE else None
+
+
+def study_name(path: Path) -> str:
+    """Studies share a server: each has a name of its own there."""
+    return "-".join(path.parts[-2:])
+
+
+def counted(storage: optuna.storages.BaseStorage) -> optuna.storages.BaseStorage:
+    """With a storage of other files than ours, its writing calls are places to die at."""
+    if not STORAGE:
+        return storage
+    inner = getattr(storage, "_backend", storage)
+    for name in dir(inner):
+        if name.startswith(("create_new", "set_")):
+            setattr(inner, name, _announced(getattr(inner, name)))
+    return storage
+
+
+def _announced(call: Callable[..., object]) -> Callable[..., object]:
+    def announced(*values: object, **named: object) -> object:
+        sys.audit("storage.write")
+        return call(*values, **named)
+
+    return announced
+
+
 def run_study(sampler: str) -> Callable[[Path], None]:
     def run(path: Path) -> None:
         spec, folder = study_spec(sampler), StudyFolder(path / "study")
         if not folder.exists():
-            folder.write_record(StudyRecord(name="study", spec=spec.content()))
-        decider = OptunaDecider(spec, "study", open_storage(folder))
+            folder.write_record(StudyRecord(name=study_name(path), spec=spec.content()))
+        decider = OptunaDecider(spec, study_name(path), counted(open_storage(folder, url(path))))
         Driver(
             folder,
             decider,
@@ -278,16 +319,16 @@ def study_holds(sampler: str) -> Callable[[Path, bool], None]:
     def holds(path: Path, whole: bool) -> None:
         folder = StudyFolder(path / "study")
         if not whole:
-            if folder.exists() and folder.journal.exists():
-                storage = open_storage(folder, repair=False)
-                if optuna.get_all_study_names(storage):
+            if folder.exists() and (STORAGE or folder.journal.exists()):
+                storage = open_storage(folder, url(path), repair=False)
+                if study_name(path) in optuna.get_all_study_names(storage):
                     wrong = [str(f) for f in verify(folder, storage) if f.wrong]
                     require(not wrong, wrong)
             return
-        storage = open_storage(folder)
+        storage = open_storage(folder, url(path))
         findings = [str(finding) for finding in verify(folder, storage)]
         require(not findings, findings)
-        trials = optuna.load_study(study_name="study", storage=storage).trials
+        trials = optuna.load_study(study_name=study_name(path), storage=storage).trials
         trained = [trial for trial in trials if "duplicate_of" not in trial.user_attrs]
         require([t.number for t in trials] == list(range(len(trials))), "numbers")
         require(sorted(t.params["lora.r"] for t in trained) == [2, 4, 8], trials)
@@ -318,45 +359,60 @@ SCENARIOS = {
 }
 
 
-def at_every_operation(scenario: Scenario, root: Path) -> int:
-    """Die at every operation in turn; how many there are."""
+def at_every_operation(scenario: Scenario, root: Path, stride: int) -> int:
+    """Die at every operation in turn (or every `stride`-th); how many there are."""
     at = 1
     while True:
         path = root / str(at)
         scenario.prepare(path)
         through = in_child(lambda path=path: scenario.work(path), at)
-        scenario.check(path, through)
+        checked(scenario, path, through)
         if through:
             return at - 1
         in_child(lambda path=path: scenario.work(path))
-        scenario.check(path, True)
+        checked(scenario, path, True)
         shutil.rmtree(path)
-        at += 1
+        at += stride
 
 
-def at_random_operations(scenario: Scenario, root: Path, last: int, dice: random.Random) -> int:
+def at_random_operations(
+    scenario: Scenario, root: Path, last: int, courses: int, dice: random.Random
+) -> int:
     """Die again and again, at random operations of each attempt, until one comes through."""
     deaths = 0
-    for course in range(20):
+    for course in range(courses):
         path = root / f"course{course}"
         scenario.prepare(path)
         while not in_child(lambda path=path: scenario.work(path), dice.randint(1, last + 20)):
             deaths += 1
-            scenario.check(path, False)
-        scenario.check(path, True)
+            checked(scenario, path, False)
+        checked(scenario, path, True)
         shutil.rmtree(path)
     return deaths
 
 
+def checked(scenario: Scenario, path: Path, whole: bool) -> None:
+    """Check in a process of its own: connections do not survive a fork."""
+    in_child(lambda: scenario.check(path, whole))
+
+
 def main() -> None:
     """Run one scenario; ends with a message and 1 when anything is lost."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("scenario", choices=SCENARIOS)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--stride", type=int, default=1)
+    parser.add_argument("--courses", type=int, default=20)
+    given = parser.parse_args()
+    if storage := os.environ.get("FAULTS_STORAGE"):
+        STORAGE.append(storage)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    name = sys.argv[1]
-    seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.SystemRandom().randrange(10**6)
-    with tempfile.TemporaryDirectory() as root:
-        operations = at_every_operation(SCENARIOS[name], Path(root))
-        again = at_random_operations(SCENARIOS[name], Path(root), operations, random.Random(seed))
-    print(json.dumps({"operations": operations, "random deaths": again, "seed": seed}))
+    scenario, dice = SCENARIOS[given.scenario], random.Random(given.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        operations = at_every_operation(scenario, root, given.stride)
+        again = at_random_operations(scenario, root, operations, given.courses, dice)
+    print(json.dumps({"operations": operations, "random deaths": again, "seed": given.seed}))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trial.folder import sync_folder
 
-SIGNS = ("no space left on device", "storagefull", "disk quota exceeded")
+SIGNS = ("no space left on device", "storagefull", "disk is full", "disk quota exceeded")
 """Text, lower case, of errors that libraries put in the place of an OSError."""
 
 VAGUE_SIGNS = ("iostream error", "pytorchstreamwriter", "unexpected pos")
