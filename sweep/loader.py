@@ -111,6 +111,8 @@ def placed(
 
 def _place(locate: Callable[[str], str], key: str) -> str:
     """Where a key of the configuration was said: under `space`, else under `base`."""
+    if key.startswith("resources."):
+        return locate(key)
     searched, nowhere = locate(f"space.{key}"), locate("space")
     return searched if searched != nowhere else locate(f"base.{key}")
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
+from sweep.slots import SIZES, per_node
 from sweep.space import Space
 from sweep.spec import SweepSpec
 from trial.check import preflight as problems_of
+from trial.check import rank_problems
 from trial.config import TrialConfig
 from trial.problems import ConfigError, Problem
 
@@ -28,8 +31,21 @@ def preflight(spec: SweepSpec, here: bool = True) -> None:
     found: dict[Problem, None] = {}
     for config in _variants(spec):
         found |= dict.fromkeys(problems_of(config, here=here))
+    found |= dict.fromkeys(_rank_problems(spec, here))
     if found:
         raise ConfigError(found)
+
+
+def _rank_problems(spec: SweepSpec, here: bool) -> Iterator[Problem]:
+    """What stands against several devices for one trial."""
+    count, space = spec.resources.devices_per_trial, Space.of(spec)
+    for values in itertools.islice(space.variants(("device", "zero_stage")), VARIANTS):
+        config = space.lay(values)
+        yield from rank_problems(config, count, here=here)
+        if config.device == "hpu" and per_node(count) is None:
+            sizes = ", ".join(map(str, SIZES))
+            rule = f"{sizes} or a multiple of {SIZES[-1]}: the groups in which HPUs work together"
+            yield Problem("resources.devices_per_trial", rule, str(count))
 
 
 def _variants(spec: SweepSpec) -> Iterator[TrialConfig]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from trial.gang import LISTENER, interfaces, rank_environment
 
 CUDA = "CUDA_VISIBLE_DEVICES"
 LOOPBACK = "127.0.0.1"
+PATIENCE = 5.0
+"""Seconds that a process which is being killed gets to let go of its cards."""
 
 
 class NoCardsError(RuntimeError):
@@ -59,20 +62,26 @@ def take(wish: Wish, node: str, address: str, hpus: int, locks: Path | None) -> 
         NoCardsError: no aligned group of cards is free.
     """
     taken = Taken(Cards(locks or default_folder()))
-    modules: tuple[str, ...] = ()
-    if wish.cards:
-        modules = taken.cards.take(machine_modules(hpus), wish.cards)
-        if not modules:
-            raise NoCardsError(
-                f"no aligned group of {wish.cards} of the {hpus} HPUs on {socket.gethostname()} "
-                "is free: another process holds some"
-            )
+    modules = _take_cards(taken.cards, wish.cards, hpus) if wish.cards else ()
     address = LOOPBACK if wish.loopback else address
     port = 0
     if wish.leads:
         taken.listener = socket.create_server((address, 0))
         port = int(taken.listener.getsockname()[1])
     return Seat(node, address, port, modules, os.environ.get(CUDA, "")), taken
+
+
+def _take_cards(cards: Cards, count: int, hpus: int) -> tuple[str, ...]:
+    modules = machine_modules(hpus)
+    until = time.monotonic() + PATIENCE
+    while not (group := cards.take(modules, count)):
+        if time.monotonic() > until:
+            raise NoCardsError(
+                f"no aligned group of {count} of the {hpus} HPUs on {socket.gethostname()} "
+                "is free: another process holds some"
+            )
+        time.sleep(0.2)
+    return group
 
 
 def sit(rank: int, seats: Sequence[Seat], taken: Taken, environ: MutableMapping[str, str]) -> None:

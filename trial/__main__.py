@@ -16,7 +16,7 @@ from types import FrameType
 from typing import TextIO
 
 from trial import ranks
-from trial.check import preflight
+from trial.check import preflight, rank_problems
 from trial.config import problems_of
 from trial.control import Free, StopReason
 from trial.disk import DiskFullError
@@ -100,7 +100,10 @@ def _check(folder: TrialFolder, size: int) -> None:
         content = json.loads(folder.config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{folder.config}: not JSON: {error}") from error
-    problems = problems_of(content) or preflight(folder.read_config())
+    problems = problems_of(content)
+    if not problems:
+        config = folder.read_config()
+        problems = [*preflight(config), *rank_problems(config, size)]
     if problems:
         where = str(folder.config)
         raise ConfigError(Problem(p.key, p.expected, p.got, p.near, where) for p in problems)

@@ -38,6 +38,15 @@ def preflight(config: TrialConfig, *, here: bool = True) -> list[Problem]:
     return problems + (_device_problems(config) if here else [])
 
 
+def rank_problems(config: TrialConfig, ranks: int, *, here: bool = True) -> list[Problem]:
+    """What keeps a trial from training with so many ranks."""
+    guessed = config.device == "auto" and here and not (_has_hpu() or _has_cuda())
+    if ranks == 1 or config.zero_stage is not None or not (config.device == "cpu" or guessed):
+        return []
+    rule = f"0, 1, 2 or 3: without DeepSpeed the {ranks} ranks of a trial drift apart on cpu"
+    return [Problem("zero_stage", rule, "null")]
+
+
 def _model_problems(config: TrialConfig) -> list[Problem]:
     model = config.model
     folder, problems = _find_model(model.name_or_path, model.revision, MODEL_KEY)

@@ -1,0 +1,166 @@
+"""Two ranks train one trial: as one would, exactly again after a kill, stopping together."""
+
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+from helpers_ranks import KILLED, run_rank
+from helpers_train import Material
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from trial.checkpoints import Checkpoints
+from trial.config import TrialConfig
+from trial.folder import TrialFolder
+
+NOTHING = ("", 0)
+TRAINING = {"max_steps": 8, "eval_steps": 2, "per_device_train_batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    return Material(tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="module")
+def processes():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["trial.attempt", "trial.gaudi", "helpers_ranks", "deepspeed"])
+    return context
+
+
+@pytest.fixture
+def train_two(processes):
+    def train(folder: TrialFolder, *scripts: tuple[str, int]) -> list[int]:
+        with socket.create_server(("127.0.0.1", 0)) as door:
+            port = door.getsockname()[1]
+        ranks = [
+            processes.Process(target=run_rank, args=(str(folder.path), rank, 2, port, script))
+            for rank, script in enumerate(scripts or (NOTHING, NOTHING))
+        ]
+        for rank in ranks:
+            rank.start()
+        # As any launcher does: one that ends badly ends the others.
+        waiting = {rank.sentinel: rank for rank in ranks}
+        while waiting and (ready := multiprocessing.connection.wait(list(waiting), 120)):
+            if any(waiting.pop(sentinel).exitcode for sentinel in ready):
+                break
+        for rank in waiting.values():
+            rank.kill()
+        for rank in ranks:
+            rank.join(120)
+        return [rank.exitcode for rank in ranks]
+
+    return train
+
+
+def losses_of(folder: TrialFolder) -> dict[int, float]:
+    return {row.step: row.eval_loss for row in folder.read_evaluations()}
+
+
+def asked(folder: TrialFolder) -> set[str]:
+    return {file.read_text() for file in folder.path.glob("asked-*")}
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_two_ranks_are_one_and_a_kill_changes_nothing(material, train_two, stage):
+    two = material.config(zero_stage=stage, lora={"lora_dropout": 0.0}, training=TRAINING)
+    one = material.config(
+        zero_stage=min(stage, 2),
+        lora={"lora_dropout": 0.0},
+        training={**TRAINING, "per_device_train_batch_size": 8},
+    )
+    whole, killed = material.folder(two), material.folder(two)
+    assert train_two(whole) == [0, 0]
+    alone, reference = material.train(one)
+    result = whole.read_result()
+    assert result.devices == 2
+    assert result.state == "complete"
+    assert losses_of(whole) == pytest.approx(losses_of(alone), rel=1e-6)
+    assert (result.tokens, result.trainable_parameters) == (
+        reference.tokens,
+        reference.trainable_parameters,
+    )
+    # The saved adapter is the whole one, not a rank's part.
+    base = AutoModelForCausalLM.from_pretrained(material.model)
+    PeftModel.from_pretrained(base, whole.adapter)
+    assert (whole.adapter / "adapter_model.safetensors").stat().st_size == (
+        alone.adapter / "adapter_model.safetensors"
+    ).stat().st_size
+
+    # Asked before loading, before the first step and after each: rank 1 dies after step 5.
+    assert train_two(killed, NOTHING, ("die", 2 + 5)) == [KILLED, KILLED]
+    assert killed.read_result() is None
+    assert Checkpoints(killed).newest().name == "checkpoint-4"
+    assert train_two(killed) == [0, 0]
+    assert losses_of(killed) == losses_of(whole)
+    assert killed.read_result().value == result.value
+    assert killed.read_result().tokens == result.tokens
+    assert [row.resumed_from for row in killed.read_attempts()] == [0, 4]
+    weights = "adapter/adapter_model.safetensors"
+    assert (killed.path / weights).read_bytes() == (whole.path / weights).read_bytes()
+
+
+def test_what_rank_0_is_told_both_obey_at_the_same_step(material, train_two):
+    config = material.config(zero_stage=1, training=TRAINING)
+    folder = material.folder(config)
+    # Rank 1 is told to prune before: nobody listens to it.
+    assert train_two(folder, ("interrupt", 2 + 5), ("prune", 2 + 3)) == [0, 0]
+    assert folder.read_result() is None
+    assert Checkpoints(folder).newest().name == "checkpoint-5"
+    assert asked(folder) == {"7"}
+    assert train_two(folder, ("prune", 2 + 2), NOTHING) == [0, 0]
+    result = folder.read_result()
+    assert (result.state, result.steps) == ("pruned", 7)
+    assert asked(folder) == {"4"}
+    assert not folder.checkpoints.exists()
+
+
+def test_a_loss_that_only_one_rank_sees_ends_both(material, train_two):
+    config = material.config(
+        zero_stage=1, diverged_above=1.0, training={**TRAINING, "eval_strategy": "no"}
+    )
+    folder = material.folder(config)
+    assert train_two(folder) == [0, 0]
+    result = folder.read_result()
+    assert (result.cause.kind, result.cause.step) == ("diverged", 1)
+
+
+def command(folder: TrialFolder) -> list[str]:
+    return [sys.executable, "-m", "trial", str(folder.path), "--world-size", "2"]
+
+
+def test_the_command_starts_ranks_and_ctrl_c_reaches_them(material):
+    config = material.config(zero_stage=0, training={**TRAINING, "max_steps": 10**6})
+    folder = material.folder(config)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(
+        command(folder), env=environment, stdout=subprocess.PIPE, text=True, stderr=subprocess.PIPE
+    )
+    lines = iter(running.stdout.readline, "")
+    assert next(line for line in lines if line.startswith("step"))
+    running.send_signal(signal.SIGINT)
+    rest, errors = running.communicate(timeout=60)
+    assert running.returncode == 130, errors
+    assert "interrupted; goes on with" in rest
+    newest = Checkpoints(folder).newest()
+    assert json.loads((newest / "progress.json").read_text())["step"] > 0
+    assert (folder.path / "train.rank1.log").exists()
+
+
+@pytest.mark.parametrize(("stage", "size", "said"), [(None, 2, "zero_stage"), (1, 0, "at least 1")])
+def test_what_cannot_be_started_is_refused(material, stage, size, said):
+    config: TrialConfig = material.config(zero_stage=stage)
+    folder = material.folder(config)
+    done = subprocess.run(
+        [*command(folder)[:-1], str(size)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not folder.attempts.exists()

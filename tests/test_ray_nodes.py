@@ -1,0 +1,222 @@
+"""Placement on several nodes and on aligned HPUs: a real Ray on simulated nodes, no hardware."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import helpers_nodes
+import pytest
+from helpers_nodes import COMPLETE, LOCKS, RANK_1_DIES, RANK_1_FAILS, WAIT, NodeWorker
+
+from sweep import ray_executor
+from sweep.executor import Event, Finished, Job, Lost, Placed, Started
+from sweep.ray_executor import QUIET, RayExecutor
+from trial.config import LoraSection, TrialConfig
+from trial.folder import TrialFolder
+
+
+class Bench:
+    """An executor under test, and the folders of its trials."""
+
+    def __init__(self, executor: RayExecutor, root: Any) -> None:
+        self.executor = executor
+        self.root = root
+        self.numbers = itertools.count()
+        self.seen: list[Event] = []
+
+    def submit(self, script: int) -> int:
+        number = next(self.numbers)
+        folder = TrialFolder.create(
+            self.root / f"{number:05d}", TrialConfig(lora=LoraSection(r=script))
+        )
+        self.executor.submit(Job((Placed(number, folder.path),)))
+        return number
+
+    def until(self, done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 90
+        while not done():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"waited in vain after {self.seen}")
+            self.seen += self.executor.events(0.2)
+
+    def of(self, kind: type, *numbers: int) -> list[Any]:
+        return [
+            e for e in self.seen if isinstance(e, kind) and (e.number in numbers or not numbers)
+        ]
+
+    def seats(self, number: int, ranks: int = 1) -> list[dict[str, Any]]:
+        files = [self.root / f"{number:05d}" / f"seat-{rank}.json" for rank in range(ranks)]
+        self.until(lambda: all(file.exists() for file in files))
+        return [json.loads(file.read_text()) for file in files]
+
+    def prune(self, number: int) -> None:
+        self.executor.stop(number, "prune")
+        self.until(lambda: bool(self.of(Finished, number)))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[Any]:
+    os.environ |= {name: value for name, value in QUIET.items() if name not in os.environ}
+    os.environ[LOCKS] = str(tmp_path_factory.mktemp("locks"))
+    import ray
+    from ray.cluster_utils import Cluster
+
+    ray.cloudpickle.register_pickle_by_value(helpers_nodes)
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    made.add_node(num_cpus=1, resources={"HPU": 4})
+    made.add_node(num_cpus=1, resources={"HPU": 2})
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.fixture
+def bench(cluster, tmp_path, monkeypatch) -> Iterator[Callable[..., Bench]]:
+    monkeypatch.setattr(ray_executor, "LOOK_AGAIN", 0.0)
+    started = []
+
+    def start(**options: Any) -> Bench:
+        environment = {LOCKS: os.environ[LOCKS]}
+        executor = RayExecutor(
+            address=cluster.address,
+            worker=NodeWorker,
+            environment=environment,
+            expected_jobs=1,
+            **options,
+        )
+        executor.start()
+        started.append(executor)
+        return Bench(executor, tmp_path)
+
+    yield start
+    for executor in started:
+        executor.close()
+
+
+def test_pairs_of_cards_are_aligned_disjoint_and_free_after_a_kill(bench):
+    made = bench(device="hpu", devices_per_trial=2)
+    assert made.executor.slots() == 3
+    trials = [made.submit(WAIT) for _ in range(3)]
+    made.until(lambda: len(made.of(Started)) == 3)
+    seats = {number: made.seats(number, 2) for number in trials}
+    groups = []
+    for first, second in seats.values():
+        assert first["node"] == second["node"]
+        assert first["HABANA_VISIBLE_MODULES"] == second["HABANA_VISIBLE_MODULES"]
+        assert first["HABANA_VISIBLE_MODULES"] in ("0,1", "2,3")
+        assert (first["RANK"], second["RANK"]) == ("0", "1")
+        assert (first["LOCAL_RANK"], second["LOCAL_RANK"]) == ("0", "1")
+        assert {s["WORLD_SIZE"] for s in (first, second)} == {"2"}
+        assert first["MASTER_PORT"] == second["MASTER_PORT"]
+        assert first["MASTER_ADDR"] == second["MASTER_ADDR"] == "127.0.0.1"
+        groups.append((first["node"], first["HABANA_VISIBLE_MODULES"]))
+    assert len(set(groups)) == 3
+    assert len({first["MASTER_PORT"] for first, _ in seats.values()}) == 3
+
+    os.kill(seats[trials[1]][1]["pid"], signal.SIGKILL)
+    made.until(lambda: bool(made.of(Lost)))
+    again = made.submit(WAIT)
+    first, _ = made.seats(again, 2)
+    assert (first["node"], first["HABANA_VISIBLE_MODULES"]) == groups[1]
+    for number in (trials[0], trials[2], again):
+        made.prune(number)
+    assert [event.number for event in made.of(Lost)] == [trials[1]]
+    assert not made.of(Lost)[0].message.startswith("rank 0")
+
+
+def test_a_group_larger_than_any_node_waits_for_one(bench):
+    made = bench(device="hpu", devices_per_trial=8)
+    assert made.executor._fitting() == 0
+    assert made.executor.slots() == 1
+
+
+def test_ranks_spread_only_when_no_node_holds_them(bench):
+    made = bench(device="cpu", devices_per_trial=2)
+    assert made.executor.slots() == 1
+    number = made.submit(COMPLETE)
+    first, second = made.seats(number, 2)
+    assert first["node"] != second["node"]
+    assert (first["LOCAL_RANK"], second["LOCAL_RANK"]) == ("0", "0")
+    assert first["LOCAL_WORLD_SIZE"] == "1"
+    assert first["MASTER_ADDR"] == second["MASTER_ADDR"] != ""
+    assert first["GLOO_SOCKET_IFNAME"] == second["GLOO_SOCKET_IFNAME"]
+    made.until(lambda: bool(made.of(Finished, number)))
+
+    for script, kind, message in (
+        (RANK_1_DIES, "lost", "rank 1"),
+        (RANK_1_FAILS, "error", "rank 1: MemoryError: rank 1 is full"),
+    ):
+        number = made.submit(script)
+        made.until(lambda number=number: bool(made.of(Lost, number)))
+        (lost,) = made.of(Lost, number)
+        assert lost.kind == kind
+        assert lost.message.startswith(message)
+        assert not (made.root / f"{number:05d}" / "result.json").exists()
+
+
+def test_a_node_that_joins_is_used_and_one_that_dies_is_survived(bench, cluster):
+    made = bench(device="cpu")
+    assert made.executor.slots() == 2
+    joined = cluster.add_node(num_cpus=1)
+    made.until(lambda: made.executor.slots() == 3)
+    trials = [made.submit(WAIT) for _ in range(3)]
+    homes = {number: made.seats(number)[0]["node"] for number in trials}
+    assert len(set(homes.values())) == 3
+    assert joined.node_id in homes.values()
+
+    cluster.remove_node(joined, allow_graceful=False)
+    made.until(lambda: bool(made.of(Lost)))
+    (lost,) = made.of(Lost)
+    assert homes[lost.number] == joined.node_id
+    made.until(lambda: made.executor.slots() == 2)
+    # There is no room for it now: it takes the place of the next that ends.
+    again = made.submit(COMPLETE)
+    survivors = [number for number in trials if number != lost.number]
+    made.prune(survivors[0])
+    made.until(lambda: bool(made.of(Finished, again)))
+    made.prune(survivors[1])
+    assert made.of(Lost) == [lost]
+
+
+@pytest.mark.parametrize("devices", [3, 8])
+def test_a_machine_that_cannot_hold_a_trial_is_refused(devices):
+    executor = RayExecutor(device="hpu", devices_per_trial=devices, resources={"HPU": 4})
+    try:
+        with pytest.raises(ValueError, match=rf"devices_per_trial: .* got {devices}"):
+            executor.start()
+    finally:
+        executor.close()
+
+
+def test_single_cards_on_a_ray_of_our_own(tmp_path, monkeypatch):
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(helpers_nodes)
+    # Module ids may be any; the sweep's own environment names them.
+    monkeypatch.setenv("HABANA_VISIBLE_MODULES", "6,2")
+    executor = RayExecutor(
+        device="auto",
+        resources={"HPU": 2},
+        worker=NodeWorker,
+        environment={LOCKS: str(tmp_path / "locks")},
+    )
+    try:
+        executor.start()
+        assert (executor.device, executor.slots()) == ("hpu", 2)
+        made = Bench(executor, tmp_path)
+        trials = [made.submit(WAIT) for _ in range(2)]
+        seats = [made.seats(number)[0] for number in trials]
+        assert sorted(seat["HABANA_VISIBLE_MODULES"] for seat in seats) == ["2", "6"]
+        assert {seat["RANK"] for seat in seats} == {None}
+        made.prune(trials[0])
+        again = made.submit(COMPLETE)
+        made.until(lambda: bool(made.of(Finished, again)))
+        assert made.seats(again)[0]["pid"] == seats[0]["pid"]
+    finally:
+        executor.close()
