@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -141,13 +142,24 @@ def _ray(runs: Path) -> Iterator[Diagnosis]:
     if not address:
         yield Diagnosis("ok", "ray", f"{version}, a local one will be started")
         return
-    words = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    if done.returncode:
+    if _answers(address):
+        yield Diagnosis("ok", "ray", f"{version}, the cluster at {address} answers")
+    else:
         advice = "start the cluster, or unset RAY_ADDRESS"
         yield Diagnosis("error", "ray", f"no cluster answers at {address}", advice)
-    else:
-        yield Diagnosis("ok", "ray", f"{version}, the cluster at {address} answers")
+
+
+def _answers(address: str) -> bool:
+    """Whether something listens at `host:port` or `ray://host:port`; `auto` asks Ray itself."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdecimal():
+        words = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+        return subprocess.run(words, capture_output=True, timeout=120).returncode == 0
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def _disk(runs: Path) -> Iterator[Diagnosis]:

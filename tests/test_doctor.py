@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from packaging.requirements import Requirement
 
@@ -20,6 +22,13 @@ def test_a_cluster_that_does_not_answer_is_an_error(tmp_path, monkeypatch):
     (line,) = doctor._ray(tmp_path)
     assert line.level == "error"
     assert "unset RAY_ADDRESS" in line.advice
+
+
+def test_a_cluster_that_answers_is_not(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        (line,) = doctor._ray(tmp_path)
+    assert line.level == "ok"
 
 
 def test_a_check_that_breaks_is_a_finding(tmp_path, monkeypatch):
