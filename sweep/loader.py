@@ -23,6 +23,7 @@ from sweep.sheet import Sheet, is_at_or_below, read
 from sweep.space import Space
 from sweep.spec import (
     NAME,
+    BudgetSpec,
     ConfirmSpec,
     ObjectiveSpec,
     PrunerSpec,
@@ -85,7 +86,7 @@ def load(source: Path, overrides: Sequence[str] = ()) -> SweepSpec:
         space=_dimensions(sheet, "space"),
         variables=_dimensions(sheet, "variables"),
         objectives=_objectives(sheet),
-        stop=_section(sheet, "stop", StopSpec, sheet.section("stop")),
+        stop=_stop(sheet),
         resources=_section(sheet, "resources", ResourceSpec, sheet.section("resources")),
         confirm=_confirm(sheet),
         failures=_section(sheet, "failures", FailuresSpec, sheet.section("failures")),
@@ -166,6 +167,18 @@ def _section(sheet: Sheet, key: str, model: type[M], content: Mapping[str, Any])
         sheet.refuse(replace(problem, key=f"{key}.{problem.key}"))
     good = [n for n in content if not any(is_at_or_below(problem.key, n) for problem in problems)]
     return model.model_validate({name: content[name] for name in good})
+
+
+def _stop(sheet: Sheet) -> StopSpec:
+    """When to stop; a `budget` is one more way to say how many device-hours."""
+    stop = _section(sheet, "stop", StopSpec, sheet.section("stop"))
+    budget = _section(sheet, "budget", BudgetSpec, sheet.section("budget"))
+    if budget.device_hours is None:
+        return stop
+    if stop.device_hours is not None:
+        rule = "is said once: here or as stop.device_hours"
+        sheet.refuse(Problem("budget.device_hours", rule, repr(budget.device_hours)))
+    return stop.model_copy(update={"device_hours": budget.device_hours})
 
 
 def _confirm(sheet: Sheet) -> ConfirmSpec | None:

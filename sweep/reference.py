@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from sweep.failures import FailuresSpec
 from sweep.spec import (
+    BudgetSpec,
     ConfirmSpec,
     ObjectiveSpec,
     PrunerSpec,
@@ -34,6 +35,7 @@ SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {
     "sampler": ("sampler.", SamplerSpec),
     "pruner": ("pruner.", PrunerSpec),
     "stop": ("stop.", StopSpec),
+    "budget": ("budget.", BudgetSpec),
     "resources": ("resources.", ResourceSpec),
     "confirm": ("confirm.", ConfirmSpec),
     "failures": ("failures.", FailuresSpec),

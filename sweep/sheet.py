@@ -11,11 +11,19 @@ from pydantic import BaseModel
 
 from sweep import document
 from sweep.failures import FailuresSpec
-from sweep.spec import ConfirmSpec, ObjectiveSpec, ResourceSpec, SamplerSpec, StopSpec, SweepSpec
+from sweep.spec import (
+    BudgetSpec,
+    ConfirmSpec,
+    ObjectiveSpec,
+    ResourceSpec,
+    SamplerSpec,
+    StopSpec,
+    SweepSpec,
+)
 from trial.config import SECTIONS, known_keys, known_paths
 from trial.problems import ConfigError, Problem, nearest, unknown
 
-TOP = tuple(sorted({*SweepSpec.model_fields, "objective"}))
+TOP = tuple(sorted({*SweepSpec.model_fields, "objective", "budget"}))
 """Keys a sweep file may have."""
 
 CONFIG_SECTIONS = (*SECTIONS, "training")
@@ -160,6 +168,7 @@ def _settable() -> list[str]:
         "resources": ResourceSpec,
         "failures": FailuresSpec,
         "confirm": ConfirmSpec,
+        "budget": BudgetSpec,
         "sampler": SamplerSpec,
         "objective": ObjectiveSpec,
     }

@@ -63,6 +63,13 @@ class StopSpec(Section):
     """A value of the objective that is good enough."""
 
 
+class BudgetSpec(Section):
+    """What the sweep may cost; the same as `stop.device_hours`, for people who think of money."""
+
+    device_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Devices held, times hours: running trials are checkpointed when it is spent."""
+
+
 class ResourceSpec(Section):
     """What a trial holds while it runs."""
 

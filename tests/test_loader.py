@@ -532,3 +532,15 @@ def test_fuzzed_trees(tmp_path, tree):
 )
 def test_fuzzed_overrides(source, overrides):
     load_or_refuse(source, overrides)
+
+
+def test_a_budget_is_device_hours(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("space: {lora.r: [2, 4]}\nbudget: {device_hours: 8}\n")
+    assert loader.load(path).stop.device_hours == 8
+    path.write_text("space: {lora.r: [2, 4]}\nbudget: {device_hours: 8}\nstop: {device_hours: 4}\n")
+    with pytest.raises(ConfigError, match=r"x.yaml:2 budget.device_hours: is said once"):
+        loader.load(path)
+    path.write_text("space: {lora.r: [2, 4]}\nbudget: {device_hour: 8}\n")
+    with pytest.raises(ConfigError, match="did you mean device_hours"):
+        loader.load(path)
