@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,8 @@ QUIET = {
     "RAY_DISABLE_IMPORT_WARNING": "1",
 }
 """Set before Ray is imported: no telemetry, no metrics agent, no notices."""
+
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
 """Only small events pass through the object store."""
@@ -88,16 +90,17 @@ class RayExecutor:
             self._folder, self._held = scratch.make()
             self._reaper = _start_reaper(self._folder)
             cores = len(os.sched_getaffinity(0))
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                # Ranks on the CPU may share cores; that is slow and not wrong.
-                num_cpus=max(cores, self.cpus_per_trial * self.devices_per_trial),
-                resources=dict(self.resources),
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=self._folder,
-                **options,
-            )
+            with loopback():
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    # Ranks on the CPU may share cores; that is slow and not wrong.
+                    num_cpus=max(cores, self.cpus_per_trial * self.devices_per_trial),
+                    resources=dict(self.resources),
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _temp_dir=self._folder,
+                    **options,
+                )
         if self.device == "auto":
             total = ray.cluster_resources()
             self.device = next((d for d, name in RESOURCE.items() if total.get(name)), "cpu")
@@ -363,6 +366,27 @@ class RayExecutor:
 def _times(node: Mapping[str, float], need: Mapping[str, float]) -> int:
     """How often a node holds what is needed."""
     return int(min(node.get(name, 0.0) // count for name, count in need.items()))
+
+
+@contextlib.contextmanager
+def loopback() -> Iterator[None]:
+    """A Ray that starts here listens on loopback alone; by itself it would on every interface.
+
+    Ray has a switch for that, meant for systems on which it forms no clusters. Who sets its
+    variable has told otherwise.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    told = os.environ.get(LOOPBACK)
+    os.environ.setdefault(LOOPBACK, "0")
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ[LOOPBACK] not in ("0", "false")
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        if told is None:
+            del os.environ[LOOPBACK]
 
 
 def _start_reaper(folder: str) -> subprocess.Popen[bytes]:

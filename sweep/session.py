@@ -58,7 +58,7 @@ def study_folder(spec_name: str, options: Options) -> StudyFolder:
 
 
 def _folder(name: str, options: Options) -> StudyFolder:
-    if not name or name.startswith(".") or Path(name).name != name:
+    if not name or name.startswith(".") or Path(name).name != name or not name.isprintable():
         raise ConfigError([Problem("--study", "a plain folder name", repr(name))])
     return StudyFolder(options.runs / name)
 
@@ -72,6 +72,7 @@ def run(spec: SweepSpec, source: Path, options: Options, console: Console) -> En
     """
     folder = study_folder(spec.name, options)
     with lease.hold(folder):
+        check_inside(folder)
         if options.fresh:
             set_aside(folder, options, console)
         if options.fork:
@@ -131,6 +132,19 @@ def serve_dashboard(storage: BaseStorage, port: int, console: Console) -> None:
     console.print(f"http://127.0.0.1:{port}/dashboard (Ctrl-C ends it)")
     with contextlib.suppress(KeyboardInterrupt):
         optuna_dashboard.run_server(storage, host="127.0.0.1", port=port)
+
+
+def check_inside(folder: StudyFolder) -> None:
+    """No link may lead writes out of the study; `runs` itself may be one.
+
+    Raises:
+        ValueError: a link does.
+    """
+    home = folder.path.parent.resolve() / folder.name
+    trials = [trial.path for _, trial in folder.all_trials()]
+    for path in (folder.path, folder.trials, folder.report, *trials):
+        if path.exists() and not path.resolve().is_relative_to(home):
+            raise ValueError(f"{path}: leads out of {home}, to {path.resolve()}")
 
 
 def set_aside(folder: StudyFolder, options: Options, console: Console) -> None:
