@@ -300,7 +300,7 @@ def _default_pruner(spec: SweepSpec) -> PrunerSpec:
 
 def _check_stop(sheet: Sheet, spec: SweepSpec) -> None:
     bounds = ("trials", "hours", "device_hours", "no_improvement")
-    said = sheet.section("stop")
+    said = {**sheet.section("budget"), **sheet.section("stop")}
     bounded = any(said.get(name) is not None for name in bounds)
     wrong = any(problem.key.split(".")[0] == "stop" for problem in sheet.problems)
     if not bounded and not wrong and spec.sampler.name != "grid":
