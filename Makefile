@@ -64,6 +64,8 @@ test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
 test-faults: $(STAMP) ## kill real sweeps more than fifty times (about half an hour)
+	PYTHONPATH=tests:. $(BIN)/python tests/faults_writes.py grid
+	PYTHONPATH=tests:. $(BIN)/python tests/faults_writes.py random
 	PYTHONPATH=tests:. $(BIN)/python tests/faults_sweep.py $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy and the import walls

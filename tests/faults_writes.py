@@ -359,9 +359,9 @@ SCENARIOS = {
 }
 
 
-def at_every_operation(scenario: Scenario, root: Path, stride: int) -> int:
-    """Die at every operation in turn (or every `stride`-th); how many there are."""
-    at = 1
+def at_every_operation(scenario: Scenario, root: Path, first: int, stride: int) -> int:
+    """Die at every operation in turn (or every `stride`-th); about how many there are."""
+    at = first
     while True:
         path = root / str(at)
         scenario.prepare(path)
@@ -410,7 +410,7 @@ def main() -> None:
     scenario, dice = SCENARIOS[given.scenario], random.Random(given.seed)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        operations = at_every_operation(scenario, root, given.stride)
+        operations = at_every_operation(scenario, root, dice.randint(1, given.stride), given.stride)
         again = at_random_operations(scenario, root, operations, given.courses, dice)
     print(json.dumps({"operations": operations, "random deaths": again, "seed": given.seed}))
 
