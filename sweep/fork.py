@@ -41,11 +41,14 @@ def fork(
     Raises:
         ValueError: the old study cannot be read.
     """
-    study = optuna.create_study(
-        storage=storage,
-        study_name=new.name,
-        directions=[objective.direction for objective in spec.objectives],
-    )
+    try:
+        study = optuna.create_study(
+            storage=storage,
+            study_name=new.name,
+            directions=[objective.direction for objective in spec.objectives],
+        )
+    except optuna.exceptions.DuplicatedStudyError:
+        raise ValueError(f"the storage has a study {new.name!r} already: choose a name") from None
     before, after = SweepSpec.from_content(old.read_record().spec), Space.of(spec)
     return [
         _carry(number, folder, new, study, before, after, spec)

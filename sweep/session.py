@@ -85,15 +85,23 @@ def run(spec: SweepSpec, source: Path, options: Options, console: Console) -> En
 def _fork(
     spec: SweepSpec, source: Path, new: StudyFolder, options: Options, console: Console
 ) -> None:
-    """Start `new` with the trials of the study that the sweep file names, as far as they fit."""
+    """Start `new` with the trials of the study that the sweep file names, as far as they fit.
+
+    Its record is written after this: until then it is no study.
+    """
     from sweep.fork import fork
+    from sweep.study import open_storage
 
     old = _folder(options.study or spec.name, options)
     if new.exists() or not old.exists():
         said = f"{new.path} exists already" if new.exists() else f"{old.path} is no study"
         raise ConfigError([Problem("--fork", "a new name, for a study that exists", said)])
-    _open_record(new, spec, source, options)
-    for line in fork(old, new, spec, stored_storage(new, options.storage, repair=True)):
+    _check_storage(new, options)
+    if new.path.exists():
+        # Without a record: a fork that was cut short. It is done again, from the beginning.
+        new.path.rename(new.path.with_name(f"{new.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
+    url = settled(options.storage) if options.storage else None
+    for line in fork(old, new, spec, open_storage(new, url)):
         console.print(str(line), markup=False, soft_wrap=True)
 
 

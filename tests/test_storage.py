@@ -249,3 +249,30 @@ def test_another_studys_storage_is_refused(study):
     with pytest.raises(ValueError, match="choose another name"):
         session.check_same_study(study, {0, 1}, [0])
     session.check_same_study(study, {0}, [])
+
+
+def test_a_fork_that_was_cut_short_is_done_again(tmp_path, monkeypatch):
+    old = StudyFolder(tmp_path / "old")
+    decider = begin(old, None, ranks(2, 4))
+    for number in range(2):
+        proposal = decider.ask()
+        folder = TrialFolder.create(old.trial(number).path, proposal.config)
+        folder.write_result(Result(state="complete", value=1.0, steps=5))
+        decider.tell(number, folder.read_result())
+    options = session.Options(runs=tmp_path, study="old", fork="new")
+    new, source, quiet = StudyFolder(tmp_path / "new"), tmp_path / "x.yaml", Console(quiet=True)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sweep.fork._copy", killed)
+        with pytest.raises(KeyboardInterrupt):
+            session._fork(ranks(2, 4, 8), source, new, options, quiet)
+    assert new.path.exists()
+    assert not new.exists()
+    session._fork(ranks(2, 4, 8), source, new, options, quiet)
+    record = StudyRecord(name="new", spec=ranks(2, 4, 8).content())
+    new.write_record(record)
+    assert verify(new, open_storage(new)) == []
+    assert [number for number, _ in new.all_trials()] == [0, 1]
