@@ -11,13 +11,15 @@ import sys
 
 import pytest
 from helpers_ranks import KILLED, run_rank
-from helpers_train import Material
+from helpers_train import Material, Recorder
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from trial.checkpoints import Checkpoints
 from trial.config import TrialConfig
-from trial.folder import TrialFolder
+from trial.folder import Attempt, TrialFolder
+from trial.gang import TakenOver
+from trial.train import train
 
 NOTHING = ("", 0)
 TRAINING = {"max_steps": 8, "eval_steps": 2, "per_device_train_batch_size": 4}
@@ -130,6 +132,28 @@ def test_a_loss_that_only_one_rank_sees_ends_both(material, train_two):
     assert train_two(folder) == [0, 0]
     result = folder.read_result()
     assert (result.cause.kind, result.cause.step) == ("diverged", 1)
+
+
+class Usurper(Recorder):
+    """Another process starts the same trial when this one asks for the n-th time."""
+
+    def stop_reason(self, folder: TrialFolder) -> None:
+        super().stop_reason(folder)
+        if self.asked == self.at:
+            folder.append_attempt(Attempt(started=0.0, host="elsewhere", pid=1, device="cpu"))
+
+
+@pytest.mark.parametrize("asked", [1, 2, 2 + 3, 2 + 7])
+def test_a_process_that_was_given_up_writes_no_more(material, asked):
+    """Cut off from the cluster, a node trains on for minutes."""
+    folder = material.folder(material.config(training=TRAINING))
+    with pytest.raises(TakenOver):
+        train(folder, Usurper(asked=asked), material.bench())
+    assert folder.read_result() is None
+    assert all(row.step <= asked for row in folder.read_evaluations())
+    assert not folder.adapter.exists()
+    result = train(folder, None, material.bench())
+    assert result.state == "complete"
 
 
 def command(folder: TrialFolder) -> list[str]:

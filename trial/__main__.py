@@ -126,7 +126,7 @@ def _train(folder: TrialFolder, verbose: bool) -> int:
         print(error, file=sys.stderr)
         return FAILED
     except PeerLost as error:
-        print(f"another rank is gone: {error}; the same command goes on", file=sys.stderr)
+        print(f"left off without a result: {error}; the same command goes on", file=sys.stderr)
         return FAILED
     if result is None:
         return INTERRUPTED

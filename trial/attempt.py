@@ -73,7 +73,8 @@ def _run(session: Session, device: Device) -> tuple[Path | None, Run]:
 
 
 def _note_attempt(session: Session, device: Device, run: Run) -> None:
-    session.folder.append_attempt(
+    folder = session.folder
+    folder.append_attempt(
         Attempt(
             started=time.time(),
             host=socket.gethostname(),
@@ -85,6 +86,7 @@ def _note_attempt(session: Session, device: Device, run: Run) -> None:
             cold=session.bench.cold,
         )
     )
+    run.attempts_size = folder.attempts.stat().st_size if folder.attempts.exists() else None
 
 
 def _version(name: str) -> str:

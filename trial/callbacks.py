@@ -17,7 +17,7 @@ from trial.control import Control, StopReason
 from trial.devices import Device
 from trial.failure import check_loss
 from trial.folder import Evaluation, TrainLog, TrialFolder
-from trial.gang import Gang
+from trial.gang import Gang, TakenOver
 from trial.weights import save_weights
 
 logger = logging.getLogger(__name__)
@@ -49,6 +49,8 @@ class Run:
     saved_step: int = -1
     max_steps: int = 0
     """Optimizer steps planned, once the trainer knows."""
+    attempts_size: int | None = None
+    """Bytes of the record of attempts when this one was the last."""
     _tokens: torch.Tensor | None = None
     _step_loss: float = 0.0
 
@@ -74,6 +76,7 @@ class Run:
         """Bring the progress up to now: step, seconds, tokens, peak memory. Ranks wait here."""
         tokens, self._tokens = self._tokens, None
         own = (int(tokens) if tokens is not None else 0, self.device.read_peak())
+        self.stay_in_turn()
         counts, peaks = zip(*self.gang.exchange(own), strict=True)
         self.progress = self.progress.model_copy(
             update={
@@ -88,8 +91,22 @@ class Run:
         """Change the progress."""
         self.progress = self.progress.model_copy(update=changes)
 
+    def stay_in_turn(self) -> None:
+        """Go on only as long as nobody else has started the trial.
+
+        A node that is cut off trains on for minutes, and the trial has gone on elsewhere by then.
+
+        Raises:
+            TakenOver: somebody has.
+        """
+        if self.gang.rank or self.attempts_size is None:
+            return
+        if self.folder.attempts.stat().st_size != self.attempts_size:
+            raise TakenOver(f"{self.folder.path} has been taken up by another process")
+
     def ask(self) -> StopReason | None:
         """Whether somebody wants the trial to stop: rank 0 hears it, every rank obeys."""
+        self.stay_in_turn()
         reason = self.gang.agree(self.control.stop_reason(self.folder))
         return cast("StopReason | None", reason)
 

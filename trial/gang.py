@@ -42,6 +42,10 @@ class PeerLost(RuntimeError):  # noqa: N818 (what happened; the trial itself has
     """Another rank is gone; why, only whoever started the ranks can tell."""
 
 
+class TakenOver(PeerLost):
+    """Another process has taken the trial up; this one, cut off perhaps, must write no more."""
+
+
 class Gang:
     """The ranks of one trial as one of them sees the others; alone, it costs nothing."""
 

@@ -28,7 +28,7 @@ def train(
         FileNotFoundError: the folder has no configuration.
         ValueError: its configuration cannot be read.
         RuntimeError: `bench` is not fit for another trial.
-        PeerLost: another rank of the trial is gone.
+        PeerLost: another rank of the trial is gone, or another process has taken the trial up.
         DiskFullError: the disk is full; the trial goes on from its newest checkpoint.
     """
     folder = gang.own(folder)
@@ -46,6 +46,8 @@ def train(
 
 def _commit(session: Session, result: Result) -> None:
     """Write the result; then what was needed to go on may go, unless the trial may be continued."""
+    if session.run is not None:
+        session.run.stay_in_turn()
     session.folder.write_result(result)
     checkpoints = Checkpoints(session.folder)
     if result.state == "complete" and session.config.keep_checkpoint and session.run:
@@ -57,6 +59,9 @@ def _commit(session: Session, result: Result) -> None:
 def _outcome(session: Session) -> Result | None:
     try:
         state = _attempt(session)
+    except gang.PeerLost:
+        session.bench.reusable = False
+        raise
     except Exception as error:
         session.bench.reusable = False
         refuse_if_full(error, session.folder.path)
