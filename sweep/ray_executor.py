@@ -105,8 +105,17 @@ class RayExecutor:
             total = ray.cluster_resources()
             self.device = next((d for d, name in RESOURCE.items() if total.get(name)), "cpu")
         self._refuse_impossible()
+        self._demand(self.concurrency or 0)
         first = min(self.slots(), self.expected_jobs or self.slots())
         self._crews = [self._new_crew() for _ in range(first)]
+
+    def _demand(self, jobs: int) -> None:
+        """Tell a cluster's autoscaler how many jobs there will be at once; 0 takes it back."""
+        if self.address is None or self.concurrency is None:
+            return
+        from ray.autoscaler.sdk import request_resources
+
+        request_resources(bundles=[self._each()] * (jobs * self.devices_per_trial))
 
     def _refuse_impossible(self) -> None:
         """A machine of its own does not grow; a cluster may."""
@@ -189,6 +198,8 @@ class RayExecutor:
             return
         for crew in list(self._crews):
             self._retire(crew)
+        with contextlib.suppress(Exception):  # A cluster that is gone wants nothing.
+            self._demand(0)
         self._ray.shutdown()
         if self._reaper and self._reaper.stdin:
             self._reaper.stdin.close()

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 MAY_CHANGE = ("question", "stop", "resources", "failures", "confirm")
 """Keys of a sweep file that may change when a study goes on: they do not touch its trials."""
 
+MUST_STAY = ("resources.devices_per_trial",)
+"""It changes the effective batch, and a checkpoint goes on only with as many ranks."""
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -207,7 +210,11 @@ def _check_storage(folder: StudyFolder, options: Options) -> None:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[Problem]:
     """What changed between two versions of a sweep file, but for what may."""
     before, after = _flat(old), _flat(new)
-    keys = [key for key in {**before, **after} if key.split(".")[0] not in MAY_CHANGE]
+    keys = [
+        key
+        for key in {**before, **after}
+        if key in MUST_STAY or key.split(".")[0] not in MAY_CHANGE
+    ]
     return [
         Problem(key, f"was {before.get(key, 'absent')!r}", repr(after.get(key, "absent")))
         for key in keys
