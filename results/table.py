@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from results.reading import StudyRead, TrialRead, read_study
+from trial import metrics
 from trial.config import LoraSection
 from trial.folder import Result, Seconds, StudyFolder
 
@@ -50,29 +50,7 @@ class Objective:
 
     def of(self, result: Result) -> float | None:
         """The objective of a finished trial; None when its result does not have it."""
-        known = _METRICS.get(self.metric)
-        value = known(result) if known else result.metrics.get(self.metric)
-        return None if value is None or not math.isfinite(value) else float(value)
-
-
-def _per_step(result: Result) -> float:
-    return result.seconds.train / max(1, result.steps - 1)
-
-
-def _tokens_per_second(result: Result) -> float:
-    busy = result.seconds.train + result.seconds.first_step
-    return result.tokens / busy if busy else math.nan
-
-
-_METRICS: dict[str, Callable[[Result], float | None]] = {
-    "eval_loss": lambda result: result.value,
-    "seconds": lambda result: result.seconds.total,
-    "seconds_per_step": _per_step,
-    "tokens_per_second": _tokens_per_second,
-    "peak_memory_bytes": lambda result: float(result.peak_memory_bytes),
-    "trainable_parameters": lambda result: float(result.trainable_parameters),
-}
-"""Objectives every finished trial has; any other name is looked up in its metrics."""
+        return metrics.of_result(result, self.metric)
 
 
 def trials_table(study: StudyFolder) -> pd.DataFrame:
@@ -167,7 +145,7 @@ def _further(trials: Sequence[TrialRead]) -> list[str]:
 def metric_column(metric: str) -> str:
     """The column that holds an objective."""
     known = {"seconds": "seconds_total"}
-    return known.get(metric, metric if metric in _METRICS else f"metrics.{metric}")
+    return known.get(metric, metric if metric in metrics.METRICS else f"metrics.{metric}")
 
 
 def _row(trial: TrialRead, keys: Sequence[str], objective: Objective) -> dict[str, Any]:
@@ -204,8 +182,8 @@ def _outcome(result: Result, objective: Objective) -> dict[str, Any]:
         "total_parameters": result.total_parameters or None,
         "peak_memory_bytes": result.peak_memory_bytes or None,
         **{f"seconds_{name}": getattr(result.seconds, name) for name in PHASES if ran},
-        "seconds_per_step": _per_step(result) if result.steps > 1 else None,
-        "tokens_per_second": _tokens_per_second(result) if result.tokens else None,
+        "seconds_per_step": metrics.seconds_per_step(result) if result.steps > 1 else None,
+        "tokens_per_second": metrics.tokens_per_second(result) if result.tokens else None,
         "seconds_total": result.seconds.total if ran else None,
         "device_seconds": result.seconds.total * result.devices if ran else None,
         **({"device": result.device} if result.device else {}),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sweep.dimension import Choices, Derived, Dimension, Range
-from sweep.metrics import METRICS
 from sweep.spec import SweepSpec
+from trial.metrics import METRICS
 
 _DECADE = 10
 _WHOLE_IS_COARSE = ("learning_rate", "lora_dropout", "warmup_ratio", "weight_decay", "fraction")

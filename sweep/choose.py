@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sweep import metrics
 from sweep.spec import SweepSpec
+from trial import metrics
 from trial.folder import StudyFolder, TrialFolder
 
 

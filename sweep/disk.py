@@ -10,8 +10,8 @@ import shutil
 from bisect import insort
 from dataclasses import dataclass, field
 
-from sweep import metrics
 from sweep.spec import ObjectiveSpec, ResourceSpec
+from trial import metrics
 from trial.folder import Result, StudyFolder, TrialFolder
 
 GB = 10**9

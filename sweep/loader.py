@@ -17,7 +17,6 @@ from pydantic import BaseModel, ValidationError
 from sweep import checks, dimension, optuna_names
 from sweep.dimension import Choices, Dimension, Range
 from sweep.failures import FailuresSpec
-from sweep.metrics import METRICS
 from sweep.places import absolute_places
 from sweep.sheet import Sheet, is_at_or_below, read
 from sweep.space import Space
@@ -32,6 +31,7 @@ from sweep.spec import (
     StopSpec,
     SweepSpec,
 )
+from trial.metrics import METRICS
 from trial.problems import ConfigError, Problem, from_pydantic, nearest
 
 SPACES = Path(__file__).resolve().parent.parent / "spaces"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sweep import metrics
+from trial import metrics
 from trial.folder import Evaluation, Result
 
 

@@ -19,12 +19,12 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from sweep import metrics
 from sweep.driver import Proposal
 from sweep.samplers import make_pruner, make_sampler
 from sweep.space import Space
 from sweep.spec import SweepSpec
 from sweep.storage_url import connect
+from trial import metrics
 from trial.config import TrialConfig
 from trial.folder import Evaluation, Result, StudyFolder, cut_torn_line
 from trial.problems import ConfigError

@@ -10,8 +10,8 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from sweep import metrics
 from sweep.spec import SweepSpec
+from trial import metrics
 from trial.folder import Result, StudyFolder, TrialFolder
 
 TOLD = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL", "duplicate": "FAIL"}

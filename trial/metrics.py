@@ -1,4 +1,4 @@
-"""What a sweep can optimise: numbers of one result or of one evaluation."""
+"""What a sweep can optimise: numbers of one result or of one evaluation. Torch-free."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Callable
 from trial.folder import Evaluation, Result
 
 
-def _seconds_per_step(result: Result) -> float:
+def seconds_per_step(result: Result) -> float:
+    """Wall seconds of a step, the first one with its compilation left out."""
     return result.seconds.train / max(1, result.steps - 1)
 
 
-def _tokens_per_second(result: Result) -> float:
+def tokens_per_second(result: Result) -> float:
+    """Training tokens, padding left out, over the seconds of all steps."""
     busy = result.seconds.train + result.seconds.first_step
     return result.tokens / busy if busy else math.nan
 
@@ -20,8 +22,8 @@ def _tokens_per_second(result: Result) -> float:
 METRICS: dict[str, Callable[[Result], float | None]] = {
     "eval_loss": lambda result: result.value,
     "seconds": lambda result: result.seconds.total,
-    "seconds_per_step": _seconds_per_step,
-    "tokens_per_second": _tokens_per_second,
+    "seconds_per_step": seconds_per_step,
+    "tokens_per_second": tokens_per_second,
     "peak_memory_bytes": lambda result: float(result.peak_memory_bytes),
     "trainable_parameters": lambda result: float(result.trainable_parameters),
 }
