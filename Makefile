@@ -61,7 +61,7 @@ doctor: $(STAMP) ## is this machine ready?
 
 .PHONY: test test-faults lint format
 test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile $(ARGS)
 
 test-faults: $(STAMP) ## kill real sweeps more than fifty times (about half an hour)
 	PYTHONPATH=tests:. $(BIN)/python tests/faults_writes.py grid

@@ -78,7 +78,8 @@ def _rates(found: Findings) -> Chart | None:
         f"Each dot is a complete trial, a diamond the best{each}; the lower, the better. "
         "Compare the lowest points of the curves, not the curves at one rate. A pruned trial's "
         "cross would have come down further.",
-        number_axis("learning rate", rows[RATE]), Axis(found.metric_axis, limits=limits),
+        number_axis("learning rate", found.table[RATE].dropna()),
+        Axis(found.metric_axis, limits=limits),
         tuple(series), notes(thinning.note, beyond(outside(rows["value"].to_numpy(), limits))),
         wide=True,
     )  # fmt: skip

@@ -226,7 +226,14 @@ def _first_line(message: str) -> str:
     return (message.strip().splitlines() or [""])[0][:300]
 
 
+def _storable(value: object) -> bool:
+    """Whether a column of whole numbers can hold it: a damaged file may say anything."""
+    return not isinstance(value, int) or -(2**63) <= value < 2**63
+
+
 def _typed(column: pd.Series, name: str) -> pd.Series:
+    if name in (*_INTEGERS, *_FLOATS) or name.startswith("metrics."):
+        column = column.map(lambda value: value if _storable(value) else None)
     if name in _INTEGERS:
         return pd.to_numeric(column, errors="coerce").astype("Int64")
     if name in _FLOATS or name.startswith("metrics."):
@@ -238,7 +245,7 @@ def _typed(column: pd.Series, name: str) -> pd.Series:
 
 def _searched(column: pd.Series) -> pd.Series:
     """A searched parameter: whole numbers, numbers, truth values, or else text."""
-    kinds = {type(value) for value in column.dropna()}
+    kinds = {type(value) if _storable(value) else str for value in column.dropna()}
     if kinds == {bool}:
         return column.astype("boolean")
     if kinds and kinds <= {int}:

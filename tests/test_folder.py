@@ -7,7 +7,7 @@ import os
 import shutil
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
@@ -202,14 +202,38 @@ def damaged(data, whole: bytes) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
-@pytest.mark.parametrize("verb", ["status", "verify", "report"])
-@settings(
-    max_examples=40,
+FUZZ = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+
+
+@pytest.mark.parametrize("verb", ["status", "verify"])
+@settings(FUZZ, max_examples=40)
 @given(data=st.data())
 def test_any_bytes_end_in_a_table_or_a_clear_word(verb, data, sound, tmp_path):
+    look_at_damage(verb, data, sound, tmp_path)
+
+
+@settings(FUZZ, max_examples=5, phases=[Phase.generate])
+@given(data=st.data())
+def test_any_bytes_end_in_a_report_or_a_clear_word(data, sound, tmp_path):
+    """Fewer: each draws every figure."""
+    look_at_damage("report", data, sound, tmp_path)
+
+
+@pytest.mark.parametrize("verb", ["status", "report"])
+def test_a_number_that_no_column_holds_has_a_table(verb, sound, tmp_path):
+    study = tmp_path / "study"
+    shutil.copytree(sound.path, study)
+    for name, key in (("config.json", "diverged_above"), ("result.json", "steps")):
+        path = study / "trials/00000" / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), key: 2**70}))
+    done = CliRunner().invoke(cli.app, [verb, "study", "--runs", str(tmp_path)])
+    assert done.exception is None, done.exception
+
+
+def look_at_damage(verb, data, sound, tmp_path):
     study = tmp_path / "study"
     shutil.rmtree(study, ignore_errors=True)
     shutil.copytree(sound.path, study)
