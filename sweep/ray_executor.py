@@ -202,8 +202,8 @@ class RayExecutor:
             self._demand(0)
         self._ray.shutdown()
         if self._reaper and self._reaper.stdin:
-            self._reaper.stdin.close()
-            self._reaper.wait()
+            # Ray is down: only its folder is left to remove.
+            self._reaper.communicate(b".")
         self._ray = None
 
     def _each(self) -> dict[str, float]:

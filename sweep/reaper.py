@@ -29,22 +29,30 @@ def main(driver_pid: int, folder: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     seen: set[psutil.Process] = set()
-    while not _driver_gone():
+    while (closed := _closed()) is None:
         with contextlib.suppress(psutil.Error):
             seen |= set(psutil.Process(driver_pid).children(recursive=True))
-    seen.discard(psutil.Process())
-    _, alive = psutil.wait_procs([p for p in seen if p.is_running()], timeout=PATIENCE)
+    if not closed:
+        _end(seen - {psutil.Process()})
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end(processes: set[psutil.Process]) -> None:
+    """Give processes a while to end by themselves, then end them."""
+    _, alive = psutil.wait_procs([p for p in processes if p.is_running()], timeout=PATIENCE)
     for process in alive:
         with contextlib.suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(alive, timeout=PATIENCE)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
-def _driver_gone() -> bool:
-    """Whether standard input has ended; waits a little to find out."""
+def _closed() -> bool | None:
+    """None while the driver lives; True when it said that Ray is down, False when it just died.
+
+    A driver that closed in order may have other children, which are none of our business.
+    """
     ready, _, _ = select.select([sys.stdin], [], [], LOOK_EVERY)
-    return bool(ready) and not os.read(sys.stdin.fileno(), 1)
+    return bool(os.read(sys.stdin.fileno(), 1)) if ready else None
 
 
 if __name__ == "__main__":
