@@ -61,9 +61,10 @@ doctor: $(STAMP) ## is this machine ready?
 
 .PHONY: test test-faults lint format
 test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest --numprocesses logical --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile -m "not faults" $(ARGS)
 
 test-faults: $(STAMP) ## kill real sweeps more than fifty times (about half an hour)
+	$(BIN)/python -m pytest -m faults
 	PYTHONPATH=tests:. $(BIN)/python tests/faults_writes.py grid
 	PYTHONPATH=tests:. $(BIN)/python tests/faults_writes.py random
 	PYTHONPATH=tests:. $(BIN)/python tests/faults_sweep.py $(ARGS)

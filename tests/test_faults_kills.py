@@ -8,10 +8,12 @@ import tempfile
 from pathlib import Path
 
 import faults_sweep
+import pytest
 
 SHORT = ("worker", "driver", "sigint", "group")
 
 
+@pytest.mark.faults
 def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_not_been():
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")
