@@ -1,63 +1,24 @@
-"""Placement on several nodes and on aligned HPUs: a real Ray on simulated nodes, no hardware."""
+"""Placement on several nodes and on aligned HPUs: a real Ray on simulated nodes, no hardware.
+
+What starts a Ray of its own stands in `test_ray_own.py`: it keeps its process to loopback, and a
+driver in the same process then cannot be reached by a cluster that was there before.
+"""
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import helpers_nodes
 import pytest
 from helpers_nodes import COMPLETE, LOCKS, RANK_1_DIES, RANK_1_FAILS, WAIT, NodeWorker
+from helpers_placing import Bench
 
 from sweep import ray_executor
-from sweep.executor import Event, Finished, Job, Lost, Placed, Started
+from sweep.executor import Finished, Lost, Started
 from sweep.ray_executor import QUIET, RayExecutor
-from trial.config import LoraSection, TrialConfig
-from trial.folder import TrialFolder
-
-
-class Bench:
-    """An executor under test, and the folders of its trials."""
-
-    def __init__(self, executor: RayExecutor, root: Any) -> None:
-        self.executor = executor
-        self.root = root
-        self.numbers = itertools.count()
-        self.seen: list[Event] = []
-
-    def submit(self, script: int) -> int:
-        number = next(self.numbers)
-        folder = TrialFolder.create(
-            self.root / f"{number:05d}", TrialConfig(lora=LoraSection(r=script))
-        )
-        self.executor.submit(Job((Placed(number, folder.path),)))
-        return number
-
-    def until(self, done: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 90
-        while not done():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"waited in vain after {self.seen}")
-            self.seen += self.executor.events(0.2)
-
-    def of(self, kind: type, *numbers: int) -> list[Any]:
-        return [
-            e for e in self.seen if isinstance(e, kind) and (e.number in numbers or not numbers)
-        ]
-
-    def seats(self, number: int, ranks: int = 1) -> list[dict[str, Any]]:
-        files = [self.root / f"{number:05d}" / f"seat-{rank}.json" for rank in range(ranks)]
-        self.until(lambda: all(file.exists() for file in files))
-        return [json.loads(file.read_text()) for file in files]
-
-    def prune(self, number: int) -> None:
-        self.executor.stop(number, "prune")
-        self.until(lambda: bool(self.of(Finished, number)))
 
 
 @pytest.fixture(scope="module")
@@ -182,41 +143,3 @@ def test_a_node_that_joins_is_used_and_one_that_dies_is_survived(bench, cluster)
     made.until(lambda: bool(made.of(Finished, again)))
     made.prune(survivors[1])
     assert made.of(Lost) == [lost]
-
-
-@pytest.mark.parametrize("devices", [3, 8])
-def test_a_machine_that_cannot_hold_a_trial_is_refused(devices):
-    executor = RayExecutor(device="hpu", devices_per_trial=devices, resources={"HPU": 4})
-    try:
-        with pytest.raises(ValueError, match=rf"devices_per_trial: .* got {devices}"):
-            executor.start()
-    finally:
-        executor.close()
-
-
-def test_single_cards_on_a_ray_of_our_own(tmp_path, monkeypatch):
-    import ray
-
-    ray.cloudpickle.register_pickle_by_value(helpers_nodes)
-    # Module ids may be any; the sweep's own environment names them.
-    monkeypatch.setenv("HABANA_VISIBLE_MODULES", "6,2")
-    executor = RayExecutor(
-        device="auto",
-        resources={"HPU": 2},
-        worker=NodeWorker,
-        environment={LOCKS: str(tmp_path / "locks")},
-    )
-    try:
-        executor.start()
-        assert (executor.device, executor.slots()) == ("hpu", 2)
-        made = Bench(executor, tmp_path)
-        trials = [made.submit(WAIT) for _ in range(2)]
-        seats = [made.seats(number)[0] for number in trials]
-        assert sorted(seat["HABANA_VISIBLE_MODULES"] for seat in seats) == ["2", "6"]
-        assert {seat["RANK"] for seat in seats} == {None}
-        made.prune(trials[0])
-        again = made.submit(COMPLETE)
-        made.until(lambda: bool(made.of(Finished, again)))
-        assert made.seats(again)[0]["pid"] == seats[0]["pid"]
-    finally:
-        executor.close()
