@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -16,6 +17,9 @@ PREFIX = "gs-"
 """Short: Ray's socket names must stay within 107 bytes."""
 
 HELD = ".held"
+
+BARE_SECONDS = 3600.0
+"""Age at which a folder without a lock is nobody's: a worker that outlived its Ray made it."""
 
 
 def make() -> tuple[str, FileLock]:
@@ -29,6 +33,9 @@ def make() -> tuple[str, FileLock]:
 
 def remove_dead() -> None:
     """Remove the folders of drivers that are gone."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        if not (folder / HELD).exists() and _age(folder) > BARE_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
     for held in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{HELD}"):
         lock = FileLock(held)
         try:
@@ -37,3 +44,10 @@ def remove_dead() -> None:
             continue
         shutil.rmtree(held.parent, ignore_errors=True)
         lock.release()
+
+
+def _age(folder: Path) -> float:
+    try:
+        return time.time() - folder.lstat().st_mtime
+    except OSError:
+        return 0.0
