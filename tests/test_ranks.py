@@ -70,7 +70,13 @@ def asked(folder: TrialFolder) -> set[str]:
     return {file.read_text() for file in folder.path.glob("asked-*")}
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+LONG = pytest.mark.faults
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [pytest.param(0, marks=LONG), pytest.param(1, marks=LONG), pytest.param(2, marks=LONG), 3],
+)
 def test_two_ranks_are_one_and_a_kill_changes_nothing(material, train_two, stage):
     two = material.config(zero_stage=stage, lora={"lora_dropout": 0.0}, training=TRAINING)
     one = material.config(
