@@ -9,8 +9,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 
-from sweep import document
 from sweep.study import OptunaDecider, renumbered
+from trial import document
 from trial.config import TrialConfig, parse
 from trial.folder import StudyFolder, TrialFolder
 from trial.problems import ConfigError, Problem

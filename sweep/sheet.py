@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sweep import document
 from sweep.failures import FailuresSpec
 from sweep.spec import (
     BudgetSpec,
@@ -20,6 +19,7 @@ from sweep.spec import (
     StopSpec,
     SweepSpec,
 )
+from trial import document, seed
 from trial.config import SECTIONS, known_keys, known_paths
 from trial.problems import ConfigError, Problem, nearest, unknown
 
@@ -222,6 +222,17 @@ def _read_base(sheet: Sheet, name: str) -> None:
         return
     sheet.content["base"], sheet.base_folder = found.content, path.parent
     sheet.where |= {f"base.{key}": f"{path}:{line}" for key, line in found.lines.items() if key}
+    if seed.is_seed(found.content):
+        _take_seed(sheet, seed.translate(found.content, path.parent))
+
+
+def _take_seed(sheet: Sheet, found: seed.Translation) -> None:
+    """A base in the seed's names, in ours; each key stands where its other name does."""
+    for problem in found.problems:
+        sheet.refuse(replace(problem, key=f"base.{problem.key}".rstrip(".")))
+    sheet.content["base"] = found.content
+    sheet.where |= {f"base.{path}": sheet.locate(f"base.{name}") for path, name in
+                    found.said.items()}  # fmt: skip
 
 
 def _override(sheet: Sheet, text: str) -> None:

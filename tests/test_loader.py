@@ -12,9 +12,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sweep import document, loader
+from sweep import loader
 from sweep.space import Space
 from sweep.spec import SweepSpec
+from trial import document
 from trial.problems import ConfigError
 
 BROKEN = sorted(Path(__file__).parent.glob("broken/*.yaml"))
