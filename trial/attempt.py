@@ -111,7 +111,7 @@ def _build(session: Session, device: Device, run: Run, *, resumed: bool) -> None
     session.model_hash = model_hash(config.model.name_or_path, config.model.revision)
     # Drawn from now on: adapter, order of the data, dropout. Loading drew unlike amounts before.
     transformers.set_seed(config.training["seed"])
-    session.model = attach_adapter(base, config)
+    session.model = attach_adapter(base, config, run.places)
     session.parameters = count_parameters(session.model)
     logger.info("%d of %d parameters are trained", *session.parameters)
     session.trainer = trainer_class(device)(

@@ -15,6 +15,7 @@ from trial.clock import Clock
 from trial.config import TrialConfig
 from trial.control import Control, StopReason
 from trial.devices import Device
+from trial.dropout import Places
 from trial.failure import check_loss
 from trial.folder import Evaluation, TrainLog, TrialFolder
 from trial.gang import Gang, TakenOver
@@ -42,6 +43,8 @@ class Run:
     gang: Gang
     clock: Clock
     checkpoints: Checkpoints
+    places: Places = field(default_factory=Places)
+    """Where the batch in training stands, for the adapter's dropout."""
     progress: Progress = field(default_factory=Progress)
     stop: StopReason | None = None
     steps: int = 0

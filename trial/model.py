@@ -7,11 +7,14 @@ import json
 import logging
 import struct
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trial.builtin import resolve_model
 from trial.config import LoraSection, ModelConfig, TrialConfig
 from trial.hub import HUB_ID
+
+if TYPE_CHECKING:
+    from trial.dropout import Places
 
 WEIGHTS = ("*.safetensors", "*.bin")
 BLOCK = 1 << 16
@@ -83,10 +86,10 @@ def lora_arguments(lora: LoraSection) -> dict[str, Any]:
     return {**lora.model_dump(), "task_type": "CAUSAL_LM"}
 
 
-def attach_adapter(base: Any, config: TrialConfig) -> Any:
+def attach_adapter(base: Any, config: TrialConfig, places: Places) -> Any:
     """The model to train: `base` with a fresh float32 adapter, or `base` itself for `r: 0`.
 
-    Draws from torch's generator: seed it first.
+    Draws from torch's generator: seed it first. The adapter drops its inputs by `places`.
     """
     if config.training.get("gradient_checkpointing"):
         # A frozen embedding's output has no gradient to pass on through checkpointed blocks.
@@ -95,7 +98,11 @@ def attach_adapter(base: Any, config: TrialConfig) -> Any:
         return base
     from peft import LoraConfig, get_peft_model
 
-    return get_peft_model(base, LoraConfig(**lora_arguments(config.lora)))
+    from trial.dropout import place_dropout
+
+    model = get_peft_model(base, LoraConfig(**lora_arguments(config.lora)))
+    place_dropout(model, places)
+    return model
 
 
 def leaves_base_as_it_was(config: TrialConfig) -> bool:

@@ -14,6 +14,7 @@ from peft import PeftMixedModel, PeftModel
 
 from trial.batches import Collator, evaluation_batches, open_mask, row_lengths
 from trial.devices import Device
+from trial.dropout import row_key
 from trial.loss import TrainingLoss, count_targets, exact_loss
 from trial.order import TrainingOrder
 from trial.weights import save_weights
@@ -31,6 +32,8 @@ class TrialTrainer(Base):
 
     run: Run
     control: Any
+    _micro: int = 0
+    """Batches of the optimizer step so far."""
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The exact eval loss, logged and handed to the callbacks."""
@@ -71,12 +74,22 @@ class TrialTrainer(Base):
     def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> torch.Tensor:
         """One forward and backward pass; counts tokens, and reads the loss where that is free."""
         self.run.count_tokens(inputs["attention_mask"].sum())
+        self._place(inputs["input_ids"])
         if not self.run.device.fixed_shapes:
             inputs = open_mask(inputs)
         loss: torch.Tensor = super().training_step(model, inputs, *rest, **named)
         if self.run.device.free_reads:
             self.run.add_loss(loss.item())
         return loss
+
+    def _place(self, ids: torch.Tensor) -> None:
+        """Tell the adapter's dropout which rows of the optimizer step these are."""
+        args, (rows, columns) = self.args, ids.shape
+        first = (self._micro * args.world_size + args.process_index) * rows
+        self._micro += 1
+        step = self.state.global_step
+        keys = [row_key(args.seed, step, first + row) for row in range(rows)]
+        self.run.places.set(keys, columns, ids.device)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -87,6 +100,7 @@ class TrialTrainer(Base):
         by the number of batches.
         """
         batches = list(itertools.islice(epoch_iterator, num_batches))
+        self._micro = 0
         if not batches:
             return [], None
         count = torch.stack([count_targets(batch) for batch in batches]).sum().to(device)

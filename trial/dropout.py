@@ -1,0 +1,118 @@
+"""LoRA dropout whose draws depend on seed, step, row, column, layer and feature, and nothing else.
+
+torch's own draws depend on everything drawn before them, so they differ between devices, after a
+resume, and as soon as two trials share a process. Here every element has a number of its own: the
+same trial drops the same elements on every device, after any resume, with any division of an
+optimizer step into micro-batches and ranks, alone or packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+_ODD = (-1640531535, -2048144789, -1028477387, 668265263, 374761393)
+"""Odd 32-bit multipliers."""
+_WORD = 1 << 32
+LOWEST = -(1 << 31)
+"""A threshold that every number reaches: nothing is dropped."""
+
+
+def row_key(seed: int, step: int, position: int) -> int:
+    """A signed 32-bit number for a row: its place in the optimizer step, the step, the seed."""
+    word = 0
+    for part, odd in zip((seed, step, position), _ODD, strict=False):
+        word = (word ^ part) * (odd % _WORD) % _WORD
+        word ^= word >> 15
+        word = word * 0x2C1B3C6D % _WORD
+        word ^= word >> 13
+    return word - _WORD if word >= _WORD // 2 else word
+
+
+def threshold(p: float) -> int:
+    """Numbers below it are dropped: a share of `p`."""
+    return min(LOWEST + round(p * _WORD), -LOWEST - 1)
+
+
+def _mixed(numbers: torch.Tensor) -> torch.Tensor:
+    """Scatter int32 numbers over all 32 bits."""
+    numbers = numbers * _ODD[1]
+    numbers = numbers ^ (numbers >> 15)
+    numbers = numbers * _ODD[2]
+    return numbers ^ (numbers >> 13)
+
+
+class Places:
+    """Which rows and columns the batch that is being trained holds; one for all layers."""
+
+    def __init__(self) -> None:
+        self.keys: torch.Tensor | None = None
+        """int32 [rows, columns, 1]."""
+
+    def set(self, rows: Sequence[int], columns: int, device: torch.device) -> None:
+        """Say what the next batch is: a `row_key` for each row, and its columns."""
+        keys = torch.tensor(rows, dtype=torch.int32).to(device).view(-1, 1, 1)
+        numbers = torch.arange(columns, dtype=torch.int32, device=device).view(1, -1, 1)
+        self.keys = _mixed(keys + numbers * _ODD[0])
+
+
+def feature_keys(site: int, features: int) -> torch.Tensor:
+    """Int32 [features]: the share that a layer and its input features have in the numbers."""
+    numbers = torch.arange(features, dtype=torch.int64) + (site << 20)
+    return _mixed((numbers * 0x9E3779B1 % _WORD - _WORD // 2).to(torch.int32))
+
+
+def survivors(
+    places: torch.Tensor, features: torch.Tensor, threshold: int | torch.Tensor
+) -> torch.Tensor:
+    """Bool [rows, columns, features]: what is kept."""
+    numbers = places ^ features
+    numbers = numbers.mul_(_ODD[3])
+    numbers = numbers.bitwise_xor_(numbers >> 15)
+    return numbers.mul_(_ODD[4]) >= threshold
+
+
+class PlacedDropout(nn.Module):
+    """Dropout of one adapted layer's input, by place."""
+
+    def __init__(self, p: float, places: Places, site: int, features: int) -> None:
+        super().__init__()
+        self.p = p
+        self.places = places
+        self.register_buffer("keys", feature_keys(site, features), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` [rows, columns, features]; inputs of another shape are dropped by torch's draws."""
+        if not self.training or not self.p:
+            return x
+        places = self.places.keys
+        if places is None or x.shape[:-1] != places.shape[:-1]:
+            return torch.nn.functional.dropout(x, self.p)
+        keys = self.get_buffer("keys").to(x.device)
+        kept = survivors(places, keys, threshold(self.p))
+        return x * (kept.to(x.dtype) / (1.0 - self.p))
+
+    def extra_repr(self) -> str:
+        """As torch's dropout shows itself."""
+        return f"p={self.p}"
+
+
+def lora_layers(model: Any) -> Iterator[tuple[int, str, Any]]:
+    """PEFT's adapted layers in order, each with its number and name."""
+    from peft.tuners.lora import LoraLayer
+
+    found = ((name, part) for name, part in model.named_modules() if isinstance(part, LoraLayer))
+    for site, (name, layer) in enumerate(found):
+        yield site, name, layer
+
+
+def place_dropout(model: Any, places: Places) -> None:
+    """Let a PEFT model drop by place."""
+    for site, _, layer in lora_layers(model):
+        for adapter, dropout in layer.lora_dropout.items():
+            if isinstance(dropout, nn.Dropout):
+                features = layer.in_features
+                layer.lora_dropout[adapter] = PlacedDropout(dropout.p, places, site, features)
