@@ -17,7 +17,7 @@ from sweep.sheet import CONFIG_SECTIONS, Sheet, flatten, is_at_or_below, is_path
 from sweep.space import MAX_ENUMERATED, Space, constants, nearest_name, order, overlay, reads
 from sweep.spec import SweepSpec
 from trial.config import OURS, known_paths, problems_of
-from trial.problems import ConfigError, Problem
+from trial.problems import ConfigError, Problem, nearest
 
 _CORNERS = 1000
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -232,6 +232,19 @@ def check_grid(sheet: Sheet, space: Space) -> None:
     elif size > MAX_ENUMERATED:
         rule = f"the grid must not exceed {MAX_ENUMERATED} points"
         sheet.refuse(Problem("sampler.name", rule, f"{size}"))
+
+
+def check_confirm(sheet: Sheet, spec: SweepSpec) -> None:
+    """The best can be taken at each value only of what is drawn from few values."""
+    per = spec.confirm.per if spec.confirm else None
+    listed = {
+        name: [b for b in dimension if isinstance(b, Choices | Range)]
+        for name, dimension in {**spec.space, **spec.variables}.items()
+    }
+    few = [name for name, drawn in listed.items() if drawn and all(b.count() for b in drawn)]
+    if per is not None and per not in few:
+        rule = f"a searched key with a list of values: {', '.join(few) or 'this sweep has none'}"
+        sheet.refuse(Problem("confirm.per", rule, repr(per), nearest(per, few)))
 
 
 def _key(spec: SweepSpec, name: str) -> str:

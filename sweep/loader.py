@@ -321,6 +321,8 @@ def _check_space(sheet: Sheet, spec: SweepSpec) -> tuple[dict[str, Any], ...]:
     searched = {**spec.space, **spec.variables}.values()
     if understood and not any(isinstance(b, Choices | Range) for d in searched for b in d):
         sheet.refuse(Problem("space", "names nothing to search", near="lora.r: [4, 8, 16]"))
+    if understood:
+        checks.check_confirm(sheet, spec)
     checks.check_base(sheet, spec)
     checks.check_values(sheet, spec)
     resolvable = checks.check_references(sheet, spec)

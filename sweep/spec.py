@@ -81,6 +81,8 @@ class ResourceSpec(Section):
     """At most so many trials at once; null fills the devices."""
     price_per_device_hour: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Turns device-hours into money in plans and reports."""
+    currency: str = Field(default="", max_length=20)
+    """What stands behind amounts of money: `EUR`."""
     min_free_gb: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """No trial is started with less free disk space under the study than this and what the
     largest trial took; 0 does not look."""
@@ -92,7 +94,9 @@ class ConfirmSpec(Section):
     """After the search, repeat the best configurations over seeds: does the winner really win?"""
 
     top: int = Field(default=3, ge=1)
-    """So many of the best configurations."""
+    """So many of the best configurations; with several objectives, spread along the front."""
+    per: str | None = Field(default=None, min_length=1)
+    """A searched key with few values (`lora.r`): the best `top` at each of them, not over all."""
     seeds: int = Field(default=5, ge=2)
     """Seeds of each, the search's own included; the same seeds for all."""
 
@@ -147,6 +151,14 @@ class SweepSpec(BaseModel):
             first = error.errors()[0]
             key = ".".join(["spec", *map(str, first["loc"])])
             raise ValueError(f"study.json: {key}: {first['msg']}") from error
+
+    def confirmed(self) -> int:
+        """So many configurations are repeated over seeds, at most."""
+        if self.confirm is None:
+            return 0
+        branches = {**self.space, **self.variables}.get(self.confirm.per or "", ())
+        counts = [b.count() or 1 for b in branches if isinstance(b, Choices | Range)]
+        return self.confirm.top * (sum(counts) or 1)
 
     def varies(self, path: str) -> bool:
         """Whether trials can differ in `path` by search (derived values left out)."""

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sweep.driver import Proposal
 from sweep.samplers import make_pruner, make_sampler
 from sweep.space import Space
-from sweep.spec import SweepSpec
+from sweep.spec import ConfirmSpec, SweepSpec
 from sweep.storage_url import connect
 from trial import metrics
 from trial.config import TrialConfig
@@ -208,7 +208,7 @@ class OptunaDecider:
             for trial in trials
             if "confirms" in trial.user_attrs
         }
-        for best in self._best(trials, confirm.top):
+        for best in self._best(trials, confirm):
             first = self.space.configure(best.params).training["seed"]
             for seed in range(first + 1, first + confirm.seeds):
                 if (best.number, seed) not in had:
@@ -216,15 +216,20 @@ class OptunaDecider:
                     self.study.enqueue_trial(best.params, user_attrs=attributes)
                     yield self._propose(self.study.ask())
 
-    def _best(self, trials: list[FrozenTrial], count: int) -> list[FrozenTrial]:
-        """The best trials of the search by the first objective."""
-        done = [
-            trial
-            for trial in trials
-            if trial.state == TrialState.COMPLETE and not _OUTSIDE & trial.user_attrs.keys()
-        ]
-        sign = -1.0 if self.spec.objectives[0].direction == "maximize" else 1.0
-        return sorted(done, key=lambda trial: sign * trial.values[0])[:count]
+    def _best(self, trials: list[FrozenTrial], confirm: ConfirmSpec) -> list[FrozenTrial]:
+        """The best trials of the search, or of each value of what `confirm.per` names."""
+        alike: dict[str, list[FrozenTrial]] = {}
+        for trial in trials:
+            if trial.state == TrialState.COMPLETE and not _OUTSIDE & trial.user_attrs.keys():
+                values = self.space.values(trial.params) if confirm.per else {}
+                alike.setdefault(_canonical(values.get(confirm.per or "")), []).append(trial)
+        goals = self.spec.objectives
+        signs = [-1.0 if goal.direction == "maximize" else 1.0 for goal in goals]
+        best = []
+        for done in alike.values():
+            points = [[s * v for s, v in zip(signs, t.values, strict=True)] for t in done]
+            best += [done[place] for place in metrics.best_of(points, confirm.top)]
+        return best
 
     # Going on for longer
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from trial.folder import Evaluation, Result
 
@@ -41,3 +41,40 @@ def of_evaluation(evaluation: Evaluation, metric: str) -> float | None:
     """The metric at one evaluation; None when it is known only at the end, or not finite."""
     value = evaluation.eval_loss if metric == "eval_loss" else evaluation.metrics.get(metric)
     return value if value is not None and math.isfinite(value) else None
+
+
+def front(points: Sequence[Sequence[float]]) -> list[int]:
+    """Places of the points that no other is at least as good as in all and better in one.
+
+    Small is good. In order of the first figure; equal points all belong to the front.
+    """
+    kept: list[int] = []
+    # In this order a point can only be beaten by one that came before it.
+    for place in sorted(range(len(points)), key=lambda place: (tuple(points[place]), place)):
+        point = points[place]
+        if not any(_beats(points[other], point) for other in kept):
+            kept.append(place)
+    return kept
+
+
+def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
+    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+
+
+def best_of(points: Sequence[Sequence[float]], count: int) -> list[int]:
+    """Places of the best points, small being good: front by front, spread along the last one."""
+    chosen: list[int] = []
+    left = list(range(len(points)))
+    while left and len(chosen) < count:
+        best = [left[place] for place in front([points[place] for place in left])]
+        chosen += _spread(best, count - len(chosen))
+        left = sorted(set(left).difference(best))
+    return chosen
+
+
+def _spread(places: list[int], count: int) -> list[int]:
+    """So many of some places, both ends first of all; the first alone when it is one."""
+    if count >= len(places):
+        return places
+    steps = max(1, count - 1)
+    return [places[round(step * (len(places) - 1) / steps)] for step in range(count)]
