@@ -8,7 +8,7 @@ its folder before the decider is told, and the decider numbers a trial before it
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from sweep.executor import (
     Placed,
     Started,
 )
-from sweep.failures import FailuresSpec, halved, is_halving, retry
+from sweep.failures import FailuresSpec, halved, is_halving, retry, tries
 from sweep.progress import Progress
 from sweep.spec import StopSpec
 from sweep.stopping import Verdict, verdict
@@ -114,10 +114,6 @@ class Driver:
     _waiting: list[tuple[float, Placed]] = field(default_factory=list)
     """Trials to be tried again, each with the time at which that may be."""
     _params: dict[int, Mapping[str, Any]] = field(default_factory=dict)
-    _tries: Counter[tuple[int, str]] = field(default_factory=Counter)
-    """Retries by trial and kind of failure."""
-    _reached: dict[int, int] = field(default_factory=dict)
-    """Step of the last evaluation when a trial's worker was last lost."""
     _ending: Ending | None = None
     """Set once no further trial is to be proposed."""
     _halted: bool = False
@@ -334,9 +330,6 @@ class Driver:
         if result is None:
             evaluations = folder.read_evaluations()
             step = evaluations[-1].step if evaluations else 0
-            if step > self._reached.get(event.number, 0):
-                self._tries.pop((event.number, event.kind), None)
-            self._reached[event.number] = step
             cause = Cause(kind=event.kind, message=event.message, step=step)
             if self._halted and event.kind == "lost":
                 # Told to leave and gone: it goes on from its checkpoint in the next run.
@@ -350,16 +343,18 @@ class Driver:
 
     def _try_again(self, number: int, cause: Cause) -> bool:
         """Queue the trial once more, if its failure's policy allows; False to give it up."""
-        action = retry(self.failures, cause.kind, self._tries[number, cause.kind])
         folder = self.study.trial(number)
+        action = retry(self.failures, cause.kind, tries(_past(folder), cause))
         if action is None or self._halted:
             return False
         smaller = self._smaller(folder) if action.halve else None
         if action.halve and smaller is None:
             return False
-        self._tries[number, cause.kind] += 1
         # The other way round, a kill in between would count the halved trial as tried.
-        folder.set_aside_result()
+        if folder.result.exists():
+            folder.set_aside_result()
+        else:
+            folder.note_failure(Result(state="failed", cause=cause, steps=cause.step or 0))
         if smaller is not None:
             TrialFolder.create(folder.path, smaller)
         self.progress.park(number)
@@ -382,6 +377,14 @@ class Driver:
         self.progress.end(number, result, self._params.get(number, {}))
         if self.disk:
             self.disk.ended(number, result)
+
+
+def _past(folder: TrialFolder) -> list[Cause]:
+    """Why the trial was tried again before: on disk, so that it counts over resumes."""
+    failures = folder.read_failures()
+    if failures and failures[-1] == folder.read_result():
+        failures.pop()  # The one in hand, noted just before a kill.
+    return [failure.cause for failure in failures if failure.cause]
 
 
 def _origin(folder: TrialFolder) -> Origin | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pydantic import Field
 
 from trial.config import Origin, Section, TrialConfig
-from trial.folder import CauseKind
+from trial.folder import Cause, CauseKind
 
 
 class FailuresSpec(Section):
@@ -47,6 +48,18 @@ class Retry:
 
     wait: float = 0.0
     halve: bool = False
+
+
+IN_A_ROW: tuple[CauseKind, ...] = ("lost", "hung")
+"""Failures that count no more once the trial has come further."""
+
+
+def tries(past: Iterable[Cause], now: Cause) -> int:
+    """How often a trial was retried for the kind of failure it has now."""
+    alike = [cause for cause in past if cause.kind == now.kind]
+    if now.kind in IN_A_ROW:
+        alike = [cause for cause in alike if (cause.step or 0) >= (now.step or 0)]
+    return len(alike)
 
 
 def retry(policy: FailuresSpec, kind: CauseKind, tries: int) -> Retry | None:

@@ -11,6 +11,8 @@ import fakes
 import pytest
 
 from sweep.driver import Driver
+from sweep.executor import Lost
+from sweep.failures import FailuresSpec, tries
 from sweep.progress import Progress
 from sweep.spec import StopSpec
 from trial.config import TrialConfig
@@ -289,3 +291,44 @@ def test_a_waiting_trial_does_not_keep_its_slot(tmp_path):
     driver.run()
     assert executor.submitted == [0, 1, 0]
     assert decider.told[0].state == decider.told[1].state == "complete"
+
+
+@pytest.mark.parametrize("kind", ["error", "out_of_memory", "device_busy", "lost", "hung"])
+@pytest.mark.parametrize("seen", [True, False], ids=["with a result", "without"])
+def test_tries_count_over_resumes(tmp_path, kind, seen):
+    """A driver that is started anew does not begin to count anew."""
+    policy = FailuresSpec(
+        error_retries=2, out_of_memory_retries=2, device_busy_retries=2, device_busy_wait=0.0,
+        lost_retries=2, hung_retries=2,
+    )  # fmt: skip
+    decider, starts = fakes.ScriptedDecider(total=1), []
+
+    class Failing(fakes.ScriptedExecutor):
+        def _advance(self, number):
+            starts.append(number)
+            if len(starts) < 3:
+                driver.interrupt()  # Each driver sees one failure, and the next one goes on.
+            if not seen:
+                del self._running[number]
+                return [Lost(number, kind, "gone")]
+            cause = Cause(kind=kind, message="gone")
+            return [self._finish(number, Result(state="failed", cause=cause))]
+
+    for _ in range(3):
+        driver = make(tmp_path, decider, Failing(lambda n: [1.0]), trials=1)
+        driver.failures = policy
+        driver.run()
+        decider.left = [0]
+    assert len(starts) == 3
+    assert decider.told[0].state == "failed"
+
+
+def test_losses_count_until_the_trial_has_come_further(tmp_path):
+    steps = [0, 0, 5, 5, 5, 9]
+    past = [Cause(kind="lost", message="", step=step) for step in steps]
+    assert [tries(past, Cause(kind="lost", message="", step=step)) for step in (0, 5, 9, 10)] == [
+        6, 4, 1, 0,
+    ]  # fmt: skip
+    assert tries(past, Cause(kind="hung", message="", step=0)) == 0
+    error = Cause(kind="error", message="", step=3)
+    assert tries([error, error], error.model_copy(update={"step": 7})) == 2

@@ -205,11 +205,15 @@ class TrialFolder:
         if result is not None:
             # Noted already when a kill came between the two.
             if result not in self.read_failures()[-1:]:
-                append_line(self.failures, result.model_dump_json())
+                self.note_failure(result)
             self.result.unlink()
 
+    def note_failure(self, result: Result) -> None:
+        """Put a failure on record that the trial is to be tried again after."""
+        append_line(self.failures, result.model_dump_json())
+
     def read_failures(self) -> list[Result]:
-        """Results that were set aside for another try, oldest first."""
+        """Failures after which the trial was tried again, oldest first."""
         return list(_parse_all(read_lines(self.failures), Result))
 
     def append(self, line: Evaluation | TrainLog) -> None:
