@@ -174,6 +174,31 @@ def _go(spec: SweepSpec, source: Path, options: Options) -> None:
 
 
 @app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A file in our keys, or the seed's YAML.")],
+    overrides: SetOption = None,
+    run_dir: Annotated[Path | None, typer.Option(help="The run's folder; save_dir else.")] = None,
+    world_size: Annotated[
+        int, typer.Option("--world-size", "--world_size", metavar="N", help="Ranks to start.")
+    ] = 1,
+    use_deepspeed: Annotated[
+        bool, typer.Option("--use-deepspeed", "--use_deepspeed", help="Refuse to do without.")
+    ] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Write the merged model too.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="The libraries' output too.")] = False,
+) -> None:
+    """Train once, without a sweep; the same command goes on with what was interrupted."""
+    from sweep import train as single
+
+    with _clear_errors():
+        options = single.Options(
+            overrides or (), run_dir, world_size, use_deepspeed, merge, verbose
+        )
+        code = single.train(config, options, out)
+    raise typer.Exit(code)
+
+
+@app.command()
 def resume(
     study: StudyArgument,
     runs: RunsOption = Path("runs"),

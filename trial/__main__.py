@@ -1,4 +1,6 @@
-"""`python -m trial DIR`: train one trial by hand, without Ray and without Optuna.
+"""`python -m trial PATH`: train one trial by hand, without Ray and without Optuna.
+
+PATH is a trial folder, or a configuration file: in our keys, or in those of the project's seed.
 
 Ends with 0 when the trial is complete, 1 when it failed, 2 when the folder or its configuration is
 wrong, 130 when it was interrupted (the same command goes on).
@@ -10,12 +12,13 @@ import argparse
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from trial import ranks
+from trial import ranks, single
 from trial.check import preflight, rank_problems
 from trial.config import problems_of
 from trial.control import Free, StopReason
@@ -35,9 +38,11 @@ class Terminal(Free):
     def __init__(self) -> None:
         self.out: TextIO = sys.stdout
         self.interrupted = self.said = False
+        self.max_steps = 0
 
     def started(self, folder: TrialFolder, device: str, max_steps: int) -> None:
         """What is about to happen."""
+        self.max_steps = max_steps
         self.say(f"{folder.path}: {max_steps} steps on {device}")
 
     def alive(self, folder: TrialFolder) -> None:
@@ -45,7 +50,10 @@ class Terminal(Free):
 
     def evaluated(self, folder: TrialFolder, evaluation: Evaluation) -> None:
         """One line an evaluation."""
-        self.say(f"step {evaluation.step:>6}  eval_loss {evaluation.eval_loss:.6f}")
+        done = f"step {evaluation.step:>6} of {self.max_steps}"
+        left = (self.max_steps - evaluation.step) * evaluation.train_seconds
+        ahead = f"  {left / evaluation.step:.0f} s of training left" if evaluation.step else ""
+        self.say(f"{done}  eval_loss {evaluation.eval_loss:.6f}{ahead}")
 
     def stop_reason(self, folder: TrialFolder) -> StopReason | None:
         """`interrupt` after Ctrl-C."""
@@ -68,26 +76,67 @@ class Terminal(Free):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train the folder that is named; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m trial", description="Train one trial folder.")
-    parser.add_argument("folder", type=Path, help="a folder with config.json")
-    parser.add_argument("--verbose", action="store_true", help="show the libraries' output too")
-    parser.add_argument(
-        "--world-size", type=int, default=ranks.world_size(), metavar="N", help="start N ranks here"
-    )
-    given = parser.parse_args(arguments)
+    """Train what is named; returns the exit code."""
+    given = _parser().parse_args(arguments)
     end_with_parent()
-    folder = own(TrialFolder(given.folder))
     try:
+        folder = own(_folder(given))
         _check(folder, given.world_size)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return WRONG
     if given.world_size > 1 and "RANK" not in os.environ:
         more = ["--verbose"] if given.verbose else []
-        command = [sys.executable, "-m", "trial", str(given.folder), *more]
-        return spawn(command, given.world_size)
-    return _train(folder, given.verbose)
+        command = [sys.executable, "-m", "trial", str(folder.path), *more]
+        code = spawn(command, given.world_size)
+    else:
+        code = _train(folder, given.verbose)
+    return _merge(folder) if given.merge and code == COMPLETE and not ranks.rank() else code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m trial", description="Train one trial.")
+    add = parser.add_argument
+    add("path", type=Path, help="a folder with config.json, or a configuration file")
+    add("--verbose", action="store_true", help="show the libraries' output too")
+    size = ranks.world_size()
+    add("--world-size", "--world_size", type=int, default=size, metavar="N", help="start N ranks")
+    add("--use-deepspeed", "--use_deepspeed", action="store_true", help="refuse to do without")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of a file")
+    add("--run-dir", type=Path, help="the run's folder, for a configuration file")
+    add("--merge", action="store_true", help="write the merged model to merged/ when complete")
+    return parser
+
+
+def _folder(given: argparse.Namespace) -> TrialFolder:
+    """The folder that is named, or the one where the run of a named file lives."""
+    if not given.path.is_file():
+        if given.set or given.run_dir:
+            raise ValueError("--set and --run-dir are for a configuration file")
+        return TrialFolder(given.path)
+    if "RANK" in os.environ:
+        raise ValueError(f"{given.path}: a file starts its ranks itself, with --world-size N")
+    found = single.read(
+        given.path,
+        given.set,
+        run_dir=given.run_dir,
+        deepspeed=given.use_deepspeed,
+        world_size=given.world_size,
+    )
+    return single.open_folder(found, given.world_size)
+
+
+def _merge(folder: TrialFolder) -> int:
+    """Write the merged model, in a process of its own: this one is full of the training."""
+    target = folder.path / "merged"
+    if not target.exists():
+        words = [sys.executable, "-m", "trial.export", str(folder.path), str(target), "--merge"]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode:
+            print(done.stderr.strip(), file=sys.stderr)
+            return FAILED
+    print(f"merged model: {target}")
+    return COMPLETE
 
 
 def _check(folder: TrialFolder, size: int) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from trial import prompts
-from trial.config import known_keys
-from trial.problems import Problem, nearest, unknown
+from trial.config import known_keys, known_paths
+from trial.problems import Problem, nearest
 
 SAVE_DIR = "save_dir"
 NAMES: dict[str, tuple[str, ...]] = {
@@ -159,14 +159,17 @@ def _values(content: Mapping[str, Any], problems: list[Problem]) -> Iterator[tup
 
 def _unknown(name: str) -> Problem:
     """The problem of a key that neither the seed nor we have."""
+    ours = {path: other for other, paths in NAMES.items() for path in paths}
     top, _, key = name.rpartition(".")
     if not top:
-        return unknown(name, [*_TOPS, *known_keys()[""]])
-    known = [other.partition(".")[2] for other in NAMES if other.startswith(f"{top}.")]
-    problem = unknown(name, known, f"key of {top}")
-    near = f"{top}.{problem.near}" if problem.near else ""
-    own = f"lora.{key}" if key in known_keys()["lora"] else ""
-    return Problem(name, problem.expected, problem.got, own or near)
+        near = nearest(name, [*_TOPS, *known_keys()[""], *known_paths()])
+        rule = f"unknown key; the seed's are {', '.join(_TOPS)}"
+        return Problem(name, rule, repr(name), ours.get(near, near))
+    known = [other for other in NAMES if other.startswith(f"{top}.")]
+    near = f"lora.{key}" if key in known_keys()["lora"] else nearest(name, known)
+    return Problem(
+        name, f"unknown key; known: {', '.join(known)}", repr(name), ours.get(near, near)
+    )
 
 
 def _add_deepspeed(found: Translation, file: Path) -> None:

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from trial.gang import LISTENER, rank_environment
@@ -38,6 +38,18 @@ def spawn(command: Sequence[str], size: int) -> int:
         for process in started:
             process.kill()
             process.wait()
+
+
+def run_one(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a process that gets our signals and never outlives us; returns its exit code."""
+    variables = {**environment, PARENT: str(os.getpid())}
+    process = subprocess.Popen(command, env=variables, start_new_session=True)
+    try:
+        with _signals_to(process):
+            return process.wait()
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _start(
