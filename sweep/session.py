@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from sweep import lease, live, provenance
+from sweep import aside, lease, live, provenance
 from sweep.disk import Disk
 from sweep.driver import Driver, Ending
 from sweep.progress import Progress
@@ -76,8 +76,7 @@ def run(spec: SweepSpec, source: Path, options: Options, console: Console) -> En
     folder = study_folder(spec.name, options)
     with lease.hold(folder):
         check_inside(folder)
-        if options.fresh:
-            set_aside(folder, options, console)
+        _set_aside(folder, source, options, console)
         if options.fork:
             _fork(spec, source, folder, options, console)
         _open_record(folder, spec, source, options)
@@ -158,21 +157,20 @@ def check_inside(folder: StudyFolder) -> None:
             raise ValueError(f"{path}: leads out of {home}, to {path.resolve()}")
 
 
-def set_aside(folder: StudyFolder, options: Options, console: Console) -> None:
-    """Move an existing study out of the way, under a name with the time."""
-    if not folder.exists():
-        return
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    old = folder.path.with_name(f"{folder.name}.{stamp}")
-    record = folder.read_record()
-    if record.provenance.get("storage"):
-        # A journal moves with its folder; in a storage of many studies the name has to go too.
-        from sweep.study import rename
+def _set_aside(folder: StudyFolder, source: Path, options: Options, console: Console) -> None:
+    """Move an existing study out of the way; finish what a kill cut short before."""
 
-        rename(stored_storage(folder, options.storage), record.name, old.name)
-        folder.write_record(record.model_copy(update={"name": old.name}))
-    folder.path.rename(old)
-    console.print(f"the old study is kept in {old}")
+    def storage() -> BaseStorage:
+        return stored_storage(folder, options.storage)
+
+    moved = [aside.mend(folder, storage)]
+    if options.fresh:
+        moved.append(aside.set_aside(folder, storage))
+    for old in filter(None, moved):
+        console.print(f"the old study is kept in {old.path}", markup=False, soft_wrap=True)
+    if moved[0] and source == folder.sweep_file:
+        rule = "its --fresh was cut short and is finished now: `gaudi-sweep run` starts it anew"
+        raise ConfigError([Problem(str(folder.path), rule)])
 
 
 def _open_record(

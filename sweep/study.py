@@ -71,12 +71,19 @@ def open_storage(
 
 
 def rename(storage: BaseStorage, old: str, new: str) -> None:
-    """Give a study another name; one that the storage does not have is passed over."""
-    with contextlib.suppress(KeyError):
-        optuna.copy_study(
-            from_study_name=old, from_storage=storage, to_storage=storage, to_study_name=new
-        )
-        optuna.delete_study(study_name=old, storage=storage)
+    """Give a study another name; one that the storage does not have is passed over.
+
+    Cut short, it leaves the study under both names, and is done again from the old one.
+    """
+    names = optuna.get_all_study_names(storage)
+    if old not in names:
+        return
+    if new in names:
+        optuna.delete_study(study_name=new, storage=storage)
+    optuna.copy_study(
+        from_study_name=old, from_storage=storage, to_storage=storage, to_study_name=new
+    )
+    optuna.delete_study(study_name=old, storage=storage)
 
 
 def memory() -> BaseStorage:
@@ -84,8 +91,16 @@ def memory() -> BaseStorage:
     return optuna.storages.InMemoryStorage()
 
 
+ASK_SECONDS = {"gp": 3.0}
+"""What an ask is known to take, by sampler, once there are trials to learn from."""
+
+
 class OptunaDecider:
-    """Asks and tells one Optuna study."""
+    """Asks and tells one Optuna study.
+
+    `ask` may run in one thread while `report` and `tell` are called in another, as Optuna's own
+    `n_jobs` does: storages lock themselves, and what `ask` alone writes here no other method does.
+    """
 
     def __init__(self, spec: SweepSpec, name: str, storage: BaseStorage) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -103,6 +118,7 @@ class OptunaDecider:
         self._draws = random.Random(f"{spec.sampler.seed}/{len(past)}" if _seeded(spec) else None)
         self.study.sampler = make_sampler(spec, self._draws.getrandbits(31))
         self.study.pruner = make_pruner(spec)
+        self.ask_seconds = ASK_SECONDS.get(spec.sampler.name, 0.0)
         self._open: dict[int, Trial] = {}
         self._known: dict[str, int] = {}
         """Number of the first trial by fingerprint."""
@@ -213,8 +229,7 @@ class OptunaDecider:
             for seed in range(first + 1, first + confirm.seeds):
                 if (best.number, seed) not in had:
                     attributes = {"confirms": best.number, "seed": seed}
-                    self.study.enqueue_trial(best.params, user_attrs=attributes)
-                    yield self._propose(self.study.ask())
+                    yield self._propose(self._begin(best.params, attributes))
 
     def _best(self, trials: list[FrozenTrial], confirm: ConfirmSpec) -> list[FrozenTrial]:
         """The best trials of the search, or of each value of what `confirm.per` names."""
@@ -237,10 +252,18 @@ class OptunaDecider:
         """Number a trial that goes on where a finished one ended, and leave it in flight."""
         source = next(t for t in self.study.get_trials(deepcopy=False) if t.number == number)
         attributes = {"continues": number, "config": config.model_dump_json()}
-        self.study.enqueue_trial(source.params, user_attrs=attributes)
-        trial = self.study.ask()
+        trial = self._begin(source.params, attributes)
         self.space.suggest(trial)
         return trial.number
+
+    def _begin(self, params: Mapping[str, Any], attributes: Mapping[str, Any]) -> Trial:
+        """A trial in flight that is to draw these values, whatever else waits to be asked for."""
+        fixed = {"fixed_params": dict(params)}
+        template = optuna.trial.create_trial(
+            state=TrialState.RUNNING, user_attrs=dict(attributes), system_attrs=fixed
+        )
+        storage, study_id = self.study._storage, self.study._study_id
+        return Trial(self.study, storage.create_new_trial(study_id, template))
 
     # Coming back
 
@@ -257,6 +280,11 @@ class OptunaDecider:
     def numbered(self) -> set[int]:
         """Numbers of all trials that were ever started or enqueued."""
         return {trial.number for trial in self.study.get_trials(deepcopy=False)}
+
+    def give_back(self, number: int) -> None:
+        """A proposal that was never started waits in Optuna's queue, where `ask` looks first."""
+        trial = self._open.pop(number)
+        self.study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
     # Telling
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -18,7 +19,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from sweep import cli, session
+from sweep import aside, cli, session
 from sweep.dimension import Choices
 from sweep.spec import SamplerSpec, SweepSpec
 from sweep.storage_url import VARIABLE, again, connect, masked, settled
@@ -223,20 +224,67 @@ def test_a_storage_that_cannot_be_opened_is_refused_without_its_password(url, tm
     assert not (tmp_path / "smoke" / "study.json").exists()
 
 
-def test_a_fresh_start_keeps_the_old_study_under_another_name(url, study):
-    decider = begin(study, url, ranks(2))
-    proposal = decider.ask()
-    folder = TrialFolder.create(study.trial(0).path, proposal.config)
-    folder.write_result(Result(state="complete", value=1.0, steps=5))
-    decider.tell(0, folder.read_result())
-    options = session.Options(runs=study.path.parent, storage=url)
-    session.set_aside(study, options, Console(quiet=True))
+def one_told(study: StudyFolder, url: str) -> OptunaDecider:
+    """A study with one trial that has ended and one in flight."""
+    decider = begin(study, url, ranks(2, 4))
+    for _ in range(2):
+        proposal = decider.ask()
+        TrialFolder.create(study.trial(proposal.number).path, proposal.config)
+    study.trial(0).write_result(Result(state="complete", value=1.0, steps=5))
+    decider.tell(0, study.trial(0).read_result())
+    return decider
+
+
+def is_kept_aside(study: StudyFolder, url: str) -> bool:
+    """One study under another name, whole; nothing under the old one."""
     (old,) = [StudyFolder(p) for p in study.path.parent.glob(f"{study.name}.*") if p.is_dir()]
-    assert verify(old, open_storage(old, url)) == []
-    fresh = begin(study, url, ranks(2))
-    assert fresh.numbered() == set()
+    assert [str(finding) for finding in verify(old, open_storage(old, url))] == [
+        "trial 1: is in flight: the next run takes it up"
+    ]
+    assert sorted(path.name for path in old.path.iterdir()) == ["study.json", "trials"]
+    return begin(study, url, ranks(2)).numbered() == set()
+
+
+def test_a_fresh_start_keeps_the_old_study_under_another_name(url, study):
+    one_told(study, url)
+    assert aside.set_aside(study, lambda: open_storage(study, url)) is not None
+    assert is_kept_aside(study, url)
+    assert aside.mend(study, lambda: open_storage(study, url)) is None
     rename(open_storage(study, url), "no such study", "other")
     assert "other" not in optuna.get_all_study_names(open_storage(study, url))
+
+
+STEPS = [
+    "optuna.storages._cached_storage._CachedStorage.create_new_trial",
+    "optuna.delete_study",
+    "trial.folder.StudyFolder.write_record",
+    "pathlib.Path.rename",
+    "pathlib.Path.unlink",
+]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_fresh_start_that_was_cut_short_is_finished_by_the_next_run(
+    step, study, tmp_path, monkeypatch
+):
+    url = f"sqlite:///{tmp_path}/study.db"
+    one_told(study, url)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            aside.set_aside(study, lambda: open_storage(study, url))
+    options = session.Options(runs=study.path.parent, storage=url)
+    # What `resume` gives as its source is in the folder that goes.
+    with contextlib.suppress(ConfigError):
+        session._set_aside(study, study.sweep_file, options, Console(quiet=True))
+    for path in study.path.parent.glob(f"{study.name}.*"):
+        # Whoever goes on with the old study has it left alone.
+        assert aside.mend(StudyFolder(path), lambda: open_storage(study, url)) is None
+    assert is_kept_aside(study, url)
 
 
 def test_a_storage_that_lost_its_trials_is_refused(study):
