@@ -30,6 +30,7 @@ from sweep.progress import Progress
 from sweep.spec import StopSpec
 from sweep.stopping import Verdict, verdict
 from trial.config import Origin, TrialConfig
+from trial.failure import kind_of_log, note_retry
 from trial.folder import Cause, Evaluation, Result, StudyFolder, TrialFolder
 
 log = logging.getLogger(__name__)
@@ -330,8 +331,11 @@ class Driver:
         if result is None:
             evaluations = folder.read_evaluations()
             step = evaluations[-1].step if evaluations else 0
-            cause = Cause(kind=event.kind, message=event.message, step=step)
-            if self._halted and event.kind == "lost":
+            kind = event.kind
+            if kind == "lost" and kind_of_log(folder.log) == "out_of_memory":
+                kind = "out_of_memory"
+            cause = Cause(kind=kind, message=event.message, step=step)
+            if self._halted and kind == "lost":
                 # Told to leave and gone: it goes on from its checkpoint in the next run.
                 self.progress.leave(event.number)
                 return
@@ -350,6 +354,7 @@ class Driver:
         smaller = self._smaller(folder) if action.halve else None
         if action.halve and smaller is None:
             return False
+        note_retry(folder.log, cause.kind, cause.message)
         # The other way round, a kill in between would count the halved trial as tried.
         if folder.result.exists():
             folder.set_aside_result()

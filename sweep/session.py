@@ -237,7 +237,7 @@ def _drive(spec: SweepSpec, folder: StudyFolder, options: Options, console: Cons
         planned=spec.stop.trials,
         alike_limit=spec.failures.alike,
     )
-    executor = make_executor(spec, options)
+    executor = make_executor(spec, options, folder)
     with _clear_ends(folder), _closing(executor):
         with console.status("starting Ray ..."):
             decider = _start(executor, spec, folder, options)
@@ -328,11 +328,12 @@ def check_same_study(folder: StudyFolder, numbered: set[int], finished: list[int
         )
 
 
-def make_executor(spec: SweepSpec, options: Options) -> RayExecutor:
+def make_executor(spec: SweepSpec, options: Options, folder: StudyFolder) -> RayExecutor:
     """Ray with what the sweep file says about devices."""
     from trial.launch import environment
 
     device, training = spec.base.get("device", "auto"), spec.base.get("training", {})
+    lazy, cluster = bool(training.get("use_lazy_mode")), options.ray_address is not None
     return RayExecutor(
         device=device,
         devices_per_trial=spec.resources.devices_per_trial,
@@ -340,7 +341,7 @@ def make_executor(spec: SweepSpec, options: Options) -> RayExecutor:
         concurrency=spec.resources.concurrency,
         expected_jobs=spec.stop.trials,
         address=options.ray_address,
-        environment=environment(device, lazy=bool(training.get("use_lazy_mode"))),
+        environment=environment(device, lazy, folder.path, several_nodes=cluster),
         hang_seconds=hung * 60 if (hung := spec.failures.hung_minutes) else None,
     )
 

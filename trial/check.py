@@ -5,15 +5,16 @@ Torch-free, and quick: of the weights only the headers are read.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from trial import hub
+from trial import hub, stack
+from trial.architectures import Settings, known_settings, shapes_of
 from trial.builtin import MODELS, resolve_model
 from trial.config import DataConfig, TrialConfig
 from trial.model_folder import ModelFolder, causal_model_types, read_object
@@ -29,42 +30,75 @@ TARGETS_KEY = "lora.target_modules"
 logger = logging.getLogger(__name__)
 
 
-def preflight(config: TrialConfig, *, here: bool = True) -> list[Problem]:
-    """Everything that would keep a trial from starting; empty when nothing is known to.
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What keeps a trial from starting: anywhere, and on this machine alone."""
+
+    problems: list[Problem]
+    absent: list[Problem]
+    """A device, or a hub model of known architecture, that is not here: a plan can do without."""
+
+
+def survey(config: TrialConfig, *, here: bool = True) -> Survey:
+    """Look at everything once.
 
     `here` says whether trials run on this machine: elsewhere, the device is not looked for.
     """
-    problems = [*_model_problems(config), *_data_problems(config), *_deepspeed_problems(config)]
-    return problems + (_device_problems(config) if here else [])
+    found = _look_at_model(config)
+    problems = [*found.problems, *_data_problems(config), *_deepspeed_problems(config)]
+    return Survey(problems, [*found.absent, *(_device_problems(config) if here else [])])
+
+
+def preflight(config: TrialConfig, *, here: bool = True) -> list[Problem]:
+    """Everything that would keep a trial from starting; empty when nothing is known to."""
+    found = survey(config, here=here)
+    return [*found.problems, *found.absent]
 
 
 def rank_problems(config: TrialConfig, ranks: int, *, here: bool = True) -> list[Problem]:
     """What keeps a trial from training with so many ranks."""
-    guessed = config.device == "auto" and here and not (_has_hpu() or _has_cuda())
+    guessed = config.device == "auto" and here and not (_has_hpu() or has_cuda())
     if ranks == 1 or config.zero_stage is not None or not (config.device == "cpu" or guessed):
         return []
     rule = f"0, 1, 2 or 3: without DeepSpeed the {ranks} ranks of a trial drift apart on cpu"
     return [Problem("zero_stage", rule, "null")]
 
 
-def _model_problems(config: TrialConfig) -> list[Problem]:
+def _look_at_model(config: TrialConfig) -> Survey:
     model = config.model
-    folder, problems = _find_model(model.name_or_path, model.revision, MODEL_KEY)
+    folder, problems = find_model(model.name_or_path, model.revision, MODEL_KEY)
     tokenizer = folder
+    absent: list[Problem] = []
+    settings = known_settings(model.name_or_path) if folder is None else None
+    if settings is not None:
+        absent, problems = problems, _known_problems(settings, config)
     if model.tokenizer_name_or_path is not None:
-        tokenizer, more = _find_model(model.tokenizer_name_or_path, model.revision, TOKENIZER_KEY)
+        tokenizer, more = find_model(model.tokenizer_name_or_path, model.revision, TOKENIZER_KEY)
         problems += more
     if folder is not None:
         problems += _folder_problems(folder, config)
     if tokenizer is not None:
         problems += _tokenizer_problems(tokenizer, config)
-    return problems
+    return Survey(problems, absent)
 
 
-def _find_model(
-    name: str, revision: str | None, key: str
+def _known_problems(settings: Settings, config: TrialConfig) -> list[Problem]:
+    """What published numbers of a model tell that is not here."""
+    weights = shapes_of(settings) or {}
+    kind, longest = settings["model_type"], settings["max_position_embeddings"]
+    return [
+        *_length_problems(longest, config),
+        *_module_problems(_modules(weights), kind, config),
+    ]
+
+
+def find_model(
+    name: str, revision: str | None, key: str, *, ask: bool = True
 ) -> tuple[ModelFolder | None, list[Problem]]:
-    """Where the files of a model or tokenizer are, if here, and what is wrong with its name."""
+    """Where the files of a model or tokenizer are, if here, and what is wrong with its name.
+
+    With `ask` the hub is asked about a name that is not here.
+    """
     if name.startswith(BUILTIN) and name not in MODELS:
         rule = f"a built-in model: {', '.join(MODELS)}"
         return None, [Problem(key, rule, repr(name), nearest(name, list(MODELS)))]
@@ -78,7 +112,7 @@ def _find_model(
     snapshot = hub.cached_snapshot(name, revision)
     if snapshot is not None:
         return ModelFolder(snapshot), []
-    return None, _hub_problems(name, revision, key)
+    return None, _hub_problems(name, revision, key) if ask else []
 
 
 def _no_folder(name: str, key: str) -> list[Problem]:
@@ -102,13 +136,14 @@ def _folder_problems(folder: ModelFolder, config: TrialConfig) -> list[Problem]:
         model_type = folder.settings()["model_type"]
     except ValueError as error:
         return [Problem(MODEL_KEY, f"a model folder ({error})", repr(config.model.name_or_path))]
-    problems = [*_type_problems(model_type, config), *_length_problems(folder, config)]
+    longest = folder.max_positions()
+    problems = [*_type_problems(model_type, config), *_length_problems(longest, config)]
     if not folder.weight_files():
         rule = f"weights (*.safetensors or pytorch_model*.bin) in {folder.path}"
         return [*problems, Problem(MODEL_KEY, rule, "none")]
     try:
         absent = folder.missing_shards()
-        modules = _modules(folder)
+        modules = _modules(folder.tensors())
     except ValueError as error:
         return [*problems, Problem(MODEL_KEY, f"readable weights ({error})")]
     if absent:
@@ -126,18 +161,16 @@ def _type_problems(model_type: str, config: TrialConfig) -> list[Problem]:
     return [Problem(MODEL_KEY, rule, f"a model of type {model_type!r}", near)]
 
 
-def _length_problems(folder: ModelFolder, config: TrialConfig) -> list[Problem]:
-    longest = folder.max_positions()
+def _length_problems(longest: int | None, config: TrialConfig) -> list[Problem]:
     if longest is None or config.data.max_length <= longest:
         return []
     rule = f"at most {longest}, the positions of {config.model.name_or_path}"
     return [Problem("data.max_length", rule, str(config.data.max_length))]
 
 
-def _modules(folder: ModelFolder) -> dict[str, tuple[int, ...]]:
+def _modules(tensors: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Modules that have a weight, with its shape."""
     ending = ".weight"
-    tensors = folder.tensors()
     return {
         name.removesuffix(ending): shape for name, shape in tensors.items() if name.endswith(ending)
     }
@@ -212,11 +245,16 @@ def _data_problems(config: TrialConfig) -> list[Problem]:
     rows_only = config.data.model_copy(
         update={name: DataConfig.model_fields[name].default for name in _NOT_READ}
     )
-    stamps = tuple(_stamp(path) for path in (config.data.path, config.data.eval_path))
+    stamps = tuple(_stamp(path) for path in _files(config.data))
     return [*([problem] if problem else []), *_row_problems(rows_only, stamps)]
 
 
 _NOT_READ = ("prompt_format", "max_length", "max_train_samples", "max_eval_samples")
+
+
+def _files(data: DataConfig) -> tuple[str | None, ...]:
+    alternatives = data.alternatives if isinstance(data.alternatives, str) else None
+    return (data.path, data.eval_path, data.forget_path, alternatives)
 
 
 def _stamp(path: str | None) -> tuple[int, int]:
@@ -253,18 +291,19 @@ def _deepspeed_problems(config: TrialConfig) -> list[Problem]:
     return []
 
 
-def _has_cuda() -> bool:
+def has_cuda() -> bool:
+    """Whether an NVIDIA device can be seen."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
     return any(Path(file).exists() for file in CUDA_FILES)
 
 
 def _has_hpu() -> bool:
-    return importlib.util.find_spec("habana_frameworks") is not None
+    return stack.on_gaudi()
 
 
 _PRESENT: dict[str, tuple[Callable[[], bool], str]] = {
-    "cuda": (_has_cuda, "a CUDA device (no NVIDIA device file, or hidden by CUDA_VISIBLE_DEVICES)"),
+    "cuda": (has_cuda, "a CUDA device (no NVIDIA device file, or hidden by CUDA_VISIBLE_DEVICES)"),
     "hpu": (_has_hpu, "a Gaudi device with its software (habana_frameworks is not installed)"),
 }
 

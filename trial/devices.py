@@ -5,14 +5,17 @@ Adding a device is one entry. Nothing here loads torch until a function of an en
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trial import gaudi, memory, schema
+from trial import gaudi, memory, schema, stack
 from trial.config import TrialConfig
 from trial.launch import BEFORE_START
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class Device:
     evaluation_inputs: Callable[[Any], dict[str, Any]]
     """What the trainer adds to its inputs besides the batch."""
     mend_trainer: Callable[[Any, TrialConfig], None]
-    """What a new trainer needs before it trains."""
+    """What a new trainer needs before it trains, or what is to be said of it."""
     mend_checkpointing: Callable[[Any], None]
     """Undo what the trainer has done to gradient checkpointing, where that fails."""
     backend: str
@@ -50,6 +53,8 @@ class Device:
     """Whether a new shape costs a compilation: batches are never trimmed then."""
     free_reads: bool
     """Whether reading a tensor's value waits for nothing: losses are checked at every step then."""
+    counters: Callable[[], dict[str, float]] = lambda: {}
+    """What the device has counted since `reset_peak`, by the name of a metric."""
 
 
 def _leave(*_: Any) -> None:
@@ -119,10 +124,34 @@ def _hpu_trainer_arguments(config: TrialConfig) -> dict[str, Any]:
     return {"gaudi_config": gaudi.gaudi_config(config.gaudi_config)}
 
 
+def _hpu_tell(trainer: Any, config: TrialConfig) -> None:
+    """Say in the trial's log with which settings and types it trains."""
+    adapter = stack.types_of(p for p in trainer.model.parameters() if p.requires_grad)
+    base = stack.types_of(p for p in trainer.model.parameters() if not p.requires_grad)
+    for line in stack.settings(config, adapter, base or adapter):
+        logger.info("%s", line)
+
+
+def _hpu_compilation() -> Any:
+    """The bridge's own count of compiled graphs; None where it keeps none."""
+    try:
+        from habana_frameworks.torch.hpu.metrics import metric_global
+    except ImportError:
+        return None
+    return metric_global("graph_compilation")
+
+
+def _hpu_counters() -> dict[str, float]:
+    found = _hpu_compilation()
+    return {} if found is None else stack.compilation(dict(found.stats()))
+
+
 def _hpu_reset_peak() -> None:
     import habana_frameworks.torch.hpu as hpu
 
     hpu.reset_peak_memory_stats()
+    if (compilation := _hpu_compilation()) is not None:
+        compilation.reset()
 
 
 def _hpu_read_peak() -> int:
@@ -182,11 +211,12 @@ DEVICES: dict[str, Device] = {
         read_peak=_hpu_read_peak,
         synchronise=_hpu_synchronise,
         evaluation_inputs=gaudi.evaluation_inputs,
-        mend_trainer=_leave,
+        mend_trainer=_hpu_tell,
         mend_checkpointing=_leave,
         backend="hccl",
         fixed_shapes=True,
         free_reads=False,
+        counters=_hpu_counters,
     ),
     "cuda": Device(
         name="cuda",

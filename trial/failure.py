@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import traceback
+from pathlib import Path
 
 from trial.folder import Cause, CauseKind
 
 SIGNS: tuple[tuple[str, CauseKind], ...] = (
+    # No card in sight, as without a driver or its container runtime: waiting brings none.
+    ("[device not found]", "error"),
     ("device already acquired", "device_busy"),
     ("device acquire failed", "device_busy"),
     ("all cuda-capable devices are busy", "device_busy"),
@@ -18,8 +22,13 @@ SIGNS: tuple[tuple[str, CauseKind], ...] = (
     ("pt_devmem allocation failed", "out_of_memory"),
     ("defaultcpuallocator: can't allocate memory", "out_of_memory"),
     ("cannot allocate memory", "out_of_memory"),
+    ("std::bad_alloc", "out_of_memory"),
 )
 """Text, lower case, to cause; the first that is found decides."""
+AGAIN = "tried again after"
+"""How the line begins that parts a try from the next in a trial's log."""
+LAST_WORDS = 64_000
+"""Bytes of a log that may hold them."""
 
 
 class Diverged(ArithmeticError):  # noqa: N818 (what happened, as Cause names it)
@@ -44,6 +53,26 @@ def kind_of_text(text: str) -> CauseKind:
     """The cause that an error message, or the end of a dead worker's log, speaks of."""
     lowered = text.lower()
     return next((kind for sign, kind in SIGNS if sign in lowered), "error")
+
+
+def kind_of_log(log: Path) -> CauseKind:
+    """The cause that the log of a worker speaks of which died without a word to anybody.
+
+    A Gaudi that runs out of memory may take its process with it. Earlier tries do not count.
+    """
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_WORDS))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return "error"
+    return kind_of_text(text.rpartition(AGAIN)[2].partition("\n")[2] if AGAIN in text else text)
+
+
+def note_retry(log: Path, kind: CauseKind, message: str) -> None:
+    """Part a failed try from the next one in a trial's log."""
+    with open(log, "a", encoding="utf-8") as file:
+        file.write(f"\n{AGAIN} {kind}: {message.splitlines()[0] if message else ''}\n")
 
 
 def classify(error: BaseException) -> CauseKind:

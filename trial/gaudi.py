@@ -24,6 +24,9 @@ FLASH_FLAGS = (
 )
 """What `adapt_transformers_to_gaudi` adds to every generation configuration."""
 
+FUSED = "gaudi_fused_sdpa"
+"""`attn_implementation` of attention as one kernel."""
+
 DEVICE_ONLY = frozenset(
     {
         "use_lazy_mode",
@@ -122,6 +125,12 @@ def evaluation_inputs(trainer: Any) -> dict[str, Any]:
     return extra
 
 
+def mark_step() -> None:
+    """Let a Gaudi in lazy mode run what it has been given; elsewhere nothing waits for that."""
+    if (core := sys.modules.get("habana_frameworks.torch.core")) is not None:
+        core.mark_step()
+
+
 def mend_model(model: Any) -> None:
     """Give the generation configuration the flags that GaudiTrainer reads unasked."""
     generation = getattr(model, "generation_config", None)
@@ -130,6 +139,20 @@ def mend_model(model: Any) -> None:
     for flag in FLASH_FLAGS:
         if not hasattr(generation, flag):
             setattr(generation, flag, False)
+
+
+def fuse_attention(model: Any, config: TrialConfig) -> None:
+    """Turn fused attention on in models that go by their generation configuration.
+
+    optimum-habana's Llama, Qwen2, Gemma and their like never read `attn_implementation`, and fall
+    back to attention that keeps a matrix of all pairs of tokens.
+    """
+    generation = getattr(model, "generation_config", None)
+    if generation is None or config.model.attn_implementation != FUSED:
+        return
+    generation.use_flash_attention = True
+    for flag in ("flash_attention_recompute", "flash_attention_causal_mask"):
+        setattr(generation, flag, bool(config.training.get(flag)))
 
 
 def mend_trainer(trainer: Any, config: TrialConfig) -> None:

@@ -47,9 +47,9 @@ class Session:
             value=kept.value if kept and state != "failed" else None,
             best_step=best.step if best else None,
             steps=self.run.steps if self.run else 0,
-            max_steps=self.trainer.state.max_steps if self.trainer else 0,
+            max_steps=self.run.max_steps if self.run else 0,
             initial_eval_loss=progress.initial_eval_loss,
-            metrics={"last_eval_loss": last.value} if last else {},
+            metrics={**(kept.metrics if kept else {}), **self._metrics()},
             tokens=progress.tokens,
             trainable_parameters=trainable,
             total_parameters=total,
@@ -61,3 +61,9 @@ class Session:
             model_hash=self.model_hash,
             cause=cause,
         )
+
+    def _metrics(self) -> dict[str, float]:
+        """Further figures by name: the last loss, and what the device counted in this attempt."""
+        last = self.run.progress.last if self.run else None
+        found = {"last_eval_loss": last.value} if last else {}
+        return {**found, **(self.device.counters() if self.device else {})}

@@ -13,9 +13,11 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from trial import gaudi, ranks
+from trial.clock import Clock
 from trial.config import TrialConfig
 from trial.devices import DEVICES, Device, apply_environment, pick
-from trial.launch import ALWAYS
+from trial.folder import Seconds
+from trial.launch import ALWAYS, make_recipe_folder
 from trial.model import is_local, leaves_base_as_it_was, load_base, load_tokenizer
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class Workbench:
         if gaudi.on_device() and config.device in ("auto", "hpu"):
             # Looking for the device loads torch already, and Habana's plugin with it.
             apply_environment(DEVICES["hpu"].environment(config))
+            make_recipe_folder()
         device = pick(config.device)
         self._device = device.name
         apply_environment(device.environment(config))
@@ -86,21 +89,30 @@ class Workbench:
         key = f"{device.name} {config.model.model_dump_json()}"
         base, self._base = self._base, None
         if base is not None and key == self._base_key and leaves_base_as_it_was(config):
-            return base
+            return _with_attention(base, config, device)
         del base
         attention = config.model.attn_implementation
-        if attention == "gaudi_fused_sdpa" and device.name != "hpu":
+        if attention == gaudi.FUSED and device.name != "hpu":
             logger.warning("no effect on %s: attn_implementation %s", device.name, attention)
             attention = None
         fresh = load_base(config.model, attention)
         gaudi.mend_model(fresh)
         self._base_key = key
-        return fresh
+        return _with_attention(fresh, config, device)
 
     def give_back(self, model: Any, config: TrialConfig) -> None:
         """Take the adapter off the base model and keep it, where that leaves no trace."""
         if model is not None and leaves_base_as_it_was(config):
             self._base = model.unload()
+
+    def keep_base(self, base: Any) -> None:
+        """Take back a base model that nothing has been done to."""
+        self._base = base
+
+    def pay(self, clock: Clock) -> None:
+        """Charge imports that nobody has paid for yet."""
+        clock.restore(Seconds(startup=self.unpaid_seconds))
+        self.unpaid_seconds = 0.0
 
     @contextmanager
     def lent(self, config: TrialConfig) -> Iterator[None]:
@@ -125,6 +137,13 @@ class Workbench:
     def _patched_for_good(self, config: TrialConfig) -> bool:
         """Whether GaudiTrainer has replaced torch's checkpointing in this process."""
         return bool(config.training.get("gradient_checkpointing")) and self._device == "hpu"
+
+
+def _with_attention(base: Any, config: TrialConfig, device: Device) -> Any:
+    """The base model with fused attention as this trial wants it."""
+    if device.name == "hpu":
+        gaudi.fuse_attention(base, config)
+    return base
 
 
 @cache
