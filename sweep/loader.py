@@ -18,6 +18,7 @@ from sweep import checks, dimension, optuna_names
 from sweep.dimension import Choices, Dimension, Range
 from sweep.failures import FailuresSpec
 from sweep.places import absolute_places
+from sweep.secret import refuse_secrets
 from sweep.sheet import Sheet, is_at_or_below, read
 from sweep.space import Space
 from sweep.spec import (
@@ -78,6 +79,7 @@ def load(source: Path, overrides: Sequence[str] = ()) -> SweepSpec:
         ConfigError: every mistake at once, each with its file and line or its override.
     """
     sheet = read(Path(source), overrides)
+    refuse_secrets(sheet)
     absolute_places(sheet)
     spec = SweepSpec(
         name=_name(sheet),
