@@ -46,3 +46,32 @@ class Clock:
         """The seconds of every phase up to now."""
         self.switch(self._phase)
         return Seconds(**self._spent)
+
+
+class ShareClock(Clock):
+    """The seconds of one trial among several: those spent on it alone, and its share of others."""
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        super().__init__(now=now)
+        self._busy = False
+
+    def charge(self, phase: str, seconds: float) -> None:
+        """Add a share of seconds that several trials spent together."""
+        self._spent[phase] += seconds
+
+    def switch(self, phase: str) -> str:
+        """Charge what follows to `phase` where it is spent on this trial alone."""
+        if not self._busy:
+            self._since = self._now()
+        return super().switch(phase)
+
+    @contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """Charge the block to `phase`; outside of such blocks nothing is charged."""
+        before, busy = self.switch(phase), self._busy
+        self._busy = True
+        try:
+            yield
+        finally:
+            self.switch(before)
+            self._busy = busy

@@ -82,6 +82,8 @@ class Attempt(Record):
     versions: dict[str, str] = Field(default_factory=dict)
     cold: bool = True
     """Whether this process had to import and load everything."""
+    slots: int = 1
+    """Trials that the job could hold at once; their seconds are shares of its own."""
 
 
 class Cause(Record):
@@ -169,6 +171,7 @@ class TrialFolder:
         self.result = self.path / "result.json"
         self.failures = self.path / "failures.jsonl"
         self.samples = self.path / "samples.jsonl"
+        self.truth_ratios = self.path / "truth_ratios.json"
         self.log = self.path / "train.log"
         self.adapter = self.path / "adapter"
         self.model = self.path / "model"

@@ -5,13 +5,16 @@ result = train(TrialFolder("runs/x/trials/00007"))
 
 from __future__ import annotations
 
+import contextlib
+
 from trial import failure, gang, ranks
 from trial.checkpoints import Checkpoints
 from trial.clock import Clock
 from trial.control import Control, Free
 from trial.disk import refuse_if_full
-from trial.folder import Result, Seconds, State, TrialFolder
+from trial.folder import Result, State, TrialFolder
 from trial.session import Session
+from trial.sharing import why_alone
 from trial.workbench import Workbench
 
 
@@ -36,15 +39,25 @@ def train(
         return result
     config = folder.read_config()
     bench = bench or Workbench()
-    session = Session(folder, config, control or Free(), bench, Clock())
-    with bench.lent(config):
+    if config.packed and not why_alone(config):
+        bench.start(config)
+        from trial.packed.job import train_packed
+        from trial.packed.skeleton import NotPackableError
+
+        with contextlib.suppress(NotPackableError):
+            return train_packed([folder], slots=1, bench=bench, controls=[control or Free()])[0]
+    return _train_alone(Session(folder, config, control or Free(), bench, Clock()))
+
+
+def _train_alone(session: Session) -> Result | None:
+    with session.bench.lent(session.config):
         result = _outcome(session)
     if result is not None:
-        _commit(session, result)
+        commit(session, result)
     return result
 
 
-def _commit(session: Session, result: Result) -> None:
+def commit(session: Session, result: Result) -> None:
     """Write the result; then what was needed to go on may go, unless the trial may be continued."""
     if session.run is not None:
         session.run.stay_in_turn()
@@ -81,8 +94,7 @@ def _attempt(session: Session) -> State | None:
         with session.clock.during("startup"):
             device = session.device = session.bench.start(config)
             from trial.attempt import attempt
-        session.clock.restore(Seconds(startup=session.bench.unpaid_seconds))
-        session.bench.unpaid_seconds = 0.0
+        session.bench.pay(session.clock)
         if ranks.world_size() > 1 and config.zero_stage is None and device.name == "cpu":
             raise ValueError("several ranks on cpu need a `zero_stage`: they drift apart without")
         session.gang = gang.join()

@@ -51,15 +51,25 @@ def copy_folder(source: Path, target: Path) -> None:
         shutil.copytree(source, temporary, copy_function=_link, dirs_exist_ok=True)
 
 
+def write_adapter(tensors: State, config: Any, folder: Path) -> None:
+    """Write tensors by their saved names and PEFT's `config`, whole or not at all."""
+    with _whole(folder) as temporary:
+        _write_adapter(tensors, config, temporary)
+
+
 def _save_adapter(model: Any, state: State, folder: Path) -> None:
     from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
 
     # False, not "auto": that may ask the hub whether the vocabulary has grown. It has not.
     adapter = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
+    _write_adapter(adapter, model.peft_config[model.active_adapter], folder)
+
+
+def _write_adapter(adapter: State, config: Any, folder: Path) -> None:
+    from safetensors.torch import save_file
+
     tensors = {name: tensor.float().contiguous() for name, tensor in adapter.items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = model.peft_config[model.active_adapter]
     inference_mode, config.inference_mode = config.inference_mode, True
     try:
         config.save_pretrained(str(folder))

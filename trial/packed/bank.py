@@ -1,0 +1,226 @@
+"""The adapters of all slots side by side, and the layers that apply them.
+
+Every adapted layer holds `A [K, R, in]` and `B [K, out, R]` in float32, K slots of rank R. A trial
+of lower rank is padded with zeros, which gradient, AdamW and weight decay leave zero. What trials
+differ in (scale, dropout) are tensors over slots: a new trial in a slot changes no shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from trial.dropout import LOWEST, Places, feature_keys, survivors, threshold
+from trial.packed.skeleton import Drawn
+
+
+class SlotLayer:
+    """The adapters of one layer in all slots."""
+
+    def __init__(self, name: str, a: torch.Tensor, b: torch.Tensor, site: int) -> None:
+        self.name = name
+        self.a = a
+        self.b = b
+        self.scale = torch.zeros(len(a), 1, 1, device=a.device)
+        self.keys = feature_keys(site, a.shape[2]).to(a.device)
+
+
+class Bank:
+    """What is trained: one row of `values` for each slot, seen by each layer as its A and B.
+
+    With `flat`, all layers are views of one block [K, parameters]; else each tensor is a block of
+    its own, which compilers of whole graphs like better. Gradients have blocks of the same shapes,
+    into which autograd adds: they must be zeroed in place and never replaced.
+    """
+
+    def __init__(
+        self, drawn: Drawn, slots: int, rank: int, device: torch.device, *, flat: bool = True
+    ) -> None:
+        self.slots = slots
+        self.rank = rank
+        self.device = device
+        self.places = Places()
+        self.picked: torch.Tensor | None = None
+        """Slots that the batch at hand holds, in its order; None for all."""
+        self.count = slots
+        """How many slots the batch at hand holds."""
+        self.drops: list[float] = [0.0] * slots
+        self._thresholds: torch.Tensor | None = None
+        self._gains: torch.Tensor | None = None
+        shapes = [
+            shape
+            for layer in drawn.layers
+            for shape in ((rank, layer.a.shape[1]), (layer.b.shape[0], rank))
+        ]
+        self.blocks: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """Values and gradients, each [K, ...]."""
+        tensors = list(self._flat(shapes) if flat else self._apart(shapes))
+        self.layers = [
+            SlotLayer(layer.name, tensors[2 * index], tensors[2 * index + 1], layer.site)
+            for index, layer in enumerate(drawn.layers)
+        ]
+
+    def _flat(self, shapes: Sequence[tuple[int, int]]) -> Iterator[torch.Tensor]:
+        size = sum(rows * columns for rows, columns in shapes)
+        value, grad = (torch.zeros(self.slots, size, device=self.device) for _ in range(2))
+        self.blocks.append((value, grad))
+        at = 0
+        for rows, columns in shapes:
+            here = slice(at, at + rows * columns)
+            at = here.stop
+            yield _leaf(
+                value[:, here].unflatten(1, (rows, columns)),
+                grad[:, here].unflatten(1, (rows, columns)),
+            )
+
+    def _apart(self, shapes: Sequence[tuple[int, int]]) -> Iterator[torch.Tensor]:
+        for rows, columns in shapes:
+            value, grad = (torch.zeros(self.slots, rows, columns, device=self.device) for _ in "vg")
+            self.blocks.append((value, grad))
+            yield _leaf(value, grad)
+
+    # One slot
+
+    def load(self, slot: int, drawn: Drawn, dropout: float) -> None:
+        """Put a fresh adapter into a slot; nothing of what was there remains, NaN included."""
+        self.clear(slot)
+        with torch.no_grad():
+            for layer, fresh in zip(self.layers, drawn.layers, strict=True):
+                r = len(fresh.a)
+                layer.a[slot, :r] = fresh.a.to(self.device)
+                layer.b[slot, :, :r] = fresh.b.to(self.device)
+                layer.scale[slot] = fresh.scale
+        self.drops[slot] = dropout
+
+    def clear(self, slot: int) -> None:
+        """Empty a slot: it then adds nothing to its rows."""
+        with torch.no_grad():
+            for value, grad in self.blocks:
+                value[slot].zero_()
+                grad[slot].zero_()
+            for layer in self.layers:
+                layer.scale[slot] = 0.0
+        self.drops[slot] = 0.0
+
+    def read(self, slot: int, drawn: Drawn, of: Sequence[torch.Tensor] | None = None) -> list[Any]:
+        """A and B of every layer at the trial's true rank, on the CPU; of other blocks if given."""
+        found = []
+        for (a, b), fresh in zip(self.pairs(of), drawn.layers, strict=True):
+            r = len(fresh.a)
+            found.append(
+                (a[slot, :r].detach().cpu().clone(), b[slot, :, :r].detach().cpu().clone())
+            )
+        return found
+
+    def write(
+        self, slot: int, tensors: Sequence[Any], of: Sequence[torch.Tensor] | None = None
+    ) -> None:
+        """What `read` gave, back into a slot."""
+        with torch.no_grad():
+            for (a, b), (saved_a, saved_b) in zip(self.pairs(of), tensors, strict=True):
+                r = len(saved_a)
+                a[slot, :r] = saved_a.to(self.device)
+                b[slot, :, :r] = saved_b.to(self.device)
+
+    def pairs(self, of: Sequence[torch.Tensor] | None = None) -> list[tuple[Any, Any]]:
+        """A and B of every layer; or what lies in the same places of blocks like `blocks`."""
+        if of is None:
+            return [(layer.a, layer.b) for layer in self.layers]
+        if len(of) > 1:
+            return list(zip(of[::2], of[1::2], strict=True))
+        tensors, at = [], 0
+        for layer in self.layers:
+            for like in (layer.a, layer.b):
+                size = like.shape[1] * like.shape[2]
+                tensors.append(of[0][:, at : at + size].unflatten(1, like.shape[1:]))
+                at += size
+        return list(zip(tensors[::2], tensors[1::2], strict=True))
+
+    # The batch at hand
+
+    def pick(self, slots: Sequence[int]) -> None:
+        """Say which slots the next batch holds, in equally many rows each; nothing is dropped."""
+        every = list(slots) == list(range(self.slots))
+        self.picked = None if every else torch.tensor(list(slots), device=self.device)
+        self.count = len(slots)
+        self._thresholds = self._gains = None
+
+    def drop(self, slots: Sequence[int], rows: Sequence[int], columns: int) -> None:
+        """Place the rows of a training batch for dropout; nothing to do where nobody drops."""
+        drops = [self.drops[slot] for slot in slots]
+        if not any(drops):
+            return
+        self.places.set(rows, columns, self.device)
+        share = len(rows) // len(slots)
+        limits = [threshold(p) if p else LOWEST for p in drops for _ in range(share)]
+        gains = [1.0 - p for p in drops for _ in range(share)]
+        self._thresholds = torch.tensor(limits, dtype=torch.int32, device=self.device).view(
+            -1, 1, 1
+        )
+        self._gains = torch.tensor(gains, device=self.device).view(-1, 1, 1)
+
+    def dropped(self, x: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """A layer's input after dropout."""
+        gains = self._gains
+        if gains is None or self._thresholds is None or self.places.keys is None:
+            return x
+        kept = survivors(self.places.keys, keys, self._thresholds)
+        return x * (kept.to(x.dtype) / gains.to(x.dtype))
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The slots at hand of a tensor over slots."""
+        if self.picked is None:
+            return tensor
+        return tensor.index_select(0, self.picked)
+
+
+def _leaf(value: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    leaf = value.detach().requires_grad_()
+    leaf.grad = grad
+    return leaf
+
+
+class SlotLinear(nn.Module):
+    """A frozen linear layer with one adapter for each slot of the batch."""
+
+    def __init__(self, base: nn.Module, layer: SlotLayer, bank: Bank) -> None:
+        super().__init__()
+        self.base = base
+        self.layer = layer
+        self.bank = bank
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` [slots * rows, columns, in]; as PEFT's own layer does for each slot's rows."""
+        bank, layer = self.bank, self.layer
+        base = self.base(x)
+        a, b, scale = bank.of(layer.a), bank.of(layer.b), bank.of(layer.scale)
+        inner = bank.dropped(x.to(a.dtype), layer.keys)
+        inner = inner.reshape(bank.count, -1, x.shape[-1])
+        inner = torch.bmm(inner, a.transpose(1, 2)) * scale
+        if base.dtype == inner.dtype:
+            whole = base.reshape(bank.count, -1, base.shape[-1])
+            return torch.baddbmm(whole, inner, b.transpose(1, 2)).view_as(base)
+        return (base + torch.bmm(inner, b.transpose(1, 2)).view_as(base)).to(base.dtype)
+
+
+def install(model: Any, bank: Bank) -> None:
+    """Put the bank's layers over the layers of the base model that they adapt."""
+    for layer in bank.layers:
+        parent, name = _parent(model, layer.name)
+        setattr(parent, name, SlotLinear(getattr(parent, name), layer, bank))
+
+
+def uninstall(model: Any, bank: Bank) -> None:
+    """Give the base model its own layers back, untouched."""
+    for layer in bank.layers:
+        parent, name = _parent(model, layer.name)
+        if isinstance(wrapped := getattr(parent, name), SlotLinear):
+            setattr(parent, name, wrapped.base)
+
+
+def _parent(model: Any, path: str) -> tuple[Any, str]:
+    head, _, name = path.rpartition(".")
+    return model.get_submodule(head), name

@@ -1,0 +1,153 @@
+"""What all trials of a packed job stand on: device, base model, data, and as many slots as pay."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from trial import failure
+from trial.arguments import build_arguments, labels, training_keywords
+from trial.batches import Batch, evaluation_batches
+from trial.config import TrialConfig
+from trial.data import Prepared
+from trial.devices import Device
+from trial.folder import TrialFolder
+from trial.packed.engine import Engine
+from trial.packed.plan import Plan, make_plan
+from trial.packed.skeleton import Drawn, NotPackableError, Skeleton
+from trial.sharing import bucket
+from trial.workbench import Workbench
+
+CANDIDATES = (1, 2, 4, 8, 16)
+"""Numbers of slots that `auto` times, in this order."""
+GAIN = 1.10
+"""More slots must train so many times the tokens per second of fewer."""
+TIMED = 3
+"""Batches of which the fastest counts."""
+KEPT_EVAL_TOKENS = 1 << 22
+"""Eval batches are kept in memory up to this size."""
+
+
+@dataclass(slots=True)
+class Floor:
+    """One base model with slots over it, and the data that every trial of the job trains on."""
+
+    bench: Workbench
+    device: Device
+    data: Prepared
+    skeleton: Skeleton
+    engine: Engine
+    _evals: dict[int, list[Batch]] = field(default_factory=dict)
+
+    @property
+    def slots(self) -> int:
+        """How many trials train at once."""
+        return self.engine.bank.slots
+
+    def plan(self, config: TrialConfig, folder: TrialFolder) -> Plan:
+        """What a trial does when."""
+        return make_plan(_arguments(config, self.device, folder), config, len(self.data.train))
+
+    def eval_batches(self, size: int) -> Iterable[Batch]:
+        """The held-out rows in batches of `size`; every trial has the same."""
+        dataset = self.data.eval
+        fresh = evaluation_batches(dataset, size, self.engine.collate)
+        if len(dataset) * dataset.max_length > KEPT_EVAL_TOKENS:
+            return fresh
+        if size not in self._evals:
+            self._evals[size] = list(fresh)
+        return self._evals[size]
+
+    def close(self) -> None:
+        """Give the base model back as it was."""
+        self.bench.keep_base(self.engine.close())
+
+
+def open_floor(
+    bench: Workbench, config: TrialConfig, folder: TrialFolder, slots: int, limit: int
+) -> Floor:
+    """Prepare for trials that share a job with `config`; 0 slots: as many as pay, up to `limit`.
+
+    Raises:
+        NotPackableError: base model or adapter are none that slots can train.
+    """
+    device = bench.start(config)
+    args = _arguments(config, device, folder)
+    device.reset_peak()
+    base = bench.take_base(config, device)
+    data = bench.prepared(config, base.config.model_type)
+    skeleton = Skeleton(base)
+    drawn = skeleton.draw(config)
+    rank = bucket(max(len(layer.a) for layer in drawn.layers))
+    build = partial(Engine, device=device, args=args, drawn=drawn, rank=rank)
+    try:
+        engine = build(base, slots=slots or max(1, min(limit, CANDIDATES[-1])))
+    except NotPackableError:
+        bench.keep_base(base)
+        raise
+    if not slots:
+        rows = [data.train[i % len(data.train)] for i in range(args.per_device_train_batch_size)]
+        fitting = measure(engine, device, drawn, config.lora.lora_dropout, rows)
+        if fitting < engine.bank.slots:
+            engine = build(engine.close(), slots=fitting)
+    return Floor(bench, device, data, skeleton, engine)
+
+
+def _arguments(config: TrialConfig, device: Device, folder: TrialFolder) -> Any:
+    return build_arguments(training_keywords(config, device, folder), device, labels(config))
+
+
+def measure(engine: Engine, device: Device, drawn: Drawn, drop: float, rows: list[Batch]) -> int:
+    """How many slots pay, by the time of a few batches; the engine is left empty."""
+    slots = range(engine.bank.slots)
+    for slot in slots:
+        engine.load(slot, drawn, drop)
+    found = pays(partial(_seconds, engine, device, rows), len(slots))
+    for slot in slots:
+        engine.clear(slot)
+    return found
+
+
+def pays(seconds: Callable[[int], float | None], most: int) -> int:
+    """The number of slots beyond which more of them gain too little.
+
+    `seconds(k)` times a batch of k slots; None when it did not fit into memory.
+    """
+    best, best_rate = 1, 0.0
+    for slots in (number for number in CANDIDATES if number <= most):
+        took = seconds(slots)
+        if took is None or slots / took < best_rate * GAIN:
+            break
+        best, best_rate = slots, slots / took
+    return best
+
+
+def _seconds(engine: Engine, device: Device, rows: list[Batch], slots: int) -> float | None:
+    """The fastest of a few batches of `slots` slots; the first one warms up."""
+    shares = [(slot, rows, list(range(len(rows))), 1) for slot in range(slots)]
+    taken = []
+    try:
+        for _ in range(TIMED + 1):
+            began = time.perf_counter()
+            engine.accumulate(shares)
+            device.synchronise()
+            taken.append(time.perf_counter() - began)
+    except Exception as error:
+        if failure.classify(error) != "out_of_memory":
+            raise
+        release()
+        return None
+    return min(taken[1:])
+
+
+def release() -> None:
+    """Give back what a failed batch still holds."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

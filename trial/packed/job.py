@@ -1,0 +1,422 @@
+"""A packed job: slots over one base model, each with a trial of its own, refilled as they end.
+
+    results = train_packed(folders, slots=8)
+
+Every trial keeps its own data order, dropout, clipping, schedule, evaluations, checkpoints and end.
+Trials that end make room for the next at once; the others never notice.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from trial import failure, ranks
+from trial.attempt import note_attempt, open_run, place_weights
+from trial.batches import IGNORED, Batch
+from trial.clock import ShareClock
+from trial.config import TrialConfig
+from trial.control import Control, Free, StopReason
+from trial.disk import DiskFullError, refuse_if_full
+from trial.dropout import row_key
+from trial.folder import Result, TrialFolder
+from trial.gang import PeerLost
+from trial.model import model_hash
+from trial.packed.engine import Share
+from trial.packed.floor import Floor, open_floor, release
+from trial.packed.skeleton import NotPackableError
+from trial.packed.slot import STATE, Entry, Slot, rows_from
+from trial.session import Session
+from trial.workbench import Workbench
+
+logger = logging.getLogger(__name__)
+
+
+class Desk(Protocol):
+    """Where a job gets its trials and takes their ends."""
+
+    def next(self, wait: bool) -> Entry | None:
+        """The next trial. None: there is none now or, asked to wait, there will be none."""
+
+    def ended(self, entry: Entry, result: Result | None) -> None:
+        """The trial has a result, on disk; without one it was interrupted at a checkpoint."""
+
+    def bumped(self, entry: Entry, *, alone: bool) -> None:
+        """The trial has left its slot at a checkpoint, to go on later; by itself if `alone`."""
+
+    def gone(self, entry: Entry, error: Exception) -> None:
+        """The trial was left off without a result: another has it now, or the disk is full."""
+
+    def sized(self, slots: int) -> None:
+        """The job holds so many trials at once."""
+
+
+class PackedJob:
+    """Trains what a desk hands out, in `slots` slots; 0 slots: as many as pay."""
+
+    def __init__(self, desk: Desk, bench: Workbench, slots: int, *, limit: int = 16) -> None:
+        self.desk = desk
+        self.bench = bench
+        self.slots = slots
+        self.limit = limit
+        """Most slots that are taken where nobody said how many."""
+        self.free: list[int] = []
+        self.busy: dict[int, Slot] = {}
+        self._floor: Floor | None = None
+
+    @property
+    def floor(self) -> Floor:
+        """What the trials stand on; there once the first has been taken up."""
+        if self._floor is None:
+            raise RuntimeError("no trial has been taken up yet")
+        return self._floor
+
+    def run(self) -> None:
+        """Train until the desk has no more."""
+        try:
+            with ranks.environment(deepspeed=False):
+                while self._fill():
+                    self._turn()
+        except Exception:
+            self.bench.reusable = False
+            raise
+        finally:
+            if self._floor is not None:
+                self._floor.close()
+
+    # Taking trials up
+
+    def _fill(self) -> bool:
+        """Give free slots a trial; False when there is nothing left to do."""
+        while self._floor is None or self.free:
+            entry = self.desk.next(wait=not self.busy)
+            if entry is None:
+                return bool(self.busy)
+            self._take_up(entry)
+        return True
+
+    def _take_up(self, entry: Entry) -> None:
+        if (result := entry.folder.read_result()) is not None:
+            self.desk.ended(entry, result)
+            return
+        clock, config = ShareClock(), entry.folder.read_config()
+        session = Session(entry.folder, config, entry.control, self.bench, clock)
+        try:
+            with clock.during("load"):
+                slot = self._load(entry, session, clock)
+        except NotPackableError:
+            self.desk.bumped(entry, alone=True)
+            return
+        except Exception as error:
+            self._fail(entry, session, error)
+            return
+        self.busy[slot.index] = slot
+        self._begin(slot)
+
+    def _open(self, config: TrialConfig, folder: TrialFolder) -> Floor:
+        if self._floor is None:
+            self._floor = open_floor(self.bench, config, folder, self.slots, self.limit)
+            self.free = list(range(self._floor.slots))
+            self.desk.sized(self._floor.slots)
+        return self._floor
+
+    def _load(self, entry: Entry, session: Session, clock: ShareClock) -> Slot:
+        config = session.config
+        floor = self._open(config, entry.folder)
+        self.bench.pay(clock)
+        session.device = floor.device
+        session.data_hash = floor.data.data_hash
+        session.model_hash = model_hash(config.model.name_or_path, config.model.revision)
+        plan, drawn = floor.plan(config, entry.folder), floor.skeleton.draw(config)
+        session.parameters = drawn.parameters
+        checkpoint, run = open_run(session, floor.device)
+        if checkpoint is not None and not (checkpoint / STATE).is_file():
+            raise NotPackableError("its checkpoint is a trainer's own")
+        session.run = run
+        run.max_steps = plan.max_steps
+        index, bank = self.free[0], floor.engine.bank
+        floor.engine.load(index, drawn, config.lora.lora_dropout)
+        order = rows_from(len(floor.data.train), plan, run.steps)
+        slot = Slot(
+            index, entry, session, plan, drawn, bank, floor.engine.adamw, clock, order,
+            began=run.steps, fresh=checkpoint is None, logged_at=run.steps,
+        )  # fmt: skip
+        if checkpoint is not None:
+            slot.read_state(checkpoint)
+        note_attempt(session, floor.device, run, slots=floor.slots)
+        self.bench.cold = False
+        self.free.pop(0)
+        return slot
+
+    def _begin(self, slot: Slot) -> None:
+        """The first reports of an attempt."""
+        run = slot.run
+        self._say(slot, f"training from step {run.steps} to {slot.plan.max_steps} in a packed job")
+        slot.entry.control.started(run.folder, run.device.label(), slot.plan.max_steps)
+        if slot.fresh and slot.plan.args.eval_on_start:
+            self._guarded(slot, lambda: self._evaluate(slot))
+        if slot.index in self.busy and (reason := self._asked(slot)):
+            self._stop(slot, reason)
+
+    # Training
+
+    def _turn(self) -> None:
+        """One micro-batch of every trial, and what follows where it ends an optimizer step."""
+        slots = [self.busy[index] for index in sorted(self.busy)]
+        began = time.perf_counter()
+        try:
+            norms = self._train(slots)
+        except Exception as error:
+            self._failed_turn(slots, error)
+            return
+        seconds = (time.perf_counter() - began) / max(1, len(slots))
+        for slot in slots:
+            first = slot.run.steps == slot.began
+            slot.clock.charge("first_step" if first else "train", seconds)
+        for slot in slots:
+            if slot.index in self.busy and not slot.rows:
+                self._guarded(slot, lambda slot=slot: self._after_step(slot, norms))  # type: ignore[misc]
+
+    def _train(self, slots: list[Slot]) -> torch.Tensor | None:
+        """Forward, backward, and the steps that are due; every slot's gradient norm if any was."""
+        engine, fixed = self.floor.engine, self.floor.device.fixed_shapes
+        for slot in slots:
+            slot.begin_step(self.floor.data.train)
+        losses = engine.accumulate(self._shares(slots))
+        values = losses.tolist()
+        rules: list[Any] = [None] * engine.bank.slots
+        for slot in slots:
+            value = values[slot.index if fixed else slots.index(slot)]
+            slot.lost += value
+            slot.run.count_tokens(_tokens(slot.micro_rows()))
+            slot.micro += 1
+            if not self._guarded(slot, lambda s=slot, v=value: s.run.add_loss(v)):  # type: ignore[misc]
+                continue
+            if slot.micro == slot.plan.args.gradient_accumulation_steps:
+                rules[slot.index] = slot.plan.rule(slot.run.steps)
+        norms = engine.step(rules) if any(rules) else None
+        for slot in slots:
+            if rules[slot.index] is not None:
+                slot.rows = []
+        return norms
+
+    def _shares(self, slots: list[Slot]) -> list[Share]:
+        shares = {slot.index: _share(slot) for slot in slots}
+        if not self.floor.device.fixed_shapes:
+            return list(shares.values())
+        # Where a new shape costs a compilation, empty slots train on rows without a label.
+        size = len(shares[slots[0].index][1])
+        row = self.floor.data.train[0]
+        empty = [{**row, "labels": torch.full_like(row["labels"], IGNORED)}] * size
+        return [
+            shares.get(index, (index, empty, [0] * size, 1)) for index in range(self.floor.slots)
+        ]
+
+    def _after_step(self, slot: Slot, norms: torch.Tensor | None) -> None:
+        slot.end_step()
+        run, plan = slot.run, slot.plan
+        step, last = run.steps, run.steps >= plan.max_steps
+        reason = None if last else run.ask()
+        if plan.logs(step):
+            slot.log(float(norms[slot.index]) if norms is not None else 0.0)
+            self._say(slot, f"step {step} of {plan.max_steps}")
+        if reason == "prune":
+            self._stop(slot, reason)
+            return
+        evaluated = plan.evaluates(step)
+        if evaluated:
+            self._evaluate(slot)
+        if last:
+            self._complete(slot)
+        elif reason is not None:
+            self._stop(slot, reason)
+        elif plan.saves(step, evaluated):
+            self._save(slot)
+
+    def _evaluate(self, slot: Slot) -> None:
+        run, size = slot.run, slot.plan.args.per_device_eval_batch_size
+        with slot.clock.during("eval"):
+            batches = self.floor.eval_batches(size)
+            value = self.floor.engine.evaluate(slot.index, batches, self._alive)
+        run.evaluated(run.steps, slot.epoch, value, slot.write_adapter)
+        self._say(slot, f"step {run.steps}: eval loss {value:.6f}")
+
+    def _alive(self) -> None:
+        """An evaluation is a sign of life of every trial that waits for it."""
+        for slot in self.busy.values():
+            slot.entry.control.alive(slot.entry.folder)
+
+    # Ends
+
+    def _asked(self, slot: Slot) -> StopReason | None:
+        reason: StopReason | None = slot.run.ask()
+        return reason
+
+    def _save(self, slot: Slot) -> None:
+        with slot.clock.during("save"):
+            slot.write_state()
+
+    def _keep(self, slot: Slot) -> None:
+        """See to it that the trial's newest checkpoint is of the step it has come to."""
+        if slot.run.saved_step != slot.run.steps:
+            self._save(slot)
+
+    def _stop(self, slot: Slot, reason: StopReason) -> None:
+        slot.run.stop = reason
+        if reason == "interrupt":
+            self._keep(slot)
+            self._leave(slot)
+            self.desk.ended(slot.entry, None)
+            return
+        slot.run.measure()
+        self._end(slot, "pruned")
+
+    def _complete(self, slot: Slot) -> None:
+        if slot.session.config.keep_checkpoint:
+            self._save(slot)
+        slot.run.measure()
+        place_weights(slot.session, slot.run, slot.write_adapter)
+        self._end(slot, "complete")
+
+    def _end(self, slot: Slot, state: Any) -> None:
+        from trial.train import commit
+
+        result = slot.session.result(state)
+        commit(slot.session, result)
+        self._leave(slot)
+        self._say(slot, f"{state}: {result.value}")
+        self.desk.ended(slot.entry, result)
+
+    def _leave(self, slot: Slot) -> None:
+        """Empty the slot for the next trial."""
+        del self.busy[slot.index]
+        self.floor.engine.clear(slot.index)
+        self.free.append(slot.index)
+        self.free.sort()
+
+    def _guarded(self, slot: Slot, act: Any) -> bool:
+        """Do something for one trial; what goes wrong ends that trial alone."""
+        try:
+            act()
+        except Exception as error:
+            if slot.index in self.busy:
+                self._leave(slot)
+            self._fail(slot.entry, slot.session, error)
+            return False
+        return True
+
+    def _fail(self, entry: Entry, session: Session, error: Exception) -> None:
+        from trial.train import commit
+
+        if isinstance(error, PeerLost | DiskFullError):
+            self.desk.gone(entry, error)
+            return
+        try:
+            refuse_if_full(error, entry.folder.path)
+        except DiskFullError as full:
+            self.desk.gone(entry, full)
+            return
+        with open(entry.folder.log, "a", encoding="utf-8") as log:
+            log.write(failure.trace(error))
+        step = session.run.steps if session.run else None
+        result = session.result("failed", failure.cause_of(error, step))
+        commit(session, result)
+        self.desk.ended(entry, result)
+
+    def _failed_turn(self, slots: list[Slot], error: Exception) -> None:
+        """Out of memory halves the slots; any other failure of the whole lets each train alone."""
+        full = failure.classify(error) == "out_of_memory"
+        if len(slots) == 1:
+            self._leave(slots[0])
+            self._fail(slots[0].entry, slots[0].session, error)
+            self.bench.reusable = False
+            return
+        self.floor.engine.forget_gradients()
+        keep = len(slots) // 2 if full else 0
+        logger.warning("%d trials at once: %s", len(slots), failure.cause_of(error, None).message)
+        for slot in slots:
+            slot.step_again()
+        for slot in slots[keep:]:
+            self._keep(slot)
+            self._leave(slot)
+            self.desk.bumped(slot.entry, alone=not full)
+        self.free = []
+        if full:
+            del error
+            release()
+            self.desk.sized(keep)
+        else:
+            raise error
+
+    def _say(self, slot: Slot, text: str) -> None:
+        """A line in the trial's log."""
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        with open(slot.entry.folder.log, "a", encoding="utf-8") as log:
+            log.write(f"{stamp} {text}\n")
+
+
+def _share(slot: Slot) -> Share:
+    """A slot's part of the next batch."""
+    rows = slot.micro_rows()
+    first = slot.micro * len(rows)
+    seed = slot.plan.args.seed
+    keys = [row_key(seed, slot.run.steps, first + number) for number in range(len(rows))]
+    return slot.index, rows, keys, slot.targets
+
+
+def _tokens(rows: Sequence[Batch]) -> torch.Tensor:
+    return torch.stack([row["attention_mask"].sum() for row in rows]).sum()
+
+
+class _Listed:
+    """A desk with a list of trials, and nobody who adds to it."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self.waiting = deque(entries)
+        self.results: dict[TrialFolder, Result | None] = {}
+        self.bumps: list[Entry] = []
+        self.slots = 0
+
+    def next(self, wait: bool) -> Entry | None:
+        return self.waiting.popleft() if self.waiting else None
+
+    def ended(self, entry: Entry, result: Result | None) -> None:
+        self.results[entry.folder] = result
+
+    def bumped(self, entry: Entry, *, alone: bool) -> None:
+        if alone:
+            self.bumps.append(entry)
+        else:
+            self.waiting.append(entry)
+
+    def gone(self, entry: Entry, error: Exception) -> None:
+        raise error
+
+    def sized(self, slots: int) -> None:
+        self.slots = slots
+
+
+def train_packed(
+    folders: Sequence[TrialFolder],
+    *,
+    slots: int,
+    bench: Workbench | None = None,
+    controls: Sequence[Control] | None = None,
+) -> list[Result | None]:
+    """Train trials that may share a job in `slots` slots of this process; 0: as many as pay.
+
+    Returns their results in the order of `folders`, None for an interrupted one.
+
+    Raises:
+        NotPackableError: one of them can only be trained by a trainer of its own.
+    """
+    desk = _Listed(map(Entry, folders, controls or [Free()] * len(folders)))
+    PackedJob(desk, bench or Workbench(), slots, limit=len(folders)).run()
+    if desk.bumps:
+        raise NotPackableError(f"{desk.bumps[0].folder.path} trains alone")
+    return [desk.results[folder] for folder in folders]

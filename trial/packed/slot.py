@@ -1,0 +1,176 @@
+"""One trial in a slot: what it has come to, what it does next, what it leaves on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from trial.batches import Batch
+from trial.clock import ShareClock
+from trial.control import Control
+from trial.folder import TrainLog, TrialFolder
+from trial.order import TrainingOrder
+from trial.packed.adamw import SlotAdamW
+from trial.packed.bank import Bank
+from trial.packed.plan import Plan
+from trial.packed.skeleton import Drawn
+from trial.session import Session
+from trial.weights import State, write_adapter
+
+STATE = "slot.safetensors"
+"""Adapter and moments of a packed trial's checkpoint, at its own rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A trial that is to be trained, and who hears of it."""
+
+    folder: TrialFolder
+    control: Control
+
+
+@dataclass(slots=True)
+class Slot:
+    """A trial in training."""
+
+    index: int
+    entry: Entry
+    session: Session
+    plan: Plan
+    drawn: Drawn
+    bank: Bank
+    adamw: SlotAdamW
+    clock: ShareClock
+    order: Iterator[int]
+    """Row numbers without end."""
+    rows: list[Batch] = field(default_factory=list)
+    """Those of the optimizer step at hand; empty between steps."""
+    targets: int = 0
+    """Tokens that the loss of the step is taken over."""
+    micro: int = 0
+    """Micro-batches of the step that are done."""
+    began: int = 0
+    """Steps that were done when this attempt began."""
+    fresh: bool = True
+    """Whether there was no checkpoint to go on from."""
+    lost: float = 0.0
+    """Sum of the training losses since the last log entry."""
+    logged_at: int = 0
+
+    @property
+    def run(self) -> Any:
+        """The trial as its reports see it."""
+        return self.session.run
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done."""
+        return float(self.run.steps / self.plan.epoch_steps)
+
+    def begin_step(self, dataset: Any) -> None:
+        """Fetch the rows of the next optimizer step, unless one is under way."""
+        if self.rows:
+            return
+        self.rows = [dataset[index] for index in islice(self.order, self.plan.step_rows)]
+        self.targets = sum(int((row["labels"][1:] != -100).sum()) for row in self.rows)
+
+    def micro_rows(self) -> list[Batch]:
+        """Rows of the next micro-batch."""
+        size = self.plan.args.per_device_train_batch_size
+        return self.rows[self.micro * size : (self.micro + 1) * size]
+
+    def step_again(self) -> None:
+        """Forget what has been done of the step at hand."""
+        self.micro = 0
+
+    def end_step(self) -> None:
+        """Count an optimizer step.
+
+        Raises:
+            Diverged: its loss is above the trial's bound.
+        """
+        self.rows, self.micro = [], 0
+        self.run.end_step(self.run.steps + 1)
+
+    def log(self, norm: float) -> None:
+        """Write a training log entry, where one is due.
+
+        Raises:
+            Diverged: the loss is not finite, or above the trial's bound.
+        """
+        step = self.run.steps
+        count = step - self.logged_at
+        mean, self.lost, self.logged_at = self.lost / count, 0.0, step
+        rate = self.plan.rate(step - 1)
+        self.run.logged(
+            TrainLog(step=step, loss=round(mean, 4), learning_rate=rate, grad_norm=norm)
+        )
+
+    # On disk
+
+    def write_adapter(self, folder: Path) -> None:
+        """The adapter as PEFT reads it."""
+        tensors: State = {}
+        for layer, pair in zip(
+            self.drawn.layers, self.bank.read(self.index, self.drawn), strict=True
+        ):
+            tensors.update(zip(layer.keys, pair, strict=True))
+        write_adapter(tensors, self.drawn.config, folder)
+
+    def write_state(self) -> None:
+        """A checkpoint: all that exact continuation needs."""
+        from safetensors.torch import save_file
+
+        folder = self.run.checkpoints.at(self.run.steps)
+        folder.mkdir(parents=True, exist_ok=True)
+        about = {"lost": self.lost, "logged_at": self.logged_at}
+        save_file(self._tensors(), folder / STATE, metadata={"slot": json.dumps(about)})
+        self.run.saved(self.run.steps)
+
+    def _tensors(self) -> dict[str, Any]:
+        found = {}
+        for what, blocks in self._parts():
+            for layer, (a, b) in zip(
+                self.drawn.layers, self.bank.read(self.index, self.drawn, blocks), strict=True
+            ):
+                found[f"{what}.a.{layer.name}"] = a.contiguous()
+                found[f"{what}.b.{layer.name}"] = b.contiguous()
+        return found
+
+    def _parts(self) -> tuple[tuple[str, Any], ...]:
+        return ("value", None), ("first", self.adamw.first), ("second", self.adamw.second)
+
+    def read_state(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            OSError: it is none of a packed trial.
+        """
+        from safetensors import safe_open
+
+        with safe_open(checkpoint / STATE, framework="pt") as file:
+            about = json.loads(file.metadata()["slot"])
+            for what, blocks in self._parts():
+                pairs = [
+                    tuple(file.get_tensor(f"{what}.{side}.{layer.name}") for side in "ab")
+                    for layer in self.drawn.layers
+                ]
+                self.bank.write(self.index, pairs, blocks)
+        self.lost, self.logged_at = about["lost"], about["logged_at"]
+
+
+def rows_from(rows: int, plan: Plan, done: int) -> Iterator[int]:
+    """Row numbers in training order, from after `done` optimizer steps, without end."""
+    args = plan.args
+    seed = args.seed if args.data_seed is None else args.data_seed
+    order = TrainingOrder(rows, plan.step_rows, seed)
+    epoch, steps = divmod(done, plan.epoch_steps)
+    skipped = steps * plan.step_rows
+    while True:
+        order.set_epoch(epoch)
+        yield from islice(order, skipped, None)
+        epoch, skipped = epoch + 1, 0
