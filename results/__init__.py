@@ -12,16 +12,18 @@ if TYPE_CHECKING:
     from results.comparison import compare
     from results.findings import Options
     from results.report import write, write_report
-    from results.show import print_table
+    from results.show import print_status, print_table
     from results.table import trials_table, write_table
 
 __all__ = [
-    "Options", "compare", "print_table", "trials_table", "write", "write_report", "write_table",
+    "Options", "compare", "print_status", "print_table", "trials_table", "write", "write_report",
+    "write_table",
 ]  # fmt: skip
 
 _HOME = {
     "Options": "results.findings",
     "compare": "results.comparison",
+    "print_status": "results.show",
     "print_table": "results.show",
     "trials_table": "results.table",
     "write": "results.report",

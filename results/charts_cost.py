@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from results import cost, units, zero
+from results import cost, grids, units, zero
 from results.chart import Axis, Chart, Series, Thinning, Tone
 from results.findings import Findings
-from results.reading import TrialRead
+from results.where import Span
 
 MOST_BARS = 40
 MOST_SPANS = 1_000
@@ -86,89 +85,51 @@ def _per_trial(found: Findings) -> Chart | None:
 # Timeline
 
 
-def spans(trials: Sequence[TrialRead]) -> list[tuple[float, float, str, TrialRead]]:
-    """Every attempt as start, end, host and trial; an end nobody saw is its last evaluation."""
-    found = []
-    for trial in trials:
-        starts = [attempt.started for attempt in trial.attempts]
-        for index, attempt in enumerate(trial.attempts):
-            until = starts[index + 1] if index + 1 < len(starts) else np.inf
-            end = _end(trial, attempt.started, until)
-            found.append((attempt.started, max(end, attempt.started), attempt.host, trial))
-    return sorted(found, key=lambda span: (span[0], span[3].number))
-
-
-def _end(trial: TrialRead, start: float, until: float) -> float:
-    if trial.result and np.isinf(until):
-        return trial.result.finished
-    times = trial.curve.time
-    seen = times[(times >= start) & (times <= until)] if len(times) else times
-    return float(seen.max()) if len(seen) else start
-
-
-def lanes(found: Sequence[tuple[float, float, str, TrialRead]]) -> list[int]:
-    """A lane for each span so that none overlap: the fewest lanes a host needs."""
-    free: dict[str, list[tuple[float, int]]] = {}
-    placed, count = [], 0
-    for start, end, host, _ in found:
-        heap = free.setdefault(host, [])
-        if heap and heap[0][0] <= start:
-            lane = heapq.heappop(heap)[1]
-        else:
-            lane, count = count, count + 1
-        heapq.heappush(heap, (end, lane))
-        placed.append(lane)
-    return placed
-
-
 def _timeline(found: Findings) -> Chart | None:
-    every = spans(found.study.trials)
+    workers = found.where.workers if found.where else ()
+    every = sorted(
+        ((span, lane) for lane, worker in enumerate(workers) for span in worker.spans),
+        key=lambda item: item[0].start,
+    )
     if not every:
         return None
     thinning = Thinning(what="attempts")
-    places = lanes(every)
-    kept = [int(i) for i in thinning.indices(len(every), MOST_SPANS)]
-    zero_time = every[0][0]
-    unit, name = _unit(max(end for _, end, _, _ in every) - zero_time)
+    kept = [every[int(i)] for i in thinning.indices(len(every), MOST_SPANS)]
+    zero_time = every[0][0].start
+    unit, name = _unit(max(span.end for span, _ in every) - zero_time)
     series = []
     for index, state in enumerate(STATES):
-        mine = [i for i in kept if every[i][3].state == state]
-        series.append(_span_bars(state, index, mine, every, places, zero_time, unit))
-    hosts = {lane: every[i][2] for i, lane in reversed(list(enumerate(places)))}
-    labels = tuple((float(lane), f"{hosts[lane]} {lane}") for lane in sorted(hosts))
+        mine = [(span, lane) for span, lane in kept if span.trial.state == state]
+        series.append(_span_bars(state, index, mine, zero_time, unit))
+    labels = tuple((float(lane), name) for lane, name in enumerate(grids.worker_names(workers)))
     return Chart(
         "timeline", "Timeline",
-        f"One bar an attempt, one row a place that trials ran in; {_busy(every, places)} of the "
-        "rows' time was used. Gaps are devices that waited.",
+        f"One bar an attempt, one row a worker; {_busy(every, len(workers))} of their time was "
+        "used. Gaps are devices that waited.",
         Axis(f"{name} since the first start"), Axis("", labels=labels if len(labels) <= 40 else ()),
         tuple(item for item in series if len(item.x)), thinning.note, horizontal=True, wide=True,
-        height=min(700, 170 + 26 * len(hosts)),
+        height=min(700, 170 + 26 * len(workers)),
     )  # fmt: skip
 
 
 def _span_bars(
-    state: str,
-    index: int,
-    mine: Sequence[int],
-    every: Sequence[tuple[float, float, str, TrialRead]],
-    places: Sequence[int],
-    zero_time: float,
-    unit: float,
+    state: str, index: int, mine: Sequence[tuple[Span, int]], zero_time: float, unit: float
 ) -> Series:
     tones: dict[str, Tone] = {"pruned": "muted", "failed": "bad"}
+    lengths = [span.end - span.start for span, _ in mine]
     return Series(
-        state, [(every[i][1] - every[i][0]) / unit for i in mine], [places[i] for i in mine],
-        kind="bar", index=index, base=[(every[i][0] - zero_time) / unit for i in mine],
+        state, [length / unit for length in lengths], [lane for _, lane in mine],
+        kind="bar", index=index, base=[(span.start - zero_time) / unit for span, _ in mine],
         tone=tones.get(state, "series"),
-        hover=[f"trial {every[i][3].number}, {state}<br>{units.seconds(every[i][1] - every[i][0])}"
-               for i in mine],
+        hover=[f"trial {span.trial.number}, {state}<br>{units.seconds(length)}"
+               for (span, _), length in zip(mine, lengths, strict=True)],
     )  # fmt: skip
 
 
-def _busy(every: Sequence[tuple[float, float, str, TrialRead]], places: Sequence[int]) -> str:
-    used = sum(end - start for start, end, _, _ in every)
-    whole = max(end for _, end, _, _ in every) - every[0][0]
-    return units.percent(used, whole * (max(places) + 1))
+def _busy(every: Sequence[tuple[Span, int]], workers: int) -> str:
+    used = sum(span.end - span.start for span, _ in every)
+    whole = max(span.end for span, _ in every) - every[0][0].start
+    return units.percent(used, whole * workers)
 
 
 # ZeRO

@@ -183,7 +183,7 @@ def _dots(found: Findings, name: str, part: pd.DataFrame, column: str, index: in
 _COSTS = (
     ("trainable_parameters", "trained parameters", 1.0),
     ("peak_memory_bytes", "peak memory (GB)", 1e-9),
-    ("device_seconds", "device time (s)", 1.0),
+    ("warm_device_seconds", "device time without start-up (s)", 1.0),
 )
 
 

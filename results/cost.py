@@ -37,12 +37,11 @@ class Price:
 
 def price_of(spec: Mapping[str, Any], given: float | None, currency: str) -> Price | None:
     """The price given, or the sweep file's `price_per_device_hour` (and `currency`), if any."""
-    parts = [spec, *(spec.get(name) for name in ("resources", "budget", "report"))]
-    places = [part for part in parts if isinstance(part, Mapping)]
-    named = next((str(place["currency"]) for place in places if place.get("currency")), "")
-    for value in (given, *(place.get("price_per_device_hour") for place in places)):
+    resources = spec.get("resources")
+    said = resources if isinstance(resources, Mapping) else {}
+    for value in (given, said.get("price_per_device_hour")):
         if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
-            return Price(float(value), currency or named)
+            return Price(float(value), currency or str(said.get("currency") or ""))
     return None
 
 

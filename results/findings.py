@@ -13,6 +13,7 @@ from results.importance import Importance, importance
 from results.reading import StudyRead
 from results.show import lower_is_better, objective, ranked, short, value_text
 from results.table import SEEDS, metric_column, table_of
+from results.where import Where, where
 
 RANK = "lora.r"
 RATE = "training.learning_rate"
@@ -44,6 +45,8 @@ class Findings:
     spent: Mapping[str, float]
     price: cost.Price | None
     parity: Sequence[zero.Parity]
+    where: Where | None
+    """What every worker's time went to."""
     options: Options
 
     @property
@@ -117,6 +120,7 @@ def find(study: StudyRead, options: Options | None = None) -> Findings:
         spent=cost.in_sum(table),
         price=cost.price_of(study.spec, options.price_per_device_hour, options.currency),
         parity=zero.audit(study) if zero.is_searched(table) else (),
+        where=where(study),
         options=options,
     )
 
@@ -132,7 +136,7 @@ def configurations(table: pd.DataFrame, board: noise.Leaderboard) -> pd.DataFram
     ends = [group.interval for group in groups]
     return rows.assign(
         value=[group.mean for group in groups],
-        device_seconds=[group.device_seconds for group in groups],
+        warm_device_seconds=[group.device_seconds for group in groups],
         runs=[len(group.values) for group in groups],
         low=[end.low if end else float("nan") for end in ends],
         high=[end.high if end else float("nan") for end in ends],

@@ -12,6 +12,7 @@ from results.findings import Findings, settings
 from results.noise import Standing
 from results.page import Cell, Grid, Head
 from results.show import short
+from results.where import KINDS, Where, Worker
 
 MOST_ROWS = 1_000
 """Rows of a table in the page; the files hold all."""
@@ -23,11 +24,12 @@ _TEXT: Mapping[str, Text] = {
     "runs": str, "trainable_parameters": units.count, "total_parameters": units.count,
     "tokens": units.count,
     "peak_memory_bytes": units.size, "seconds_total": units.seconds,
-    "device_seconds": units.seconds,
+    "device_seconds": units.seconds, "warm_device_seconds": units.seconds,
 }  # fmt: skip
 
 _TITLES: Mapping[str, str] = {
     "number": "trial", "seconds_total": "time", "device_seconds": "device time",
+    "warm_device_seconds": "device time a run",
     "peak_memory_bytes": "peak memory", "trainable_parameters": "trained parameters",
     "cause_kind": "kind", "cause": "first line of the cause", "duplicate_of": "same as trial",
     "seconds_per_step": "s per step", "tokens_per_second": "tokens/s",
@@ -142,7 +144,8 @@ def verdict(found: Findings, standing: Standing) -> str:
 def best_per(found: Findings, name: str, rows: pd.DataFrame) -> Grid:
     """The best trial at each value of a parameter."""
     others = [other for other in found.searched if other != name]
-    names = [name, "value", "runs", *others, "number", "trainable_parameters", "device_seconds"]
+    names = [name, "value", "runs", *others, "number", "trainable_parameters"]
+    names += ["warm_device_seconds"]
     return grid_of(found, f"best_{name}", f"Best trial at each {short(name)}", rows, names)
 
 
@@ -182,6 +185,49 @@ def trial_spending(found: Findings) -> Grid:
         cells.append(Cell(units.seconds(total), total))
         rows.append(cells + ([Cell(found.price.of(total), total)] if found.price else []))
     return Grid("trial_spending", "Device time of each trial", heads, rows, brief=10)
+
+
+def worker_names(workers: Sequence[Worker]) -> list[str]:
+    """Workers by number, with their host where there are several."""
+    several = len({worker.host for worker in workers}) > 1
+    return [
+        f"worker {n}" + (f" ({worker.host})" if several else "") for n, worker in enumerate(workers)
+    ]
+
+
+def workers(found: Where) -> Grid:
+    """What each worker's time went to, all of it."""
+    sums = {kind: sum(worker.seconds[kind] for worker in found.workers) for kind in KINDS}
+    kinds = [kind for kind in KINDS if sums[kind] >= 0.05]
+    names = worker_names(found.workers[:MOST_ROWS])
+    rows = [
+        _seconds(name, worker.seconds, kinds)
+        for name, worker in zip(names, found.workers, strict=False)
+    ]
+    whole = sum(sums.values())
+    share = [Cell(units.percent(sums[kind], whole), sums[kind]) for kind in kinds]
+    rows += [
+        _seconds("all workers", sums, kinds),
+        [Cell("share"), *share, Cell(units.percent(whole, whole), whole)],
+    ]
+    note = (
+        f"The study ran for {units.seconds(found.makespan)}; each row adds up to the time in which "
+        "its worker was part of that."
+    )
+    if found.apart > 0:
+        note += f" {units.seconds(found.apart)} between runs without any worker are left out."
+    heads = [Head("worker", False), *map(Head, kinds), Head("in all")]
+    return Grid("workers", "Where every worker's time went", heads, rows,
+                frozenset({len(rows) - 2}), note=note)  # fmt: skip
+
+
+def _seconds(name: str, seconds: Mapping[str, float], kinds: Sequence[str]) -> list[Cell]:
+    whole = sum(seconds.values())
+    return [
+        Cell(name),
+        *(Cell(units.seconds(seconds[kind]), seconds[kind]) for kind in kinds),
+        Cell(units.seconds(whole), whole),
+    ]
 
 
 def stages(found: Findings) -> Grid:

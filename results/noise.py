@@ -6,13 +6,18 @@ it: by a paired t test over the seeds both have (the seed fixes data order and i
 it moves both alike), else by Welch's t test; p values are corrected by Holm's method. Those that
 cannot be told from the leader tie with it; the rest are compared among themselves in the same way,
 tier by tier. Assumed: repeats are independent, and (paired) differences about normal.
+
+Two or three seeds say next to nothing about the noise of one difference. Where three or more
+configurations were run over the same few seeds, the noise of all their differences is therefore
+taken together: the residuals of a two-way analysis of variance (configuration and seed), which
+assumes that they are about equally noisy.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,8 +32,10 @@ LEVEL = 0.95
 ALPHA = 1 - LEVEL
 MOST_TIERS = 5
 """Places told apart; what is worse than the last of them shares one more."""
-CLOSE_COST = 0.05
-"""Costs that differ by less than this share are taken as equal."""
+FEW_SEEDS = 5
+"""With fewer seeds in common, the noise is taken from all configurations that share them."""
+CLOSE_COST = 0.15
+"""Costs that differ by less than this share are taken as equal: wall times of equal runs do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ class Group:
     row: Mapping[str, Any]
     """The table's row of its first trial: settings and costs."""
     device_seconds: float
-    """Mean over the repeats."""
+    """Mean over the repeats, start-up left out: a worker's first trial pays it for all."""
 
     @cached_property
     def mean(self) -> float:
@@ -86,11 +93,22 @@ class Comparison:
     adjusted: float
     paired: int
     """Seeds that both have; 0 when Welch's test was used."""
+    pooled: int = 0
+    """Configurations whose noise was taken together; 0 when only the two's own was."""
 
     @property
     def tied(self) -> bool:
         """Whether it cannot be told from the leader."""
         return not self.adjusted < ALPHA
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """What is left of configurations by seeds once both are taken out: the noise of one run."""
+
+    variance: float
+    freedom: int
+    configurations: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +176,13 @@ def compare(group: Group, leader: Group, sign: float = 1.0) -> Comparison:
     return _tests(leader, [group], sign)[0]
 
 
-def _tests(leader: Group, groups: Sequence[Group], sign: float) -> list[Comparison]:
-    """Every configuration against the leader; those that share the same seeds in one go."""
+def _tests(
+    leader: Group, groups: Sequence[Group], sign: float, pool: Pool | None = None
+) -> list[Comparison]:
+    """Every configuration against the leader; those that share the same seeds in one go.
+
+    `pool` is the noise of those that have the very seeds of the leader, where these are few.
+    """
     other = dict(zip(leader.seeds, leader.values, strict=True))
     made: dict[int, Comparison] = {}
     pairs: dict[tuple[int, ...], list[int]] = {}
@@ -172,7 +195,8 @@ def _tests(leader: Group, groups: Sequence[Group], sign: float) -> list[Comparis
     for shared, places in pairs.items():
         base = np.array([other[seed] for seed in shared])
         mine = np.array([_at(groups[place], shared) for place in places])
-        made |= zip(places, _paired(sign * (mine - base)), strict=True)
+        alike = pool if shared == leader.seeds else None
+        made |= zip(places, _paired(sign * (mine - base), alike), strict=True)
     return [made[place] for place in range(len(groups))]
 
 
@@ -181,8 +205,10 @@ def _at(group: Group, seeds: Sequence[int]) -> list[float]:
     return [values[seed] for seed in seeds]
 
 
-def _paired(differences: np.ndarray) -> list[Comparison]:
+def _paired(differences: np.ndarray, pool: Pool | None = None) -> list[Comparison]:
     """Paired t tests; one row of differences by seed for each configuration."""
+    if pool is not None:
+        return [_pooled_test(float(row.mean()), len(row), pool) for row in differences]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # rows without any spread are dealt with below
         test = stats.ttest_1samp(differences, 0.0, axis=1)
@@ -197,6 +223,26 @@ def _paired(differences: np.ndarray) -> list[Comparison]:
         p = float(test.pvalue[place])
         made.append(Comparison(mean, interval, p, p, len(row)))
     return made
+
+
+def _pooled_test(mean: float, seeds: int, pool: Pool) -> Comparison:
+    """A t test of a mean difference by the noise of all configurations together."""
+    error = float(np.sqrt(2 * pool.variance / seeds))
+    if error <= 1e-12 * max(1.0, abs(mean)):
+        return replace(_without_noise(mean, seeds), pooled=pool.configurations)
+    p = float(2 * stats.t.sf(abs(mean) / error, pool.freedom))
+    low, high = stats.t.interval(LEVEL, pool.freedom, mean, error)
+    return Comparison(mean, Interval(float(low), float(high)), p, p, seeds, pool.configurations)
+
+
+def _pool(groups: Sequence[Group]) -> Pool | None:
+    """The noise of configurations over the same few seeds; None where it says nothing new."""
+    if len(groups) < 3 or len(groups[0].seeds) >= FEW_SEEDS:
+        return None
+    values = np.array([group.values for group in groups])
+    left = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
+    freedom = (values.shape[0] - 1) * (values.shape[1] - 1)
+    return Pool(float((left**2).sum() / freedom), freedom, len(groups))
 
 
 def _welch(mine: np.ndarray, other: np.ndarray) -> Comparison:
@@ -248,7 +294,7 @@ def _group(rows: Sequence[dict[str, Any]]) -> Group:
         seeds=tuple(seeds),
         values=tuple(float(row["value"]) for row in once),
         row=once[0],
-        device_seconds=sum(float(row["device_seconds"]) for row in once) / len(once),
+        device_seconds=sum(float(row["warm_device_seconds"]) for row in once) / len(once),
     )
 
 
@@ -259,7 +305,8 @@ def _placed(repeated: Sequence[Group], sign: float) -> list[Standing]:
     against_leader: dict[int, Comparison] = {}
     while left and tier < MOST_TIERS:
         tier += 1
-        tests = _against(left[0], left[1:], sign)
+        pool = _pool([group for group in repeated if group.seeds == left[0].seeds])
+        tests = _against(left[0], left[1:], sign, pool)
         against_leader = against_leader or {id(group): test for group, test in tests}
         tied = [left[0], *(group for group, test in tests if test.tied)]
         tiers |= {id(group): tier for group in tied}
@@ -271,17 +318,16 @@ def _placed(repeated: Sequence[Group], sign: float) -> list[Standing]:
     return sorted(placed, key=lambda standing: standing.tier or 0)
 
 
-def _against(leader: Group, others: Sequence[Group], sign: float) -> list[tuple[Group, Comparison]]:
-    raw = _tests(leader, others, sign)
+def _against(
+    leader: Group, others: Sequence[Group], sign: float, pool: Pool | None
+) -> list[tuple[Group, Comparison]]:
+    raw = _tests(leader, others, sign, pool)
     if not raw:
         return []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         adjusted = multipletests([item.p for item in raw], alpha=ALPHA, method="holm")[1]
-    corrected = [
-        Comparison(item.difference, item.interval, item.p, float(p), item.paired)
-        for item, p in zip(raw, adjusted, strict=True)
-    ]
+    corrected = [replace(item, adjusted=float(p)) for item, p in zip(raw, adjusted, strict=True)]
     return list(zip(others, corrected, strict=True))
 
 

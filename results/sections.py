@@ -21,6 +21,10 @@ from results.show import ranked
 FILES = ("trials.csv", "trials.parquet")
 
 
+_PRICE_WORDS = (
+    "Give a price (`resources.price_per_device_hour` in the sweep file, or `report --price`) to "
+    "see it in money."
+)
 _LOSS_WORDS = ", cross-entropy in nats per completion token over the whole held-out set."
 _SINGLE_WORDS = (
     "No configuration was repeated over seeds: no interval and no test is given. (`training.seed` "
@@ -128,7 +132,9 @@ def _cost(found: Findings) -> Section:
         return Section("cost", "What it cost")
     blocks: list[Block] = [grids.spending(found)]
     if not found.price:
-        blocks.append(Text("Give a `price_per_device_hour` to see it in money.", "note"))
+        blocks.append(Text(_PRICE_WORDS, "note"))
+    if found.where:
+        blocks.append(grids.workers(found.where))
     return Section(
         "cost", "What it cost", (*blocks, *cost_charts(found), grids.trial_spending(found))
     )

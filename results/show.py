@@ -14,6 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from results import units
+from results.reading import read_study
+from results.table import table_of
+from results.where import KINDS, Where, where
+from trial.folder import StudyFolder
 
 WIDTH = 100
 TOP = 20
@@ -89,6 +93,23 @@ def print_table(table: pd.DataFrame, console: Console) -> None:
         searched = table.attrs.get("searched", ())
         console.print(_drawn(title, rows, columns, searched, width), width=width)
     console.print(_counted(table), width=width)
+
+
+def print_status(study: StudyFolder, console: Console) -> None:
+    """Print a study as it stands: its table, and where the workers' time went."""
+    read = read_study(study, curves=False)
+    print_table(table_of(read), console)
+    if found := where(read):
+        console.print(_went(found), width=min(WIDTH, console.width))
+
+
+def _went(found: Where) -> Text:
+    sums = {kind: sum(worker.seconds[kind] for worker in found.workers) for kind in KINDS}
+    whole = sum(sums.values())
+    known = sorted(((part, kind) for kind, part in sums.items() if part > 0.005 * whole))
+    told = ", ".join(f"{kind} {units.percent(part, whole)}" for part, kind in reversed(known))
+    count = f"{len(found.workers)} worker{'s' * (len(found.workers) != 1)}"
+    return Text(f"{count}, {units.seconds(found.makespan)}: {told}")
 
 
 def _parts(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame, list[_Column]]]:

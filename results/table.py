@@ -27,6 +27,7 @@ _TEXTS = ("state", "device", "cause_kind", "cause", "problem", "data_hash", "mod
 _FLOATS = (
     "value", "eval_loss", "initial_eval_loss", "scale", "repeated_seconds", "finished",
     "seconds_per_step", "tokens_per_second", "seconds_total", "device_seconds",
+    "warm_device_seconds",
     *(f"seconds_{name}" for name in PHASES),
 )  # fmt: skip
 
@@ -186,6 +187,7 @@ def _outcome(result: Result, objective: Objective) -> dict[str, Any]:
         "tokens_per_second": metrics.tokens_per_second(result) if result.tokens else None,
         "seconds_total": result.seconds.total if ran else None,
         "device_seconds": result.seconds.total * result.devices if ran else None,
+        "warm_device_seconds": _warm(result) if ran else None,
         **({"device": result.device} if result.device else {}),
         "devices": result.devices,
         "data_hash": result.data_hash or None,
@@ -196,6 +198,11 @@ def _outcome(result: Result, objective: Objective) -> dict[str, Any]:
         "finished": result.finished,
         **{f"metrics.{name}": value for name, value in result.metrics.items()},
     }
+
+
+def _warm(result: Result) -> float:
+    """Device seconds without start-up, which a worker's first trial pays for all that follow."""
+    return (result.seconds.total - result.seconds.startup) * result.devices
 
 
 def group_of(config: Mapping[str, Any]) -> str | None:

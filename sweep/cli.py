@@ -70,33 +70,43 @@ def _clear_errors() -> Iterator[None]:
 
 
 def _load(
-    space: str, overrides: list[str] | None, ray_address: str | None = None
+    space: str,
+    overrides: list[str] | None,
+    ray_address: str | None = None,
+    *,
+    planning: bool = False,
 ) -> tuple[SweepSpec, Path]:
-    """The sweep file, checked down to the model and the data it names."""
+    """The sweep file, checked down to the model and the data it names.
+
+    When `planning`, a device or a model that is not on this machine is said and not refused.
+    """
     from sweep import loader
     from sweep.preflight import preflight
 
     source = loader.find(space)
     spec = loader.load(source, overrides or ())
     try:
-        preflight(spec, here=not ray_address)
+        absent = preflight(spec, here=not ray_address, planning=planning)
     except ConfigError as error:
         raise ConfigError(loader.placed(source, overrides or (), error.problems)) from None
+    for problem in loader.placed(source, overrides or (), absent):
+        out.print(f"not on this machine: {problem}", style="yellow", markup=False, soft_wrap=True)
     return spec, source
 
 
 @app.command()
 def check(space: SpaceArgument, overrides: SetOption = None) -> None:
     """Check a sweep file, its model and its data; train nothing."""
+    from sweep import fits
     from sweep.space import Space, advice
 
     with _clear_errors():
-        spec, source = _load(space, overrides)
+        spec, source = _load(space, overrides, planning=True)
     size = Space.of(spec).size()
     count = "continuous" if size is None else f"{size} configurations"
     out.print(f"{source}: ok ({count}; sampler {spec.sampler.name}; pruner {spec.pruner.name})")
-    for line in advice(spec):
-        out.print(f"  advice: {line}", markup=False, soft_wrap=True)
+    for line in [*fits.lines(spec), *(f"advice: {line}" for line in advice(spec))]:
+        out.print(f"  {line}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -114,7 +124,7 @@ def plan(
     from sweep.plan import cost_lines, plan_table
 
     with _clear_errors():
-        spec, _ = _load(space, overrides)
+        spec, _ = _load(space, overrides, planning=True)
         plan_table(spec, count, out)
         found = cost.measure(spec) if profile else cost.earlier_profile(spec, runs)
         lines = ["cost: no earlier study of this model and data; --profile measures a short trial"]
@@ -256,19 +266,22 @@ def verify(
 
 @app.command()
 def status(study: StudyArgument, runs: RunsOption = Path("runs")) -> None:
-    """Print the table of a study as it stands."""
-    from results import print_table, trials_table
+    """Print the table of a study as it stands, and where its workers' time went."""
+    from results import print_status
 
     with _clear_errors():
-        folder = _existing(study, runs)
-        print_table(trials_table(folder), out)
+        print_status(_existing(study, runs), out)
 
 
 @app.command()
-def report(study: StudyArgument, runs: RunsOption = Path("runs")) -> None:
+def report(
+    study: StudyArgument,
+    runs: RunsOption = Path("runs"),
+    price: Annotated[float | None, typer.Option(min=0, help="Price of a device-hour.")] = None,
+) -> None:
     """Write the tables and the report of a study, at any moment."""
     with _clear_errors():
-        _explain(_existing(study, runs))
+        _explain(_existing(study, runs), price)
 
 
 @app.command()
@@ -360,12 +373,13 @@ def _existing(study: str, runs: Path) -> StudyFolder:
     raise ConfigError([Problem("STUDY", problem.expected, repr(study), problem.near)])
 
 
-def _explain(folder: StudyFolder) -> None:
+def _explain(folder: StudyFolder, price: float | None = None) -> None:
     """Print the table; write it and the report."""
-    from results import print_table, trials_table, write_report
+    from results import Options, print_table, trials_table, write_report
 
     print_table(trials_table(folder), out)
-    out.print(f"report: {write_report(folder)}", soft_wrap=True)
+    page = write_report(folder, Options(price_per_device_hour=price))
+    out.print(f"report: {page}", soft_wrap=True)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sweep import cost
+from sweep import cost, fits
 from sweep.cost import Profile
 from sweep.live import describe, short
 from sweep.spec import SweepSpec
@@ -23,7 +23,7 @@ def plan_table(spec: SweepSpec, count: int, console: Console) -> None:
     for config in configs:
         table.add_row(*_row(config))
     console.print(table)
-    for line in _notes(spec, len(configs)):
+    for line in [*_notes(spec, len(configs)), *fits.lines(spec)]:
         console.print(line, markup=False, soft_wrap=True)
 
 
@@ -76,7 +76,8 @@ def cost_lines(spec: SweepSpec, profile: Profile, workers: int, price: float | N
         f"{low:.3g} to {high:.3g} device-hours, {hours}",
     ]
     if price is not None:
-        lines.append(f"  {low * price:.2f} to {high * price:.2f} at {price:g} per device-hour")
+        money = f"{low * price:.2f} to {high * price:.2f} {spec.resources.currency}".rstrip()
+        lines.append(f"  {money} at {price:g} per device-hour")
     if spec.stop.device_hours is not None:
         budget = spec.stop.device_hours
         bought = int(budget / (whole * found.devices / 3600))

@@ -10,6 +10,7 @@ import pytest
 from helpers_results import add_trial, make_config, make_study, seed_study
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from statsmodels.formula.api import ols
 
 from results import noise
 from results.noise import Group, cheapest, compare, leaderboard
@@ -35,7 +36,7 @@ def table_of_values(values: np.ndarray, direction: str = "minimize") -> pd.DataF
     table = pd.DataFrame({
         "number": range(values.size), "state": "complete", "value": values.ravel(),
         "group": [f"g{index}" for index in groups.ravel()], "seed": seeds.ravel(),
-        "device_seconds": 10.0, "trainable_parameters": 1000,
+        "warm_device_seconds": 10.0, "trainable_parameters": 1000,
     })  # fmt: skip
     table.attrs["objectives"] = [["eval_loss", direction]]
     return table
@@ -180,6 +181,80 @@ def test_no_winner_is_crowned_inside_the_noise(groups):
     assert np.mean(crowned) <= noise.ALPHA + 3 * math.sqrt(0.05 * 0.95 / 300)
 
 
+def few_seeds(draw, configurations: int, runs: int) -> np.ndarray:
+    """Values without any difference: a seed effect that all share, and noise."""
+    shared = 0.05 * draw.standard_normal(runs)
+    return 2.3 + shared + 0.01 * draw.standard_normal((configurations, runs))
+
+
+def test_few_seeds_share_their_noise_as_an_analysis_of_variance_does():
+    """Every difference, its interval and its p against statsmodels' linear model."""
+    values = few_seeds(np.random.default_rng(5), 4, 3) + np.array([[0], [0.01], [0.03], [0.05]])
+    board = leaderboard(table_of_values(values))
+    groups, seeds = np.indices(values.shape)
+    rows = pd.DataFrame({"y": values.ravel(), "c": groups.ravel(), "s": seeds.ravel()})
+    first = board.leader.trials[0] // 3
+    fitted = ols(f"y ~ C(c, Treatment({first})) + C(s)", rows).fit()
+    for standing in board.standings[1:]:
+        name = f"C(c, Treatment({first}))[T.{standing.group.trials[0] // 3}]"
+        test = standing.comparison
+        assert test.pooled == 4
+        assert test.difference == pytest.approx(fitted.params[name])
+        assert test.p == pytest.approx(fitted.pvalues[name])
+        ends = fitted.conf_int().loc[name]
+        assert (test.interval.low, test.interval.high) == pytest.approx(tuple(ends))
+
+
+def test_two_seeds_of_five_configurations_can_tell_a_large_difference():
+    """By the two runs' own noise alone they could not: one degree of freedom each."""
+    draw = np.random.default_rng(6)
+    means = np.array([2.3, 2.31, 2.5, 2.5, 2.5])[:, None] - 2.3
+    boards = [leaderboard(table_of_values(few_seeds(draw, 5, 2) + means)) for _ in range(60)]
+    found = [sum(standing.tier == 1 for standing in board.standings) <= 2 for board in boards]
+    assert np.mean(found) > 0.9
+
+
+@pytest.mark.parametrize(("configurations", "runs"), [(5, 2), (3, 3), (8, 3)])
+def test_the_best_stays_in_the_first_place_whoever_leads(configurations, runs):
+    """The leader is picked from the same runs: the truly best must be lost in one of twenty."""
+    draw = np.random.default_rng(7)
+    means = np.linspace(0, 0.02, configurations)[:, None]
+    kept = []
+    for _ in range(150):
+        board = leaderboard(table_of_values(few_seeds(draw, configurations, runs) + means))
+        kept.append(0 in [standing.group.trials[0] for standing in board.tied])
+    assert np.mean(kept) >= noise.LEVEL - 3 * math.sqrt(0.05 * 0.95 / 150)
+
+
+@pytest.mark.parametrize("runs", [2, 3])
+def test_few_seeds_crown_no_winner_inside_the_noise(runs):
+    draw = np.random.default_rng(8)
+    crowned = [
+        len(leaderboard(table_of_values(few_seeds(draw, 5, runs))).tied) == 1 for _ in range(150)
+    ]
+    assert np.mean(crowned) <= noise.ALPHA + 3 * math.sqrt(0.05 * 0.95 / 150)
+
+
+def test_a_confirmed_mean_is_not_flattered_by_the_search():
+    """The luckiest of ten equal configurations is picked; its fresh seeds know nothing of that."""
+    draw = np.random.default_rng(9)
+    picked, covered = [], []
+    for _ in range(150):
+        searched, fresh = 0.01 * draw.standard_normal(10), 0.01 * draw.standard_normal(3)
+        values = np.concatenate([searched, fresh])
+        table = pd.DataFrame({
+            "number": range(13), "state": "complete", "value": values, "seed": [0] * 10 + [1, 2, 3],
+            "group": [f"g{n}" for n in range(10)] + [f"g{searched.argmin()}"] * 3,
+            "confirms": [None] * 10 + [float(searched.argmin())] * 3,
+            "warm_device_seconds": 10.0, "trainable_parameters": 1000,
+        })  # fmt: skip
+        leader = leaderboard(table).leader
+        picked.append(leader.mean)
+        covered.append(leader.interval.low <= 0 <= leader.interval.high)
+    assert abs(np.mean(picked)) < 4 * 0.01 / math.sqrt(3 * 150)
+    assert np.mean(covered) == pytest.approx(noise.LEVEL, abs=4 * math.sqrt(0.05 * 0.95 / 150))
+
+
 def test_a_real_difference_is_found():
     draw = np.random.default_rng(4)
     means = np.array([2.3, 2.34, 2.35])[:, None]
@@ -194,8 +269,8 @@ def test_a_real_difference_is_found():
     ("costs", "sizes", "taken"),
     [
         ((10.0, 20.0), (64, 4), 0),
-        ((10.0, 10.4), (64, 4), 1),
-        ((10.0, 10.4), (4, 64), 0),
+        ((10.0, 11.0), (64, 4), 1),
+        ((10.0, 11.0), (4, 64), 0),
     ],
 )
 def test_the_cheapest(costs, sizes, taken):

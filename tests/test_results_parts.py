@@ -1,4 +1,4 @@
-"""The pieces of the report: curves, costs, stages, fronts, lanes, limits, units."""
+"""The pieces of the report: curves, costs, stages, fronts, limits, units."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from hypothesis.extra.numpy import arrays
 
 from results import cost, units, zero
 from results.chart import Axis, Chart, Series, Thinning, robust_limits
-from results.charts_cost import lanes
 from results.charts_lora import pareto
 from results.draw_html import figure, figure_json
 from results.draw_svg import svg
@@ -24,6 +23,7 @@ from results.findings import find
 from results.importance import ENOUGH, importance
 from results.reading import read_curve, read_study
 from results.table import trials_table
+from results.where import spans
 from trial.folder import Attempt
 
 # Reading
@@ -90,10 +90,9 @@ def test_retried_work_is_taken_out_of_training():
     ("spec", "given_price", "expected"),
     [
         ({}, None, None),
-        ({"price_per_device_hour": 3}, None, 3.0),
         ({"resources": {"price_per_device_hour": 2.5}}, None, 2.5),
-        ({"price_per_device_hour": 3}, 7.0, 7.0),
-        ({"price_per_device_hour": "3"}, None, None),
+        ({"resources": {"price_per_device_hour": 3}}, 7.0, 7.0),
+        ({"resources": {"price_per_device_hour": "3"}}, None, None),
         ({"resources": None}, None, None),
     ],
 )
@@ -135,7 +134,7 @@ def test_no_deepspeed_is_the_first_stage(tmp_path):
     assert [(pair.reference, pair.other) for pair in found.parity] == [(1, 0)]
 
 
-# Fronts, lanes, limits
+# Fronts, limits
 
 coordinates = arrays(float, st.integers(1, 30), elements=st.integers(0, 8).map(float))
 
@@ -156,24 +155,6 @@ def test_the_front_is_what_nothing_beats(costs, random):
         elif not beaten:
             twin = [o for o in front if (costs[o], losses[o]) == (costs[point], losses[point])]
             assert twin
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 50), st.integers(0, 20), st.sampled_from("ab")), min_size=1)
-)
-def test_no_two_spans_of_a_lane_overlap(drawn):
-    spans = sorted((float(s), float(s + length), host, None) for s, length, host in drawn)
-    placed = lanes(spans)
-    for one in range(len(spans)):
-        for two in range(one):
-            if placed[one] == placed[two]:
-                assert spans[one][2] == spans[two][2]
-                assert spans[one][0] >= spans[two][1]
-
-
-def test_lanes_are_as_few_as_run_at_once():
-    spans = [(0.0, 10.0, "a", None), (1.0, 5.0, "a", None), (6.0, 9.0, "a", None)]
-    assert lanes(spans) == [0, 1, 1]
 
 
 def test_far_off_values_do_not_stretch_an_axis():
@@ -270,12 +251,11 @@ def test_a_retried_trial_has_two_bars_in_the_timeline(tmp_path):
     first = folder.read_attempts()[0]
     later = Attempt(started=first.started + 8, host="other", pid=9, device="cpu", resumed_from=50)
     folder.append_attempt(later)
-    from results.charts_cost import spans
-
     found = spans(read_study(study).trials)
-    assert [(span[2], span[3].number) for span in found] == [("bench", 0), ("other", 0)]
-    assert found[0][1] <= later.started
-    assert found[1][1] == folder.read_result().finished
+    told = [(span.attempt.host, span.trial.number) for span in found]
+    assert told == [("bench", 0), ("other", 0)]
+    assert found[0].end <= later.started
+    assert found[1].end == folder.read_result().finished
 
 
 # Units

@@ -186,7 +186,7 @@ def test_a_pruned_trial_that_led_its_rank_is_pointed_out(tmp_path):
 
 
 def test_a_price_turns_device_time_into_money(tmp_path):
-    spec = {**SPEC, "price_per_device_hour": 3600.0}
+    spec = {**SPEC, "resources": {"price_per_device_hour": 3600.0}}
     study = make_study(tmp_path / "s", spec)
     spent = add_trial(study, make_config(0), 2.0).read_result().seconds.total
     text = write_report(study, Options(currency="EUR")).with_suffix(".md").read_text()
