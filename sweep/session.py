@@ -22,6 +22,7 @@ from sweep.progress import Progress
 from sweep.ray_executor import RayExecutor
 from sweep.spec import SweepSpec
 from sweep.storage_url import again, connect, is_storage_error, masked, reason, settled
+from trial.checkpoints import Checkpoints
 from trial.disk import is_full
 from trial.folder import StudyFolder, StudyRecord, write_atomically
 from trial.problems import ConfigError, Problem
@@ -148,13 +149,15 @@ def check_inside(folder: StudyFolder) -> None:
     """No link may lead writes out of the study; `runs` itself may be one.
 
     Raises:
-        ValueError: a link does.
+        ValueError: a link does, or a checkpoint is another user's.
     """
     home = folder.path.parent.resolve() / folder.name
-    trials = [trial.path for _, trial in folder.all_trials()]
-    for path in (folder.path, folder.trials, folder.report, *trials):
+    trials = [trial for _, trial in folder.all_trials()]
+    for path in (folder.path, folder.trials, folder.report, *(trial.path for trial in trials)):
         if path.exists() and not path.resolve().is_relative_to(home):
             raise ValueError(f"{path}: leads out of {home}, to {path.resolve()}")
+    for trial in trials:
+        Checkpoints(trial).refuse_foreign()
 
 
 def _set_aside(folder: StudyFolder, source: Path, options: Options, console: Console) -> None:

@@ -180,6 +180,48 @@ def test_a_linked_runs_folder_is_fine(tmp_path):
 # Models and checkpoints
 
 
+def with_checkpoint(study: StudyFolder) -> Checkpoints:
+    at = study.trial(0).checkpoints / "checkpoint-5" / "global_step5"
+    at.mkdir(parents=True)
+    (at / "optimizer.pt").write_bytes(b"a pickle")
+    (at.parent / "progress.json").write_text("{}")
+    return Checkpoints(study.trial(0))
+
+
+def of_another_user(study: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it looks to somebody else; then whose the trial is does not count either."""
+    study.trial(0).config.unlink()
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 4242)
+
+
+def a_link(study: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = study.trial(0).checkpoints / "checkpoint-5" / "global_step5" / "optimizer.pt"
+    state.rename(study.path / "elsewhere.pt")
+    state.symlink_to(study.path / "elsewhere.pt")
+
+
+@pytest.mark.parametrize("foreign", [of_another_user, a_link])
+def test_a_checkpoint_of_somebody_else_is_not_loaded(foreign, tmp_path, monkeypatch):
+    study = make_study(StudyFolder(tmp_path / "runs" / "x"))
+    checkpoints = with_checkpoint(study)
+    session.check_inside(study)
+    assert checkpoints.read_progress(checkpoints.at(5)).step == 0
+    foreign(study, monkeypatch)
+    for look in (
+        lambda: session.check_inside(study),
+        lambda: checkpoints.read_progress(checkpoints.at(5)),
+    ):
+        with pytest.raises(ValueError, match="loading a checkpoint can run code"):
+            look()
+
+
+def test_a_checkpoint_of_the_trials_own_user_is_everybodys_to_go_on_from(tmp_path, monkeypatch):
+    study = make_study(StudyFolder(tmp_path / "runs" / "x"))
+    with_checkpoint(study)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 4242)
+    session.check_inside(study)
+
+
 def with_pickled_weights(source: Path, folder: Path, marker: Path) -> Path:
     """The model with its weights as a pickle that does something else as well."""
     folder.mkdir()

@@ -4,11 +4,16 @@
                         best-80/          weights of the best evaluation (`keep: best`)
 
 COMPLETE is written last: a folder without it is what a kill left behind, and is removed.
+
+DeepSpeed's states are pickles: to load one is to run what it says. So a trial goes on only from
+checkpoints that belong to whom the trial belongs to.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 from pathlib import Path
 
 from pydantic import Field
@@ -48,6 +53,7 @@ class Checkpoints:
 
     def __init__(self, folder: TrialFolder) -> None:
         self.path = folder.checkpoints
+        self._config = folder.config
 
     def at(self, step: int) -> Path:
         """Where the trainer puts the checkpoint of a step."""
@@ -63,7 +69,12 @@ class Checkpoints:
         return whole[-1] if whole else None
 
     def read_progress(self, checkpoint: Path) -> Progress:
-        """What the trial had come to there."""
+        """What the trial had come to there.
+
+        Raises:
+            ValueError: the checkpoint is somebody else's.
+        """
+        self.refuse_foreign()
         return Progress.model_validate_json((checkpoint / PROGRESS).read_text(encoding="utf-8"))
 
     def complete(self, progress: Progress) -> None:
@@ -87,6 +98,22 @@ class Checkpoints:
                 if path not in (newest, best):
                     _remove(path)
 
+    def refuse_foreign(self) -> None:
+        """See that no link and no other user's file stands among the checkpoints.
+
+        Raises:
+            ValueError: one does.
+        """
+        ours = {os.geteuid()}
+        if self._config.exists():
+            ours.add(self._config.stat().st_uid)
+        for path in (self.path, *self.path.rglob("*")):
+            if _is_foreign(path, ours):
+                raise ValueError(
+                    f"{path}: is a link or another user's, and loading a checkpoint can run code: "
+                    f"remove {self.path} to start the trial anew; if you trust it, make it yours"
+                )
+
     def clear(self) -> None:
         """Remove everything."""
         if ranks.rank():
@@ -100,6 +127,14 @@ class Checkpoints:
             if (number := path.name.removeprefix(prefix)).isdecimal()
         ]
         return [path for _, path in sorted(found)]
+
+
+def _is_foreign(path: Path, ours: set[int]) -> bool:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISLNK(found.st_mode) or found.st_uid not in ours
 
 
 def _remove(path: Path) -> None:
