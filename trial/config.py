@@ -14,10 +14,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trial import schema
+from trial.objectives import names
 from trial.problems import ConfigError, Problem, from_pydantic, unknown
 
 VERSION: Literal[1] = 1
-NO_EFFECT = {"origin", "version", "keep_checkpoint"}
+NO_EFFECT = {"origin", "version", "keep_checkpoint", "packed"}
 """Keys that have no effect on a result."""
 Scalar = bool | int | float | str | None
 DeviceName = Literal["auto", "cpu", "cuda", "hpu"]
@@ -151,6 +152,25 @@ class DataConfig(Section):
     """Train on at most so many rows."""
     max_eval_samples: int | None = Field(default=None, ge=1)
     """Evaluate on at most so many rows."""
+    forget_path: str | None = None
+    """Rows to be forgotten, read as `path` is; `path` is then what is to be retained, and its rows
+    that ask the same are left out."""
+    forget_name: str | None = None
+    """Configuration name of the hub dataset at `forget_path`; `name` when null."""
+    forget_split: str = "train"
+    """Split of the dataset at `forget_path`."""
+    max_forget_samples: int | None = Field(default=None, ge=1)
+    """Forget at most so many rows."""
+    alternatives: str | tuple[str, ...] | None = None
+    """What to answer instead (idk, dpo): texts, or a file with one a line; a few refusals when
+    null."""
+    alternative_column: str | None = None
+    """Column of the forget set with another answer for each row, instead of `alternatives`."""
+
+    @field_validator("alternatives", mode="before")
+    @classmethod
+    def _listed(cls, given: Any) -> Any:
+        return tuple(given) if isinstance(given, list) else given
 
 
 class LoraSection(BaseModel):
@@ -194,6 +214,59 @@ class DeepSpeedSection(Section):
     """Where parameters live (stage 3)."""
 
 
+class ObjectiveSection(BaseModel):
+    """What training minimises: a name alone, or `{name: ..., its arguments}`."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="allow", strict=True, use_attribute_docstrings=True
+    )
+
+    name: str = names.PLAIN
+    """`sft`, `grad_ascent`, `grad_diff`, `kl`, `idk`, `dpo`, `npo`, `simnpo`, or your own
+    `package.module:function`; docs/objectives.md lists the arguments."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_full(cls, content: Any) -> Any:
+        if isinstance(content, cls):
+            return content
+        content = {"name": content} if isinstance(content, str) else content
+        _raise_first(names.problems_of(content))
+        name = content.get("name", names.PLAIN)
+        return {"name": name, **names.with_defaults(name, content)}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the objective."""
+        return dict(self.model_extra or {})
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the ordinary trainer computes it."""
+        return self.name == names.PLAIN
+
+
+class EvaluationSection(Section):
+    """What an evaluation reports beside the eval loss; the built-in figures need a forget set."""
+
+    metrics: list[str] | None = None
+    """Names of figures (docs/objectives.md), or your own `package.module:function`; null takes
+    every figure that the data allow."""
+    max_new_tokens: int = Field(default=32, ge=1)
+    """Tokens generated for each ROUGE-L answer."""
+    generate_rows: int = Field(default=16, ge=1)
+    """So many rows of either set are answered in words for ROUGE-L."""
+    retain_model: str | None = None
+    """Folder of a trial that never saw the forget set (`objective: sft` with the same
+    `data.forget_path`); forget quality compares with it."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _metric_names(cls, metrics: list[str] | None) -> list[str] | None:
+        _raise_first(names.metric_problems(metrics or []))
+        return metrics
+
+
 class Origin(Section):
     """Where a trial came from; has no effect on training."""
 
@@ -226,6 +299,10 @@ class TrialConfig(Section):
     """The adapter."""
     training: dict[str, Any] = Field(default_factory=dict)
     """`TrainingArguments` and `GaudiTrainingArguments` keys by their own names."""
+    objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
+    """What training minimises: a name, or `{name: ..., its arguments}`."""
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
+    """What an evaluation reports beside the eval loss."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
     """DeepSpeed ZeRO stage; null trains without DeepSpeed."""
     deepspeed: DeepSpeedSection = DeepSpeedSection()
@@ -240,6 +317,9 @@ class TrialConfig(Section):
         default_factory=lambda: {"use_fused_adam": True, "use_fused_clip_norm": True}
     )
     """GaudiConfig inline, or a hub id or folder; only `device: hpu` reads it."""
+    packed: bool = False
+    """Train in a slot of a packed job, where the trial can; a sweep says so for its trials
+    (`resources.pack`). The same training up to rounding."""
     keep_checkpoint: bool = False
     """Leave the last checkpoint of a complete trial there, so that it can be trained for longer; a
     sweep says so for its trials (`resources.keep_checkpoints`)."""
@@ -263,6 +343,11 @@ class TrialConfig(Section):
             raise ValueError("`deepspeed` needs a `zero_stage` (0, 1, 2 or 3)")
         return self
 
+    @model_validator(mode="after")
+    def _objective_agrees(self) -> TrialConfig:
+        _raise_first(agreement(self.model_dump()))
+        return self
+
     def fingerprint(self) -> str:
         """Hash of everything that has an effect on the result: equal means the same trial."""
         content = self.model_dump(mode="json", exclude=NO_EFFECT)
@@ -274,6 +359,8 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "data": DataConfig,
     "lora": LoraSection,
     "deepspeed": DeepSpeedSection,
+    "objective": ObjectiveSection,
+    "evaluation": EvaluationSection,
 }
 
 
@@ -282,6 +369,7 @@ def known_keys() -> dict[str, tuple[str, ...]]:
     known = {name: tuple(section.model_fields) for name, section in SECTIONS.items()}
     known["lora"] = tuple(dict.fromkeys([*known["lora"], *schema.lora_arguments()]))
     known["training"] = tuple(name for name in schema.training_arguments() if name not in OURS)
+    known["objective"] = ("name", *names.all_arguments())
     known[""] = tuple(
         name for name in TrialConfig.model_fields if name not in ("version", "origin")
     )
@@ -294,6 +382,8 @@ def known_paths() -> tuple[str, ...]:
     leaves = [name for name in known[""] if name not in known]
     return (
         *leaves,
+        # The user's own objective may take anything.
+        "objective",
         *(f"{section}.{key}" for section in known if section for key in known[section]),
     )
 
@@ -331,6 +421,11 @@ def problems_of(content: Mapping[str, Any]) -> list[Problem]:
             problems += found
             bad = {problem.key.partition(".")[2] for problem in found}
             rest[name] = {key: value for key, value in section.items() if key not in bad}
+    found = _objective_problems(rest)
+    if found:
+        # Half an objective would be refused once more, for what is missing.
+        rest.pop("objective", None)
+    problems += found
     try:
         TrialConfig.model_validate(rest)
     except ValidationError as error:
@@ -354,6 +449,62 @@ def _lora_problems(lora: Mapping[str, Any]) -> list[Problem]:
     extra = {name: value for name, value in lora.items() if name not in LoraSection.model_fields}
     return _argument_problems("lora", extra, schema.lora_arguments())
 
+
+def _objective_problems(content: Mapping[str, Any]) -> list[Problem]:
+    objective = content.get("objective", names.PLAIN)
+    if problems := names.problems_of(objective):
+        return problems
+    evaluation = content.get("evaluation")
+    metrics = evaluation.get("metrics") if isinstance(evaluation, Mapping) else None
+    own = [name for name in metrics if isinstance(name, str)] if isinstance(metrics, list) else []
+    return [*agreement(content), *names.code_problems(objective, own)]
+
+
+def agreement(content: Mapping[str, Any]) -> list[Problem]:
+    """What an objective needs of the other sections and does not find there."""
+    objective = content.get("objective", names.PLAIN)
+    objective = {"name": objective} if isinstance(objective, str) else dict(objective)
+    name = objective.pop("name", names.PLAIN)
+    entry = names.entry_of(name)
+    if name == names.PLAIN:
+        return []
+    data, lora, training = (
+        section if isinstance(section := content.get(key), Mapping) else {}
+        for key in ("data", "lora", "training")
+    )
+    problems = []
+    if entry and entry.sides and data.get("forget_path") is None:
+        problems.append(Problem("data.forget_path", f"what {name} is to forget", "null"))
+    if entry and entry.reference:
+        problems += _reference_problems(name, lora, training)
+    if training.get("label_smoothing_factor"):
+        got = repr(training["label_smoothing_factor"])
+        problems.append(Problem("training.label_smoothing_factor", "0: only sft smooths", got))
+    return problems
+
+
+def _reference_problems(
+    name: str, lora: Mapping[str, Any], training: Mapping[str, Any]
+) -> list[Problem]:
+    """What would keep the model with its adapter disabled from being the model before training."""
+    why = f"{name} compares with the model whose adapter is disabled"
+    problems = []
+    if lora.get("r", 8) == 0:
+        problems.append(Problem("lora.r", f"at least 1: {why}", "0"))
+    if lora.get("bias", "none") != "none":
+        problems.append(Problem("lora.bias", f"none: {why}", repr(lora["bias"])))
+    start = lora.get("init_lora_weights", True)
+    if isinstance(start, str) and start.lower().startswith(_REBASING):
+        rule = f"a start that leaves the base weights alone: {why}"
+        problems.append(Problem("lora.init_lora_weights", rule, repr(start)))
+    if training.get("use_hpu_graphs_for_training"):
+        rule = f"false: {why}, and a recorded graph has it enabled"
+        problems.append(Problem("training.use_hpu_graphs_for_training", rule, "true"))
+    return problems
+
+
+_REBASING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Ways to start an adapter that write into the base weights."""
 
 _LOOSE: dict[str, Callable[[Mapping[str, Any]], list[Problem]]] = {
     "training": training_problems,

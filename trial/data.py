@@ -13,10 +13,10 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from trial.problems import ConfigError, Problem
 from trial.prompts import CHAT_TEMPLATE, PROMPT_FORMATS, choose_format, render
 from trial.rows import Row
 from trial.split import Split, read_split
+
+if TYPE_CHECKING:
+    from trial.objectives.sets import Sets
 
 IGNORED = -100
 """The label that no loss counts."""
@@ -96,6 +99,8 @@ class Prepared:
     """Training rows left out because a separate eval set asks the same."""
     truncated: int
     """Rows of both sides that did not fit into `max_length` whole."""
+    sets: Sets | None = None
+    """What is to be forgotten, and what it is measured on; None when nothing is."""
 
 
 def prepare(
@@ -136,8 +141,29 @@ def prepare(
         leaked=split.leaked,
         truncated=train.tokens.truncated + held_out.tokens.truncated,
     )
+    if split.forget:
+        prepared = _with_sets(prepared, split, config, tokenizer, folder)
     _log(prepared)
     return prepared
+
+
+Tokenise = Callable[[list[Row]], tuple[TokenDataset, str]]
+"""Rows to a dataset and its content hash."""
+
+
+def _with_sets(
+    prepared: Prepared, split: Split, config: DataConfig, tokenizer: Any, cache: Path
+) -> Prepared:
+    from trial.objectives.sets import make_sets
+
+    def side(rows: list[Row]) -> tuple[TokenDataset, str]:
+        chosen = prepared.prompt_format
+        name = _hash_of(rows, chosen, config.max_length, tokenizer)
+        return _side(cache / name, rows, chosen, config.max_length, tokenizer), name
+
+    sets = make_sets(split, side, config.max_eval_samples)
+    data_hash = _digest([prepared.data_hash, sets.data_hash])[:16]
+    return replace(prepared, sets=sets, data_hash=data_hash)
 
 
 def _log(prepared: Prepared) -> None:
@@ -160,12 +186,17 @@ def _digest(parts: Sequence[str]) -> str:
 
 
 def _hashes(split: Split, chosen: str, max_length: int, tokenizer: Any) -> tuple[str, str]:
-    """Content hash of either side: rows in order, layout, length and tokenizer."""
-    shared = [str(LAYOUT), chosen, str(max_length), tokenizer_hash(tokenizer)]
+    """Content hash of either side."""
     train, held_out = (
-        _digest([*shared, *(row.digest() for row in rows)]) for rows in (split.train, split.eval)
+        _hash_of(rows, chosen, max_length, tokenizer) for rows in (split.train, split.eval)
     )
     return train, held_out
+
+
+def _hash_of(rows: list[Row], chosen: str, max_length: int, tokenizer: Any) -> str:
+    """Content hash of rows as tokens: rows in order, layout, length and tokenizer."""
+    shared = [str(LAYOUT), chosen, str(max_length), tokenizer_hash(tokenizer)]
+    return _digest([*shared, *(row.digest() for row in rows)])
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from trial.config import DataConfig
@@ -19,6 +19,9 @@ PROMPT_COLUMNS = ("question", "prompt", "instruction")
 COMPLETION_COLUMNS = ("answer", "completion", "response", "output")
 MESSAGES_COLUMNS = ("messages", "conversations")
 INPUT_COLUMN = "input"
+PARAPHRASED_COLUMN, PERTURBED_COLUMN = "paraphrased_answer", "perturbed_answer"
+"""The same answer in other words, and wrong ones: where they are there, the truth ratio uses them.
+The names are those of the TOFU data."""
 ROLES = {
     "system": "system",
     "user": "user",
@@ -47,6 +50,10 @@ class Row:
     turns: tuple[Turn, ...]
     completion: str
     is_chat: bool = False
+    alternative: str = ""
+    """What to answer instead (`data.alternative_column`)."""
+    paraphrased: str = ""
+    perturbed: tuple[str, ...] = ()
 
     @property
     def prompt_key(self) -> str:
@@ -54,7 +61,7 @@ class Row:
         return json.dumps(self.turns, ensure_ascii=False)
 
     def digest(self) -> str:
-        """Hash of the whole content."""
+        """Hash of what is trained on."""
         content = json.dumps([self.turns, self.completion, self.is_chat], ensure_ascii=False)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -77,6 +84,22 @@ class _Columns:
     completion: str = ""
     extra: str = ""
     messages: str = ""
+    alternative: str = ""
+    paraphrased: str = ""
+    perturbed: str = ""
+
+
+def read_forget(config: DataConfig) -> Rows:
+    """The rows of `data.forget_path`.
+
+    Raises:
+        ConfigError: as `read_rows` does, or there is no `alternative_column`.
+    """
+    key, own = "data.forget_path", {"name": config.forget_name or config.name}
+    table = read_table(
+        str(config.forget_path), config.model_copy(update=own), config.forget_split, key
+    )
+    return _rows_of(table, config, key, alternative=config.alternative_column)
 
 
 def read_rows(config: DataConfig, which: Literal["train", "eval"] = "train") -> Rows:
@@ -99,8 +122,9 @@ def read_rows(config: DataConfig, which: Literal["train", "eval"] = "train") -> 
 _EVAL_KEY = "data.eval_path"
 
 
-def _rows_of(table: Table, config: DataConfig, key: str) -> Rows:
+def _rows_of(table: Table, config: DataConfig, key: str, alternative: str | None = None) -> Rows:
     columns = find_columns(table.columns, config, table.source)
+    columns = _with_other_answers(columns, table, config, alternative)
     rows: list[Row] = []
     problems: list[Problem] = []
     skipped = 0
@@ -145,6 +169,23 @@ def find_columns(known: Sequence[str], config: DataConfig, source: str) -> _Colu
     if messages and config.prompt_column is None and config.completion_column is None:
         return _Columns(messages=messages)
     raise ConfigError(_no_column(prompt, completion, known, source))
+
+
+def _with_other_answers(
+    columns: _Columns, table: Table, config: DataConfig, alternative: str | None
+) -> _Columns:
+    """The columns of further answers, which only unlearning looks at."""
+    if config.forget_path is None or columns.messages:
+        return columns
+    known, other = table.columns, ""
+    if alternative is not None:
+        other = _configured("alternative", alternative, known, table.source)
+    return replace(
+        columns,
+        alternative=other,
+        paraphrased=_usual((PARAPHRASED_COLUMN,), known),
+        perturbed=_usual((PERTURBED_COLUMN,), known),
+    )
 
 
 def _column(
@@ -195,7 +236,16 @@ def _rows_in(record: Mapping[str, Any], columns: _Columns) -> Iterator[Row]:
     if prompt.strip() and extra.strip():
         prompt = f"{prompt}\n\n{extra}"
     for completion in _answers(record, columns.completion):
-        yield Row((Turn("user", prompt),), completion)
+        yield Row((Turn("user", prompt),), completion, **_other_answers(record, columns))
+
+
+def _other_answers(record: Mapping[str, Any], columns: _Columns) -> dict[str, Any]:
+    """Further answers by the name of their field; none where the record has none."""
+    named = {name: getattr(columns, name) for name in ("alternative", "paraphrased")}
+    found: dict[str, Any] = {name: _text(record, at) for name, at in named.items() if at}
+    if columns.perturbed and record.get(columns.perturbed) is not None:
+        found["perturbed"] = tuple(_answers(record, columns.perturbed))
+    return found
 
 
 def _cell(record: Mapping[str, Any], column: str) -> Any:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from trial.config import DataConfig
-from trial.rows import Row, Rows, read_rows
+from trial.objectives.refusals import read_alternatives
+from trial.rows import Row, Rows, read_forget, read_rows
 from trial.tables import refuse
 
 
@@ -24,6 +25,10 @@ class Split:
     """Records left out because their prompt or completion is empty."""
     leaked: int
     """Training rows left out because the separate eval set asks the same."""
+    forget: list[Row] = field(default_factory=list)
+    """Rows to forget; no prompt of theirs is on the other sides."""
+    alternatives: tuple[str, ...] = ()
+    """What to answer instead, where the rows do not say so themselves."""
 
 
 def read_split(config: DataConfig) -> Split:
@@ -32,15 +37,40 @@ def read_split(config: DataConfig) -> Split:
     Raises:
         ConfigError: it cannot be read, or leaves one side without rows.
     """
-    rows = read_rows(config)
+    if config.forget_path is None:
+        return _read_retained(config, frozenset())
+    forget = read_forget(config)
+    asked = frozenset(row.prompt_key for row in forget.rows)
+    retained = _read_retained(config, asked)
+    return replace(
+        retained,
+        forget=_ordered(forget.rows, config.split_seed)[: config.max_forget_samples],
+        skipped=retained.skipped + forget.skipped,
+        alternatives=() if config.alternative_column else read_alternatives(config.alternatives),
+    )
+
+
+def _read_retained(config: DataConfig, forgotten: frozenset[str]) -> Split:
+    """The rows of `path` but for those whose prompt is to be forgotten."""
+    rows = _without(read_rows(config), forgotten)
     if config.eval_path is None and config.eval_split is None:
         train, held_out = hold_out(rows.rows, config.eval_fraction, config.split_seed)
         if not train or not held_out:
             rule = f"{rows.source}: at least two different prompts, one of them to hold out"
             raise refuse("data.path", rule, f"{len(rows.rows)} rows of one prompt")
         return _limited(train, held_out, rows.skipped, 0, config)
-    apart = read_rows(config, "eval")
+    apart = _without(read_rows(config, "eval"), forgotten)
     return _apart(rows, apart, config)
+
+
+def _without(rows: Rows, prompts: frozenset[str]) -> Rows:
+    if not prompts:
+        return rows
+    kept = [row for row in rows.rows if row.prompt_key not in prompts]
+    if not kept:
+        rule = f"{rows.source}: rows whose prompts are not in the forget set"
+        raise refuse("data.path", rule, f"{len(rows.rows)} rows, all of them in it")
+    return replace(rows, rows=kept)
 
 
 def _apart(rows: Rows, apart: Rows, config: DataConfig) -> Split:

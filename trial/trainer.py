@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import skip_first_batches
 from peft import PeftMixedModel, PeftModel
+from torch.utils.data import Sampler
 
 from trial.batches import Collator, evaluation_batches, open_mask, row_lengths
 from trial.devices import Device
@@ -21,6 +22,7 @@ from trial.weights import save_weights
 
 if TYPE_CHECKING:
     from trial.callbacks import Run
+    from trial.objectives.examine import Examination, Means
 
     Base: Any = object
 else:
@@ -32,30 +34,62 @@ class TrialTrainer(Base):
 
     run: Run
     control: Any
+    examination: Examination | None = None
+    """What is measured beside the eval loss."""
+    tokenizer_for_words: Any = None
     _micro: int = 0
     """Batches of the optimizer step so far."""
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The exact eval loss, logged and handed to the callbacks."""
         with self.run.clock.during("eval"):
-            metrics = {"eval_loss": self._eval_loss()}
+            metrics = {"eval_loss": self._eval_loss(), **self._further_figures()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
 
+    def _further_figures(self) -> dict[str, float]:
+        """What a trial that forgets reports beside the eval loss."""
+        if self.examination is None:
+            return {}
+        figures = self.examination.measure(self._means())
+        if self.run.gang.rank == 0:
+            self.examination.write_ratios(self.run.folder.truth_ratios)
+        return figures
+
+    def _means(self) -> Means:
+        from trial.objectives.examine import Means
+        from trial.objectives.sides import Model
+
+        forward = self._evaluating()
+        return Means(
+            forward=forward,
+            model=Model(forward, self.model),
+            batch_size=self.args.per_device_eval_batch_size,
+            collate=collator(self.run.device),
+            gang=self.run.gang,
+            tokenizer=self.tokenizer_for_words,
+            settings=self.run.config.evaluation,
+        )
+
     def _eval_loss(self) -> float:
-        model = self.model_wrapped if self.is_deepspeed_enabled else self.model
-        model.eval()
         ranks = self.args.world_size
         batches = evaluation_batches(
             self.eval_dataset,
             self.args.per_device_eval_batch_size,
-            self.data_collator,
+            collator(self.run.device),
             rank=self.args.process_index,
             ranks=ranks,
         )
+        dense = self.run.device.fixed_shapes
+        return exact_loss(self._evaluating(), batches, dense=dense, ranks=ranks)
+
+    def _evaluating(self) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
+        """The model as it answers, from inputs to logits; it stops training for that."""
+        model = self.model_wrapped if self.is_deepspeed_enabled else self.model
+        model.eval()
         dense = self.run.device.fixed_shapes
         extra = self.run.device.evaluation_inputs(self)
         htcore = getattr(self, "htcore", None)
@@ -69,7 +103,7 @@ class TrialTrainer(Base):
                 htcore.mark_step()
             return logits
 
-        return exact_loss(forward, batches, dense=dense, ranks=ranks)
+        return forward
 
     def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> torch.Tensor:
         """One forward and backward pass; counts tokens, and reads the loss where that is free."""
@@ -123,7 +157,7 @@ class TrialTrainer(Base):
             groups[:] = [group for group in groups if group["params"]]
         return optimizer
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> TrainingOrder:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
         """The same order on every device, with DeepSpeed and without."""
         args, rows = self.args, train_dataset or self.train_dataset
         lengths = None
@@ -163,7 +197,7 @@ class TrialTrainer(Base):
 @cache
 def trainer_class(device: Device) -> type[Any]:
     """The trainer class of a device with our additions."""
-    _mend(device.trainer_class())
+    mend(device.trainer_class())
     return type("TrialTrainer", (TrialTrainer, device.trainer_class()), {})
 
 
@@ -177,7 +211,7 @@ def training_loss(device: Device, smoothing: float) -> TrainingLoss:
     return TrainingLoss(dense=device.fixed_shapes, smoothing=smoothing)
 
 
-def _mend(trainer: type[Any]) -> None:
+def mend(trainer: type[Any]) -> None:
     """Mend two functions that trainers look up in their own modules."""
     keeping = _keeping_epoch(skip_first_batches)
     for base in trainer.__mro__:

@@ -9,11 +9,13 @@ import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from trial.builtin import docs
+from trial.builtin import code, docs
 
 MODELS: dict[str, Path] = {"builtin:tiny-llama": Path(__file__).with_name("tiny-llama")}
 DATASETS: dict[str, Callable[[], list[Mapping[str, str]]]] = {
     "builtin:python-docs": docs.read,
+    "builtin:code-forget": code.read_forget,
+    "builtin:code-retain": code.read_retain,
 }
 TINY_LLAMA_HASH = "22b018a6c880fc26"
 """`content_hash` of the shipped folder; `make` prints the one to write here."""

@@ -1,0 +1,96 @@
+"""What a trial trains with by its objective: trainer, batches and loss; and what it measures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trial.config import TrialConfig
+from trial.data import Prepared
+from trial.devices import Device
+from trial.folder import TrialFolder
+from trial.objectives.names import sides_of
+from trial.problems import ConfigError, Problem
+from trial.trainer import collator, trainer_class, training_loss
+
+
+@dataclass(frozen=True, slots=True)
+class Outfit:
+    """A trainer's class and what it is given."""
+
+    trainer_class: type[Any]
+    collator: Any
+    loss: Any
+    train: Any
+    prepare: Callable[[Any, Any], None]
+    """Takes the new trainer and the tokenizer."""
+
+
+def outfit_of(config: TrialConfig, device: Device, data: Prepared, smoothing: float) -> Outfit:
+    """The ordinary trainer for `sft`, else the one that trains with an objective."""
+    plain = config.objective.is_plain
+    return _plain(config, device, data, smoothing) if plain else _own(config, device, data)
+
+
+def _plain(config: TrialConfig, device: Device, data: Prepared, smoothing: float) -> Outfit:
+    def prepare(trainer: Any, tokenizer: Any) -> None:
+        _examine(trainer, tokenizer, config, data)
+
+    loss = training_loss(device, smoothing)
+    return Outfit(trainer_class(device), collator(device), loss, data.train, prepare)
+
+
+def _own(config: TrialConfig, device: Device, data: Prepared) -> Outfit:
+    from trial.objectives import losses
+    from trial.objectives.sets import PairedCollator, pair
+    from trial.objectives.trainer import objective_trainer_class
+
+    name, arguments = config.objective.name, config.objective.arguments
+    sides = sides_of(name, arguments, forgets=data.sets is not None)
+    dataset, draws = pair(sides, data.train, data.sets)
+    objective = losses.find(name)
+
+    def prepare(trainer: Any, tokenizer: Any) -> None:
+        trainer.objective, trainer.sides, trainer.draws = objective, sides, draws
+        _examine(trainer, tokenizer, config, data)
+
+    collate = PairedCollator(trim=not device.fixed_shapes)
+    return Outfit(objective_trainer_class(device), collate, objective, dataset, prepare)
+
+
+def _examine(trainer: Any, tokenizer: Any, config: TrialConfig, data: Prepared) -> None:
+    """Let evaluations measure the sets, where there is something to measure."""
+    if data.sets is None and not config.evaluation.metrics:
+        return
+    from trial.objectives.examine import Examination
+
+    compared = read_ratios(config.evaluation.retain_model)
+    trainer.examination = Examination(data.sets, config.evaluation, compared)
+    trainer.tokenizer_for_words = tokenizer
+
+
+KEY = "evaluation.retain_model"
+
+
+def read_ratios(folder: str | None) -> list[float] | None:
+    """Truth ratios that another trial measured on the forget set; None when none is named.
+
+    Raises:
+        ConfigError: that trial has measured none.
+    """
+    if folder is None:
+        return None
+    file = TrialFolder(Path(folder).expanduser()).truth_ratios
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))["forget"]
+        ratios = [float(value) for value in found if math.isfinite(float(value))]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        rule = f"a trial that has measured truth ratios ({file.name}: {error})"
+        raise ConfigError([Problem(KEY, rule, repr(folder))]) from error
+    if not ratios:
+        raise ConfigError([Problem(KEY, f"a trial with truth ratios in {file.name}", repr(folder))])
+    return ratios
