@@ -79,6 +79,13 @@ format: $(STAMP) ## rewrite the code in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: bench bench-quick
+bench: $(STAMP) ## measure everything beside the peers, into docs/bench.md (about 25 minutes, idle machine)
+	$(BIN)/python tests/bench/bench.py $(ARGS)
+
+bench-quick: $(STAMP) ## the same in about five minutes, one round each: for orientation
+	$(BIN)/python tests/bench/bench.py --quick $(ARGS)
+
 .PHONY: clean
 clean: ## remove the virtual environment and caches, never runs/
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,87 @@
+"""Every figure of speed beside its peers, in one run: `make bench`, `make bench-quick`.
+
+python tests/bench/bench.py [--quick] [--only a,d] [--rounds N] [--scratch FOLDER] [--page FILE]
+
+Peers live in a virtual environment of their own (build/peers), made on first use from
+requirements-peers.txt. Arms take turns; ratios are taken within a round, medians over rounds.
+Writes the page and, beside it, the measured values as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY))
+
+import bench_peers  # noqa: E402
+from bench_figures import figures  # noqa: E402
+from bench_page import page  # noqa: E402
+from bench_run import Measured, machine, measure  # noqa: E402
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller work")
+    parser.add_argument("--only", help="letters of figures: a,d")
+    parser.add_argument("--rounds", type=int, help="rounds of every figure")
+    parser.add_argument("--scratch", type=Path, help="keep what the arms write here")
+    parser.add_argument("--page", type=Path, help="where the page goes")
+    asked = parser.parse_args()
+    bench_peers.install(say)
+    scratch = asked.scratch or Path(tempfile.mkdtemp(prefix="bench-"))
+    scratch.mkdir(parents=True, exist_ok=True)
+    wanted = asked.only.split(",") if asked.only else None
+    chosen = [
+        f for f in figures(asked.quick, scratch, asked.rounds) if not wanted or f.key in wanted
+    ]
+    began = time.time()
+    measured: list[Measured] = []
+    target = asked.page or (scratch if asked.quick or wanted else REPOSITORY / "docs") / "bench.md"
+    for figure in chosen:
+        measured.append(measure(figure, scratch, say))
+        # After every figure: a run that is cut off has told what it has.
+        write(target, measured, asked.quick, began)
+    print(target.read_text())
+    say(f"written: {target}")
+    if asked.scratch is None and target.parent != scratch:
+        shutil.rmtree(scratch)
+    return 0
+
+
+def write(target: Path, measured: list[Measured], quick: bool, began: float) -> None:
+    """The page and the values behind it."""
+    about = {
+        "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime(began)) + " UTC",
+        "minutes": round((time.time() - began) / 60, 1),
+        "quick": quick,
+        "machine": dict(machine()),
+        "commit": commit(),
+        "peers": bench_peers.versions(),
+    }
+    target.write_text(page(measured, about), encoding="utf-8")
+    values = about | {"figures": {found.figure.key: found.record() for found in measured}}
+    target.with_suffix(".json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def commit() -> str:
+    """What was measured, as far as git knows."""
+    words = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def say(text: str) -> None:
+    """Progress, apart from the page."""
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""What both sides train on: the same rows, the same tiny Llama, the same ranges.
+
+Standard library alone: it is imported in the peers' environment as well.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MODEL = REPOSITORY / "trial" / "builtin" / "tiny-llama"
+"""Hidden 128, 4 layers, 2048 tokens."""
+
+WORDS = (
+    "red",
+    "green",
+    "blue",
+    "small",
+    "large",
+    "round",
+    "flat",
+    "warm",
+    "cold",
+    "old",
+    "new",
+    "stone",
+    "river",
+    "cloud",
+    "bird",
+    "tree",
+    "house",
+    "road",
+    "moon",
+    "sun",
+)
+TRAIN_ROWS, EVAL_ROWS = 256, 32
+RANKS = (2, 4, 8, 16)
+RATES = (1e-4, 1e-2)
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One sweep's worth of training."""
+
+    trials: int = 12
+    steps: int = 60
+    batch: int = 1
+    length: int = 64
+    eval_every: int = 20
+    eval_batch: int = 16
+    model: str = str(MODEL)
+
+    def words(self) -> list[str]:
+        """The work as command-line words; `parse` reads them."""
+        return [json.dumps({name: getattr(self, name) for name in self.__slots__})]
+
+    @classmethod
+    def parse(cls, text: str) -> Work:
+        """What `words` wrote."""
+        return cls(**json.loads(text))
+
+
+def rows() -> list[dict[str, str]]:
+    """Questions of a few tokens, answers longer than any row: no batch has padding to trim."""
+    draw = random.Random(0)
+    return [
+        {
+            "question": f"list {number} {draw.choice(WORDS)}:",
+            "answer": " ".join(draw.choice(WORDS) for _ in range(160)),
+        }
+        for number in range(TRAIN_ROWS + EVAL_ROWS)
+    ]
+
+
+def write_rows(folder: Path) -> tuple[Path, Path]:
+    """The rows as two JSONL files, to train on and to evaluate on."""
+    lines = [json.dumps(row) + "\n" for row in rows()]
+    paths = folder / "train.jsonl", folder / "eval.jsonl"
+    paths[0].write_text("".join(lines[:TRAIN_ROWS]))
+    paths[1].write_text("".join(lines[TRAIN_ROWS:]))
+    return paths
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """What `write_rows` wrote."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def encode(tokenizer: Any, path: Path, length: int) -> list[dict[str, list[int]]]:
+    """Rows as the peers tokenise them: question masked, cut to `length`."""
+    found = []
+    for row in read_rows(path):
+        prompt = tokenizer(row["question"])["input_ids"]
+        answer = tokenizer(row["answer"], add_special_tokens=False)["input_ids"]
+        ids = (prompt + answer)[:length]
+        labels = ([IGNORED] * len(prompt) + answer)[:length]
+        found.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
+    return found
+
+
+def points(count: int) -> list[tuple[int, float]]:
+    """Rank and learning rate of so many trials, mixed, for arms that run no sampler."""
+    low, high = RATES
+    draw = random.Random(0)
+    return [
+        (RANKS[i % len(RANKS)], low * (high / low) ** draw.random()) for i in range(count)
+    ]  # fmt: skip
+
+
+def trial_content(work: Work, folder: Path, rank: int, rate: float) -> dict[str, Any]:
+    """One trial as `config.json` has it."""
+    return {
+        "model": {"name_or_path": work.model},
+        "data": {
+            "path": str(folder / "train.jsonl"),
+            "eval_path": str(folder / "eval.jsonl"),
+            "max_length": work.length,
+            "prompt_format": "plain",
+        },
+        "lora": {"r": rank, "lora_alpha": 2 * rank},
+        "training": {
+            "learning_rate": rate,
+            "max_steps": work.steps,
+            "per_device_train_batch_size": work.batch,
+            "per_device_eval_batch_size": work.eval_batch,
+            "eval_steps": work.eval_every,
+            "logging_steps": 10,
+        },
+        "device": "cpu",
+    }
+
+
+def sweep_content(work: Work, folder: Path, pack: str | int | None) -> dict[str, Any]:
+    """The sweep as a file says it; JSON is YAML."""
+    base = trial_content(work, folder, 8, 1e-3)
+    resources: dict[str, Any] = {"concurrency": 2}
+    if pack is not None:
+        resources["pack"] = pack
+    return {
+        "question": "How long does it take?",
+        "base": base,
+        "space": {
+            "lora.r": list(RANKS),
+            "lora.lora_alpha": {"expression": "2 * lora.r"},
+            "training.learning_rate": {"low": RATES[0], "high": RATES[1], "log": True},
+        },
+        "sampler": {"name": "tpe", "seed": 0},
+        "pruner": "none",
+        "stop": {"trials": work.trials},
+        "resources": resources,
+    }

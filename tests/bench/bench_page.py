@@ -1,0 +1,130 @@
+"""The page of a run of the bench: one table of what is to be reached, then the arms behind it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from bench_run import Measured, Reach
+
+PROFILE = "profile: "
+
+
+def page(measured: Sequence[Measured], about: Mapping[str, Any]) -> str:
+    """Markdown of a whole run."""
+    return "\n".join([*_head(about), *_table(measured), *_arms(measured)]) + "\n"
+
+
+def _head(about: Mapping[str, Any]) -> Iterator[str]:
+    machine, quick = about["machine"], about["quick"]
+    command = "make bench-quick" if quick else "make bench"
+    peers = ", ".join(f"{name} {version}" for name, version in about["peers"].items())
+    yield "# Speed beside the peers"
+    yield ""
+    yield f"Written by `{command}` on {about['date']} ({about['minutes']:.0f} minutes) from "
+    yield f"`{about['commit']}`: {machine['cores']} cores ({machine['processor']}), "
+    yield f"{machine['memory_gb']} GB, no accelerator used, Python {machine['python']}."
+    yield f"Peers, in an environment of their own: {peers}."
+    yield ""
+    yield "Arms take turns, each in a fresh process; a ratio is taken within a round. Shown are the"
+    yield "median and, in brackets, the lowest and highest of the rounds."
+    if quick:
+        yield "**A quick run: fewer than five rounds and smaller work; for orientation only.**"
+    yield ""
+
+
+def _table(measured: Sequence[Measured]) -> Iterator[str]:
+    yield "| | ratio of | reach | measured | rounds | reached |"
+    yield "|---|---|---|---|---|---|"
+    for found in measured:
+        for reach in found.figure.reaches:
+            yield _line(found, reach)
+    yield ""
+
+
+def _line(found: Measured, reach: Reach) -> str:
+    ratios = found.ratios(reach)
+    sign = "" if reach.bound is None else f"{'>=' if reach.at_least else '<='} {reach.bound:g}"
+    if not ratios:
+        missing = [arm for arm in _arm_names(reach) if arm in found.failures]
+        why = found.failures[missing[0]] if missing else "no round came to its end"
+        shown = f"| {found.figure.key} | {reach.what} | {sign} | not measured: {_cell(why)} |"
+        return f"{shown} 0 | - |"
+    middle = statistics.median(ratios)
+    verdict = "-"
+    if reach.bound is not None:
+        good = middle >= reach.bound if reach.at_least else middle <= reach.bound
+        verdict = "yes" if good else "**no**"
+    shown = f"{middle:.3g} ({min(ratios):.3g} - {max(ratios):.3g})"
+    return (
+        f"| {found.figure.key} | {reach.what} | {sign} | {shown} | {len(ratios)} | {verdict} |"
+    )  # fmt: skip
+
+
+def _arm_names(reach: Reach) -> list[str]:
+    return [*reach.ours[0].split(" + "), *(reach.peer[0].split(" + ") if reach.peer else [])]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "/").replace("\n", " ")[:200]
+
+
+def _arms(measured: Sequence[Measured]) -> Iterator[str]:
+    for found in measured:
+        figure = found.figure
+        yield f"## {figure.key}. {figure.title}"
+        yield ""
+        yield f'`make bench ARGS="--only {figure.key}"`. Load average at the rounds: ' + (
+            ", ".join(f"{load:g}" for load in found.load) + "."
+        )
+        yield from figure.notes
+        yield ""
+        yield "| arm | " + " | ".join(_names(found)) + " |"
+        yield "|---|" + "---|" * len(_names(found))
+        for arm in figure.arms:
+            yield _arm_line(found, arm.name)
+        yield ""
+        yield from _profiles(found)
+
+
+def _names(found: Measured) -> list[str]:
+    names = (name for told in found.told.values() for row in told for name in row)
+    hidden = ("load", "best", "trials", "refills")
+    return [n for n in dict.fromkeys(names) if n not in hidden and not n.startswith(PROFILE)]
+
+
+def _arm_line(found: Measured, arm: str) -> str:
+    if arm in found.failures and arm not in found.told:
+        return f"| {arm} | not measured: {_cell(found.failures[arm])} |" + " |" * (
+            len(_names(found)) - 1
+        )
+    return f"| {arm} | " + " | ".join(_spread(found.values(arm, n)) for n in _names(found)) + " |"
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:.3g} ({low:.3g} - {high:.3g})"
+
+
+def _profiles(found: Measured) -> Iterator[str]:
+    """Where the seconds of the middle round went: shares that sum to its makespan."""
+    for arm, rounds in found.told.items():
+        names = [name for name in rounds[0] if name.startswith(PROFILE)]
+        if not names:
+            continue
+        middle = sorted(rounds, key=lambda told: told["seconds"])[len(rounds) // 2]
+        yield f"Where the {middle['seconds']:.1f} s of {arm} went (mean of its workers):"
+        yield ""
+        yield "| what | seconds |"
+        yield "|---|---|"
+        yield from _rows((name.removeprefix(PROFILE), middle[name]) for name in names)
+        yield f"| sum | {sum(middle[name] for name in names):.1f} |"
+        yield ""
+
+
+def _rows(items: Iterable[tuple[str, float]]) -> Iterator[str]:
+    for name, seconds in items:
+        yield f"| {name} | {seconds:.1f} |"

@@ -1,0 +1,152 @@
+"""Refilling the slots of a packed job: how long it takes, and whether anything is compiled again.
+
+python tests/bench/ours_packed.py refill HOME       trains the folders of HOME in four slots
+python tests/bench/ours_packed.py compile           20 refills under torch.compile
+python tests/bench/ours_packed.py model FOLDER      writes a random Llama, hidden 512, 8 layers
+
+Compiled by dynamo and AOT autograd, without a code generator: what is compiled again depends on the
+first two, and a recompilation is made an error once the first step is done.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench_material import MODEL, RANKS, REPOSITORY
+
+sys.path.insert(0, str(REPOSITORY))
+
+SLOTS, REFILLS = 4, 20
+DROPOUTS = (0.0, 0.05, 0.1)
+STEPS = 3
+"""Steps between two refills."""
+COLUMNS = 64
+
+
+def refill(home: Path) -> dict[str, float]:
+    """Seconds from a free slot to a trial in it, of the trials that found the job running."""
+    import torch
+
+    from trial.folder import TrialFolder
+    from trial.packed.job import train_packed
+
+    torch.set_num_threads(1)
+    folders = [TrialFolder(path) for path in sorted((home / "trials").iterdir())]
+    train_packed(folders, slots=SLOTS)
+    results = [result for folder in folders if (result := folder.read_result())]
+    seconds = [result.seconds.load for result in results[SLOTS:]]
+    return {
+        "refills": len(seconds),
+        "refill_seconds": statistics.median(seconds),
+        "longest_refill_seconds": max(seconds),
+    }
+
+
+def compiled() -> dict[str, float]:
+    """Refill slots with other ranks, dropouts, rates and seeds; any recompilation ends the run."""
+    import torch
+
+    from trial.arguments import build_arguments, labels, training_keywords
+    from trial.config import parse
+    from trial.folder import TrialFolder
+    from trial.packed.adamw import Rule
+    from trial.packed.engine import Engine
+    from trial.packed.skeleton import Skeleton
+    from trial.workbench import Workbench
+
+    torch.set_num_threads(1)
+    draw = random.Random(0)
+
+    def config(number: int) -> Any:
+        rank = RANKS[number % len(RANKS)]
+        lora = {"r": rank, "lora_alpha": 2 * rank, "lora_dropout": draw.choice(DROPOUTS)}
+        return parse({"lora": lora, "training": {"seed": number}, "device": "cpu"})
+
+    first, bench = config(3), Workbench()
+    device = bench.start(first)
+    base = bench.take_base(first, device)
+    skeleton = Skeleton(base)
+    keywords = training_keywords(first, device, TrialFolder(tempfile.mkdtemp()))
+    arguments = build_arguments(keywords, device, labels(first))
+    engine = Engine(base, device, arguments, skeleton.draw(first), SLOTS, max(RANKS))
+    base.forward = torch.compile(base.forward, backend="aot_eager")
+    rates = [1e-3] * SLOTS
+    for slot in range(SLOTS):
+        engine.load(slot, skeleton.draw(config(slot)), 0.05 if slot == 0 else 0.0)
+    step(engine, rates, Rule)
+    counted = graphs()
+    torch._dynamo.config.error_on_recompile = True
+    seconds = []
+    for number in range(REFILLS):
+        slot, fresh = number % SLOTS, config(SLOTS + number)
+        began = time.perf_counter()
+        engine.load(slot, skeleton.draw(fresh), fresh.lora.lora_dropout)
+        seconds.append(time.perf_counter() - began)
+        rates[slot] = 10 ** draw.uniform(-4, -2)
+        for _ in range(STEPS):
+            step(engine, rates, Rule)
+    return {
+        "refills": REFILLS,
+        "recompilations": graphs() - counted,
+        "graphs": counted,
+        "refill_seconds_compiled": statistics.median(seconds),
+    }
+
+
+def graphs() -> int:
+    """Graphs that dynamo has compiled so far."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
+
+
+def step(engine: Any, rates: list[float], rule: Any) -> None:
+    """One optimizer step of every slot, on rows of one length."""
+    import torch
+
+    ids = torch.randint(3, 2000, (COLUMNS,))
+    row = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    engine.accumulate([(slot, [row], [slot], COLUMNS - 1) for slot in range(SLOTS)])
+    engine.step([rule(1, rate, 0.0, (0.9, 0.999), 1e-6, 1.0) for rate in rates])
+
+
+def write_model(folder: Path) -> dict[str, float]:
+    """A Llama of random weights that saturates a core, with the tiny model's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    settings = json.loads((MODEL / "config.json").read_text())
+    settings |= {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8}
+    settings |= {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64}
+    LlamaForCausalLM(LlamaConfig(**settings)).save_pretrained(folder)
+    for file in MODEL.glob("*token*"):
+        shutil.copy(file, folder)
+    return {}
+
+
+def main(how: str, *words: str) -> None:
+    try:
+        if how == "refill":
+            told = refill(Path(words[0]))
+        elif how == "compile":
+            told = compiled()
+        else:
+            told = write_model(Path(words[0]))
+    except ImportError as error:
+        if not str(error.name).startswith("trial.packed"):
+            raise
+        told = {"not_measured": f"there is no packed engine yet ({error})"}
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

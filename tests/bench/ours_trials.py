@@ -1,0 +1,131 @@
+"""Whole trials from their folders, in one of our ways; the folders are prepared beforehand.
+
+python tests/bench/ours_trials.py process|solo|packed HOME... [--slots K] [--steps]
+
+Each HOME has folders under `trials/`. `process` is `python -m trial` once for each, `solo` trains
+one after the other in this process, `packed` as one job of K slots (K = 1: the hot job). `--steps`
+trains the first folder of each home beforehand, unmeasured, and says what an optimizer step costs:
+seconds of all trials in their steps, by the trials' own clocks, over the number of steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY))
+
+
+def in_processes(folders: list[Path]) -> None:
+    """A fresh process for each."""
+    for folder in folders:
+        command = [sys.executable, "-m", "trial", str(folder)]
+        subprocess.run(command, check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+
+
+class Here:
+    """Trains in this process, over one workbench."""
+
+    def __init__(self, slots: int | None) -> None:
+        import torch
+
+        from trial.workbench import Workbench
+
+        torch.set_num_threads(1)
+        self.slots = slots
+        self.bench = Workbench()
+        self.taken = 0
+        """Slots of the last job; 0 when nobody says."""
+
+    def train(self, folders: list[Path]) -> None:
+        """Every folder to its end.
+
+        Raises:
+            RuntimeError: one did not complete.
+        """
+        from trial.folder import TrialFolder
+
+        trials = [TrialFolder(folder) for folder in folders]
+        if self.slots is None:
+            results = [self._solo(trial) for trial in trials]
+        else:
+            from trial.packed.job import train_packed
+
+            results = train_packed(trials, slots=self.slots, bench=self.bench)
+            self.taken = int(getattr(trials[0].read_attempts()[-1], "slots", 0))
+        for trial, result in zip(trials, results, strict=True):
+            if result is None or result.state != "complete":
+                raise RuntimeError(f"{trial.path}: {result}")
+
+    def _solo(self, trial: Any) -> Any:
+        from trial.logs import capture
+        from trial.train import train
+
+        with capture(trial):
+            return train(trial, None, self.bench)
+
+
+def step_seconds(folders: list[Path]) -> float:
+    """Seconds in optimizer steps over the number of steps, of all trials together."""
+    from trial.folder import TrialFolder
+
+    results = [result for path in folders if (result := TrialFolder(path).read_result())]
+    spent = sum(result.seconds.first_step + result.seconds.train for result in results)
+    return spent / sum(result.steps for result in results)
+
+
+def cell(folder: Path) -> str:
+    """Batch and length of a trial: `2x128`."""
+    content = json.loads((folder / "config.json").read_text())
+    batch = content["training"]["per_device_train_batch_size"]
+    return f"{batch}x{content['data']['max_length']}"
+
+
+def train_homes(how: str, homes: list[Path], slots: int, steps: bool) -> dict[str, float]:
+    """Train everything; what an optimizer step costs in each home."""
+    told: dict[str, float] = {}
+    here = None if how == "process" else Here(slots if how == "packed" else None)
+    for home in homes:
+        folders = sorted((home / "trials").iterdir())
+        if here is None:
+            in_processes(folders)
+            continue
+        if steps:
+            here.train(folders[:1])
+            folders = folders[1:]
+        began = time.perf_counter()
+        here.train(folders)
+        if steps:
+            told[f"step_seconds_{cell(folders[0])}"] = step_seconds(folders)
+            told[f"wall_seconds_{cell(folders[0])}"] = time.perf_counter() - began
+        if here.slots is not None:
+            told["slots"] = here.taken
+    return told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("how", choices=["process", "solo", "packed"])
+    parser.add_argument("homes", nargs="+", type=Path)
+    parser.add_argument("--slots", type=int, default=1)
+    parser.add_argument("--steps", action="store_true")
+    asked = parser.parse_args()
+    began = time.perf_counter()
+    try:
+        told = train_homes(asked.how, asked.homes, asked.slots, asked.steps)
+    except ImportError as error:
+        if not str(error.name).startswith("trial.packed"):
+            raise
+        print(json.dumps({"not_measured": f"there is no packed engine yet ({error})"}))
+        return
+    print(json.dumps(told | {"seconds_inside": time.perf_counter() - began}))
+
+
+if __name__ == "__main__":
+    main()
