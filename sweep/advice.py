@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
+from sweep import shapes
 from sweep.dimension import Choices, Derived, Dimension, Range
 from sweep.spec import SweepSpec
 from trial.metrics import METRICS
@@ -92,6 +94,41 @@ def _objective(spec: SweepSpec) -> Iterator[str]:
         yield "training.eval_strategy is `no`: the pruner sees nothing before a trial ends"
 
 
+def _shapes(spec: SweepSpec) -> Iterator[str]:
+    """On HPU every new shape is compiled."""
+    if not shapes.is_for_hpu(spec):
+        return
+    counts = shapes.counts(spec)
+    endless = [name for name, count in counts.items() if count is None]
+    number = math.prod(count or 1 for count in counts.values())
+    if not endless and number <= shapes.FEW:
+        return
+    parts = " x ".join(f"{name} {'any' if c is None else c}" for name, c in counts.items())
+    many = "any number of" if endless else f"up to {number}"
+    yield (
+        f"trials may have {many} shapes ({parts}): on HPU each is compiled anew, about 30 s for a"
+        " 7B model, once per study and node; a few values (buckets) of each keep that small"
+    )
+
+
+def _gaudi(spec: SweepSpec) -> Iterator[str]:
+    """What Gaudi's documentation asks for and the file leaves out."""
+    if not shapes.is_for_hpu(spec):
+        return
+    training, model = spec.base.get("training") or {}, spec.base.get("model") or {}
+    half = training.get("bf16") or model.get("dtype") == "bfloat16"
+    if not half and not spec.varies("training.bf16") and not spec.varies("model.dtype"):
+        yield (
+            "device hpu in float32: Gaudi computes in bfloat16 several times as fast; say"
+            " `training.bf16: true` and `model.dtype: bfloat16` (adapters stay float32)"
+        )
+    if not model.get("attn_implementation") and not spec.varies("model.attn_implementation"):
+        yield (
+            "model.attn_implementation is not set: `gaudi_fused_sdpa` keeps no matrix of all pairs"
+            " of tokens, on HPU alone"
+        )
+
+
 def _searched(spec: SweepSpec) -> list[tuple[str, Dimension]]:
     return [*spec.space.items(), *spec.variables.items()]
 
@@ -100,4 +137,4 @@ def _has_choices(dimension: Dimension) -> bool:
     return any(isinstance(branch, Choices) for branch in dimension)
 
 
-_LOOKS = (_scale, _one_rate, _noise, _ranges, _sampler, _objective)
+_LOOKS = (_scale, _one_rate, _noise, _ranges, _sampler, _objective, _shapes, _gaudi)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+from sweep import fits
 from sweep.slots import SIZES, per_node
 from sweep.space import Space
 from sweep.spec import SweepSpec
-from trial.check import preflight as problems_of
-from trial.check import rank_problems
+from trial.check import rank_problems, survey
 from trial.config import TrialConfig
 from trial.problems import ConfigError, Problem
 
@@ -20,20 +20,33 @@ VARIANTS = 50
 """So many different combinations of these are looked at."""
 
 
-def preflight(spec: SweepSpec, here: bool = True) -> None:
-    """Look at the model, the data and the device of every configuration that differs in them.
+def preflight(spec: SweepSpec, here: bool = True, *, planning: bool = False) -> list[Problem]:
+    """Look at the model, the data, the device and the memory of every configuration.
 
-    `here` says whether trials run on this machine; elsewhere, the device is not looked for.
+    `here` says whether trials run on this machine; elsewhere, the device is not looked for. When
+    `planning`, what is only not on this machine is returned instead of refused.
 
     Raises:
         ConfigError: every mistake at once.
     """
     found: dict[Problem, None] = {}
+    absent: dict[Problem, None] = {}
     for config in _variants(spec):
-        found |= dict.fromkeys(problems_of(config, here=here))
-    found |= dict.fromkeys(_rank_problems(spec, here))
-    if found:
-        raise ConfigError(found)
+        seen = survey(config, here=here)
+        found |= dict.fromkeys(seen.problems)
+        absent |= dict.fromkeys(seen.absent)
+    found |= dict.fromkeys([*_rank_problems(spec, here), *_mode_problems(spec)])
+    found |= dict.fromkeys(fits.problems(spec, here))
+    if refused := [*found, *([] if planning else absent)]:
+        raise ConfigError(refused)
+    return list(absent)
+
+
+def _mode_problems(spec: SweepSpec) -> Iterator[Problem]:
+    """The bridge's mode is set before a worker's Python starts: all trials share it."""
+    if spec.varies("training.use_lazy_mode"):
+        rule = "cannot be searched: a worker is lazy or eager from its start; make two sweeps"
+        yield Problem("training.use_lazy_mode", rule)
 
 
 def _rank_problems(spec: SweepSpec, here: bool) -> Iterator[Problem]:

@@ -344,7 +344,13 @@ def make_executor(spec: SweepSpec, options: Options, folder: StudyFolder) -> Ray
         concurrency=spec.resources.concurrency,
         expected_jobs=spec.stop.trials,
         address=options.ray_address,
-        environment=environment(device, lazy, folder.path, several_nodes=cluster),
+        environment=environment(
+            device,
+            lazy,
+            folder.path,
+            zero_stage=spec.base.get("zero_stage"),
+            several_nodes=cluster,
+        ),
         hang_seconds=hung * 60 if (hung := spec.failures.hung_minutes) else None,
     )
 

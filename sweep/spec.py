@@ -83,6 +83,9 @@ class ResourceSpec(Section):
     """Turns device-hours into money in plans and reports."""
     currency: str = Field(default="", max_length=20)
     """What stands behind amounts of money: `EUR`."""
+    memory_per_device_gb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """GiB of one device, where this machine cannot tell; trials that surely need more are
+    refused."""
     min_free_gb: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """No trial is started with less free disk space under the study than this and what the
     largest trial took; 0 does not look."""

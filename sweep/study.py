@@ -19,6 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from sweep import shapes
 from sweep.driver import Proposal
 from sweep.samplers import make_pruner, make_sampler
 from sweep.space import Space
@@ -131,7 +132,10 @@ class OptunaDecider:
     def _enqueue(self, past: list[FrozenTrial]) -> None:
         """Enqueue the known-good points; a kill may have come after some of them."""
         there = {_canonical(trial.system_attrs.get("fixed_params")) for trial in past}
-        for point in self.spec.enqueue:
+        points = list(self.spec.enqueue)
+        if shapes.is_for_hpu(self.spec):
+            points = shapes.together(points, lambda point: point)
+        for point in points:
             fixed = dict(self.space.check_point(point))
             if _canonical(fixed) not in there:
                 self.study.enqueue_trial(fixed)
@@ -186,13 +190,23 @@ class OptunaDecider:
 
     def _untried(self) -> Iterator[Mapping[str, Any]]:
         """Points of the space that nobody has tried at the moment they are asked for."""
-        for point in self.space.grid():
+        points = self.space.grid()
+        if shapes.is_for_hpu(self.spec):
+            points = shapes.together(points, self._meant)
+        for point in points:
             try:
                 config = self.space.configure(point, None)
             except ConfigError:
                 continue
             if config.fingerprint() not in self._known:
                 yield point
+
+    def _meant(self, point: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a point means by dotted path; nothing when it means nothing."""
+        try:
+            return self.space.values(point)
+        except ConfigError:
+            return {}
 
     def _propose(self, trial: Trial) -> Proposal:
         params = self.space.suggest(trial)

@@ -25,6 +25,7 @@ from trial.control import Free, StopReason
 from trial.disk import DiskFullError
 from trial.folder import Evaluation, Result, TrialFolder
 from trial.gang import PeerLost, own
+from trial.launch import prepare
 from trial.logs import capture
 from trial.problems import ConfigError, Problem
 from trial.spawn import end_with_parent, spawn
@@ -85,6 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return WRONG
+    prepare(folder.read_config(), folder.path)
     if given.world_size > 1 and "RANK" not in os.environ:
         more = ["--verbose"] if given.verbose else []
         command = [sys.executable, "-m", "trial", str(folder.path), *more]

@@ -184,6 +184,7 @@ _NAMED: dict[str, Settings] = {
     "meta-llama/Meta-Llama-3-8B-Instruct": _LLAMA_3_8B,
     "meta-llama/Meta-Llama-3-70B": _LLAMA_3_70B,
     "meta-llama/Meta-Llama-3-70B-Instruct": _LLAMA_3_70B,
+    "meta-llama/Meta-Llama-3.1-8B": _LLAMA_31_8B,
     "meta-llama/Llama-3.1-8B": _LLAMA_31_8B,
     "meta-llama/Llama-3.1-8B-Instruct": _LLAMA_31_8B,
     "meta-llama/Llama-3.1-70B": _LLAMA_31_70B,

@@ -43,7 +43,7 @@ def capacity(device: str, given_gib: float | None, here: bool) -> Capacity | Non
     `given_gib` is the user's own word, `here` whether trials run on this machine.
     """
     if given_gib is not None:
-        return Capacity("memory_per_device_gib", given_gib * GIB)
+        return Capacity("resources.memory_per_device_gb", given_gib * GIB)
     if device == "hpu":
         card = _gaudi() if here else None
         return Capacity(card or ASSUMED, CARDS[card or ASSUMED] * GIB, assumed=card is None)

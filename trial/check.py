@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -71,7 +71,9 @@ def _look_at_model(config: TrialConfig) -> Survey:
     absent: list[Problem] = []
     settings = known_settings(model.name_or_path) if folder is None else None
     if settings is not None:
-        absent, problems = problems, _known_problems(settings, config)
+        known = "; its sizes are known, so that a plan can be checked without it"
+        absent = [replace(found, expected=f"{found.expected}{known}") for found in problems]
+        problems = _known_problems(settings, config)
     if model.tokenizer_name_or_path is not None:
         tokenizer, more = find_model(model.tokenizer_name_or_path, model.revision, TOKENIZER_KEY)
         problems += more

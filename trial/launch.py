@@ -7,6 +7,10 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trial.config import TrialConfig
 
 BEFORE_START: dict[str, dict[str, str]] = {
     # Its default changed between releases of the Gaudi software, and optimum-habana reads "unset"
@@ -23,6 +27,12 @@ ALWAYS = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 
+LAZY_ZERO_3 = {
+    # optimum-habana's 70B recipe: shorter graphs, so that gathered weights are freed in between.
+    "PT_HPU_MAX_COMPOUND_OP_SIZE": "10",
+}
+"""For ZeRO-3 in lazy mode, unless the user has set them."""
+
 RECIPES = "PT_HPU_RECIPE_CACHE_CONFIG"
 RECIPES_MB = 1024
 """The documentation's default size; the bridge removes the oldest graphs beyond it."""
@@ -31,7 +41,12 @@ NETWORK = ("nfs", "nfs4", "cifs", "smb3", "lustre", "ceph", "beegfs", "gpfs", "f
 
 
 def environment(
-    device: str, lazy: bool = False, study: Path | None = None, *, several_nodes: bool = False
+    device: str,
+    lazy: bool = False,
+    study: Path | None = None,
+    *,
+    zero_stage: int | None = None,
+    several_nodes: bool = False,
 ) -> dict[str, str]:
     """Variables to set before a process for `device` imports anything; `auto` gets all of them.
 
@@ -44,9 +59,20 @@ def environment(
         return found
     if lazy:
         found["PT_HPU_LAZY_MODE"] = "1"
+        if zero_stage == 3:
+            found |= {name: os.environ.get(name, value) for name, value in LAZY_ZERO_3.items()}
     if study is not None:
         found[RECIPES] = recipe_cache(study, several_nodes=several_nodes)
     return found
+
+
+def prepare(config: TrialConfig, folder: Path) -> None:
+    """Set what nobody has set, for a trial that is trained by hand from its folder."""
+    study = folder.parent.parent if folder.parent.name == "trials" else folder
+    lazy = bool(config.training.get("use_lazy_mode"))
+    wanted = environment(config.device, lazy, study, zero_stage=config.zero_stage)
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
 
 
 def recipe_cache(
