@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from sweep.ahead import Ahead, how_far
 from sweep.disk import Disk
 from sweep.executor import (
     Evaluated,
@@ -35,6 +36,9 @@ from trial.folder import Cause, Evaluation, Result, StudyFolder, TrialFolder
 
 log = logging.getLogger(__name__)
 
+SOON = 0.02
+"""Longest wait for an event while a slot waits for the sampler, in seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
@@ -52,10 +56,19 @@ class Proposal:
 
 
 class Decider(Protocol):
-    """Says what to try and what to give up: a study."""
+    """Says what to try and what to give up: a study.
+
+    `ask` is called in a thread of its own while evaluations are reported and ends are told.
+    """
+
+    ask_seconds: float
+    """What one `ask` is known to take at least; 0 when nothing is known."""
 
     def ask(self) -> Proposal | None:
         """The next trial; None when there is nothing left to try."""
+
+    def give_back(self, number: int) -> None:
+        """Take a proposal back that was never started: the next `ask` may make it again."""
 
     def confirmations(self) -> Iterable[Proposal]:
         """Repeats of the best trials over seeds that are still to be run; often none."""
@@ -110,6 +123,15 @@ class Driver:
     """Looked at before a trial starts; None when nobody need look."""
     poll: float = 0.5
     """Longest wait for an event, in seconds."""
+    ask_ahead: int | None = None
+    """Proposals to have ready; None: as many as it takes to keep the devices busy."""
+    patience: float | None = 0.1
+    """Longest wait for the sampler while trials run, in seconds; None waits until it has drawn."""
+    _ahead: Ahead[Proposal | None] = field(init=False)
+    _drawn: deque[Proposal] = field(default_factory=deque)
+    """Proposals that can be trained and have not been started."""
+    _exhausted: bool = False
+    """Whether the decider has nothing more to propose."""
     _queue: deque[Placed] = field(default_factory=deque)
     """Trials to start before any new one is proposed."""
     _waiting: list[tuple[float, Placed]] = field(default_factory=list)
@@ -126,19 +148,27 @@ class Driver:
 
     def run(self) -> Ending:
         """Run trials until a stop condition holds, nothing is left, or `interrupt` is called."""
+        self._ahead = Ahead(self.decider.ask)
+        try:
+            return self._loop()
+        finally:
+            self._ahead.leave()
+
+    def _loop(self) -> Ending:
         self._take_up()
         while True:
             self._obey()
             self._judge()
             self._fill()
-            if not self.progress.running and not self._waiting:
+            if not self.progress.running and not self._waiting and not self._starving():
+                self._give_back()
                 if self._held_back:
                     return self._ending or Ending(self._held_back, failed=True)
                 if self._confirm():
                     continue
                 return self._ending or Ending("nothing is left to try")
             self.view.update(self.progress)
-            for event in self.executor.events(self.poll):
+            for event in self.executor.events(SOON if self._starving() else self.poll):
                 self._handle(event)
                 self.view.happened(event, self.progress)
 
@@ -222,9 +252,24 @@ class Driver:
             self.decider.report(number, evaluation)
 
     def _fill(self) -> None:
-        """Give every free slot a trial."""
+        """Give every free slot a trial, then see to the proposals after these."""
         self.progress.slots = self.executor.slots()
         self._wake()
+        self._receive(0.0)
+        self._give_slots()
+        if not (self._ending or self._stopping() or self._exhausted or self._held_back):
+            self._ahead.order(self._far() - len(self._drawn))
+
+    def _far(self) -> int:
+        """How many proposals to have ready, never more than there may still be trials."""
+        far = self.ask_ahead
+        if far is None:
+            ask_seconds = max(self._ahead.seconds, self.decider.ask_seconds)
+            far = how_far(ask_seconds, self.progress.mean_seconds, self.progress.slots)
+        planned = self.progress.planned
+        return far if planned is None else min(far, planned - self.progress.taken)
+
+    def _give_slots(self) -> None:
         while not self._stopping() and len(self.progress.running) < self.progress.slots:
             if self._lacks_room():
                 return
@@ -258,17 +303,45 @@ class Driver:
         self.executor.submit(Job((placed,)))
 
     def _next(self) -> Placed | None:
-        """The next trial to train; duplicates and impossible draws are recorded and passed over."""
+        """The next trial to train; None without any, or while the sampler is still at it."""
         while not self._ending:
-            proposal = self.decider.ask()
-            if proposal is None:
-                self._end(Ending("every configuration of the space has been tried"), False)
-                return None
-            folder = self._folder_of(proposal)
-            if self._prepare(proposal, folder):
+            if self._drawn:
+                proposal = self._drawn.popleft()
+                folder = self._folder_of(proposal)
+                self._prepare(proposal, folder)
                 return Placed(proposal.number, folder.path)
-            self._judge()
+            if self._exhausted:
+                self._end(Ending("every configuration of the space has been tried"), False)
+            else:
+                self._ahead.order(1)
+                if not self._receive(self.patience):
+                    return None
         return None
+
+    def _receive(self, wait: float | None) -> bool:
+        """Take in what was drawn; duplicates and impossible draws are recorded and passed over."""
+        arrived = self._ahead.arrived(wait)
+        for proposal in arrived:
+            if proposal is None:
+                self._exhausted = True
+            elif proposal.config is not None and proposal.duplicate_of is None:
+                self._drawn.append(proposal)
+            else:
+                self._prepare(proposal, self._folder_of(proposal))
+                self._judge()
+        return bool(arrived)
+
+    def _starving(self) -> bool:
+        """Whether a slot waits for the sampler."""
+        free = len(self.progress.running) < self.progress.slots
+        return free and self._ahead.ordered > 0 and not (self._ending or self._stopping())
+
+    def _give_back(self) -> None:
+        """Return the proposals that were drawn and never started: they are no trials."""
+        left = [*self._drawn, *(proposal for proposal in self._ahead.close() if proposal)]
+        self._drawn.clear()
+        for proposal in left:
+            self.decider.give_back(proposal.number)
 
     def _prepare(self, proposal: Proposal, folder: TrialFolder) -> bool:
         """Write the trial's configuration; False when there is nothing to train."""

@@ -57,7 +57,10 @@ class Progress:
     since_best: int = 0
     """Trials finished since the best one."""
     device_seconds_done: float = 0.0
-    seconds_of_ended: list[float] = field(default_factory=list)
+    timed: int = 0
+    """Trials that ended in this run."""
+    seconds_of_timed: float = 0.0
+    """Wall seconds of these."""
     alike_limit: int = 3
     """So many trials in a row that fail in the same way end the sweep."""
     alike: tuple[str, int] = ("", 0)
@@ -93,11 +96,16 @@ class Progress:
         return self.device_seconds_done + sum(now - row.since for row in self.running.values())
 
     @property
+    def mean_seconds(self) -> float | None:
+        """What a trial has taken in this run on average; None before one has ended."""
+        return self.seconds_of_timed / self.timed if self.timed else None
+
+    @property
     def remaining_seconds(self) -> float | None:
         """Estimate of the wall seconds left; None before there is anything to go by."""
-        if self.total is None or not self.seconds_of_ended:
+        mean = self.mean_seconds
+        if self.total is None or mean is None:
             return None
-        mean = sum(self.seconds_of_ended) / len(self.seconds_of_ended)
         now = self.clock()
         begun = sum(min(mean, now - row.since) for row in self.running.values())
         left = max(0.0, (self.total - self.ended) * mean - begun)
@@ -129,7 +137,8 @@ class Progress:
             return
         self.device_seconds_done += result.seconds.total * result.devices
         if row:
-            self.seconds_of_ended.append(self.clock() - row.since)
+            self.timed += 1
+            self.seconds_of_timed += self.clock() - row.since
         self._note_failure(result)
         if number not in self.repeats:
             self._note_value(number, result, params)

@@ -255,6 +255,7 @@ def _drive(spec: SweepSpec, folder: StudyFolder, options: Options, console: Cons
                 progress,
                 failures=spec.failures,
                 disk=Disk(folder, spec.resources, goal),
+                ask_ahead=spec.resources.ask_ahead,
             )
             with _interruptible(driver, view):
                 return driver.run()

@@ -79,6 +79,9 @@ class ResourceSpec(Section):
     """CPU cores of each process on `device: cpu`."""
     concurrency: int | None = Field(default=None, ge=1)
     """At most so many trials at once; null fills the devices."""
+    ask_ahead: int | None = Field(default=None, ge=0)
+    """Proposals drawn before a device is free; null draws one for every slot where the sampler
+    would keep devices waiting, and none else: a proposal drawn late knows more."""
     price_per_device_hour: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Turns device-hours into money in plans and reports."""
     currency: str = Field(default="", max_length=20)

@@ -105,6 +105,9 @@ class ScriptedDecider:
     """Repeats to run once the search has ended."""
     left: list[int] = field(default_factory=list)
     """Trials in flight from an earlier run."""
+    given_back: list[int] = field(default_factory=list)
+    """Proposals that were not started: they are made again first."""
+    ask_seconds: float = 0.0
 
     def _proposal(self, number: int) -> Proposal:
         confirms = 0 if number >= REPEATS else None
@@ -118,7 +121,12 @@ class ScriptedDecider:
             "" if config else "alpha must be > 0",
         )
 
+    def give_back(self, number: int) -> None:
+        self.given_back.append(number)
+
     def ask(self) -> Proposal | None:
+        if self.given_back:
+            return self._proposal(self.given_back.pop(0))
         if self.asked >= self.total:
             return None
         self.asked += 1

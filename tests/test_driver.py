@@ -23,7 +23,14 @@ def make(tmp_path: Path, decider, executor, **stop) -> Driver:
     spec = StopSpec(**stop)
     progress = Progress(planned=spec.trials)
     return Driver(
-        StudyFolder(tmp_path / "study"), decider, executor, spec, fakes.Silent(), progress
+        StudyFolder(tmp_path / "study"),
+        decider,
+        executor,
+        spec,
+        fakes.Silent(),
+        progress,
+        ask_ahead=0,
+        patience=None,
     )
 
 
