@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import socket
@@ -19,12 +18,11 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
+from trial import stack
+from trial.capacity import CARDS, generation
 from trial.folder import write_atomically
 
 Level = Literal["ok", "warning", "error"]
-
-KNOWN_STACKS = {"1.24": "1.21", "1.23": "1.20", "1.22": "1.19"}
-"""Gaudi software release to the optimum-habana release made for it."""
 
 LOW_DISK_GB = 10.0
 SLOW_SYNC_SECONDS = 0.1
@@ -62,7 +60,7 @@ def _packages(runs: Path) -> Iterator[Diagnosis]:
         return
     pins = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
     wrong = [text for text in map(_mismatch, map(Requirement, pins)) if text]
-    own = _on_gaudi()
+    own = stack.on_gaudi()
     wrong = [text for text in wrong if not (own and text.startswith(("torch ", "deepspeed ")))]
     if wrong:
         advice = "make clean install, or accept that this set was not tested together"
@@ -81,43 +79,47 @@ def _mismatch(pin: Requirement) -> str:
     return f"{pin.name} is {version}, pinned {pin.specifier}"
 
 
-def _on_gaudi() -> bool:
-    return importlib.util.find_spec("habana_frameworks") is not None
-
-
 def _gaudi(runs: Path) -> Iterator[Diagnosis]:
-    if not _on_gaudi():
+    if not stack.on_gaudi():
         yield Diagnosis("ok", "gaudi", "not a Gaudi machine")
         return
-    yield _gaudi_stack()
+    verdict = stack.judge()
+    yield Diagnosis("ok", "gaudi", verdict.found)
+    for remark in verdict.remarks:
+        yield Diagnosis("warning", "gaudi", remark)
     yield _gaudi_cards()
     mode = os.environ.get("PT_HPU_LAZY_MODE")
-    said = "unset: the harness sets 0 (eager)" if mode is None else mode
-    yield Diagnosis("ok", "PT_HPU_LAZY_MODE", said)
-
-
-def _gaudi_stack() -> Diagnosis:
-    plugin = metadata.version("habana-torch-plugin")
-    optimum = metadata.version("optimum-habana")
-    wanted = KNOWN_STACKS.get(".".join(plugin.split(".")[:2]))
-    found = f"Gaudi software {plugin}, optimum-habana {optimum}"
-    if wanted is None:
-        known = ", ".join(KNOWN_STACKS)
-        return Diagnosis("warning", "gaudi", found, f"this release is not known here ({known} are)")
-    if not optimum.startswith(wanted):
-        return Diagnosis("warning", "gaudi", found, f"this release goes with {wanted}.x")
-    return Diagnosis("ok", "gaudi", found)
+    if mode is None:
+        said = "unset: the harness sets it, by training.use_lazy_mode (0, eager, unless asked for)"
+        yield Diagnosis("ok", "PT_HPU_LAZY_MODE", said)
+    else:
+        advice = "workers set their own; `python -m trial` refuses a mode that its trial denies"
+        yield Diagnosis("ok", "PT_HPU_LAZY_MODE", mode, advice)
 
 
 def _gaudi_cards() -> Diagnosis:
+    if stack.is_stand_in():
+        return Diagnosis("ok", "hl-smi", "not asked: a stand-in has no cards")
     if shutil.which("hl-smi") is None:
         return Diagnosis("error", "hl-smi", "not found", "is the Gaudi driver installed?")
     words = ["hl-smi", "-Q", "index,module_id,name", "-f", "csv,noheader"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=30)
     if done.returncode:
-        said = done.stderr.strip().split("\n")[0]
+        said = (done.stderr.strip() or done.stdout.strip()).split("\n")[0]
         return Diagnosis("error", "hl-smi", said, "are the cards given to this container?")
-    return Diagnosis("ok", "hl-smi", f"{len(done.stdout.splitlines())} cards")
+    return _cards_said(done.stdout.strip().splitlines())
+
+
+def _cards_said(rows: list[str]) -> Diagnosis:
+    """Cards by generation, with the memory that plans reckon with."""
+    names = [row.rpartition(",")[2].strip() for row in rows]
+    known = {card for name in names if (card := generation(name))}
+    if not rows or len(known) != 1:
+        advice = "say resources.memory_per_device_gb: no plan can know their memory"
+        found = f"{len(rows)} cards: {', '.join(sorted(set(names))) or 'no name'}"
+        return Diagnosis("warning", "hl-smi", found, advice)
+    card = known.pop()
+    return Diagnosis("ok", "hl-smi", f"{len(rows)} cards, {card} with {CARDS[card]:g} GiB each")
 
 
 def _cuda(runs: Path) -> Iterator[Diagnosis]:
