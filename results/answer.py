@@ -10,6 +10,7 @@ import pandas as pd
 
 from results import units, zero
 from results.findings import RANK, RATE, Findings, best_of_each, settings, underrated
+from results.front import Front, Goal, Member
 from results.grids import p_value
 from results.importance import is_number
 from results.noise import Group, Standing
@@ -26,10 +27,11 @@ def sentences(found: Findings) -> list[str]:
         return [_nothing(found.table)]
     if found.systems:
         told = [_stages(found), _stage_noise(found)]
+    elif found.front and found.front.members:
+        told = _front(found, found.front)
     else:
         told = _confirmed(found) if found.board.noise is not None else _unconfirmed(found)
     told += [
-        _several(found),
         _rates(found),
         _underrated(found),
         _dominant(found),
@@ -150,6 +152,64 @@ def _best_other_rank(found: Findings, best: Group) -> pd.Series | None:
     return others.iloc[0] if len(others) else None
 
 
+# Several objectives
+
+
+def _front(found: Findings, front: Front) -> list[str]:
+    """Several objectives have no single winner: what is left to choose from, and by what."""
+    names = _listed([goal.name for goal in front.goals])
+    if len(front.members) == 1:
+        only = front.members[0]
+        lead = f"One configuration is best in {names} at once: {_member(found, front, only)}."
+        return [lead, _front_noise(found, front)]
+    lead = (
+        f"{len(front.members)} of {front.among} configurations are worth choosing from: they form "
+        f"the Pareto front of {names}, where each gain in one costs something in another."
+    )
+    told = [lead, *(_leads(found, goal) for goal in front.goals)]
+    if front.compromise:
+        told.append(f"The most even compromise is {_member(found, front, front.compromise)}.")
+    return [*told, _front_noise(found, front)]
+
+
+def _member(found: Findings, front: Front, member: Member) -> str:
+    values = [
+        f"{goal.name} {goal.text(value)}"
+        for goal, value in zip(front.goals, member.values, strict=True)
+    ]
+    return f"{name_of(found, member.group)} with {_listed(values)}"
+
+
+def _leads(found: Findings, goal: Goal) -> str:
+    """Who is best in one objective, and whether others are as good within the noise."""
+    board = goal.board
+    best = board.leader
+    if best is None:
+        return ""
+    word = "lowest" if goal.sign > 0 else "highest"
+    told = f"The {word} {goal.name}, {goal.text(best.mean)}, is that of {name_of(found, best)}"
+    if board.noise is None:
+        return f"{told}."
+    tied = len(board.tied) - 1
+    if tied > 0:
+        others = "another one ties" if tied == 1 else f"{tied} others tie"
+        return f"{told}; {others} with it within the noise."
+    return f"{told}, outside the noise of all that was repeated." if board.beaten else f"{told}."
+
+
+def _front_noise(found: Findings, front: Front) -> str:
+    if found.board.noise is None:
+        return (
+            "No configuration was repeated over seeds, so the noise is unknown: configurations "
+            "near the front may belong to it, and some on it may not."
+        )
+    single = sum(not member.group.repeated for member in front.members)
+    if not single:
+        return ""
+    what = "One configuration" if single == 1 else f"{single} configurations"
+    return f"{what} on the front ran only once: luck may have put it there."
+
+
 def _stages(found: Findings) -> str:
     """Systems knobs alone were searched: speed and memory are the answer."""
     stages = zero.stages(found.table)
@@ -188,24 +248,17 @@ def _least(stages: pd.DataFrame, column: str) -> pd.Series | None:
 # Why
 
 
-def _several(found: Findings) -> str:
-    """Several objectives have no single winner."""
-    if len(found.objectives) < 2 or found.systems:
-        return ""
-    names = _listed([metric.replace("_", " ") for metric, _ in found.objectives])
-    return f"The study has several objectives ({names}); this ranks by the first, see their front."
-
-
 def _rates(found: Findings) -> str:
     """How the best learning rate moves with rank."""
     best = best_of_each(found, RANK)
     if len(best) < 2 or RATE not in found.searched or not is_number(best[RATE].dropna()):
         return ""
+    the = f"For {found.metric} alone, the" if found.front else "The"
     if best[RATE].nunique() == 1:
-        return f"The best learning rate is {units.number(best[RATE].iloc[0])} at every rank."
+        return f"{the} best learning rate is {units.number(best[RATE].iloc[0])} at every rank."
     rates = [units.number(rate, 3) for rate in best[RATE]]
     pairs = [f"{rate} at r {rank}" for rank, rate in zip(best[RANK], rates, strict=True)]
-    return f"The best learning rate is {_listed(pairs[:8])}."
+    return f"{the} best learning rate is {_listed(pairs[:8])}."
 
 
 def _underrated(found: Findings) -> str:
@@ -234,7 +287,7 @@ def _dominant(found: Findings) -> str:
     share, name = max(known)
     return (
         f"{short(name).capitalize()} dominates: it explains {units.percent(share, 1)} of the "
-        "variance over what was tried (fANOVA), so tune it before anything else."
+        f"variance of {found.metric} over what was tried (fANOVA), so tune it before anything else."
     )
 
 
@@ -270,7 +323,7 @@ def _cost(found: Findings) -> str:
 
 
 def _next(found: Findings) -> list[str]:
-    told = [] if found.systems else edges(found)
+    told = [] if found.systems or found.front else edges(found)
     if not found.systems and found.board.noise is None and len(found.board.standings) > 1:
         told.append("To know the noise, repeat the best few over seeds.")
     tied = found.board.tied

@@ -24,8 +24,8 @@ from results.chart import (
     plain,
     robust_limits,
 )
-from results.charts_lora import pareto
 from results.findings import Findings, axis_title, settings
+from results.front import Front, Member
 from results.importance import ENOUGH, is_log, is_number
 from results.reading import TrialRead
 from results.show import ranked, sentence, short
@@ -44,7 +44,7 @@ def study_charts(found: Findings) -> list[Chart]:
     made = [
         _curves(found),
         _history(found),
-        _objectives(found),
+        *_objectives(found),
         _importance(found),
         _rungs(found),
         _parallel(found),
@@ -186,30 +186,48 @@ def _corners(x: np.ndarray, y: np.ndarray) -> tuple[list[float], list[float]]:
     return list(x[kept]), list(y[kept])
 
 
-def _objectives(found: Findings) -> Chart | None:
-    """The first two objectives against each other."""
-    if len(found.objectives) < 2 or found.complete.empty:
-        return None
-    metric, column = found.objectives[1]
-    rows, thinning = found.complete.dropna(subset=column), Thinning(what="trials")
-    if rows.empty:
-        return None
-    other = rows[column].to_numpy(float)
-    sign = -1 if found.table.attrs["objectives"][1][1] == "maximize" else 1
-    on_front = pareto(sign * other, found.sign * rows["value"].to_numpy())
-    kept, front = thinning.indices(len(rows), always=20), rows.iloc[on_front]
-    series = (
-        Series("trials", list(other[kept]), list(rows["value"].iloc[kept]), tone="muted",
-               hover=found.hover(rows.iloc[kept])),
-        Series("Pareto front", list(other[on_front]), list(front["value"]), kind="both",
-               hover=found.hover(front)),
+def _objectives(found: Findings) -> list[Chart]:
+    """The first objective against each of the others."""
+    front = found.front
+    if front is None or not front.members:
+        return []
+    return [_against_first(found, front, place) for place in range(1, len(front.goals))]
+
+
+def _against_first(found: Findings, front: Front, place: int) -> Chart:
+    goal = front.goals[place]
+    rows, thinning = found.complete.dropna(subset=goal.column), Thinning(what="trials")
+    rows = rows.iloc[thinning.indices(len(rows), always=20)]
+    members = sorted(front.members, key=lambda member: member.values[place])
+    x, y = [m.values[place] for m in members], [m.values[0] for m in members]
+    hover = [_front_words(found, front, member) for member in members]
+    series: tuple[Series, ...] = (
+        Series("trials", list(rows[goal.column]), list(rows["value"]), tone="muted",
+               hover=found.hover(rows)),
+        # With three objectives the front is a surface: a line through it would mean nothing.
+        Series("Pareto front", x, y, kind="both" if len(front.goals) == 2 else "points",
+               hover=hover),
     )  # fmt: skip
+    best = front.compromise
+    if best is not None:
+        one = Series("most even", [best.values[place]], [best.values[0]], tone="best",
+                     hover=[hover[members.index(best)]])  # fmt: skip
+        series = (*series, one)
     return Chart(
-        "objectives", "The objectives against each other",
-        "Coloured trials are the Pareto front: no trial is better in both. Which of them is best "
-        "is a question of price.",
-        Axis(axis_title(metric)), Axis(found.metric_axis), series, thinning.note, wide=True,
+        "objectives" if place == 1 else f"objectives_{plain(goal.metric)}",
+        sentence(f"{found.metric} against {goal.name}"),
+        "Coloured configurations are the Pareto front: none is better in one objective and as "
+        "good in the others. Which of them is best is a question of price; the diamond is the "
+        "most even.",
+        Axis(axis_title(goal.metric)), Axis(found.metric_axis), series, thinning.note, wide=True,
     )  # fmt: skip
+
+
+def _front_words(found: Findings, front: Front, member: Member) -> str:
+    trials = ", ".join(map(str, member.group.trials[:5]))
+    values = zip(front.goals, member.values, strict=True)
+    told = [f"{goal.name} {goal.text(value)}" for goal, value in values]
+    return "<br>".join([f"trial {trials}", settings(member.group.row, found.searched), *told])
 
 
 # Importance

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from results import cost, noise, units, zero
+from results.front import Front, front_of
 from results.importance import Importance, importance
 from results.reading import StudyRead
 from results.show import lower_is_better, objective, ranked, short, value_text
@@ -45,6 +46,8 @@ class Findings:
     spent: Mapping[str, float]
     price: cost.Price | None
     parity: Sequence[zero.Parity]
+    front: Front | None
+    """Of several objectives; None with one."""
     where: Where | None
     """What every worker's time went to."""
     options: Options
@@ -120,6 +123,7 @@ def find(study: StudyRead, options: Options | None = None) -> Findings:
         spent=cost.in_sum(table),
         price=cost.price_of(study.spec, options.price_per_device_hour, options.currency),
         parity=zero.audit(study) if zero.is_searched(table) else (),
+        front=front_of(table, board),
         where=where(study),
         options=options,
     )

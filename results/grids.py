@@ -9,7 +9,8 @@ import pandas as pd
 
 from results import cost, units, zero
 from results.findings import Findings, settings
-from results.noise import Standing
+from results.front import Front
+from results.noise import Group, Standing
 from results.page import Cell, Grid, Head
 from results.show import short
 from results.where import KINDS, Where, Worker
@@ -88,8 +89,9 @@ def leaderboard(found: Findings) -> Grid:
     note = ""
     if len(board.standings) > len(shown):
         note = f"The first {len(shown):,} of {len(board.standings):,} configurations."
+    by = f", by {found.metric} alone" if found.front else ""
     return Grid(
-        "leaderboard", "Configurations, best first", [heads[i] for i in kept],
+        "leaderboard", f"Configurations, best first{by}", [heads[i] for i in kept],
         [[row[i] for i in kept] for row in rows], marked, note=note,
     )  # fmt: skip
 
@@ -97,8 +99,7 @@ def leaderboard(found: Findings) -> Grid:
 def _standing(found: Findings, standing: Standing, place: int) -> list[Cell]:
     group, against = standing.group, standing.comparison
     alone = found.board.noise is None
-    ends, more = group.interval, len(group.trials) - 3
-    trials = ", ".join(map(str, group.trials[:3])) + (f" + {more}" if more > 0 else "")
+    ends = group.interval
     behind = ""
     if against:
         reach = (
@@ -107,7 +108,7 @@ def _standing(found: Findings, standing: Standing, place: int) -> list[Cell]:
         behind = f"{units.number(against.difference, 3)} ({reach})"
     return [
         Cell(str(standing.tier or place) if standing.tier or alone else units.MISSING, place),
-        Cell(trials, group.trials[0], f"../trials/{group.trials[0]:05d}/"),
+        _trials(group),
         *(_cell(name, group.row[name], units.number) for name in found.searched),
         Cell(found.value(group.mean), group.mean),
         Cell(f"{found.value(ends.low)} to {found.value(ends.high)}" if ends else units.MISSING,
@@ -120,6 +121,67 @@ def _standing(found: Findings, standing: Standing, place: int) -> list[Cell]:
         Cell(units.seconds(group.device_seconds), group.device_seconds),
         _cell("", group.row["trainable_parameters"], units.count),
     ]  # fmt: skip
+
+
+def front(found: Findings, of: Front) -> Grid:
+    """The configurations that none beats in all objectives."""
+    heads = [Head("trials"), *(Head(short(n), _is_number(found.table, n)) for n in found.searched)]
+    heads += [Head(f"{goal.name} (mean)") for goal in of.goals]
+    heads += [Head("runs"), Head("device time a run"), Head("", False)]
+    best = [goal.board.leader for goal in of.goals]
+    rows = []
+    for member in of.members[:MOST_ROWS]:
+        group = member.group
+        names = [
+            goal.name
+            for goal, leader in zip(of.goals, best, strict=True)
+            if leader is not None and leader.trials == group.trials
+        ]
+        told = [f"best {' and '.join(names)}"] * bool(names)
+        told += ["most even"] * (member is of.compromise)
+        rows.append([
+            _trials(group),
+            *(_cell(name, group.row[name], units.number) for name in found.searched),
+            *(Cell(goal.text(value), value)
+              for goal, value in zip(of.goals, member.values, strict=True)),
+            Cell(str(len(group.values)), len(group.values)),
+            Cell(units.seconds(group.device_seconds), group.device_seconds),
+            Cell(", ".join(told)),
+        ])  # fmt: skip
+    marked = frozenset(i for i, member in enumerate(of.members) if member is of.compromise)
+    return Grid("front", "Pareto front: no configuration is better in one objective and as good "
+                "in the others", heads, rows, marked)  # fmt: skip
+
+
+def leaders(found: Findings, of: Front) -> Grid:
+    """Who leads in each objective, and what ties with it."""
+    heads = [
+        Head("objective", False), Head("trials"), Head("leader", False), Head("mean"),
+        Head("95% interval"), Head("runs"), Head("tied with it"), Head("noise of one run"),
+    ]  # fmt: skip
+    rows = []
+    for goal in of.goals:
+        leader = goal.board.leader
+        if leader is None:
+            continue
+        ends, one = leader.interval, goal.board.noise
+        rows.append([
+            Cell(goal.name), _trials(leader), Cell(settings(leader.row, found.telling)),
+            Cell(goal.text(leader.mean), leader.mean),
+            Cell(f"{goal.text(ends.low)} to {goal.text(ends.high)}" if ends else units.MISSING,
+                 ends.low if ends else ""),
+            Cell(str(len(leader.values)), len(leader.values)),
+            Cell(units.MISSING if one is None else str(max(0, len(goal.board.tied) - 1))),
+            Cell(units.MISSING if one is None else f"± {units.number(one, 2)}", one or ""),
+        ])  # fmt: skip
+    return Grid("leaders", "Best in each objective alone", heads, rows)
+
+
+def _trials(group: Group) -> Cell:
+    """The trials of a configuration, with a link to the first."""
+    more = len(group.trials) - 3
+    text = ", ".join(map(str, group.trials[:3])) + (f" + {more}" if more > 0 else "")
+    return Cell(text, group.trials[0], f"../trials/{group.trials[0]:05d}/")
 
 
 def p_value(p: float) -> str:

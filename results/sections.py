@@ -63,8 +63,11 @@ def _facts(found: Findings) -> list[Fact]:
     told = ", ".join(f"{counts[state]} {state}" for state in sorted(counts)) or "none"
     noise_of_one = found.board.noise
     facts = [Fact("trials", told), Fact("device time", units.seconds(spent))]
-    if found.board.leader:
-        facts.insert(0, Fact(f"best {found.metric}", found.value(found.board.leader.mean)))
+    goals = [goal for goal in found.front.goals if goal.board.leader] if found.front else []
+    best = [(goal.name, goal.text(goal.board.leader.mean)) for goal in goals if goal.board.leader]
+    if not goals and found.board.leader:
+        best = [(found.metric, found.value(found.board.leader.mean))]
+    facts = [*(Fact(f"best {name}", value) for name, value in best), *facts]
     known = f"± {units.number(noise_of_one, 2)}" if noise_of_one is not None else "unknown"
     facts.append(Fact("noise of one run", known))
     return facts + ([Fact("cost", found.price.of(spent))] if found.price else [])
@@ -79,7 +82,11 @@ def _problem(found: Findings) -> Section:
 def _leaderboard(found: Findings) -> Section:
     if not found.board.standings:
         return Section("leaderboard", "Leaderboard")
-    return Section("leaderboard", "Leaderboard", (_noise_words(found), grids.leaderboard(found)))
+    blocks: list[Block] = []
+    if found.front:
+        blocks += [grids.front(found, found.front), grids.leaders(found, found.front)]
+    return Section("leaderboard", "Leaderboard",
+                   (*blocks, _noise_words(found), grids.leaderboard(found)))  # fmt: skip
 
 
 def _noise_words(found: Findings) -> Text:
@@ -161,9 +168,12 @@ def _trials(found: Findings) -> Section:
     place = found.table["state"].map(lambda state: order.get(state, 9))
     key = found.table["value"] * found.sign
     rows = found.table.assign(place=place, key=key).sort_values(["place", "key", "number"])
-    names = ["number", "state", "value", *found.table.attrs["varied"], "scale", "best_step"]
+    others = [column for _, column in found.objectives[1:]]
+    names = ["number", "state", "value", *others, *found.table.attrs["varied"]]
+    names += ["scale", "best_step"]
     names += ["steps", "trainable_parameters", "seconds_per_step", "device_seconds"]
     names += ["peak_memory_bytes", "device", "attempts", "duplicate_of"]
+    names = list(dict.fromkeys(names))
     grid = grids.grid_of(found, "trials", "All trials, best first", rows, names)
     return Section("trials", "All trials", (grid,))
 

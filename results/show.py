@@ -15,7 +15,7 @@ from rich.text import Text
 
 from results import units
 from results.reading import read_study
-from results.table import table_of
+from results.table import metric_column, table_of
 from results.where import KINDS, Where, where
 from trial.folder import StudyFolder
 
@@ -78,7 +78,11 @@ def objective(table: pd.DataFrame) -> tuple[str, str]:
 
 def value_text(table: pd.DataFrame) -> Callable[[Any], str]:
     """How the study's value is written."""
-    metric = objective(table)[0]
+    return metric_text(objective(table)[0])
+
+
+def metric_text(metric: str) -> Callable[[Any], str]:
+    """How values of a metric are written."""
     if "loss" in metric:
         return units.loss
     if metric.endswith("_bytes"):
@@ -115,17 +119,25 @@ def _went(found: Where) -> Text:
 def _parts(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame, list[_Column]]]:
     settings = [_Column(name, short(name)) for name in table.attrs.get("varied", ())]
     value = _Column("value", objective(table)[0].replace("_", " "), value_text(table))
+    others = [_Column(metric_column(metric), metric.replace("_", " "), metric_text(metric))
+              for metric, _ in table.attrs.get("objectives", ())[1:]]  # fmt: skip
     complete, pruned, failed = (ranked(table, s) for s in ("complete", "pruned", "failed"))
     best = f"Complete, best first{_of(len(complete))}"
     stopped = f"Pruned (value when stopped){_of(len(pruned))}"
     cause = [_Column("cause_kind", "cause", str), _Column("cause", "first line", _clip)]
     parts = [
-        (best, complete, [value, *settings, *_MEASURES]),
+        (best, complete, [value, *others, *settings, *_measures(others)]),
         (stopped, pruned, [value, *settings, _Column("steps", "stopped at"), _MEASURES[4]]),
         (f"Failed{_of(len(failed))}", failed, [*settings, *cause]),
         ("Unreadable", ranked(table, "unreadable"), [_Column("problem", "problem", str)]),
     ]
     return [(title, rows.head(TOP), columns) for title, rows, columns in parts if len(rows)]
+
+
+def _measures(others: Sequence[_Column]) -> list[_Column]:
+    """The columns that every table has, but for those that are objectives."""
+    named = {column.name for column in others}
+    return [column for column in _MEASURES if column.name not in named]
 
 
 def _of(count: int) -> str:
