@@ -29,10 +29,11 @@ BEST_PREFIX = "best-"
 
 
 class Measured(Record):
-    """An eval loss and when it was measured."""
+    """An eval loss, when it was measured, and what else was measured then."""
 
     step: int
     value: float
+    metrics: dict[str, float] = Field(default_factory=dict)
 
 
 class Progress(Record):
