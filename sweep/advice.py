@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from sweep import shapes
 from sweep.dimension import Choices, Derived, Dimension, Range
 from sweep.spec import SweepSpec
-from trial.metrics import METRICS
+from trial.metrics import EVALUATED, METRICS
 
 _DECADE = 10
 _WHOLE_IS_COARSE = ("learning_rate", "lora_dropout", "warmup_ratio", "weight_decay", "fraction")
@@ -84,7 +84,7 @@ def _sampler(spec: SweepSpec) -> Iterator[str]:
 
 def _objective(spec: SweepSpec) -> Iterator[str]:
     for goal in spec.objectives:
-        if goal.metric not in METRICS:
+        if goal.metric not in METRICS and goal.metric not in EVALUATED:
             yield (
                 f"`{goal.metric}` is none of {', '.join(METRICS)}: every trial must report it, or"
                 " it counts as failed"

@@ -17,6 +17,7 @@ from sweep.sheet import CONFIG_SECTIONS, Sheet, flatten, is_at_or_below, is_path
 from sweep.space import MAX_ENUMERATED, Space, constants, nearest_name, order, overlay, reads
 from sweep.spec import SweepSpec
 from trial.config import OURS, known_paths, problems_of
+from trial.metrics import EVALUATED
 from trial.problems import ConfigError, Problem, nearest
 
 _CORNERS = 1000
@@ -124,6 +125,27 @@ def check_base(sheet: Sheet, spec: SweepSpec) -> None:
         searched = any(is_at_or_below(problem.key, path) for path in spec.space)
         if problem.key and not searched:
             sheet.refuse(replace(problem, key=f"base.{problem.key}"))
+
+
+def check_metrics(sheet: Sheet, spec: SweepSpec) -> None:
+    """A figure of unlearning must be one that the trials report."""
+    data, evaluation = (
+        section if isinstance(section := spec.base.get(name), dict) else {}
+        for name in ("data", "evaluation")
+    )
+    reported = evaluation.get("metrics")
+    for goal in spec.objectives:
+        if goal.metric not in EVALUATED:
+            continue
+        if data.get("forget_path") is None and "data.forget_path" not in spec.space:
+            rule = f"{goal.metric} is measured on what is to be forgotten: say `data.forget_path`"
+            sheet.refuse(Problem("base.data.forget_path", rule, "null"))
+        if reported is not None and goal.metric not in reported:
+            rule = f"a list with {goal.metric}, which the sweep optimises"
+            sheet.refuse(Problem("base.evaluation.metrics", rule, repr(reported)))
+        if goal.metric == "forget_quality" and evaluation.get("retain_model") is None:
+            rule = "forget_quality compares with a trial that never saw the forget set: name it"
+            sheet.refuse(Problem("base.evaluation.retain_model", rule, "null"))
 
 
 def _plain(dimension: Dimension) -> bool:

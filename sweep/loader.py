@@ -32,7 +32,7 @@ from sweep.spec import (
     StopSpec,
     SweepSpec,
 )
-from trial.metrics import METRICS
+from trial.metrics import EVALUATED, MAXIMIZED, METRICS
 from trial.problems import ConfigError, Problem, from_pydantic, nearest
 
 SPACES = Path(__file__).resolve().parent.parent / "spaces"
@@ -211,12 +211,13 @@ def _objective(sheet: Sheet, key: str, raw: Any) -> ObjectiveSpec:
     if not isinstance(content, dict):
         sheet.refuse(Problem(key, "is {metric: eval_loss, direction: minimize}", repr(raw)))
         return ObjectiveSpec()
-    if content.get("metric") == "tokens_per_second":
+    if content.get("metric") in MAXIMIZED:
         content = {"direction": "maximize", **content}
     goal = _section(sheet, key, ObjectiveSpec, content)
-    near = difflib.get_close_matches(goal.metric, METRICS, n=1, cutoff=0.8)
-    if goal.metric not in METRICS and near:
-        rule = f"unknown metric, and close to a known one; known: {', '.join(METRICS)}"
+    known = [*METRICS, *EVALUATED]
+    near = difflib.get_close_matches(goal.metric, known, n=1, cutoff=0.8)
+    if goal.metric not in known and near:
+        rule = f"unknown metric, and close to a known one; known: {', '.join(known)}"
         sheet.refuse(Problem(f"{key}.metric", rule, repr(goal.metric), near[0]))
     return goal
 
@@ -327,6 +328,7 @@ def _check_space(sheet: Sheet, spec: SweepSpec) -> tuple[dict[str, Any], ...]:
         checks.check_confirm(sheet, spec)
     checks.check_base(sheet, spec)
     checks.check_values(sheet, spec)
+    checks.check_metrics(sheet, spec)
     resolvable = checks.check_references(sheet, spec)
     if not understood or not resolvable:
         return checks.enqueued(sheet, None)

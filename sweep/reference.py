@@ -22,7 +22,15 @@ from sweep.spec import (
     StopSpec,
     SweepSpec,
 )
-from trial.config import DataConfig, DeepSpeedSection, LoraSection, ModelConfig, TrialConfig
+from trial.config import (
+    DataConfig,
+    DeepSpeedSection,
+    EvaluationSection,
+    LoraSection,
+    ModelConfig,
+    ObjectiveSection,
+    TrialConfig,
+)
 
 SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {
     "Top level": ("", SweepSpec),
@@ -30,6 +38,8 @@ SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {
     "base.model": ("base.model.", ModelConfig),
     "base.data": ("base.data.", DataConfig),
     "base.lora": ("base.lora.", LoraSection),
+    "base.objective": ("base.objective.", ObjectiveSection),
+    "base.evaluation": ("base.evaluation.", EvaluationSection),
     "base.deepspeed": ("base.deepspeed.", DeepSpeedSection),
     "objective": ("objective.", ObjectiveSpec),
     "sampler": ("sampler.", SamplerSpec),

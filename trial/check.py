@@ -18,6 +18,7 @@ from trial.architectures import Settings, known_settings, shapes_of
 from trial.builtin import MODELS, resolve_model
 from trial.config import DataConfig, TrialConfig
 from trial.model_folder import ModelFolder, causal_model_types, read_object
+from trial.objectives.compared import read_ratios
 from trial.problems import ConfigError, Problem, nearest
 from trial.prompts import CHAT_TEMPLATE, format_problem
 from trial.split import read_split
@@ -46,6 +47,7 @@ def survey(config: TrialConfig, *, here: bool = True) -> Survey:
     """
     found = _look_at_model(config)
     problems = [*found.problems, *_data_problems(config), *_deepspeed_problems(config)]
+    problems += _compared_problems(config)
     return Survey(problems, [*found.absent, *(_device_problems(config) if here else [])])
 
 
@@ -273,6 +275,14 @@ def _row_problems(data: DataConfig, stamps: tuple[tuple[int, int], ...]) -> tupl
     """Read the data as a trial would; `stamps` only tells one state of the files from the next."""
     try:
         read_split(data)
+    except ConfigError as error:
+        return error.problems
+    return ()
+
+
+def _compared_problems(config: TrialConfig) -> tuple[Problem, ...]:
+    try:
+        read_ratios(config.evaluation.retain_model)
     except ConfigError as error:
         return error.problems
     return ()

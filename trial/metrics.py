@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from trial.folder import Evaluation, Result
+from trial.objectives.names import METRICS as EVALUATED
 
 
 def seconds_per_step(result: Result) -> float:
@@ -28,6 +29,11 @@ METRICS: dict[str, Callable[[Result], float | None]] = {
     "trainable_parameters": lambda result: float(result.trainable_parameters),
 }
 """Metrics every trial has; any further name is looked up in `Result.metrics`."""
+
+MAXIMIZED = frozenset(
+    {"tokens_per_second"} | {name for name, better in EVALUATED.items() if better == "maximize"}
+)
+"""Metrics of which more is better; `EVALUATED` are those of a trial that forgets, by direction."""
 
 
 def of_result(result: Result, metric: str) -> float | None:

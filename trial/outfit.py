@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from trial.config import TrialConfig
 from trial.data import Prepared
 from trial.devices import Device
-from trial.folder import TrialFolder
+from trial.objectives.compared import read_ratios
 from trial.objectives.names import sides_of
-from trial.problems import ConfigError, Problem
 from trial.trainer import collator, trainer_class, training_loss
 
 
@@ -71,26 +67,3 @@ def _examine(trainer: Any, tokenizer: Any, config: TrialConfig, data: Prepared) 
     compared = read_ratios(config.evaluation.retain_model)
     trainer.examination = Examination(data.sets, config.evaluation, compared)
     trainer.tokenizer_for_words = tokenizer
-
-
-KEY = "evaluation.retain_model"
-
-
-def read_ratios(folder: str | None) -> list[float] | None:
-    """Truth ratios that another trial measured on the forget set; None when none is named.
-
-    Raises:
-        ConfigError: that trial has measured none.
-    """
-    if folder is None:
-        return None
-    file = TrialFolder(Path(folder).expanduser()).truth_ratios
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))["forget"]
-        ratios = [float(value) for value in found if math.isfinite(float(value))]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        rule = f"a trial that has measured truth ratios ({file.name}: {error})"
-        raise ConfigError([Problem(KEY, rule, repr(folder))]) from error
-    if not ratios:
-        raise ConfigError([Problem(KEY, f"a trial with truth ratios in {file.name}", repr(folder))])
-    return ratios

@@ -13,6 +13,9 @@ PLACES = (
     "model.tokenizer_name_or_path",
     "data.path",
     "data.eval_path",
+    "data.forget_path",
+    "data.alternatives",
+    "evaluation.retain_model",
     "deepspeed.config",
 )
 """Keys of a configuration that name a file or folder, or something on a hub."""

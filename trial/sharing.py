@@ -69,7 +69,8 @@ def why_alone(config: TrialConfig) -> str:
     lora, extra = config.lora, config.lora.model_extra or {}
     if not lora.r:
         return "the whole model is trained"
-    if not config.objective.is_plain or config.evaluation.metrics:
+    measured = config.evaluation.metrics or config.data.forget_path is not None
+    if not config.objective.is_plain or measured:
         return "packed jobs know the plain objective and the eval loss"
     if config.zero_stage is not None:
         return "DeepSpeed trains one model at a time"
