@@ -45,13 +45,17 @@ def train(source: Path, options: Options, console: Console) -> int:
         world_size=options.world_size,
     )
     folder = single.open_folder(found, options.world_size)
-    lazy = bool(found.config.training.get("use_lazy_mode"))
-    # Set before Python starts, as Gaudi's software wants it; what the user has set stays.
-    environment = {**launch.environment(found.config.device, lazy=lazy), **os.environ}
-    code = run_one(_command(folder, options), environment)
+    code = run_one(_command(folder, options), {**_environment(found), **os.environ})
     if (result := folder.read_result()) is not None:
         console.print(_row(folder, result))
     return code
+
+
+def _environment(run: single.Single) -> dict[str, str]:
+    """Set before Python starts, as Gaudi's software wants it; what the user has set stays."""
+    config = run.config
+    lazy = bool(config.training.get("use_lazy_mode"))
+    return launch.environment(config.device, lazy, run.folder.path, zero_stage=config.zero_stage)
 
 
 def _command(folder: TrialFolder, options: Options) -> list[str]:

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from trial.ranks import free_port
 
 TESTS = Path(__file__).resolve().parent
 STANDIN = TESTS / "standin"
+COUNTS = "stand-in.json"
 SWITCH = "GAUDI_SWEEP_TEST_HPU_STAND_IN"
 
 
@@ -38,16 +40,26 @@ class Session:
         self._process = process
 
     def train(
-        self, folder: TrialFolder, ranks: int = 1, probe: str = "", **variables: str
+        self, folder: TrialFolder, ranks: int = 1, killed_at: int = 0, **variables: str
     ) -> list[int]:
-        """Train a folder; returns the exit codes of its ranks. `probe` is run after the training."""
+        """Train a folder; returns the exit codes of its ranks.
+
+        Rank 0 is killed when it asks for the `killed_at`-th time whether to stop.
+        """
         gang: Sequence[Mapping[str, str]] = [{}]
         if ranks > 1:
             homes, port = ["here"] * ranks, free_port()
             gang = [rank_environment(rank, homes, "127.0.0.1", port) for rank in range(ranks)]
         wanted = [{**variables, **one} for one in gang]
-        request = {"folder": str(folder.path), "ranks": wanted, "probe": probe}
-        assert self._process.stdin and self._process.stdout
+        return self._ask({"folder": str(folder.path), "ranks": wanted, "killed_at": killed_at})
+
+    def command(self, *words: object) -> int:
+        """Run `python -m trial WORDS`; returns its exit code."""
+        return self._ask({"words": [str(word) for word in words], "ranks": [{}]})[0]
+
+    def _ask(self, request: dict[str, Any]) -> list[int]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         codes: list[int] = json.loads(self._process.stdout.readline())
@@ -92,17 +104,43 @@ def _fork(request: dict[str, Any], variables: dict[str, str]) -> int:
         return child
     try:
         os.environ.update(variables)
-        folder = TrialFolder(request["folder"])
-        from trial.logs import capture
-        from trial.train import train
-
-        with capture(folder):
-            result = train(folder)
-        if request["probe"]:
-            exec(request["probe"], {"folder": folder})
-        os._exit(0 if result is not None and result.state == "complete" else 1)
+        os._exit(_command(request["words"]) if "words" in request else _train(request))
     except BaseException:
-        import traceback
-
         traceback.print_exc()
         os._exit(70)
+
+
+def _command(words: list[str]) -> int:
+    from trial.__main__ import main
+
+    return main(words)
+
+
+def _train(request: dict[str, Any]) -> int:
+    from helpers_train import Killer
+
+    from trial.gang import own
+    from trial.logs import capture
+    from trial.train import train
+
+    folder = own(TrialFolder(request["folder"]))
+    control = Killer(asked=request["killed_at"]) if request["killed_at"] else None
+    with capture(folder):
+        result = train(folder, control)
+    if not os.environ.get("RANK", "0").strip("0"):
+        Path(folder.path, COUNTS).write_text(json.dumps(_counts()))
+    return 0 if result is not None and result.state == "complete" else 1
+
+
+def _counts() -> dict[str, int]:
+    """How often the stand-in was called, by what for."""
+    from habana_frameworks import torch as bridge
+    from habana_frameworks.torch.hpex import kernels, normalization, optimizers
+
+    return {
+        "compiled": bridge.compiled,
+        "marks": bridge.core.marks,
+        "attention": kernels.FusedSDPA.calls,
+        "clips": normalization.FusedClipNorm.calls,
+        "steps": optimizers.FusedAdamW.calls,
+    }

@@ -1,4 +1,4 @@
-"""A STAND-IN for Habana's own package, for tests on machines without a Gaudi. It computes on the CPU.
+"""A STAND-IN for Habana's own package, for tests without a Gaudi. It computes on the CPU.
 
 It is here only where the environment asks for it by name, never from an installed package, never
 beside a real device and never beside the real software: then importing it fails and says why.

@@ -1,1 +1,1 @@
-"""STAND-IN: adapt_transformers_to_gaudi imports image models, which import this by its name only."""
+"""STAND-IN: optimum-habana imports it by name, for an image model that no test trains."""

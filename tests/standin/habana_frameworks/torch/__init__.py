@@ -1,7 +1,7 @@
-"""STAND-IN: tensors that are asked for on `hpu` are made on the CPU; devices are still named `hpu`.
+"""STAND-IN: tensors asked for on `hpu` are made on the CPU; devices are still named `hpu`.
 
-Every way to name a device that the tests meet is wrapped. One that is not fails loudly: torch has no
-kernels for `hpu`, so nothing can be computed elsewhere by mistake.
+Every way to name a device that the tests meet is wrapped. One that is not fails loudly: torch has
+no kernels for `hpu`, so nothing can be computed elsewhere by mistake.
 """
 
 import functools

@@ -1,9 +1,9 @@
-"""STAND-IN: as many cards as the environment names modules. Memory figures are zero, not invented."""
+"""STAND-IN: as many cards as the environment says. Memory figures are zero, not invented."""
 
 import contextlib
 import os
 
-from habana_frameworks.torch.hpu import random  # noqa: F401
+from habana_frameworks.torch.hpu import random
 
 COUNT = "GAUDI_SWEEP_TEST_HPU_COUNT"
 

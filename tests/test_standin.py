@@ -1,0 +1,172 @@
+"""`device: hpu` on the STAND-IN for Gaudi: optimum-habana's own classes, computed on the CPU.
+
+What is compared: eval losses with those of `device: cpu`, where transformers' Llama trains. Where a
+Gaudi would compute otherwise nothing is learnt here about it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import helpers_standin
+import pytest
+from helpers_standin import COUNTS, STANDIN, SWITCH
+from helpers_train import Material
+
+from trial.folder import TrialFolder
+
+CLOSE = 2e-6
+"""Two implementations of Llama in float32 add up in another order: 4e-8 was seen."""
+CLOSE_IN_BF16 = 5e-5
+"""bfloat16 has three digits, in which that order shows: 2e-5 was seen."""
+TRAINING = {"max_steps": 6, "eval_steps": 2, "learning_rate": 5e-3, "logging_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    return Material(tmp_path_factory.mktemp("standin"))
+
+
+@pytest.fixture(scope="module")
+def gaudi():
+    with helpers_standin.session() as session:
+        yield session
+
+
+def losses_of(folder: TrialFolder) -> list[float]:
+    return [row.eval_loss for row in folder.read_evaluations()]
+
+
+@pytest.fixture(scope="module")
+def on_cpu(material):
+    """Eval losses of one process on the CPU, each configuration trained once."""
+    known: dict[str, list[float]] = {}
+
+    def train(**sections) -> list[float]:
+        config = material.config(**sections)
+        if config.fingerprint() not in known:
+            known[config.fingerprint()] = losses_of(material.train(config)[0])
+        return known[config.fingerprint()]
+
+    return train
+
+
+def counts_of(folder: TrialFolder) -> dict[str, int]:
+    return json.loads(Path(folder.path, COUNTS).read_text())
+
+
+LAZY = {"use_lazy_mode": True}
+COMPILED = {"torch_compile": True, "torch_compile_backend": "hpu_backend"}
+ONLY_HERE = {*LAZY, *COMPILED}
+CHECKPOINTED = {"gradient_checkpointing": True, "gradient_accumulation_steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("sections", "training", "used", "close"),
+    [
+        ({}, {}, {"steps", "clips"}, CLOSE),
+        ({}, LAZY, {"steps", "clips", "marks"}, CLOSE),
+        ({}, COMPILED, {"steps", "clips", "compiled"}, CLOSE),
+        ({"model": {"attn_implementation": "gaudi_fused_sdpa"}}, {},
+         {"steps", "clips", "attention"}, CLOSE),
+        ({"gaudi_config": {}}, CHECKPOINTED, set(), CLOSE),
+        ({"gaudi_config": "Habana/llama"}, {"bf16": True}, {"steps", "clips"}, CLOSE_IN_BF16),
+        # DeepSpeed clips by itself. With checkpointing it once failed, on the device alone.
+        ({"zero_stage": 1}, {}, {"steps"}, CLOSE),
+        ({"zero_stage": 3}, CHECKPOINTED, {"steps"}, CLOSE),
+        ({"zero_stage": 2, "lora": {"r": 0}}, {"learning_rate": 5e-3}, {"steps"}, CLOSE),
+    ],
+    ids=["eager", "lazy", "compile", "fused-attention", "checkpointing", "bf16", "zero-1",
+         "zero-3-checkpointing", "whole-model-zero-2"],
+)  # fmt: skip
+def test_losses_are_those_of_the_cpu(material, gaudi, on_cpu, sections, training, used, close):
+    asked = {**sections, "training": {**TRAINING, **training}}
+    folder = material.folder(material.config(**asked, device="hpu"))
+    lazy = "1" if "use_lazy_mode" in training else "0"
+    assert gaudi.train(folder, PT_HPU_LAZY_MODE=lazy) == [0], folder.log.read_text()[-2000:]
+    result = folder.read_result()
+    assert result.device == "hpu stand-in"
+    everywhere = {name: value for name, value in training.items() if name not in ONLY_HERE}
+    expected = on_cpu(**{**asked, "training": {**TRAINING, **everywhere}})
+    assert losses_of(folder) == pytest.approx(expected, rel=close)
+    moved = max(expected) - min(expected)
+    assert moved > 20 * close * expected[0], "too little was learnt to tell two trainings apart"
+    assert {name for name, count in counts_of(folder).items() if count} == used
+
+
+@pytest.mark.parametrize("stage", [None, 0, 1, 2, 3])
+def test_two_ranks_over_hccl_are_one_with_the_whole_batch(material, gaudi, on_cpu, stage):
+    """`hccl` is registered by the stand-in, with gloo underneath. No dropout: ranks draw apart."""
+    same = {"lora": {"lora_dropout": 0.0}, "training": {**TRAINING, "max_steps": 4}}
+    folder = material.folder(material.config(**same, zero_stage=stage, device="hpu"))
+    assert gaudi.train(folder, ranks=2) == [0, 0], folder.log.read_text()[-2000:]
+    whole = {**same["training"], "per_device_train_batch_size": 16}
+    expected = on_cpu(**{**same, "training": whole})
+    assert losses_of(folder) == pytest.approx(expected, rel=CLOSE)
+    result = folder.read_result()
+    assert (result.devices, result.device) == (2, "hpu stand-in")
+
+
+@pytest.mark.parametrize("stage", [None, 2])
+def test_a_killed_trial_goes_on_exactly(material, gaudi, stage):
+    config = material.config(training=TRAINING, zero_stage=stage, device="hpu")
+    whole, killed = material.folder(config), material.folder(config)
+    assert gaudi.train(whole) == [0]
+    # Asked before loading, before the first step and after each: it dies after step 5.
+    assert gaudi.train(killed, killed_at=2 + 5) == [-9]
+    assert gaudi.train(killed) == [0]
+    assert [row.resumed_from for row in killed.read_attempts()] == [0, 4]
+    assert losses_of(killed) == losses_of(whole)
+    weights = "adapter/adapter_model.safetensors"
+    assert (killed.path / weights).read_bytes() == (whole.path / weights).read_bytes()
+
+
+LOOK = "import importlib.util; print(importlib.util.find_spec('habana_frameworks') is not None)"
+
+
+def outside(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    own = {name: value for name, value in os.environ.items() if name not in (SWITCH, "PYTHONPATH")}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**own, **environment},
+        cwd=STANDIN.parent,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_nobody_comes_upon_the_stand_in_by_accident(tmp_path):
+    assert outside(LOOK).stdout == "False\n"
+    assert outside(LOOK, **{SWITCH: "1"}).stdout == "False\n"
+    # On the path without the variable, copied elsewhere, or beside the real software: refused.
+    elsewhere = tmp_path / "site-packages" / "standin"
+    real = tmp_path / "real" / "habana_frameworks"
+    for folder in (elsewhere, real):
+        folder.mkdir(parents=True)
+    (elsewhere / "habana_frameworks").symlink_to(STANDIN / "habana_frameworks")
+    (real / "__init__.py").touch()
+    copied = (elsewhere / "habana_frameworks" / "__init__.py").read_text()
+    (elsewhere / "habana_frameworks").unlink()
+    (elsewhere / "habana_frameworks").mkdir()
+    (elsewhere / "habana_frameworks" / "__init__.py").write_text(copied)
+    beside = os.pathsep.join(map(str, (STANDIN, real.parent)))
+    for path, switch, why in (
+        (str(STANDIN), "", f"{SWITCH} is not 1"),
+        (str(elsewhere), "1", "not among the tests of a checkout"),
+        (beside, "1", "the real software is here"),
+    ):
+        done = outside("import habana_frameworks", PYTHONPATH=path, **{SWITCH: switch})
+        assert done.returncode == 1
+        assert why in done.stderr
+
+
+def test_no_installed_package_holds_the_stand_in():
+    import tomllib
+
+    project = tomllib.loads((STANDIN.parents[1] / "pyproject.toml").read_text())
+    packages = project["tool"]["setuptools"]["packages"]
+    assert not [
+        name for name in packages if name.split(".")[0] not in ("sweep", "trial", "results")
+    ]
