@@ -87,7 +87,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return WRONG
     prepare(folder.read_config(), folder.path)
-    if given.world_size > 1 and "RANK" not in os.environ:
+    if (result := folder.read_result()) is not None:
+        # Done: neither torch nor other ranks are needed to say so.
+        _tell(Terminal(), folder, result)
+        code = _code(result)
+    elif given.world_size > 1 and "RANK" not in os.environ:
         more = ["--verbose"] if given.verbose else []
         command = [sys.executable, "-m", "trial", str(folder.path), *more]
         code = spawn(command, given.world_size)
@@ -179,6 +183,10 @@ def _train(folder: TrialFolder, verbose: bool) -> int:
     except PeerLost as error:
         print(f"left off without a result: {error}; the same command goes on", file=sys.stderr)
         return FAILED
+    return _code(result)
+
+
+def _code(result: Result | None) -> int:
     if result is None:
         return INTERRUPTED
     return FAILED if result.state == "failed" else COMPLETE
