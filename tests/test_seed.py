@@ -12,6 +12,7 @@ from helpers_seed import DS_CONFIG, FINETUNE_LORA, write_config, write_rows
 from sweep import loader
 from sweep.space import Space
 from trial import seed, single
+from trial.__main__ import main
 from trial.config import parse
 from trial.folder import Attempt, Cause, Result
 from trial.problems import ConfigError
@@ -228,7 +229,7 @@ def test_the_command_trains_the_seeds_files_and_goes_on_with_what_is_there(tmp_p
     file = write_config(tmp_path / "config", "builtin:tiny-llama", "../rows.csv")
     run = tmp_path / "run"
     words = [sys.executable, "-m", "sweep", "train", str(file), "--use_deepspeed", "--run-dir",
-             str(run), "--set", "num_epochs=2", "--set", "device=cpu", "--merge"]  # fmt: skip
+             str(run), "--set", "num_epochs=2", "--set", "device=cpu"]  # fmt: skip
     first, again = (subprocess.run(words, capture_output=True, text=True) for _ in range(2))
     assert (first.returncode, again.returncode) == (0, 0), first.stderr + again.stderr
     lines = first.stdout.splitlines()
@@ -237,11 +238,30 @@ def test_the_command_trains_the_seeds_files_and_goes_on_with_what_is_there(tmp_p
         int(found[1]) for line in lines if (found := re.match(r"step +(\d+) of 8  eval_loss", line))
     ]
     assert steps == list(range(1, 9))
-    assert f"merged model: {run / 'merged'}" in lines
     result = json.loads((run / "result.json").read_text())
     assert f"{result['value']:.4f}" in first.stdout.split("complete", 1)[1]
-    assert (run / "merged" / "model.safetensors").exists()
-    assert json.loads((run / "merged" / "config.json").read_text())["torch_dtype"] == "bfloat16"
     assert again.stdout.startswith(f"complete: eval_loss {result['value']}")
     assert len((run / "attempts.jsonl").read_text().splitlines()) == 1
     assert json.loads((file.parent / "ds_config.json").read_text()) == json.loads(DS_CONFIG)
+
+
+@pytest.mark.parametrize(("failure", "code"), [("", 0), ("no disk", 1)])
+def test_a_complete_run_is_merged_once(config, tmp_path, monkeypatch, capsys, failure, code):
+    run = tmp_path / "run"
+    folder = single.open_folder(single.read(config, ["device=cpu"], run_dir=run))
+    folder.write_result(Result(state="complete", value=1.0))
+    ran = []
+
+    def merge(words, **_):
+        ran.append(words)
+        return subprocess.CompletedProcess(words, code, stderr=failure)
+
+    monkeypatch.setattr(subprocess, "run", merge)
+    monkeypatch.setattr("trial.__main__.prepare", lambda *_: None)
+    assert main([str(run), "--merge"]) == code
+    target = str(run / "merged")
+    assert ran == [[sys.executable, "-m", "trial.export", str(run), target, "--merge"]]
+    assert failure in capsys.readouterr().err
+    Path(target).mkdir()
+    assert main([str(run), "--merge"]) == 0
+    assert len(ran) == 1

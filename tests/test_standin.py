@@ -13,6 +13,7 @@ from pathlib import Path
 import helpers_standin
 import pytest
 import yaml
+from helpers_seed import write_config, write_model, write_rows
 from helpers_standin import COUNTS, STANDIN, SWITCH
 from helpers_train import Material
 from pandas.testing import assert_frame_equal
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 from results import trials_table
 from sweep import cli, session
 from sweep.executor import Event, Finished, Job
+from trial import single
 from trial.folder import StudyFolder, TrialFolder
 from trial.train import train
 
@@ -81,11 +83,11 @@ CHECKPOINTED = {"gradient_checkpointing": True, "gradient_accumulation_steps": 2
         ({"gaudi_config": {}}, CHECKPOINTED, set(), CLOSE),
         ({"gaudi_config": "Habana/llama"}, {"bf16": True}, {"steps", "clips"}, CLOSE_IN_BF16),
         # DeepSpeed clips by itself. With checkpointing it once failed, on the device alone.
-        ({"zero_stage": 3}, CHECKPOINTED, {"steps"}, CLOSE),
-        ({"zero_stage": 2, "lora": {"r": 0}}, {"learning_rate": 5e-3}, {"steps"}, CLOSE),
+        ({"zero_stage": 1}, CHECKPOINTED, {"steps"}, CLOSE),
+        ({"lora": {"r": 0}}, {}, {"steps", "clips"}, CLOSE),
     ],
     ids=["eager", "lazy", "compile", "fused-attention", "checkpointing", "bf16",
-         "zero-3-checkpointing", "whole-model-zero-2"],
+         "zero-1-checkpointing", "whole-model"],
 )  # fmt: skip
 def test_losses_are_those_of_the_cpu(material, gaudi, on_cpu, sections, training, used, close):
     asked = {**sections, "training": {**TRAINING, **training}}
@@ -95,14 +97,15 @@ def test_losses_are_those_of_the_cpu(material, gaudi, on_cpu, sections, training
     result = folder.read_result()
     assert result.device == "hpu stand-in"
     everywhere = {name: value for name, value in training.items() if name not in ONLY_HERE}
-    expected = on_cpu(**{**asked, "training": {**TRAINING, **everywhere}})
+    plain = {**asked, "training": {**TRAINING, **everywhere}, "zero_stage": None}
+    expected = on_cpu(**plain)
     assert losses_of(folder) == pytest.approx(expected, rel=close)
     moved = max(expected) - min(expected)
     assert moved > 20 * close * expected[0], "too little was learnt to tell two trainings apart"
     assert {name for name, count in counts_of(folder).items() if count} == used
 
 
-@pytest.mark.parametrize("stage", [None, 0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [None, 2, 3])
 def test_two_ranks_over_hccl_are_one_with_the_whole_batch(material, gaudi, on_cpu, stage):
     """`hccl` is registered by the stand-in, with gloo underneath. No dropout: ranks draw apart."""
     same = {"lora": {"lora_dropout": 0.0}, "training": {**TRAINING, "max_steps": 4}}
@@ -126,6 +129,21 @@ def test_a_killed_trial_goes_on_exactly(material, gaudi):
     assert losses_of(killed) == losses_of(whole)
     weights = "adapter/adapter_model.safetensors"
     assert (killed.path / weights).read_bytes() == (whole.path / weights).read_bytes()
+
+
+def test_the_seeds_files_train_on_both_devices(gaudi, tmp_path):
+    """As they stand but for two paths: bf16, rows of 500 tokens, ten epochs, ZeRO 1."""
+    model, rows = write_model(tmp_path / "model"), write_rows(tmp_path / "rows.csv", 9)
+    file = write_config(tmp_path / "config", model, rows)
+    here, there = tmp_path / "cpu", tmp_path / "hpu"
+    assert train(single.open_folder(single.read(file, ["device=cpu"], run_dir=here)))
+    words = [file, "--use_deepspeed", "--run-dir", there, "--set", "device=hpu"]
+    assert gaudi.command(*words) == 0, (there / "train.log").read_text()[-2000:]
+    found, expected = (TrialFolder(folder).read_result() for folder in (there, here))
+    assert (found.device, expected.device) == ("hpu stand-in", "cpu")
+    assert found.max_steps == expected.max_steps == 20
+    assert (found.tokens, found.data_hash) == (expected.tokens, expected.data_hash)
+    assert found.value == pytest.approx(expected.value, rel=CLOSE_IN_BF16)
 
 
 class InProcess:
@@ -166,7 +184,7 @@ SAME = ["number", "state", "best_step", "steps", "max_steps", "tokens", "trainab
 
 
 def test_one_sweep_file_on_both_devices_gives_equal_tables(material, monkeypatch, tmp_path):
-    """Under the stand-in: the command, a real Ray that finds two HPUs, its worker on one of them."""
+    """Under the stand-in: the command, a Ray that finds two HPUs, its worker on one of them."""
     config = material.config(training=TRAINING).model_dump(exclude_defaults=True)
     content = {
         "base": {name: value for name, value in config.items() if name != "device"},
