@@ -18,6 +18,9 @@ from trial.folder import Result, TrialFolder
 from trial.metrics import tokens_per_second
 from trial.spawn import run_one
 
+WIDTH = 100
+"""Columns of the result's row, also where nobody has said how wide a line is."""
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -47,7 +50,7 @@ def train(source: Path, options: Options, console: Console) -> int:
     folder = single.open_folder(found, options.world_size)
     code = run_one(_command(folder, options), {**_environment(found), **os.environ})
     if (result := folder.read_result()) is not None:
-        console.print(_row(folder, result))
+        console.print(_row(folder, result), width=max(console.width, WIDTH))
     return code
 
 

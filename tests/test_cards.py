@@ -8,7 +8,9 @@ import pytest
 from helpers_cards import EIGHT, hold
 
 from sweep import cards
+from sweep import seat as seat_module
 from sweep.cards import Cards, machine_modules, parse_modules
+from sweep.seat import NoCardsError, Seat, Taken, Wish, sit, take
 
 
 @pytest.fixture
@@ -44,6 +46,45 @@ def test_groups_of_several_processes_never_overlap_and_a_kill_frees_them(holder,
     assert mine.take(EIGHT, 1) == ("0",)
     mine.release()
     assert Cards(tmp_path).take(EIGHT, 4) == ("0", "1", "2", "3")
+
+
+@pytest.mark.parametrize(
+    ("count", "groups"),
+    [
+        (1, ["0", "1", "2", "3", "4", "5", "6", "7"]),
+        (2, ["0,1", "2,3", "4,5", "6,7"]),
+        (4, ["0,1,2,3", "4,5,6,7"]),
+        (8, ["0,1,2,3,4,5,6,7"]),
+    ],
+)
+def test_what_trials_of_each_size_are_shown_until_one_is_killed(
+    holder, tmp_path, monkeypatch, count, groups
+):
+    """Ranks as they sit: the variable that Gaudi's software reads, and no card in two trials."""
+    monkeypatch.setenv("HABANA_VISIBLE_MODULES", ",".join(EIGHT))
+    killed, first = holder(count)
+    assert ",".join(first) == groups[0]
+    shown, held = [], []
+    for _ in groups[1:]:
+        seat, taken = take(Wish(cards=count), "node", "127.0.0.1", 8, tmp_path)
+        seats = [seat, *[Seat("node")] * (count - 1)]
+        held += [taken, *(Taken(Cards(tmp_path)) for _ in range(count - 1))]
+        for rank in range(count):
+            environment: dict[str, str] = {}
+            sit(rank, seats, held[rank - count], environment)
+            assert environment["HABANA_VISIBLE_MODULES"] == ",".join(seat.modules)
+            assert environment.get("LOCAL_RANK", "0") == str(rank)
+        shown.append(",".join(seat.modules))
+    assert sorted(shown) == groups[1:]
+    monkeypatch.setattr(seat_module, "PATIENCE", 0.0)
+    with pytest.raises(NoCardsError, match=f"group of {count} of the 8 HPUs"):
+        take(Wish(cards=count), "node", "127.0.0.1", 8, tmp_path)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.join()
+    again, taken = take(Wish(cards=count), "node", "127.0.0.1", 8, tmp_path)
+    assert again.modules == first
+    for one in (*held, taken):
+        one.cards.release()
 
 
 def test_a_group_stays_taken_until_its_last_rank_has_gone(holder, tmp_path):
