@@ -5,13 +5,17 @@ SHELL := /bin/bash
 # Cached bytecode halves every start-up; a worker starts often.
 unexport PYTHONDONTWRITEBYTECODE
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+SEES_GAUDI := -c "import importlib.util as u; print(u.find_spec('habana_frameworks') is not None or '')"
+ifndef PYTHON
+# On a Gaudi image only its own Python sees Habana's software.
+PYTHON := $(if $(shell python3 $(SEES_GAUDI) 2>/dev/null),python3,$(shell command -v python3.11 || command -v python3))
+endif
 UV_VERSION := 0.13.9
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # On a Gaudi image torch and DeepSpeed are the image's own builds: seen, never replaced.
-ON_GAUDI := $(shell $(PYTHON) -c "import importlib.util as u; print(u.find_spec('habana_frameworks') is not None or '')")
+ON_GAUDI := $(shell $(PYTHON) $(SEES_GAUDI))
 IMAGE_OWN := torch deepspeed
 # uv does not read pip's settings: hand over pip's folder of local wheels, where there is one.
 FIND_LINKS := $(addprefix --find-links=,$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null || $(PYTHON) -m pip config get :env:.find-links 2>/dev/null))
@@ -28,10 +32,12 @@ help: ## show this list
 install: $(STAMP) ## make the virtual environment with the pinned versions
 
 $(STAMP): pyproject.toml Makefile
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make install PYTHON=python3.12 (on Gaudi: an image with Ubuntu 24.04)')"
 	$(PYTHON) -m venv $(if $(ON_GAUDI),--system-site-packages) $(VENV)
 	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
 	printf '%s\n' $(if $(ON_GAUDI),$(foreach p,$(IMAGE_OWN),"$(p) ; python_version < '3'")) > $(VENV)/image-own.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --override $(VENV)/image-own.txt $(FIND_LINKS) --editable '.[dev]'
+	$(if $(ON_GAUDI),$(BIN)/python -m trial.stack)
 	touch $@
 
 .PHONY: sweep

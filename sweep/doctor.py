@@ -61,12 +61,14 @@ def _packages(runs: Path) -> Iterator[Diagnosis]:
     pins = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
     wrong = [text for text in map(_mismatch, map(Requirement, pins)) if text]
     own = stack.on_gaudi()
-    wrong = [text for text in wrong if not (own and text.startswith(("torch ", "deepspeed ")))]
+    wrong = [text for text in wrong if not (own and text.partition(" ")[0] in stack.IMAGE_OWN)]
     if wrong:
         advice = "make clean install, or accept that this set was not tested together"
         yield Diagnosis("warning", "packages", "; ".join(wrong), advice)
     else:
-        yield Diagnosis("ok", "packages", f"{len(pins)} pinned packages as tested")
+        tested = len(pins) - len(stack.IMAGE_OWN) * own
+        besides = f"; {' and '.join(stack.IMAGE_OWN)} are the image's own" if own else ""
+        yield Diagnosis("ok", "packages", f"{tested} pinned packages as tested{besides}")
 
 
 def _mismatch(pin: Requirement) -> str:
@@ -87,6 +89,8 @@ def _gaudi(runs: Path) -> Iterator[Diagnosis]:
     yield Diagnosis("ok", "gaudi", verdict.found)
     for remark in verdict.remarks:
         yield Diagnosis("warning", "gaudi", remark)
+    for problem in stack.image_problems():
+        yield Diagnosis("error", "gaudi", problem)
     yield _gaudi_cards()
     mode = os.environ.get("PT_HPU_LAZY_MODE")
     if mode is None:

@@ -10,7 +10,7 @@ from sweep.live import describe
 from sweep.space import Space
 from sweep.spec import SweepSpec
 from trial.estimate import GIB
-from trial.fit import Fit, device_for, fit
+from trial.fit import Fit, fit
 from trial.problems import ConfigError, Problem
 
 WEIGHS = (
@@ -32,13 +32,16 @@ VARIANTS = 200
 """So many combinations of these are looked at."""
 
 
+LIGHT = 0.1
+"""Below this share of its device nobody wants to read a trial's arithmetic."""
+
+
 @dataclass(frozen=True, slots=True)
 class Heavy:
     """One configuration of a sweep and its memory."""
 
     drawn: str
     """What it draws, in words."""
-    device: str | None
     fit: Fit
 
     def lines(self) -> list[str]:
@@ -61,11 +64,15 @@ def problems(spec: SweepSpec, here: bool = True) -> list[Problem]:
 
 
 def lines(spec: SweepSpec, here: bool = True) -> list[str]:
-    """The arithmetic for a plan; nothing on a CPU as long as there is room."""
+    """The arithmetic for a plan; nothing where there is room by far."""
     heavy = heaviest(spec, here)
-    if heavy is None or (heavy.device == "cpu" and not heavy.fit.near):
+    if heavy is None or _is_light(heavy.fit):
         return []
     return [*heavy.lines(), *_warnings(heavy)]
+
+
+def _is_light(found: Fit) -> bool:
+    return found.capacity is not None and found.estimate.likely < LIGHT * found.capacity.bytes
 
 
 def _warnings(heavy: Heavy) -> Iterator[str]:
@@ -98,7 +105,7 @@ def _each(spec: SweepSpec, here: bool) -> Iterator[Heavy]:
             continue
         if found is not None:
             weighed = {name: value for name, value in values.items() if _weighs(name)}
-            yield Heavy(describe(weighed), device_for(config, here), found)
+            yield Heavy(describe(weighed), found)
 
 
 def _weighs(path: str) -> bool:

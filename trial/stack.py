@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -19,6 +20,13 @@ from trial.config import TrialConfig
 
 PLUGIN = "habana-torch-plugin"
 """The distribution behind `habana_frameworks`; its version is the software's."""
+IMAGE_OWN = ("torch", "deepspeed")
+"""Builds that belong to the image: an install must see them and never replace them."""
+MISSING = {
+    "torch": "take Gaudi's PyTorch image, or its installer on a bare host",
+    "deepspeed": "pip install git+https://github.com/HabanaAI/DeepSpeed.git@1.23.0, outside of the "
+    "virtual environment",
+}
 STAND_IN = "stand-in"
 """What the summary of a stand-in's distribution says of itself."""
 
@@ -101,6 +109,18 @@ def judge() -> Verdict:
     return Verdict(found, tuple(_remarks(software, wanted, versions)))
 
 
+def image_problems() -> list[str]:
+    """What keeps torch and DeepSpeed on a Gaudi machine from being its own builds."""
+    found = []
+    for name in IMAGE_OWN if on_gaudi() and not is_stand_in() else ():
+        spec = importlib.util.find_spec(name)
+        if spec is None:
+            found.append(f"{name} is not installed: {MISSING[name]}")
+        elif sys.prefix != sys.base_prefix and (spec.origin or "").startswith(sys.prefix):
+            found.append(f"{name} is in this virtual environment, and hides the one for Gaudi")
+    return found
+
+
 def _remarks(
     software: str | None, wanted: Release | None, versions: dict[str, str]
 ) -> Iterator[str]:
@@ -180,3 +200,9 @@ def compilation(stats: Mapping[str, float]) -> dict[str, float]:
         "graph_compilations": float(stats.get("TotalNumber", 0)),
         "compile_seconds": float(stats.get("TotalTime", 0)) / 1e6,
     }
+
+
+if __name__ == "__main__":
+    # `make install` ends with this on a Gaudi machine.
+    print(judge().found)
+    sys.exit("\n".join(image_problems()) or 0)
