@@ -380,7 +380,7 @@ def refilling(rounds: int) -> Figure:
 def saturated(rounds: int, scratch: Path) -> Figure:
     """A base model whose every step fills the core."""
     model = scratch / "llama-512"
-    work = Work(trials=4, steps=2, batch=2, length=128, eval_every=2, model=str(model))
+    work = Work(trials=4, steps=2, batch=2, length=128, eval_every=2, eval_rows=2, model=str(model))
 
     def written(made: Arm) -> Arm:
         def prepare(folder: Path) -> None:

@@ -53,6 +53,7 @@ class Work:
     length: int = 64
     eval_every: int = 20
     eval_batch: int = 16
+    eval_rows: int = 32
     model: str = str(MODEL)
 
     def words(self) -> list[str]:
@@ -121,6 +122,7 @@ def trial_content(work: Work, folder: Path, rank: int, rate: float) -> dict[str,
             "eval_path": str(folder / "eval.jsonl"),
             "max_length": work.length,
             "prompt_format": "plain",
+            "max_eval_samples": work.eval_rows,
         },
         "lora": {"r": rank, "lora_alpha": 2 * rank},
         "training": {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import statistics
 import subprocess
@@ -155,15 +156,15 @@ def run(arm: Arm, folder: Path) -> Told:
     """
     arm.prepare(folder)
     command = list(arm.command(folder))
-    wall, began = time.time(), time.perf_counter()
+    wall, began, spent = time.time(), time.perf_counter(), _cpu_seconds()
     with _watched(arm, folder) as seen:
         code, output, errors = _process(command, folder)
-    seconds = time.perf_counter() - began
+    seconds, spent = time.perf_counter() - began, _cpu_seconds() - spent
     if code != 0:
         last = (errors.strip() or output.strip())[-TAIL:].splitlines()
         (folder / "failed.txt").write_text(f"{command}\n{output}\n{errors}")
         raise NotMeasuredError(f"exit code {code}: {last[-1] if last else 'no output'}")
-    told: dict[str, Any] = {"seconds": seconds, "load": os.getloadavg()[0]}
+    told: dict[str, Any] = {"seconds": seconds, "cpu_seconds": spent, "load": os.getloadavg()[0]}
     if seen:
         told["seconds_until"] = seen[0] - began
     lines = output.strip().splitlines()
@@ -172,6 +173,12 @@ def run(arm: Arm, folder: Path) -> Told:
     if "not_measured" in told:
         raise NotMeasuredError(told["not_measured"])
     return arm.read(folder, told, wall)
+
+
+def _cpu_seconds() -> float:
+    """Of all processes that were waited for; those that Ray starts are not among them."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @contextmanager
