@@ -116,6 +116,16 @@ def test_families_have_the_seeds_tags(tmp_path, family, prompt):
     assert render(PROMPT_FORMATS[found], [Turn("user", "Why?")]) == prompt
 
 
+def test_the_documentation_has_every_name_and_its_sweep_is_good(config, tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "train.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    first = " ".join(line.split("|")[1] for line in rows)
+    assert not [name for name in seed.NAMES if name.split(".")[-1] not in re.findall(r"\w+", first)]
+    (tmp_path / "page.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
+    found = Space.of(loader.load(tmp_path / "page.yaml")).configure({"lora.r": 16})
+    assert (found.lora.lora_alpha, found.zero_stage) == (64, 1)
+
+
 def test_all_mistakes_at_once_each_with_its_line_and_the_nearest_name(config):
     rewritten(
         config,

@@ -89,6 +89,7 @@ def trainer_class() -> type[Any]:
     enter()
     from optimum.habana.transformers import trainer
 
+    _torch_checkpoint()
     if not on_device():
         _mend(trainer)
     return trainer.GaudiTrainer
@@ -176,17 +177,35 @@ def mend_checkpointing(trainer: Any) -> None:
 
     GaudiTrainer replaces it, for the whole process, by one that returns a tuple for a tensor.
     """
+    if trainer.args.gradient_checkpointing and trainer.args.deepspeed:
+        _restore_checkpoint(trainer, trainer.args.gradient_checkpointing_kwargs)
+
+
+def mend_lazy_checkpointing(trainer: Any) -> None:
+    """Give lazy trials torch's checkpointing where optimum-habana's copy of it is too old.
+
+    Its copy calls a function of torch by position, and torch has since put `early_stop` in front of
+    the model's own arguments: each would take the place of the one before it.
+    """
+    import inspect
+
+    import torch.utils.checkpoint
+
+    args, called = trainer.args, torch.utils.checkpoint._checkpoint_without_reentrant_generator
+    if not (args.gradient_checkpointing and args.use_lazy_mode and not args.deepspeed):
+        return
+    if "early_stop" in inspect.signature(called).parameters:
+        _restore_checkpoint(trainer, {"use_reentrant": False})
+
+
+def _restore_checkpoint(trainer: Any, keywords: Any) -> None:
     import torch.utils.checkpoint
     import transformers.modeling_utils
 
-    if not (trainer.args.gradient_checkpointing and trainer.args.deepspeed):
-        return
     original = _torch_checkpoint()
     torch.utils.checkpoint.checkpoint = original
     transformers.modeling_utils.checkpoint = original
-    trainer.model.gradient_checkpointing_enable(
-        gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs
-    )
+    trainer.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=keywords)
 
 
 @cache
@@ -197,7 +216,6 @@ def _torch_checkpoint() -> Any:
 
 
 def _mend(trainer: Any) -> None:
-    _torch_checkpoint()
     from transformers.integrations.deepspeed import deepspeed_init
 
     # `log` reads the HPU's memory at every entry, through habana_frameworks.
