@@ -102,6 +102,8 @@ def _by(found: Findings, standing: Standing) -> str:
     if against is None:
         return ""
     test = f"paired t test over {against.paired} shared seeds" if against.paired else "Welch's test"
+    if against.pooled:
+        test += f" with the noise of {against.pooled} configurations together"
     ends = f"{found.value(against.interval.low)} to {found.value(against.interval.high)}"
     p = p_value(against.adjusted)
     p = f"p {p}" if p.startswith("<") else f"p = {p}"

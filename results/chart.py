@@ -90,6 +90,8 @@ class Chart:
     texts: tuple[tuple[float, float, str], ...] = ()
     """Words in the plot: x, y and text."""
     height: int = 380
+    brush: bool = False
+    """Lines across parallel axes, on which ranges can be held: ticks of x are the axes."""
     wide: bool = False
     """Takes the whole width of the page."""
 

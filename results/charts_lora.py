@@ -120,17 +120,26 @@ def _ranks(found: Findings) -> Chart | None:
     if not _has(found, RANK):
         return None
     best = best_of_each(found, RANK)
-    known = best["low"].notna().any()
-    bars = "Bars are 95% intervals where seeds were repeated." if known else "Single runs."
+    known, leader = best["low"].notna().any(), found.board.leader
+    words = (
+        "Bars are 95% intervals of the distance to the best of all (dashed): a rank whose bar ends "
+        "short of that line is outside its noise. Many ranks want a little more distance (Holm)."
+        if known
+        else "Single runs, or the only one that was repeated: nobody knows their noise."
+    )
     series = Series(
         "best", list(range(len(best))), list(best["value"]), kind="both", hover=found.hover(best),
         low=list(best["low"]) if known else (), high=list(best["high"]) if known else (),
     )  # fmt: skip
+    every: tuple[Series, ...] = (series,)
+    if known and leader:
+        line = Series("best of all", [0, len(best) - 1], [leader.mean] * 2, kind="line",
+                      tone="best", dashed=True)  # fmt: skip
+        every = (series, line)
     labels = tuple((float(i), str(rank)) for i, rank in enumerate(best[RANK]))
     return Chart(
-        "ranks", "Best of each rank",
-        f"Each rank at its own best settings. {bars}",
-        Axis("rank r", labels=labels), Axis(found.metric_axis), (series,),
+        "ranks", "Best of each rank", f"Each rank at its own best settings. {words}",
+        Axis("rank r", labels=labels), Axis(found.metric_axis), every,
     )  # fmt: skip
 
 
@@ -190,14 +199,15 @@ _COSTS = (
 def _front(found: Findings, column: str, axis: str, unit: float) -> Chart | None:
     if not _has(found, column):
         return None
-    rows, thinning = found.complete.dropna(subset=column), Thinning(what="trials")
+    rows = found.configurations.dropna(subset=column)
+    rows, thinning = rows.sort_values("value", kind="stable"), Thinning(what="configurations")
     limits = robust_limits(rows["value"].to_numpy())
     costs = rows[column].to_numpy(float) * unit
     kept = thinning.indices(len(rows), always=20)
     on_front = pareto(costs, found.sign * rows["value"].to_numpy())
     front = rows.iloc[on_front]
     series = (
-        Series("trials", list(costs[kept]), list(rows["value"].iloc[kept]), tone="muted",
+        Series("configurations", list(costs[kept]), list(rows["value"].iloc[kept]), tone="muted",
                hover=found.hover(rows.iloc[kept])),
         Series("front", list(costs[on_front]), list(front["value"]), kind="step", index=0,
                named=False),
@@ -206,8 +216,8 @@ def _front(found: Findings, column: str, axis: str, unit: float) -> Chart | None
     )  # fmt: skip
     return Chart(
         f"front_{column}", f"Loss against {axis.partition(' (')[0]}",
-        "Coloured trials are the Pareto front: whatever is cheaper is worse. Take the first one "
-        "after which the line runs flat.",
+        "Coloured configurations are the Pareto front: whatever is cheaper is worse. Take the "
+        "first one after which the line runs flat.",
         number_axis(axis, rows[column] * unit), Axis(found.metric_axis, limits=limits), series,
         notes(thinning.note, beyond(outside(rows["value"].to_numpy(), limits))),
     )  # fmt: skip

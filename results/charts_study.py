@@ -156,6 +156,7 @@ def _history(found: Findings) -> Chart | None:
     rows = found.complete.sort_values("number")
     if rows.empty:
         return None
+    again, rows = rows[rows["confirms"].notna()], rows[rows["confirms"].isna()]
     values = rows["value"].to_numpy()
     limits = robust_limits(values)
     best = np.minimum.accumulate(found.sign * values) * found.sign
@@ -166,6 +167,8 @@ def _history(found: Findings) -> Chart | None:
         Series("pruned", list(grey["number"]), list(grey["value"]), tone="muted",
                hover=found.hover(grey)),
         Series("complete", list(dots["number"]), list(dots["value"]), hover=found.hover(dots)),
+        Series("repeats over seeds", list(again["number"]), list(again["value"]), index=1,
+               hover=found.hover(again)),
         Series("best so far", *_corners(rows["number"].to_numpy(float), best), kind="step",
                tone="best"),
     )  # fmt: skip
@@ -174,7 +177,8 @@ def _history(found: Findings) -> Chart | None:
         "history", "Optimization history",
         "Trials in the order they were proposed; the line is the best so far. A line that has "
         "long run flat says that more trials of the same kind will hardly help.",
-        Axis("trial number"), Axis(found.metric_axis, limits=limits), series,
+        Axis("trial number"), Axis(found.metric_axis, limits=limits),
+        tuple(item for item in series if len(item.x)),
         notes(thinning.note, beyond(far)), wide=True,
     )  # fmt: skip
 
@@ -314,7 +318,10 @@ def _parallel(found: Findings) -> Chart | None:
     paths = np.column_stack(places)
     groups = np.minimum((np.arange(len(rows)) * 4) // max(1, len(rows)), 3)
     told = ("best quarter", "second quarter", "third quarter", "worst quarter")
-    series = [_bundle(paths[groups == g], told[g], g) for g in (3, 2, 1, 0)]
+    hover = np.array(found.hover(rows), dtype=object)
+    series = [
+        _bundle(paths[groups == g], told[g], g, list(hover[groups == g])) for g in (3, 2, 1, 0)
+    ]
     labels = [(float(i), short(name)) for i, name in enumerate(names)]
     labels.append((float(len(names)), f"{found.metric}, best lowest"))
     return Chart(
@@ -323,7 +330,7 @@ def _parallel(found: Findings) -> Chart | None:
         "Where the lines of the best quarter run together, the parameter matters.",
         Axis("", labels=tuple(labels), limits=(-0.15, len(names) * 1.08)),
         Axis("low to high on each axis", labels=()),
-        tuple(series), thinning.note, wide=True, height=430, texts=_ticks(rows, names),
+        tuple(series), thinning.note, wide=True, height=430, texts=_ticks(rows, names), brush=True,
     )  # fmt: skip
 
 
@@ -331,13 +338,16 @@ def _by_rank_of_value(rows: pd.DataFrame) -> np.ndarray:
     return np.linspace(0, 1, len(rows))
 
 
-def _bundle(paths: np.ndarray, name: str, group: int) -> Series:
+def _bundle(paths: np.ndarray, name: str, group: int, hover: Sequence[str]) -> Series:
     """Lines of one quarter as one series, broken between trials."""
     count, width = paths.shape if len(paths) else (0, 0)
     broken = np.column_stack([paths, np.full(count, np.nan)]) if count else paths
     x = np.tile([*range(width), np.nan], count)
     tone: Tone = "series" if group < 2 else "muted"
-    return Series(name, list(x), list(broken.ravel()), kind="line", index=group, tone=tone)
+    labels = [text for text in hover for _ in range(width + 1)]
+    return Series(
+        name, list(x), list(broken.ravel()), kind="line", index=group, tone=tone, hover=labels
+    )
 
 
 def _ticks(rows: pd.DataFrame, names: Sequence[str]) -> tuple[tuple[float, float, str], ...]:
@@ -429,7 +439,7 @@ def _plane(rows: pd.DataFrame, one: str, two: str, logs: Sequence[bool]) -> Surf
 
 def _rungs(found: Findings) -> Chart | None:
     """How many trials reached each evaluation step, and how they left."""
-    trials = [trial for trial in found.study.trials if len(trial.curve)]
+    trials = [t for t in found.study.trials if len(t.curve) and t.confirms is None]
     if not any(trial.state == "pruned" for trial in trials):
         return None
     last = np.array([trial.curve.step[-1] for trial in trials])

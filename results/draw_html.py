@@ -31,6 +31,8 @@ def figure(chart: Chart) -> dict[str, Any]:
         "barmode": "stack" if chart.stacked else "overlay",
         "showlegend": len(named) > 1,
     }
+    if chart.brush:
+        layout["meta"] = "brush"
     data = [_trace(chart, series) for series in chart.series]
     if chart.surface is not None:
         data.insert(0, _contour(chart))
@@ -76,7 +78,7 @@ def _trace(chart: Chart, series: Series) -> dict[str, Any]:
         "x": numbers(series.x),
         "y": numbers(series.y),
         "showlegend": series.named,
-        "legendrank": _LAST.get(series.tone, 1000 + series.index),
+        "legendrank": _LAST.get(series.tone, 1000) + series.index,
     }
     if len(series.hover):
         trace |= {"text": [escape(text) for text in series.hover], "hoverinfo": "text"}

@@ -132,19 +132,27 @@ def find(study: StudyRead, options: Options | None = None) -> Findings:
 def configurations(table: pd.DataFrame, board: noise.Leaderboard) -> pd.DataFrame:
     """One row a configuration in the leaderboard's order: its first trial's row and its means.
 
-    Adds `runs` and the ends of the mean's interval, `low` and `high`.
+    Adds `runs`, and `low` and `high`: the leader's mean and the interval of the distance to it.
     """
     groups = [standing.group for standing in board.standings]
     places = {int(number): place for place, number in enumerate(table["number"])}
     rows = table.iloc[[places[group.trials[0]] for group in groups]].reset_index(drop=True)
-    ends = [group.interval for group in groups]
+    ends = [_reach(board, standing, lower_is_better(table)) for standing in board.standings]
     return rows.assign(
         value=[group.mean for group in groups],
         warm_device_seconds=[group.device_seconds for group in groups],
         runs=[len(group.values) for group in groups],
-        low=[end.low if end else float("nan") for end in ends],
-        high=[end.high if end else float("nan") for end in ends],
+        low=[low for low, _ in ends],
+        high=[high for _, high in ends],
     )
+
+
+def _reach(board: noise.Leaderboard, standing: noise.Standing, lower: bool) -> tuple[float, float]:
+    """Where a configuration's mean may lie beside the leader's, which stands still."""
+    if standing.comparison is None or board.leader is None:
+        return float("nan"), float("nan")
+    ends, mean = standing.comparison.interval, board.leader.mean
+    return (mean + ends.low, mean + ends.high) if lower else (mean - ends.high, mean - ends.low)
 
 
 def best_of_each(found: Findings, name: str) -> pd.DataFrame:

@@ -76,10 +76,10 @@ def leaderboard(found: Findings) -> Grid:
     """Configurations, best first, with what is known of their noise."""
     board = found.board
     heads = [
-        Head("place"), Head("trials"), *(Head(short(n), _is_number(found.table, n))
-                                                for n in found.searched),
+        Head("place"), Head("verdict", False), Head("trials"),
+        *(Head(short(n), _is_number(found.table, n)) for n in found.searched),
         Head(f"{found.metric} (mean)"), Head("95% interval"), Head("runs"),
-        Head("behind the leader"), Head("p (Holm)"), Head("verdict", False),
+        Head("behind the leader"), Head("p (Holm)"),
         Head("device time a run"), Head("trained parameters"),
     ]  # fmt: skip
     shown = board.standings[:MOST_ROWS]
@@ -108,6 +108,7 @@ def _standing(found: Findings, standing: Standing, place: int) -> list[Cell]:
         behind = f"{units.number(against.difference, 3)} ({reach})"
     return [
         Cell(str(standing.tier or place) if standing.tier or alone else units.MISSING, place),
+        Cell(verdict(found, standing)),
         _trials(group),
         *(_cell(name, group.row[name], units.number) for name in found.searched),
         Cell(found.value(group.mean), group.mean),
@@ -117,7 +118,6 @@ def _standing(found: Findings, standing: Standing, place: int) -> list[Cell]:
         Cell(behind or units.MISSING, against.difference if against else ""),
         Cell(p_value(against.adjusted) if against else units.MISSING,
              against.adjusted if against else ""),
-        Cell(verdict(found, standing)),
         Cell(units.seconds(group.device_seconds), group.device_seconds),
         _cell("", group.row["trainable_parameters"], units.count),
     ]  # fmt: skip

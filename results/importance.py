@@ -50,7 +50,8 @@ class Importance:
 
 def importance(table: pd.DataFrame) -> Importance | None:
     """Importance of the searched parameters; None with fewer than two or hardly any trial."""
-    rows = table[(table["state"] == "complete") & table["value"].notna()]
+    # Repeats say the same of the parameters again, and only of the best.
+    rows = table[(table["state"] == "complete") & table["value"].notna() & table["confirms"].isna()]
     searched = [name for name in table.attrs.get("searched", ()) if name not in SEEDS]
     names = [name for name in searched if rows[name].nunique() > 1]
     always = [name for name in names if rows[name].notna().all()]

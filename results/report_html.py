@@ -27,6 +27,7 @@ def render(page: Page) -> str:
         page=page,
         draw=draw,
         style=Markup(templating.file("style.css")),
+        brush=Markup(templating.file("brush.js")),
         script=Markup(templating.file("page.js")),
         plotly=Markup(_plotly()),
     )

@@ -34,10 +34,12 @@ _REPEATED_WORDS = (
     "Repeats are complete trials that differ in nothing but the seed. Means carry 95% Student t "
     "intervals; each configuration is compared with the leader by a paired t test over shared "
     "seeds, or Welch's where fewer than two are shared (SciPy), with Holm's correction "
-    "(statsmodels); intervals of differences are not corrected. Assumed: independent repeats and "
-    "about normal differences. The leader is picked from the same runs, so its own mean is "
-    "slightly flattered. Where a search's best was confirmed by two or more repeats, the run that "
-    "got it picked is left out of its mean."
+    "(statsmodels); intervals of differences are not corrected. Where three or more configurations "
+    "share the same seeds and these are fewer than five, their noise is taken together (two-way "
+    "analysis of variance: configuration and seed), as if all were equally noisy. Assumed: "
+    "independent repeats and about normal differences. The leader is picked from the same runs, "
+    "so its own mean is slightly flattered. Where a search's best was confirmed by two or more "
+    "repeats, the run that got it picked is left out of its mean."
 )
 
 

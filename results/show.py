@@ -54,8 +54,8 @@ def short(name: str) -> str:
 
 
 def sentence(text: str) -> str:
-    """Text with a capital at its start and everything else as it is."""
-    return text[:1].upper() + text[1:]
+    """Text with a capital at its start and everything else as it is; `r` stays `r`."""
+    return text if text.startswith("r ") else text[:1].upper() + text[1:]
 
 
 def ranked(table: pd.DataFrame, state: str = "complete") -> pd.DataFrame:

@@ -394,7 +394,7 @@ def test_several_objectives_show_their_front(tmp_path):
         if trace["name"] == "Pareto front"
     )  # fmt: skip
     assert set(zip(front["x"], front["y"], strict=True)) == {(0.5, 2), (0.9, 2.1)}
-    assert "several objectives (eval loss and rouge)" in page.with_suffix(".md").read_text()
+    assert "the Pareto front of eval loss and rouge" in page.with_suffix(".md").read_text()
 
 
 def test_stages_with_repeats_say_what_the_noise_hides(tmp_path):

@@ -53,10 +53,18 @@
     const key = plot.id.slice(5);
     const figure = JSON.parse(document.getElementById("data-" + key).textContent);
     const t = theme();
-    const data = themed(figure.data, t);
+    const brushed = figure.layout.meta === "brush";
+    const data = themed(brushed ? Brush.apply(plot, figure.data) : figure.data, t);
     for (const trace of data) if (trace.mode === "text") trace.textfont = {size: 11, color: t.ink};
     drawn.add(plot);
-    return Plotly.react(plot, data, layoutOf(figure.layout, t, plot.clientWidth < 520), config);
+    const layout = layoutOf(figure.layout, t, plot.clientWidth < 520);
+    if (brushed) {
+      layout.dragmode = false;
+      layout.xaxis.fixedrange = layout.yaxis.fixedrange = true;
+    }
+    const done = Plotly.react(plot, data, layout, config);
+    if (brushed) done.then(() => Brush.attach(plot, figure, () => draw(plot)));
+    return done;
   };
   const plots = [...document.querySelectorAll(".plot")];
   const watcher = new IntersectionObserver((entries) => {
