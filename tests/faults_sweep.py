@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -29,6 +30,7 @@ from pathlib import Path
 
 import psutil
 import yaml
+from faults_nodes import Nodes
 
 from sweep.storage_url import VARIABLE
 from sweep.study import open_storage
@@ -93,9 +95,9 @@ class Sweep:
     temporary: Path
     dice: random.Random
     trials: int
-    extra: list[str] = field(default_factory=list)
     storage: str | None = None
-    log: list[str] = field(default_factory=list)
+    nodes: Nodes | None = None
+    """The cluster it runs on; None for a Ray of its own."""
     slowest_cleanup: float = 0.0
 
     def __post_init__(self) -> None:
@@ -118,9 +120,11 @@ class Sweep:
         }
         if self.storage:
             environment[VARIABLE] = self.storage
+        if self.nodes:
+            words += ["--ray-address", self.nodes.address]
         with open(self.output, "ab") as output:
             return subprocess.Popen(
-                [*words, *self.extra],
+                words,
                 stdout=output,
                 stderr=output,
                 env=environment,
@@ -286,6 +290,12 @@ def kill_group(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
         os.killpg(driver.pid, signal.SIGKILL)
 
 
+def kill_node(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to a node of the cluster; another one joins, and the sweep goes on."""
+    if sweep.nodes:
+        sweep.nodes.lose_one(sweep.dice)
+
+
 def kill_tree(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
     """SIGKILL to every process of ours, the one that cleans up included."""
     for process in sweep.ours():
@@ -325,11 +335,16 @@ KILLS: dict[str, Callable[[Sweep, subprocess.Popen[bytes]], None]] = {
     "worker": kill_worker,
     "group": kill_group,
     "tree": kill_tree,
+    "node": kill_node,
     "sigterm": terminate,
     "sigint": interrupt,
     "sigint twice": interrupt_twice,
 }
 GENTLE = ("sigterm", "sigint")
+SURVIVED = ("worker", "node")
+"""The driver lives on after these."""
+ON_A_CLUSTER = ("node", "driver", "group", "sigterm", "sigint")
+ALONE = tuple(kind for kind in KILLS if kind != "node")
 
 
 @dataclass
@@ -352,6 +367,18 @@ class Faults:
         self.model = helpers_models.make_model(self.root / "model")
         self.rows = helpers_models.write_rows(self.root / "rows.jsonl")
         self._reference: dict[str, dict[int, float]] | None = None
+        self._nodes: Nodes | None = None
+
+    def close(self) -> None:
+        """End the cluster, if there was one."""
+        if self._nodes:
+            self._nodes.close()
+
+    def cluster_sweep(self, name: str) -> Sweep:
+        """A study on a cluster, whose nodes may be lost more often than usual."""
+        sweep = self.sweep(name, failures={"lost_retries": 30})
+        self._nodes = sweep.nodes = self._nodes or Nodes(self.root / "r")
+        return sweep
 
     def sweep(self, name: str, storage: str | None = None, **changes: object) -> Sweep:
         """A study that has not been started."""
@@ -382,7 +409,7 @@ class Faults:
             KILLS[kind](sweep, driver)
             self.counts[kind] += 1
             self.say(f"kill {self.counts.total()}: {kind} {moment}")
-            if kind != "worker":
+            if kind not in SURVIVED:
                 self._after(sweep, driver, kind)
                 driver = None
         self._run_to_end(sweep, driver)
@@ -426,10 +453,24 @@ class Faults:
         sweep.check()
 
 
-def endless(rng: random.Random, counts: Counter[str], total: int) -> Iterator[str]:
+def endless(
+    rng: random.Random, counts: Counter[str], total: int, among: Sequence[str]
+) -> Iterator[str]:
     """Kinds of kills at random, each as often as another, until `total` have been made."""
     while counts.total() < total:
-        yield min(KILLS, key=lambda kind: (counts[kind], rng.random()))
+        yield min(among, key=lambda kind: (counts[kind], rng.random()))
+
+
+def course(faults: Faults, kills: int) -> None:
+    """One sweep after the other: two plain ones, one that prunes, one on a cluster, and so on."""
+    for name in itertools.cycle(["c", "g", "p", "g"]):
+        if faults.counts.total() >= kills:
+            return
+        changes = PRUNED if name == "p" else {}
+        sweep = faults.cluster_sweep(name) if name == "c" else faults.sweep(name, **changes)
+        among = ON_A_CLUSTER if name == "c" else ALONE
+        kinds = endless(faults.random, faults.counts, kills, among)
+        faults.run(sweep, kinds, reference=name != "p")
 
 
 def main() -> int:
@@ -446,13 +487,11 @@ def main() -> int:
     faults = Faults(seed, root, say=lambda text: print(text, flush=True))
     begun, failed = time.monotonic(), ""
     try:
-        while faults.counts.total() < given.kills:
-            pruned = faults.sweeps % 3 == 2
-            sweep = faults.sweep("p" if pruned else "g", **(PRUNED if pruned else {}))
-            kinds = endless(faults.random, faults.counts, given.kills)
-            faults.run(sweep, kinds, reference=not pruned)
+        course(faults, given.kills)
     except LostError as error:
         failed = str(error)
+    finally:
+        faults.close()
     minutes = (time.monotonic() - begun) / 60
     print(f"{faults.counts.total()} kills: {json.dumps(faults.counts)}")
     print(f"{faults.sweeps} sweeps in {minutes:.1f} minutes; seed {seed}")

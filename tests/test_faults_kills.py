@@ -1,4 +1,4 @@
-"""A handful of kills of a real sweep; `make test-faults` makes more than fifty."""
+"""A real sweep whose worker and driver get SIGKILL; `make test-faults` has the long form."""
 
 from __future__ import annotations
 
@@ -8,18 +8,31 @@ import tempfile
 from pathlib import Path
 
 import faults_sweep
-import pytest
 
-SHORT = ("worker", "driver", "sigint", "group")
+from trial.folder import StudyFolder, TrialFolder
+from trial.train import train
+from trial.workbench import Workbench
 
 
-@pytest.mark.faults
-def test_a_sweep_that_is_killed_again_and_again_ends_as_if_it_had_not_been():
+def undisturbed(study: StudyFolder, place: Path) -> dict[str, dict[int, float]]:
+    """The evaluations of the same trials in this process, where nobody kills."""
+    bench, found = Workbench(), {}
+    for number, folder in study.all_trials():
+        config = folder.read_config()
+        again = TrialFolder.create(place / str(number), config)
+        train(again, None, bench)
+        found[config.fingerprint()] = {row.step: row.eval_loss for row in again.read_evaluations()}
+    return found
+
+
+def test_a_sweep_that_is_killed_ends_as_if_it_had_not_been():
     seed = random.SystemRandom().randrange(10**6)
-    print(f"seed {seed}")
-    # A short path: Ray's sockets lie below it.
+    # A short path: Ray's sockets lie below it. It stays when the test fails.
     root = Path(tempfile.mkdtemp(prefix="gf"))
+    print(f"seed {seed} in {root}")
     faults = faults_sweep.Faults(seed, root, rates=faults_sweep.RATES[:2])
-    faults.run(faults.sweep("g"), iter(SHORT), reference=True)
-    assert faults.counts.total() >= 3
+    sweep = faults.sweep("g", resources={"concurrency": 1})
+    faults.run(sweep, iter(("worker", "driver")), reference=False)
+    assert faults.counts.total() == 2
+    assert faults_sweep.curves(sweep.study) == undisturbed(sweep.study, root / "alone")
     shutil.rmtree(root)
