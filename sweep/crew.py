@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sweep.executor import Event, Finished, Interrupted, Job, Lost
+from sweep.executor import Event, Finished, Interrupted, Job, Lost, Placed
 
 GRACE = 10.0
 """Seconds that the other ranks get to say what they know, once one has ended badly."""
@@ -35,6 +35,14 @@ class Crew:
     """Whether the job has been heard of."""
     used: bool = False
     """Whether it has done a job before."""
+    key: str | None = None
+    """What trials of its packed job have in common; such a job goes on until it is let go."""
+    width: int = 1
+    """How many trials its packed job holds at once."""
+    placed: dict[int, Placed] = field(default_factory=dict)
+    """Trials of a packed job by their numbers."""
+    after: Job | None = None
+    """What it does once its packed job, which was let go, has ended."""
     troubled: float | None = None
     """When the first rank ended badly."""
 
@@ -43,13 +51,40 @@ class Crew:
         """Whether one process does the job."""
         return len(self.actors) == 1
 
-    def take(self, job: Job) -> None:
+    def has_room(self, key: str) -> bool:
+        """Whether a trial can join its packed job."""
+        return self.key == key and self.after is None and len(self.open) < self.width
+
+    @property
+    def idle(self) -> bool:
+        """Whether it trains nothing."""
+        return self.job is None or (self.key is not None and not self.open and not self.after)
+
+    def join(self, job: Job) -> None:
+        """Give its packed job one more."""
+        for placed in job.trials:
+            self.open.add(placed.number)
+            self.placed[placed.number] = placed
+            self.actors[0].add.remote(placed)
+
+    def turn_to(self, job: Job, width: int, limit: int) -> None:
+        """Do a job: at once, or as soon as a packed job without trials has been let go."""
+        if self.job is None:
+            self.take(job, width, limit)
+        else:
+            self.after = job
+            self.actors[0].leave.remote()
+
+    def take(self, job: Job, width: int = 1, limit: int = 1) -> None:
         """Start a job; arguments that are references are waited for by Ray."""
         self.job = job
+        self.key, self.width, self.after = job.key, max(1, width), None
+        self.placed = {placed.number: placed for placed in job.trials}
         self.open = {placed.number for placed in job.trials}
         self.ended, self.troubled, self.heard = {}, None, False
         self.streams = {
-            rank: actor.run.remote(job, rank, *self.seats) for rank, actor in enumerate(self.actors)
+            rank: actor.run.remote(job, rank, *self.seats, slots=width, limit=limit)
+            for rank, actor in enumerate(self.actors)
         }
 
     def end(self, rank: int, last: Event | None, now: float) -> None:

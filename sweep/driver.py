@@ -31,8 +31,10 @@ from sweep.progress import Progress
 from sweep.spec import StopSpec
 from sweep.stopping import Verdict, verdict
 from trial.config import Origin, TrialConfig
+from trial.disk import says_full
 from trial.failure import kind_of_log, note_retry
 from trial.folder import Cause, Evaluation, Result, StudyFolder, TrialFolder
+from trial.sharing import share_key
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +123,8 @@ class Driver:
     failures: FailuresSpec = field(default_factory=FailuresSpec)
     disk: Disk | None = None
     """Looked at before a trial starts; None when nobody need look."""
+    packed: bool = False
+    """Whether trials may share a job."""
     poll: float = 0.5
     """Longest wait for an event, in seconds."""
     ask_ahead: int | None = None
@@ -300,7 +304,8 @@ class Driver:
 
     def _submit(self, placed: Placed) -> None:
         self.progress.start(placed.number, self._params[placed.number])
-        self.executor.submit(Job((placed,)))
+        key = share_key(TrialFolder(placed.folder).read_config()) if self.packed else None
+        self.executor.submit(Job((placed,), key))
 
     def _next(self) -> Placed | None:
         """The next trial to train; None without any, or while the sampler is still at it."""
@@ -358,9 +363,10 @@ class Driver:
         return True
 
     def _keeping(self, config: TrialConfig) -> TrialConfig:
-        """The trial as it is trained here: the last checkpoint stays when some are to be kept."""
+        """The trial as it is trained here: its last checkpoint may stay, its job may be shared."""
         keep = self.disk is not None and self.disk.resources.keep_checkpoints > 0
-        return config.model_copy(update={"keep_checkpoint": True}) if keep else config
+        wanted = {"keep_checkpoint": keep, "packed": self.packed}
+        return config.model_copy(update={name: True for name, wish in wanted.items() if wish})
 
     def _settle(self, number: int, folder: TrialFolder, result: Result) -> bool:
         folder.write_result(result)
@@ -401,6 +407,11 @@ class Driver:
         """The worker died: its result may be there all the same, else the trial goes on."""
         folder = self.study.trial(event.number)
         result = folder.read_result()
+        if result is None and says_full(event.message):
+            # No fault of the trial's: it goes on from its checkpoint once there is room.
+            self.progress.leave(event.number)
+            self._end(Ending(event.message, failed=True), stop_running=True)
+            return
         if result is None:
             evaluations = folder.read_evaluations()
             step = evaluations[-1].step if evaluations else 0

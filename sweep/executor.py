@@ -26,6 +26,8 @@ class Job:
     """Trials that run together in one process; an ordinary job has one."""
 
     trials: tuple[Placed, ...]
+    key: str | None = None
+    """Trials of jobs with equal keys may run in one process (`trial.sharing`); None: alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,26 @@ class Lost:
 
 
 Event = Started | Evaluated | Finished | Interrupted | Lost
+
+
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """A worker holds so many trials at once; between a worker and its executor."""
+
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bumped:
+    """A trial had to leave its slot, at a checkpoint; between a worker and its executor."""
+
+    number: int
+    alone: bool
+    """Whether it is to go on by itself."""
+
+
+Said = Event | Sized | Bumped
+"""What a worker says."""
 
 
 class Executor(Protocol):

@@ -55,7 +55,13 @@ IN_A_ROW: tuple[CauseKind, ...] = ("lost", "hung")
 
 
 def tries(past: Iterable[Cause], now: Cause) -> int:
-    """How often a trial was retried for the kind of failure it has now."""
+    """How often a trial was retried for the kind of failure it has now.
+
+    Not for want of memory: what counts there is how often its configuration was halved, for a kill
+    may come between the note of a failure and the smaller configuration.
+    """
+    if now.kind == "out_of_memory":
+        return 0
     alike = [cause for cause in past if cause.kind == now.kind]
     if now.kind in IN_A_ROW:
         alike = [cause for cause in alike if (cause.step or 0) >= (now.step or 0)]

@@ -13,14 +13,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from filelock import FileLock
 
 from sweep import scratch
+from sweep.backlog import Backlog
 from sweep.crew import Crew
-from sweep.executor import Event, Finished, Interrupted, Job, Lost
+from sweep.executor import Bumped, Event, Finished, Interrupted, Job, Lost, Sized
 from sweep.seat import Wish
 from sweep.slots import SIZES, per_node
 from sweep.worker import TrialWorker
@@ -42,6 +43,9 @@ LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
 """Only small events pass through the object store."""
+
+MOST_SLOTS = 16
+"""No packed job takes more trials by itself."""
 
 LOOK_AGAIN = 5.0
 """Seconds after which the cluster is asked for its size again."""
@@ -66,10 +70,19 @@ class RayExecutor:
     environment: Mapping[str, str] = field(default_factory=dict)
     hang_seconds: float | None = None
     """A trial without a sign of life for so long is ended."""
+    pack: int = 1
+    """Trials that a job trains at once, where they may share it; 0: as many as pay."""
     worker: type = TrialWorker
     resources: Mapping[str, float] = field(default_factory=dict)
     """Ray resources that a Ray of our own is told to have: tests place HPU jobs without any."""
     _crews: list[Crew] = field(default_factory=list)
+    _backlog: Backlog = field(default_factory=Backlog)
+    _said: list[Event] = field(default_factory=list)
+    """Events that did not come from a worker."""
+    _packing: bool = False
+    """Whether the latest trial may share a job."""
+    _width: int = 1
+    """Trials that a packed job holds, as far as that is known."""
     _folder: str = ""
     _held: FileLock | None = None
     _reaper: subprocess.Popen[bytes] | None = None
@@ -129,11 +142,15 @@ class RayExecutor:
             )
 
     def slots(self) -> int:
-        """How many jobs fit the cluster as it is now; at least one, to let a cluster grow."""
+        """How many trials fit the cluster as it is now; at least one, to let a cluster grow."""
         asked_at, capacity = self._capacity
         if time.monotonic() - asked_at > LOOK_AGAIN:
             capacity = self._fitting()
             self._capacity = (time.monotonic(), capacity)
+        return self._places(capacity) * (self._width if self._packing else 1)
+
+    def _places(self, capacity: int) -> int:
+        """How many workers there may be."""
         return max(1, min(capacity, self.concurrency or capacity))
 
     def describe(self) -> str:
@@ -147,29 +164,57 @@ class RayExecutor:
         return f"{slots} worker{'s' * (slots > 1)} of {each} each"
 
     def submit(self, job: Job) -> None:
-        """Give the job to an idle worker, or to a new one.
+        """Give the job to a worker: one with room in its packed job, an idle one, or a new one.
 
         Raises:
             ValueError: several trials for several ranks.
         """
         if self.devices_per_trial > 1 and len(job.trials) > 1:
             raise ValueError("a job of several trials runs on one device")
-        crew = next((crew for crew in self._crews if crew.job is None), None)
-        if crew is None:
-            crew = self._new_crew()
-            self._crews.append(crew)
-        crew.take(job)
+        if self.pack == 1 or self.devices_per_trial > 1:
+            job = replace(job, key=None)
+        self._packing = job.key is not None
+        self._width = max(self._width, self.pack)
+        self._backlog.add(job)
+        self._backlog.serve(self._place)
+
+    def _place(self, job: Job) -> bool:
+        """Give the job to a worker, unless all are busy with what it cannot join."""
+        idle = next((crew for crew in self._crews if crew.job is None), None)
+        if idle is None and (self.pack == 1 or len(self._crews) < self._places(self._fitting())):
+            idle = self._new_crew()
+            self._crews.append(idle)
+        joined = [crew for crew in self._crews if job.key and crew.has_room(job.key)]
+        if joined:
+            least = min(joined, key=lambda crew: len(crew.open))
+            if idle is None or not least.open:
+                least.join(job)
+                return True
+        idle = idle or next((crew for crew in self._crews if crew.idle), None)
+        if idle is None:
+            return False
+        idle.turn_to(job, *self._width_of(job))
+        return True
+
+    def _width_of(self, job: Job) -> tuple[int, int]:
+        """How many slots a job gets, and how many at most where it measures what pays."""
+        if job.key is None:
+            return 1, 1
+        if self.expected_jobs is None:
+            return self.pack, MOST_SLOTS
+        return self.pack, min(MOST_SLOTS, -(-self.expected_jobs // self._places(self._fitting())))
 
     def events(self, timeout: float) -> list[Event]:
         """Everything that has happened, waiting at most `timeout` seconds for the first."""
         until = time.monotonic() + timeout
         while True:
-            found: list[Event] = []
-            for crew, rank in self._speaking(until):
+            found, self._said = self._said, []
+            for crew, rank in self._speaking(time.monotonic() if found else until):
                 if rank in crew.streams:
                     found += self._take(crew, rank)
             for crew in [crew for crew in self._crews if crew.troubled is not None]:
                 found += self._judge(crew)
+            self._backlog.serve(self._place)
             if found or time.monotonic() >= until:
                 return found
 
@@ -189,8 +234,12 @@ class RayExecutor:
     def stop(self, number: int, reason: StopReason) -> None:
         """Pass the request to the worker that has the trial; of several ranks to the first."""
         for crew in self._crews:
-            if number in crew.open:
+            waits = crew.after is not None and crew.after.trials[0].number == number
+            if number in crew.open or waits:
                 crew.actors[0].stop.remote(number, reason)
+        if self._backlog.drop(number):
+            # It has not begun: its folder is as it was.
+            self._said.append(Interrupted(number))
 
     def close(self) -> None:
         """End the workers and the Ray we started."""
@@ -280,8 +329,10 @@ class RayExecutor:
     def _new_actor(self, **options: Any) -> Any:
         need = self._each()
         if self.device == "hpu":
-            # Cards are ours to choose; see `sweep.cards`.
-            options["runtime_env"] = {"env_vars": KEEP_MODULES}
+            # Cards are ours to choose; see `sweep.cards`. Habana's settings count from the moment
+            # Python starts.
+            habana = {k: v for k, v in self.environment.items() if k.startswith("PT_HPU_")}
+            options["runtime_env"] = {"env_vars": {**KEEP_MODULES, **habana}}
         # Three threads: one trains, one hears that it should stop, one says where it sits.
         actor = self._ray.remote(self.worker).options(
             max_concurrency=3,
@@ -305,18 +356,24 @@ class RayExecutor:
         try:
             event, reusable = self._ray.get(next(crew.streams[rank]))
         except StopIteration:
+            if crew.key is not None and not crew.open:
+                self._let_go(crew)
+                return []
             crew.end(rank, None, time.monotonic())
             return self._judge(crew)
         except self._ray.exceptions.RayError as error:
             return self._gone(crew, rank, error)
         crew.heard = True
+        if isinstance(event, Sized | Bumped):
+            self._repack(crew, event)
+            return []
         if not isinstance(event, Finished | Interrupted | Lost):
             return [event] if rank == 0 else []
         if not crew.single:
             crew.end(rank, event, time.monotonic())
             return self._judge(crew)
         crew.open.discard(event.number)
-        if not crew.open:
+        if not crew.open and crew.key is None:
             crew.job, crew.used = None, True
             crew.streams.clear()
             if reusable:
@@ -325,10 +382,35 @@ class RayExecutor:
                 self._retire(crew)
         return [event]
 
+    def _let_go(self, crew: Crew) -> None:
+        """A packed job has ended as it was told, or by a fault after its trials had left it."""
+        crew.streams.clear()
+        after, expected = crew.after, crew.after is not None
+        crew.job, crew.key, crew.used = None, None, True
+        if not expected:
+            self._retire(crew)
+        elif after is not None:
+            crew.take(after, *self._width_of(after))
+
+    def _repack(self, crew: Crew, event: Sized | Bumped) -> None:
+        """A packed job says how much it holds, or puts a trial out."""
+        if isinstance(event, Sized):
+            crew.width = self._width = event.slots
+            return
+        crew.open.discard(event.number)
+        again = Job((crew.placed[event.number],), None if event.alone else crew.key)
+        self._backlog.add(again)
+
     def _gone(self, crew: Crew, rank: int, error: Exception) -> list[Event]:
         """A worker process is dead, or its node is."""
         message = str(error).strip().split("\n")[0]
         log.warning("a worker was lost: %s", error)
+        if crew.key is not None and not crew.open:
+            # It died idle; what it was to do next is for another.
+            self._retire(crew)
+            if crew.after is not None:
+                self._backlog.add(crew.after)
+            return []
         if crew.used and not crew.heard and crew.job:
             # It died idle, with its node perhaps: nothing has happened to the trial.
             self._retire(crew)

@@ -256,6 +256,7 @@ def _drive(spec: SweepSpec, folder: StudyFolder, options: Options, console: Cons
                 failures=spec.failures,
                 disk=Disk(folder, spec.resources, goal),
                 ask_ahead=spec.resources.ask_ahead,
+                packed=spec.resources.pack != 1,
             )
             with _interruptible(driver, view):
                 return driver.run()
@@ -344,6 +345,7 @@ def make_executor(spec: SweepSpec, options: Options, folder: StudyFolder) -> Ray
         cpus_per_trial=spec.resources.cpus_per_trial,
         concurrency=spec.resources.concurrency,
         expected_jobs=spec.stop.trials,
+        pack=0 if spec.resources.pack == "auto" else spec.resources.pack,
         address=options.ray_address,
         environment=environment(
             device,

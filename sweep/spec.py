@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -78,7 +78,10 @@ class ResourceSpec(Section):
     cpus_per_trial: int = Field(default=1, ge=1)
     """CPU cores of each process on `device: cpu`."""
     concurrency: int | None = Field(default=None, ge=1)
-    """At most so many trials at once; null fills the devices."""
+    """At most so many jobs at once; null fills the devices."""
+    pack: Literal["auto"] | Annotated[int, Field(ge=1)] = 1
+    """So many LoRA trials train at once over one base model in each job, where they may share it
+    (docs/packing.md); `auto` takes as many as pay, by timing a few batches."""
     ask_ahead: int | None = Field(default=None, ge=0)
     """Proposals drawn before a device is free; null draws one for every slot where the sampler
     would keep devices waiting, and none else: a proposal drawn late knows more."""

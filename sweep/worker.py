@@ -5,15 +5,30 @@ Its module imports neither Optuna nor, at the top, Ray or torch: Ray loads it in
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sweep.executor import Evaluated, Event, Finished, Interrupted, Job, Lost, Placed, Started
+from sweep.executor import (
+    Bumped,
+    Evaluated,
+    Event,
+    Finished,
+    Interrupted,
+    Job,
+    Lost,
+    Placed,
+    Said,
+    Sized,
+    Started,
+)
 from sweep.seat import NoCardsError, Seat, Taken, Wish, sit, take
 from trial.control import StopReason
 from trial.disk import DiskFullError
@@ -24,10 +39,14 @@ LOOK_EVERY = 2.0
 """Seconds between two looks at whether a trial hangs."""
 
 
+Out = queue.SimpleQueue[Said | None]
+"""What a job says, in order; None is its end."""
+
+
 class Line:
     """A trial's `Control` inside the worker: events go out, the stop reason comes in."""
 
-    def __init__(self, placed: Placed, out: queue.SimpleQueue[Event | None]) -> None:
+    def __init__(self, placed: Placed, out: Out) -> None:
         self.placed = placed
         self.out = out
         self.reason: StopReason | None = None
@@ -53,6 +72,53 @@ class Line:
         return self.reason
 
 
+class Counter:
+    """A packed job's `Desk` inside the worker: trials come in by `TrialWorker.add`."""
+
+    def __init__(self, worker: TrialWorker, out: Out) -> None:
+        self.worker = worker
+        self.out = out
+        self.inbox: queue.SimpleQueue[Placed | None] = queue.SimpleQueue()
+        self.closed = False
+        self._numbers: dict[Path, int] = {}
+
+    def next(self, wait: bool) -> Any:
+        """The next trial's `Entry`; waits until there is one or the job is told to leave."""
+        from trial.packed.slot import Entry
+
+        placed = None
+        with contextlib.suppress(queue.Empty):
+            placed = None if self.closed else self.inbox.get(block=wait)
+            self.closed = self.closed or placed is None
+        if placed is None:
+            return None
+        folder = own(TrialFolder(placed.folder))
+        self._numbers[folder.path] = placed.number
+        return Entry(folder, self.worker.line(placed, self.out))
+
+    def ended(self, entry: Any, result: Result | None) -> None:
+        """The trial has a result or was interrupted."""
+        number = self._leave(entry)
+        self.out.put(Finished(number, result) if result else Interrupted(number))
+
+    def bumped(self, entry: Any, *, alone: bool) -> None:
+        """The trial goes on in another job."""
+        self.out.put(Bumped(self._leave(entry), alone))
+
+    def gone(self, entry: Any, error: Exception) -> None:
+        """The trial was left off without a result."""
+        self.out.put(Lost(self._leave(entry), "lost", str(error).split("\n")[0]))
+
+    def sized(self, slots: int) -> None:
+        """How many trials the job holds at once."""
+        self.out.put(Sized(slots))
+
+    def _leave(self, entry: Any) -> int:
+        number = self._numbers.pop(entry.folder.path)
+        self.worker.hang_up(number)
+        return number
+
+
 class TrialWorker:
     """One process that trains one job at a time on the devices Ray gave it."""
 
@@ -68,6 +134,10 @@ class TrialWorker:
         self._early: dict[int, StopReason] = {}
         self._bench: Any = None
         self._taken: Taken | None = None
+        self._counter: Counter | None = None
+        self._joining: list[Placed] = []
+        """Trials of a packed job that has not begun: Ray's calls may overtake each other."""
+        self._door = threading.Lock()
         # The imports take seconds: begin while Ray is still starting other workers.
         self._importing = threading.Thread(target=_import_trial, args=(preload,), daemon=True)
         if preload:
@@ -101,8 +171,37 @@ class TrialWorker:
         else:
             self._early[number] = reason
 
-    def run(self, job: Job, rank: int = 0, *seats: Seat | str) -> Iterator[tuple[Event, bool]]:
+    def add(self, placed: Placed) -> None:
+        """Give the packed job that runs here, or is about to, one more trial."""
+        with self._door:
+            if self._counter is not None:
+                self._counter.inbox.put(placed)
+            else:
+                self._joining.append(placed)
+
+    def leave(self) -> None:
+        """Let the packed job that runs here end once its trials have."""
+        if self._counter is not None:
+            self._counter.inbox.put(None)
+
+    def line(self, placed: Placed, out: Out) -> Line:
+        """The `Control` of a trial that starts."""
+        line = Line(placed, out)
+        line.reason = self._early.pop(placed.number, None)
+        self._lines[placed.number] = line
+        return line
+
+    def hang_up(self, number: int) -> None:
+        """The trial has ended here."""
+        del self._lines[number]
+
+    def run(
+        self, job: Job, rank: int = 0, *seats: Seat | str, slots: int = 1, limit: int = 1
+    ) -> Iterator[tuple[Said, bool]]:
         """Train the job's trials; yields each event with whether the worker may be reused.
+
+        A job with a key is a packed one of `slots` slots (0: as many as pay, at most `limit`): it
+        takes further trials by `add` until it is told to `leave`.
 
         `seats` are those of all ranks in their order. A rank that only saw another one go ends
         without a last event.
@@ -115,16 +214,29 @@ class TrialWorker:
             return
         if self._taken is not None:
             sit(rank, taken, self._taken, os.environ)
-        out: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        thread = threading.Thread(target=self._train_all, args=(job, out), daemon=True)
+        out: Out = queue.SimpleQueue()
+        work = partial(self._train_all, job, out)
+        if job.key is not None:
+            work = partial(self._train_packed, self._open_counter(job, out), slots, limit)
+        thread = threading.Thread(target=work, daemon=True)
         thread.start()
         while (event := self._next(out)) is not None:
             yield event, self._bench is not None and self._bench.reusable
-            if isinstance(event, Lost):
+            if isinstance(event, Lost) and self._bench is None:
                 return  # The thread still hangs: this process is of no more use.
         thread.join()
 
-    def _next(self, out: queue.SimpleQueue[Event | None]) -> Event | None:
+    def _open_counter(self, job: Job, out: Out) -> Counter:
+        """Where a packed job gets its trials, those that came before it included."""
+        counter = Counter(self, out)
+        with self._door:
+            for placed in (*job.trials, *self._joining):
+                counter.inbox.put(placed)
+            self._joining.clear()
+            self._counter = counter
+        return counter
+
+    def _next(self, out: Out) -> Said | None:
         """The next event; a trial without a sign of life for too long is given up."""
         while True:
             try:
@@ -137,7 +249,7 @@ class TrialWorker:
                         message = f"no step and no evaluated batch in {silent / 60:.3g} minutes"
                         return Lost(number, "hung", message)
 
-    def _train_all(self, job: Job, out: queue.SimpleQueue[Event | None]) -> None:
+    def _train_all(self, job: Job, out: Out) -> None:
         try:
             for placed in job.trials:
                 out.put(self._train(placed, out))
@@ -146,10 +258,35 @@ class TrialWorker:
         finally:
             out.put(None)
 
-    def _train(self, placed: Placed, out: queue.SimpleQueue[Event | None]) -> Event:
-        line = Line(placed, out)
-        line.reason = self._early.pop(placed.number, None)
-        self._lines[placed.number] = line
+    def _train_packed(self, counter: Counter, slots: int, limit: int) -> None:
+        """Train what comes until the job is told to leave; a fault of the whole spoils the worker.
+
+        Every trial that was in a slot has been bumped by then, and goes on by itself elsewhere.
+        """
+        try:
+            self._pack_here(counter, slots, limit)
+        except Exception as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            self._bench = None
+        finally:
+            self._counter = None
+            counter.out.put(None)
+
+    def _pack_here(self, counter: Counter, slots: int, limit: int) -> None:
+        self._imported()
+        from trial.packed.job import PackedJob
+        from trial.workbench import Workbench
+
+        self._bench = self._bench or Workbench()
+        PackedJob(counter, self._bench, slots, limit=limit).run()
+
+    def _imported(self) -> None:
+        """Wait for the imports that began when the worker did."""
+        if self._importing.ident is not None:
+            self._importing.join()
+
+    def _train(self, placed: Placed, out: Out) -> Event:
+        line = self.line(placed, out)
         folder = own(TrialFolder(placed.folder))
         try:
             result = self._train_here(folder, line)
@@ -164,12 +301,11 @@ class TrialWorker:
             folder.write_result(result)
             self._bench = None
         finally:
-            del self._lines[placed.number]
+            self.hang_up(placed.number)
         return Finished(placed.number, result) if result else Interrupted(placed.number)
 
     def _train_here(self, folder: TrialFolder, line: Line) -> Result | None:
-        if self._importing.ident is not None:
-            self._importing.join()
+        self._imported()
         from trial.logs import capture
         from trial.train import train
         from trial.workbench import Workbench

@@ -339,3 +339,30 @@ def test_losses_count_until_the_trial_has_come_further(tmp_path):
     assert tries(past, Cause(kind="hung", message="", step=0)) == 0
     error = Cause(kind="error", message="", step=3)
     assert tries([error, error], error.model_copy(update={"step": 7})) == 2
+
+
+def test_a_kill_before_the_smaller_configuration_was_written_costs_no_try(tmp_path):
+    driver = make(tmp_path, fakes.ScriptedDecider(), failing("out_of_memory", 1), trials=1)
+    folder = driver.study.trial(0)
+    folder.path.mkdir(parents=True)
+    cause = Cause(kind="out_of_memory", message="out of memory")
+    folder.note_failure(Result(state="failed", cause=cause))
+    driver.run()
+    assert driver.decider.told[0].state == "complete"
+    assert len(folder.read_config().origin.changes) == 1
+
+
+def test_a_full_disk_ends_the_sweep_and_no_trial(tmp_path):
+    class Full(fakes.ScriptedExecutor):
+        def _advance(self, number):
+            del self._running[number]
+            return [Lost(number, "lost", "the disk of /x is full: No space left on device")]
+
+    decider = fakes.ScriptedDecider()
+    driver = make(tmp_path, decider, Full(lambda n: [1.0], width=2), trials=4)
+    ending = driver.run()
+    assert ending.failed
+    assert "the disk of /x is full" in ending.reason
+    assert decider.told == {}
+    assert driver.executor.submitted == [0, 1]
+    assert driver.study.trial(0).read_failures() == []

@@ -9,9 +9,10 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Callable
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import transformers
 from transformers import PrinterCallback
@@ -23,8 +24,8 @@ from trial.checkpoints import Checkpoints, Progress
 from trial.devices import Device
 from trial.folder import Attempt, State
 from trial.model import attach_adapter, count_parameters, model_hash
+from trial.outfit import outfit_of
 from trial.session import Session
-from trial.trainer import collator, trainer_class, training_loss
 from trial.weights import copy_folder, save_weights
 
 logger = logging.getLogger(__name__)
@@ -33,9 +34,9 @@ VERSIONED = ("torch", "transformers", "peft", "accelerate", "optimum-habana", "d
 
 def attempt(session: Session, device: Device) -> State | None:
     """Train until the end or until told to stop; None when interrupted at a checkpoint."""
-    checkpoint, run = _run(session, device)
+    checkpoint, run = open_run(session, device)
     session.run = run
-    _note_attempt(session, device, run)
+    note_attempt(session, device, run)
     try:
         if reason := run.ask():
             raise Stopped(reason)
@@ -46,11 +47,12 @@ def attempt(session: Session, device: Device) -> State | None:
     run.measure()
     if run.stop is not None:
         return "pruned" if run.stop == "prune" else None
-    _place_weights(session, run)
+    place_weights(session, run, partial(_save, session))
     return "complete"
 
 
-def _run(session: Session, device: Device) -> tuple[Path | None, Run]:
+def open_run(session: Session, device: Device) -> tuple[Path | None, Run]:
+    """What the trial has come to so far, and the checkpoint it goes on from if there is one."""
     checkpoints = Checkpoints(session.folder)
     found = checkpoints.newest()
     name = session.gang.agree(found.name if found else None)
@@ -72,7 +74,8 @@ def _run(session: Session, device: Device) -> tuple[Path | None, Run]:
     return newest, run
 
 
-def _note_attempt(session: Session, device: Device, run: Run) -> None:
+def note_attempt(session: Session, device: Device, run: Run, slots: int = 1) -> None:
+    """Write down that the trial has been taken up here; the latest to do so owns it."""
     folder = session.folder
     folder.append_attempt(
         Attempt(
@@ -84,11 +87,13 @@ def _note_attempt(session: Session, device: Device, run: Run) -> None:
             resumed_from=run.progress.step,
             versions={name: found for name in VERSIONED if (found := _version(name))},
             cold=session.bench.cold,
+            slots=slots,
         )
     )
     run.attempts_size = folder.attempts.stat().st_size if folder.attempts.exists() else None
 
 
+@cache
 def _version(name: str) -> str:
     try:
         return version(name)
@@ -114,31 +119,36 @@ def _build(session: Session, device: Device, run: Run, *, resumed: bool) -> None
     session.model = attach_adapter(base, config, run.places)
     session.parameters = count_parameters(session.model)
     logger.info("%d of %d parameters are trained", *session.parameters)
-    session.trainer = trainer_class(device)(
+    outfit = outfit_of(config, device, data, arguments.label_smoothing_factor)
+    session.trainer = outfit.trainer_class(
         model=session.model,
         args=arguments,
-        data_collator=collator(device),
-        compute_loss_func=training_loss(device, arguments.label_smoothing_factor),
-        train_dataset=data.train,
+        data_collator=outfit.collator,
+        compute_loss_func=outfit.loss,
+        train_dataset=outfit.train,
         eval_dataset=data.eval,
         callbacks=[Reporter(run, session.model, tokenizer)],
         **device.trainer_arguments(config),
     )
     session.trainer.run = run
+    outfit.prepare(session.trainer, tokenizer)
     device.mend_trainer(session.trainer, config)
     session.trainer.remove_callback(PrinterCallback)
 
 
-def _place_weights(session: Session, run: Run) -> None:
-    """Put the weights whose eval loss is the trial's value where a reader looks for them."""
+def place_weights(session: Session, run: Run, save: Callable[[Path], None]) -> None:
+    """Put the weights whose eval loss is the trial's value where a reader looks for them.
+
+    `save` writes those of the last step.
+    """
     target = session.folder.adapter if session.config.lora.r else session.folder.model
     best = run.progress.best
     with session.clock.during("save"):
         if session.config.keep == "best" and best is not None:
             copy_folder(run.checkpoints.best(best.step), target)
         else:
-            save_weights(session.model, target, _tokenizer(session))
+            save(target)
 
 
-def _tokenizer(session: Session) -> Any:
-    return session.bench.tokenizer(session.config)
+def _save(session: Session, folder: Path) -> None:
+    save_weights(session.model, folder, session.bench.tokenizer(session.config))

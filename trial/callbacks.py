@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,6 +21,7 @@ from trial.dropout import Places
 from trial.failure import check_loss
 from trial.folder import Evaluation, TrainLog, TrialFolder
 from trial.gang import Gang, TakenOver
+from trial.objectives.names import TRADE_OFF
 from trial.weights import save_weights
 
 logger = logging.getLogger(__name__)
@@ -113,6 +116,61 @@ class Run:
         reason = self.gang.agree(self.control.stop_reason(self.folder))
         return cast("StopReason | None", reason)
 
+    def logged(self, entry: TrainLog) -> None:
+        """Write a training log entry; a loss that is not finite ends the trial."""
+        logger.info("step %d: training loss %.4f", entry.step, entry.loss)
+        self.folder.append(entry)
+        check_loss("the training loss", entry.loss, entry.step, self.config.diverged_above)
+
+    def evaluated(
+        self,
+        step: int,
+        epoch: float,
+        value: float,
+        save: Callable[[Path], None],
+        figures: dict[str, float] | None = None,
+    ) -> None:
+        """Write an evaluation, `save` the weights when they are the best, tell whoever listens."""
+        self.measure()
+        evaluation = Evaluation(
+            step=step,
+            eval_loss=value,
+            metrics=figures or {},
+            epoch=epoch,
+            tokens=self.progress.tokens,
+            train_seconds=self.progress.seconds.first_step + self.progress.seconds.train,
+        )
+        self.folder.append(evaluation)
+        logger.info("step %d: eval loss %.6f", step, value)
+        # An untrained model may be as bad as it likes.
+        check_loss("the eval loss", value, step, self.config.diverged_above if step else None)
+        self._keep(Measured(step=step, value=value, metrics=figures or {}), save)
+        self.control.evaluated(self.folder, evaluation)
+
+    def _keep(self, measured: Measured, save: Callable[[Path], None]) -> None:
+        self.note(last=measured)
+        if measured.step == 0:
+            self.note(initial_eval_loss=measured.value)
+            return
+        best = self.progress.best
+        if best is not None and self._badness(measured) >= self._badness(best):
+            return
+        self.note(best=measured)
+        if self.config.keep == "best":
+            with self.clock.during("save"):
+                save(self.checkpoints.best(measured.step))
+            if self.checkpoints.newest() is None:
+                self.checkpoints.tidy(self.progress)
+
+    def _badness(self, measured: Measured) -> float:
+        """What `keep: best` keeps the least of: the eval loss, or minus the trade-off.
+
+        A model that is to forget has its best eval loss before it starts.
+        """
+        score = measured.metrics.get(TRADE_OFF)
+        plain = self.config.objective.is_plain
+        return measured.value if plain or score is None else -score
+
     def saved(self, step: int) -> None:
         """The trainer has written all of its checkpoint: declare it whole."""
         self.saved_step = step
@@ -183,59 +241,26 @@ class Reporter(TrainerCallback):
         """Write training log entries; a loss that is not finite ends the trial."""
         if not logs or "loss" not in logs:
             return
-        loss, norm = float(logs["loss"]), logs.get("grad_norm")
-        logger.info("step %d: training loss %.4f", state.global_step, loss)
-        self.run.folder.append(
-            TrainLog(
-                step=state.global_step,
-                loss=loss,
-                learning_rate=logs.get("learning_rate"),
-                grad_norm=None if norm is None else float(norm),
-            )
+        norm = logs.get("grad_norm")
+        entry = TrainLog(
+            step=state.global_step,
+            loss=float(logs["loss"]),
+            learning_rate=logs.get("learning_rate"),
+            grad_norm=None if norm is None else float(norm),
         )
-        check_loss("the training loss", loss, state.global_step, self.run.config.diverged_above)
+        self.run.logged(entry)
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
     ) -> None:
         """Write an evaluation, tell whoever listens, keep the weights when they are the best."""
-        value = float((metrics or {})["eval_loss"])
-        evaluation = self._evaluation(state, value)
-        self.run.folder.append(evaluation)
-        logger.info("step %d: eval loss %.6f", state.global_step, value)
-        # An untrained model may be as bad as it likes.
-        bound = self.run.config.diverged_above if state.global_step else None
-        check_loss("the eval loss", value, state.global_step, bound)
-        self._keep(state.global_step, value)
-        self.run.control.evaluated(self.run.folder, evaluation)
+        figures = dict(metrics or {})
+        value, epoch = float(figures.pop("eval_loss")), float(state.epoch or 0.0)
+        self.run.evaluated(state.global_step, epoch, value, self._save, figures)
         if saves_with_each_evaluation(self.run.config):
             inside = 0 < state.global_step < state.max_steps
             last = state.global_step == state.max_steps and self.run.config.keep_checkpoint
             control.should_save = inside or last
 
-    def _evaluation(self, state: Any, value: float) -> Evaluation:
-        self.run.measure()
-        progress = self.run.progress
-        return Evaluation(
-            step=state.global_step,
-            eval_loss=value,
-            epoch=float(state.epoch or 0.0),
-            tokens=progress.tokens,
-            train_seconds=progress.seconds.first_step + progress.seconds.train,
-        )
-
-    def _keep(self, step: int, value: float) -> None:
-        run, measured = self.run, Measured(step=step, value=value)
-        run.note(last=measured)
-        if step == 0:
-            run.note(initial_eval_loss=value)
-            return
-        best = run.progress.best
-        if best is not None and value >= best.value:
-            return
-        run.note(best=measured)
-        if run.config.keep == "best":
-            with run.clock.during("save"):
-                save_weights(self.model, run.checkpoints.best(step), self.tokenizer)
-            if run.checkpoints.newest() is None:
-                run.checkpoints.tidy(run.progress)
+    def _save(self, folder: Path) -> None:
+        save_weights(self.model, folder, self.tokenizer)

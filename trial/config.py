@@ -475,12 +475,24 @@ def agreement(content: Mapping[str, Any]) -> list[Problem]:
     problems = []
     if entry and entry.sides and data.get("forget_path") is None:
         problems.append(Problem("data.forget_path", f"what {name} is to forget", "null"))
+    problems += _keep_problems(content, data)
     if entry and entry.reference:
         problems += _reference_problems(name, lora, training)
     if training.get("label_smoothing_factor"):
         got = repr(training["label_smoothing_factor"])
         problems.append(Problem("training.label_smoothing_factor", "0: only sft smooths", got))
     return problems
+
+
+def _keep_problems(content: Mapping[str, Any], data: Mapping[str, Any]) -> list[Problem]:
+    """The best of a model that is to forget can only be told by its trade-off."""
+    evaluation = content.get("evaluation")
+    metrics = evaluation.get("metrics") if isinstance(evaluation, Mapping) else None
+    told = not isinstance(metrics, list) or names.TRADE_OFF in metrics
+    if told or data.get("forget_path") is None or content.get("keep", "best") != "best":
+        return []
+    rule = f"last, or {names.TRADE_OFF} in evaluation.metrics: the best is told by it"
+    return [Problem("keep", rule, "'best'")]
 
 
 def _reference_problems(

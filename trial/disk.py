@@ -38,6 +38,11 @@ def is_full(error: BaseException, folder: Path) -> bool:
     return False
 
 
+def says_full(message: str) -> bool:
+    """Whether a message is that of a `DiskFullError`, perhaps of one rank among several."""
+    return "the disk of " in message and " is full" in message
+
+
 def refuse_if_full(error: BaseException, folder: Path) -> None:
     """Turn an exception that a full disk caused into one that says so.
 

@@ -60,6 +60,7 @@ OBJECTIVES: dict[str, Entry] = {
 _LEAST: dict[str, tuple[float, bool]] = {"beta": (0.0, False), "retain_weight": (0.0, True)}
 """The least value of an argument, and whether it may be that."""
 
+TRADE_OFF = "trade_off"
 METRICS: dict[str, str] = {
     "forget_loss": "maximize",
     "forget_probability": "minimize",
@@ -71,7 +72,7 @@ METRICS: dict[str, str] = {
     "retain_rouge_l": "maximize",
     "retain_truth_ratio": "maximize",
     "model_utility": "maximize",
-    "trade_off": "maximize",
+    TRADE_OFF: "maximize",
 }
 """What an evaluation with a forget set reports, and which way is better."""
 
