@@ -69,10 +69,12 @@ doctor: $(STAMP) ## is this machine ready?
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest --numprocesses logical --dist loadfile -m "not faults" $(ARGS)
 
-test-faults: $(STAMP) ## kill real sweeps more than fifty times (about half an hour)
+test-faults: $(STAMP) ## kill real sweeps more than fifty times, fuzz for longer (about an hour)
 	$(BIN)/python -m pytest -m faults
+	FUZZ_TIMES=20 $(BIN)/python -m pytest tests/test_loader.py tests/test_folder.py -k "fuzzed or mutated or any_bytes" --timeout 1800
 	PYTHONPATH=tests:. $(BIN)/python tests/faults_writes.py grid
 	PYTHONPATH=tests:. $(BIN)/python tests/faults_writes.py random
+	FAULTS_STORAGE="sqlite:///{path}.db" PYTHONPATH=tests:. $(BIN)/python tests/faults_writes.py random --stride 7
 	PYTHONPATH=tests:. $(BIN)/python tests/faults_sweep.py $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy and the import walls

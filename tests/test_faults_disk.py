@@ -157,12 +157,12 @@ def tmpfs(path: Path, size: str) -> Iterator[None]:
 def faults() -> Iterator[faults_sweep.Faults]:
     # A short path: Ray's sockets lie below it.
     root = Path(tempfile.mkdtemp(prefix="gf"))
-    yield faults_sweep.Faults(0, root, rates=(1e-2, 3e-2))
+    yield faults_sweep.Faults(0, root, rates=(1e-2,))
     shutil.rmtree(root)
 
 
 def test_a_disk_that_fills_up_costs_nothing_once_there_is_room_again(faults):
-    sweep = faults.sweep("full", resources={"concurrency": 2, "min_free_gb": 0})
+    sweep = faults.sweep("full", resources={"concurrency": 1, "min_free_gb": 0})
     with tmpfs(sweep.runs, "40m"):
         filler = sweep.runs / "filler"
         # Room for some checkpoints and not for a whole sweep.
@@ -180,6 +180,7 @@ def test_a_disk_that_fills_up_costs_nothing_once_there_is_room_again(faults):
         sweep.check_end(None)
 
 
+@pytest.mark.faults
 def test_low_space_is_noticed_before_the_disk_is_full(faults):
     resources = {"concurrency": 2, "min_free_gb": 0.02}
     sweep = faults.sweep("low", resources=resources)

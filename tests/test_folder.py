@@ -7,6 +7,7 @@ import os
 import shutil
 
 import pytest
+from helpers_fuzz import examples
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -204,18 +205,19 @@ def damaged(data, whole: bytes) -> bytes:
 
 FUZZ = settings(
     deadline=None,
+    max_examples=examples(100),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
 @pytest.mark.parametrize("verb", ["status", "verify"])
-@settings(FUZZ, max_examples=40)
+@settings(FUZZ, max_examples=examples(40))
 @given(data=st.data())
 def test_any_bytes_end_in_a_table_or_a_clear_word(verb, data, sound, tmp_path):
     look_at_damage(verb, data, sound, tmp_path)
 
 
-@settings(FUZZ, max_examples=5, phases=[Phase.generate])
+@settings(FUZZ, max_examples=examples(5), phases=[Phase.generate])
 @given(data=st.data())
 def test_any_bytes_end_in_a_report_or_a_clear_word(data, sound, tmp_path):
     """Fewer: each draws every figure."""
@@ -247,6 +249,7 @@ def look_at_damage(verb, data, sound, tmp_path):
     assert done.stdout.strip() or done.stderr.strip()
 
 
+@FUZZ
 @given(content=st.binary(max_size=300))
 def test_lines_of_any_bytes_are_read(content, tmp_path_factory):
     path = tmp_path_factory.mktemp("lines") / "metrics.jsonl"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers_fuzz import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -401,7 +402,9 @@ def test_loading_leaves_torch_and_ray_unloaded(tmp_path):
 # Fuzzing: a spec or a ConfigError, never another exception, never a hang.
 
 FUZZ = settings(
-    deadline=timedelta(seconds=10), suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=timedelta(seconds=10),
+    max_examples=examples(100),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 FRAGMENTS = [
     "space:", "base:", "stop:", "lora.r", "lora:", "training:", "learning_rate", "[4, 8]", "{", "}",
@@ -444,7 +447,7 @@ def test_fuzzed_bytes(tmp_path, data):
     load_or_refuse(path)
 
 
-@settings(FUZZ, max_examples=150)
+@settings(FUZZ, max_examples=examples(150))
 @given(st.sampled_from(SHIPPED), st.integers(0, 2**32))
 def test_mutated_shipped_files(tmp_path, source, seed):
     """Lines dropped, doubled, indented; characters and fragments put anywhere."""
@@ -509,7 +512,7 @@ SHEETS = st.fixed_dictionaries(
 )
 
 
-@settings(FUZZ, max_examples=200)
+@settings(FUZZ, max_examples=examples(200))
 @given(SHEETS | TREES)
 def test_fuzzed_trees(tmp_path, tree):
     path = tmp_path / "tree.yaml"
@@ -517,7 +520,7 @@ def test_fuzzed_trees(tmp_path, tree):
     load_or_refuse(path)
 
 
-@settings(FUZZ, max_examples=150)
+@settings(FUZZ, max_examples=examples(150))
 @given(
     st.sampled_from(SHIPPED),
     st.lists(

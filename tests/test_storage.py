@@ -29,6 +29,8 @@ from trial.folder import Evaluation, Result, StudyFolder, StudyRecord, TrialFold
 from trial.problems import ConfigError
 
 HERE = Path(__file__).parent
+STRIDE = "61"
+"""One of so many operations is a place to die at; `make test-faults` takes every seventh."""
 SECRETS = (helpers_postgres.PASSWORD, helpers_postgres.ENCODED, "sesame")
 
 
@@ -109,7 +111,7 @@ def test_values_are_kept_to_the_bit(url, study):
 def test_a_kill_between_any_two_writes_loses_nothing(url, tmp_path):
     place = "sqlite:///{path}.db" if url.startswith("sqlite") else url
     done = subprocess.run(
-        [sys.executable, HERE / "faults_writes.py", "random", "--stride", "23", "--courses", "1"],
+        [sys.executable, HERE / "faults_writes.py", "random", "--stride", STRIDE, "--courses", "1"],
         env={
             **os.environ,
             "FAULTS_STORAGE": place,
@@ -124,6 +126,7 @@ def test_a_kill_between_any_two_writes_loses_nothing(url, tmp_path):
     assert counts["operations"] > 80
 
 
+@pytest.mark.faults
 def test_the_command_on_postgresql_killed_and_resumed(postgres):
     """A real sweep whose driver is killed; and the password is nowhere in what it leaves."""
     root = Path(tempfile.mkdtemp(prefix="gf"))
@@ -140,6 +143,21 @@ def test_the_command_on_postgresql_killed_and_resumed(postgres):
     kept = sweep.study.read_record().provenance["storage"]
     assert kept.startswith("postgresql+psycopg2://sweeper:***@127.0.0.1:")
     shutil.rmtree(root)
+
+
+def test_the_password_is_not_kept(postgres, study, tmp_path):
+    """What is written before the first trial; the whole command is run by `make test-faults`."""
+    source = tmp_path / "x.yaml"
+    source.write_text("space: {lora.r: [2, 4]}\nsampler: grid\n")
+    words = ["run", "x", f"--storage={postgres}", "--storage", postgres]
+    options = session.Options(runs=study.path.parent, storage=postgres, command=words)
+    session._open_record(study, ranks(2, 4), source, options)
+    texts = [path.read_text() for path in study.path.rglob("*") if path.is_file()]
+    assert len(texts) == 2
+    assert not any(secret in text for secret in SECRETS for text in texts)
+    kept = study.read_record().provenance["storage"]
+    assert kept.startswith("postgresql+psycopg2://sweeper:***@127.0.0.1:")
+    assert again(kept, postgres) == postgres
 
 
 # URLs
