@@ -17,8 +17,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from sweep import cli, lease
+from sweep.prolong import prolong
 from trial.config import TrialConfig
 from trial.folder import StudyFolder, TrialFolder
+from trial.problems import ConfigError
 
 SPACES = Path(__file__).parents[1] / "spaces"
 
@@ -134,8 +136,8 @@ def test_a_trial_by_hand_repeats_the_losses_to_the_bit(finished, tmp_path):
 def test_a_changed_sweep_file_is_refused_with_the_difference(finished, parts, tmp_path):
     _, study, _ = finished
     changed = sweep_file(tmp_path, *parts, space={"lora.r": [2, 8]})
-    done = command("run", changed, "--runs", study.path.parent)
-    assert done.returncode == 2
+    done = inside("run", changed, "--runs", study.path.parent)
+    assert done.exit_code == 2
     assert "lora.r" in done.stderr
     assert "--fresh" in done.stderr
     assert "Traceback" not in done.stderr
@@ -152,41 +154,29 @@ def test_a_second_driver_is_refused_and_told_who_holds_the_study(finished):
 def test_status_and_report_of_a_finished_study(finished):
     _, study, _ = finished
     for verb in ("status", "report"):
-        done = command(verb, "tiny", "--runs", study.path.parent)
-        assert done.returncode == 0, done.stderr
+        done = inside(verb, "tiny", "--runs", study.path.parent)
+        assert done.exit_code == 0, done.stderr
         assert "Complete, best first" in done.stdout
 
 
 def test_an_unknown_study_names_the_nearest(finished):
     _, study, _ = finished
-    done = command("status", "tinny", "--runs", study.path.parent)
-    assert done.returncode == 2
+    done = inside("status", "tinny", "--runs", study.path.parent)
+    assert done.exit_code == 2
     assert "did you mean tiny?" in done.stderr
 
 
-def test_a_study_with_one_good_trial_and_bad_ones_goes_on(parts, tmp_path):
-    """A rate that diverges, and a dataset that is gone when its trial comes, end only their own."""
-    source = sweep_file(
-        tmp_path,
-        *parts,
-        space={"training.learning_rate": [1e-3, 1e30], "lora.target_modules": [["q_proj"]]},
-    )
+def test_bad_trials_end_only_themselves_until_they_fail_alike_in_a_row(parts, tmp_path):
+    rates = {"training.learning_rate": [1e30, 1e-3, 2e30, 3e30, 4e30]}
+    changes = {"space": rates, "failures": {"alike": 2}, "resources": {"concurrency": 1}}
+    source = sweep_file(tmp_path, *parts, **changes)
     done = command("run", source, "--runs", tmp_path / "runs")
-    assert done.returncode == 0, done.stdout + done.stderr
-    study = StudyFolder(tmp_path / "runs" / "tiny")
-    good, bad = study.trial(0).read_result(), study.trial(1).read_result()
-    assert good.state == "complete"
-    assert (bad.state, bad.cause.kind) == ("failed", "diverged")
-    assert "diverged" in done.stdout
-
-
-def test_when_every_trial_fails_alike_the_sweep_stops_early(parts, tmp_path):
-    space = {"training.seed": list(range(12)), "training.learning_rate": 1e30}
-    source = sweep_file(tmp_path, *parts, space=space)
-    done = command("run", source, "--runs", tmp_path / "runs")
-    assert done.returncode == 1
+    assert done.returncode == 1, done.stdout + done.stderr
     assert "failed alike: diverged" in done.stdout
-    assert len(StudyFolder(tmp_path / "runs" / "tiny").all_trials()) < 12
+    study = StudyFolder(tmp_path / "runs" / "tiny")
+    results = [folder.read_result() for _, folder in study.all_trials()]
+    assert [result.state for result in results] == ["failed", "complete", "failed", "failed"]
+    assert {result.cause.kind for result in results if result.cause} == {"diverged"}
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in SPACES.glob("*.yaml")))
@@ -269,25 +259,25 @@ def test_exporting_what_is_not_there_says_so(finished, tmp_path):
     assert "exists already" in done.stderr
 
 
-def test_a_finished_trial_goes_on_for_longer_from_where_it_ended(parts, tmp_path):
-    changes = {"space": {"lora.r": [2, 4]}, "resources": {"keep_checkpoints": 2}}
-    source = sweep_file(tmp_path, *parts, **changes)
-    assert command("run", source, "--runs", tmp_path / "runs").returncode == 0
-    study = StudyFolder(tmp_path / "runs" / "tiny")
-    before = study.trial(1).result.read_text()
-    words = ["resume", "tiny", "--runs", tmp_path / "runs", "--continue", 1]
-    done = command(*words, "--set", "training.max_steps=12")
+def test_a_finished_trial_goes_on_for_longer_from_where_it_ended(finished, tmp_path):
+    _, original, _ = finished
+    study = StudyFolder(tmp_path / "tiny")
+    shutil.copytree(original.path, study.path)
+    # The best has kept its checkpoint, and no other.
+    (best,) = [number for number, folder in study.all_trials() if folder.checkpoints.exists()]
+    before = study.trial(best).result.read_text()
+    with pytest.raises(ConfigError, match=r"more training\.max_steps"):
+        prolong(study, None, best, ["training.max_steps=4"])
+    words = ["resume", "tiny", "--runs", tmp_path, "--continue", best]
+    done = command(*words, "--set", "training.max_steps=12", "--workers", 1)
     assert done.returncode == 0, done.stdout + done.stderr
-    longer = study.trial(2)
+    longer = study.trial(4)
     assert (longer.read_result().state, longer.read_result().steps) == ("complete", 12)
     assert longer.read_attempts()[0].resumed_from == 8
     assert [row.step for row in longer.read_evaluations()] == [2, 4, 6, 8, 10, 12]
-    assert longer.read_config().origin.continues == 1
-    assert study.trial(1).result.read_text() == before
-    assert command("verify", "tiny", "--runs", tmp_path / "runs").returncode == 0
-    shorter = command(*words, "--set", "training.max_steps=4")
-    assert shorter.returncode == 2
-    assert "more training.max_steps" in shorter.stderr
+    assert longer.read_config().origin.continues == best
+    assert study.trial(best).result.read_text() == before
+    assert inside("verify", "tiny", "--runs", tmp_path).exit_code == 0
 
 
 def test_compare_holds_trials_side_by_side_with_what_they_say(finished):
