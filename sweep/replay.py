@@ -1,0 +1,280 @@
+"""An executor that trains nothing: whole sweeps in seconds, from learning curves recorded once.
+
+For tests, and to choose samplers and pruners: time is simulated, everything else is real (the
+driver, the study, the trial folders). Curves come from a finished grid; between its points they
+are interpolated.
+"""
+
+from __future__ import annotations
+
+import csv
+import heapq
+import itertools
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sweep.executor import Evaluated, Event, Finished, Interrupted, Job, Placed, Started
+from trial.config import TrialConfig
+from trial.control import StopReason
+from trial.folder import Evaluation, Result, Seconds, TrialFolder
+
+PHASES: tuple[str, ...] = tuple(Seconds.model_fields)
+SEED = "training.seed"
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """What a trial of a given length shows, and what it takes in seconds."""
+
+    steps: tuple[int, ...]
+    """Optimizer steps at which it is evaluated."""
+    losses: tuple[float, ...]
+    step_seconds: float = 1.0
+    eval_seconds: float = 0.0
+    load_seconds: float = 0.0
+    """Paid by every trial; what a worker pays once is the executor's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Seconds of one trial of a recorded grid: the medians over its trials."""
+
+    startup: float
+    """Imports and the base model, paid by a worker's first trial."""
+    load: float
+    step: float
+    evaluation: float
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The learning curves of a full grid over numbers, each cell with several seeds."""
+
+    axes: Mapping[str, tuple[float, ...]]
+    """Values by dotted path, ascending."""
+    seeds: tuple[int, ...]
+    steps: tuple[int, ...]
+    losses: Any
+    """Array: axes in their order, then seeds, then steps."""
+    costs: Costs
+
+    @classmethod
+    def read(cls, path: Path) -> Recorded:
+        """The grid of a file that `tests/bench/replay_record.py` wrote.
+
+        Raises:
+            ValueError: a cell of the grid is missing, or there twice.
+        """
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        names = [n for n in rows[0] if n not in PHASES and not n.isdecimal() and n != SEED]
+        steps = tuple(int(name) for name in rows[0] if name.isdecimal())
+        axes = {name: tuple(sorted({float(row[name]) for row in rows})) for name in names}
+        seeds = tuple(sorted({int(row[SEED]) for row in rows}))
+        shape = (*(len(values) for values in axes.values()), len(seeds), len(steps))
+        losses = np.full(shape, np.nan)
+        for row in rows:
+            cell = [axes[name].index(float(row[name])) for name in names]
+            losses[(*cell, seeds.index(int(row[SEED])))] = [float(row[str(s)]) for s in steps]
+        if len(rows) * len(steps) != losses.size or np.isnan(losses).any():
+            raise ValueError(f"{path}: {len(rows)} rows do not fill a grid of {shape[:-1]} once")
+        return cls(axes, seeds, steps, losses, _costs(rows, steps))
+
+    def at(self, point: Mapping[str, float], seed: int | None = None) -> tuple[float, ...]:
+        """Losses at a point, linear between the grid's in the logarithm of every axis.
+
+        Points outside stand for the nearest of the grid's border. Without a seed: the mean.
+        """
+        table = self.losses.mean(axis=-2) if seed is None else self.losses[..., seed, :]
+        for name, values in self.axes.items():
+            below, share = _between(values, point[name])
+            above = min(below + 1, len(values) - 1)
+            table = (1 - share) * table[below] + share * table[above]
+        return tuple(float(loss) for loss in table)
+
+    def curve(self, point: Mapping[str, float], seed: int) -> Curve:
+        """The curve of one trial; `seed` counts the recorded seeds round and round."""
+        losses = self.at(point, seed % len(self.seeds))
+        costs = self.costs
+        return Curve(self.steps, losses, costs.step, costs.evaluation, costs.load)
+
+
+def _costs(rows: Sequence[Mapping[str, str]], steps: Sequence[int]) -> Costs:
+    """Medians, for a busy machine has outliers; the first trial paid its worker's start."""
+    first, later = rows[0], rows[1:]
+    took = {name: float(np.median([float(row[name]) for row in later])) for name in PHASES}
+    return Costs(
+        startup=float(first["startup"]) + float(first["load"]) - took["load"],
+        load=took["load"] + took["save"],
+        step=(took["first_step"] + took["train"]) / steps[-1],
+        evaluation=took["eval"] / len(steps),
+    )
+
+
+def _between(values: Sequence[float], value: float) -> tuple[int, float]:
+    """The index below a value, and how far it is to the next one in logarithms."""
+    value = min(max(value, values[0]), values[-1])
+    below = min(max(bisect_right(values, value) - 1, 0), len(values) - 1)
+    if below == len(values) - 1:
+        return below, 0.0
+    low, high = np.log(values[below]), np.log(values[below + 1])
+    return below, float((np.log(value) - low) / (high - low))
+
+
+@dataclass(slots=True)
+class _Play:
+    """One trial on a simulated device."""
+
+    folder: TrialFolder
+    worker: int
+    curve: Curve
+    began: float
+    paid: float
+    """Seconds of start-up and load."""
+    last: Evaluation | None = None
+    stop: StopReason | None = None
+
+
+@dataclass(slots=True)
+class ReplayExecutor:
+    """Plays trials on `nodes` of `devices` each; `events` moves its clock on.
+
+    Give `clock` to the driver's `Progress`: then budgets and estimates count simulated time.
+    """
+
+    curve: Callable[[int, TrialConfig], Curve]
+    """The curve of a trial, by its number and configuration."""
+    nodes: int = 1
+    devices: int = 1
+    startup_seconds: float = 0.0
+    """Paid by a worker's first trial; by every trial when workers are not `warm`."""
+    warm: bool = True
+    now: float = 0.0
+    busy_seconds: float = 0.0
+    """Device-seconds that ended trials held, start-up included."""
+    _plays: dict[int, _Play] = field(default_factory=dict)
+    _due: list[tuple[float, int, int, Event]] = field(default_factory=list)
+    """Time, tie-breaker, start of the trial that it belongs to, event."""
+    _starts: dict[int, int] = field(default_factory=dict)
+    """The last start of every trial: events of earlier ones are void."""
+    _count: Any = field(default_factory=itertools.count)
+    _idle: list[int] = field(default_factory=list)
+    _used: set[int] = field(default_factory=set)
+
+    def start(self) -> None:
+        """Every device is free; the lowest is taken first."""
+        self._idle = list(range(self.slots()))
+
+    def clock(self) -> float:
+        """Simulated seconds since the start."""
+        return self.now
+
+    def slots(self) -> int:
+        """All devices."""
+        return self.nodes * self.devices
+
+    def describe(self) -> str:
+        """The simulated machines in words."""
+        return f"{self.nodes} simulated nodes of {self.devices} devices each"
+
+    def submit(self, job: Job) -> None:
+        """Put a job of one trial on a free device; it goes on where its folder ends."""
+        (placed,) = job.trials
+        worker = heapq.heappop(self._idle)
+        fresh = worker not in self._used or not self.warm
+        self._used.add(worker)
+        folder = TrialFolder(placed.folder)
+        curve = self.curve(placed.number, folder.read_config())
+        paid = curve.load_seconds + (self.startup_seconds if fresh else 0.0)
+        play = _Play(folder, worker, curve, self.now, paid)
+        self._plays[placed.number] = play
+        self._starts[placed.number] = next(self._count)
+        self._schedule(placed, play)
+
+    def _schedule(self, placed: Placed, play: _Play) -> None:
+        number, curve = placed.number, play.curve
+        evaluations = play.folder.read_evaluations()
+        step = evaluations[-1].step if evaluations else 0
+        play.last = evaluations[-1] if evaluations else None
+        time = self.now + play.paid
+        self._push(time, number, Started(number, self._place(play.worker), curve.steps[-1]))
+        for at, loss in zip(curve.steps, curve.losses, strict=True):
+            if at > step:
+                time += (at - step) * curve.step_seconds + curve.eval_seconds
+                step = at
+                evaluation = Evaluation(step=at, eval_loss=loss, time=time)
+                self._push(time, number, Evaluated(number, evaluation))
+        self._push(time, number, Finished(number, self._result(play, "complete", step, time)))
+
+    def _place(self, worker: int) -> str:
+        return f"node{worker // self.devices}:{worker % self.devices}"
+
+    def _push(self, time: float, number: int, event: Event) -> None:
+        heapq.heappush(self._due, (time, next(self._count), self._starts[number], event))
+
+    def stop(self, number: int, reason: StopReason) -> None:
+        """The trial leaves its device one optimizer step later."""
+        play = self._plays.get(number)
+        if play is None or play.stop is not None:
+            return
+        play.stop = reason
+        self._starts[number] = next(self._count)
+        time = self.now + play.curve.step_seconds
+        step = play.last.step if play.last else 0
+        result = self._result(play, "pruned", step, time)
+        prune = reason == "prune"
+        self._push(time, number, Finished(number, result) if prune else Interrupted(number))
+
+    def events(self, timeout: float) -> list[Event]:
+        """The next events, all of one moment; the clock moves on to them, or by `timeout`."""
+        while self._due and self._due[0][2] != self._starts[self._due[0][3].number]:
+            heapq.heappop(self._due)
+        until = self.now + timeout
+        if not self._due or self._due[0][0] > until:
+            self.now = until
+            return []
+        self.now = self._due[0][0]
+        found: list[Event] = []
+        while self._due and self._due[0][0] <= self.now:
+            _, _, start, event = heapq.heappop(self._due)
+            if start == self._starts[event.number]:
+                found.append(event)
+                self._apply(event)
+        return found
+
+    def _apply(self, event: Event) -> None:
+        """Write what a worker would have written before it spoke."""
+        play = self._plays[event.number]
+        if isinstance(event, Evaluated):
+            play.last = event.evaluation
+            play.folder.append(event.evaluation)
+        elif isinstance(event, Finished | Interrupted):
+            if isinstance(event, Finished):
+                play.folder.write_result(event.result)
+            del self._plays[event.number]
+            self.busy_seconds += self.now - play.began
+            heapq.heappush(self._idle, play.worker)
+
+    def _result(self, play: _Play, state: Any, step: int, time: float) -> Result:
+        curve = play.curve
+        shown = [loss for at, loss in zip(curve.steps, curve.losses, strict=True) if at <= step]
+        train = max(0.0, time - play.began - play.paid)
+        best = min(shown, default=None)
+        return Result(
+            state=state,
+            value=best if state == "complete" else shown[-1] if shown else None,
+            best_step=curve.steps[shown.index(best)] if best is not None else None,
+            steps=step,
+            max_steps=curve.steps[-1],
+            seconds=Seconds(load=play.paid, train=train),
+            device="replayed",
+            finished=time,
+        )
+
+    def close(self) -> None:
+        """Nothing was started."""

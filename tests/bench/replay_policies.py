@@ -1,0 +1,315 @@
+"""Which sampler and pruner find a good configuration soonest? Sweeps replayed from real curves.
+
+python tests/bench/replay_policies.py [--seeds 20] [--slots 2] [--only ours] [--json FILE]
+
+The curves are a full grid of real trials (curves/tiny_llama.csv: rank x learning rate x three
+seeds). Each sweep is the real driver, study and trial folders with a replaying executor. What
+counts is the device-seconds a sweep holds until the trial it would name its best is, on the mean of
+the recorded seeds, within noise of the grid's best cell. Noise is the standard deviation of the
+difference of two runs that differ in the seed alone.
+
+Ray Tune is played by its own classes (`OptunaSearch`, `AsyncHyperBandScheduler`), called in the
+order its controller calls them, with one trial asked for ahead as it does; that controller is the
+only part of it that is a model. It pays a worker's start-up for every trial (a new actor each), or
+once with `reuse_actors`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from sweep.dimension import Choices, Derived, Range
+from sweep.driver import Decider, Driver, Proposal
+from sweep.executor import Event, Finished
+from sweep.progress import Progress
+from sweep.replay import Recorded, ReplayExecutor
+from sweep.spec import PrunerSpec, SamplerSpec, StopSpec, SweepSpec
+from sweep.study import OptunaDecider, memory
+from trial.config import TrialConfig
+from trial.folder import Evaluation, Result, StudyFolder
+
+CURVES = Path(__file__).parent / "curves" / "tiny_llama.csv"
+RANK, RATE = "lora.r", "training.learning_rate"
+MOST_TRIALS = 100
+
+
+def space(recorded: Recorded) -> dict[str, Any]:
+    """What is searched: the recorded ranks, and any rate between the recorded ends."""
+    ranks, rates = recorded.axes[RANK], recorded.axes[RATE]
+    return {
+        RANK: (Choices(choices=tuple(int(rank) for rank in ranks)),),
+        "lora.lora_alpha": (Derived(expression="2 * lora.r"),),
+        RATE: (Range(type="float", low=rates[0], high=rates[-1], log=True),),
+    }
+
+
+def sweep_spec(recorded: Recorded, sampler: SamplerSpec, pruner: PrunerSpec) -> SweepSpec:
+    """A sweep of the recorded grid's length and evaluations."""
+    steps = recorded.steps
+    training = {"max_steps": steps[-1], "eval_steps": steps[0]}
+    stop = StopSpec(trials=MOST_TRIALS)
+    return SweepSpec(
+        name="replay", base={"training": training}, space=space(recorded),
+        sampler=sampler, pruner=pruner, stop=stop,
+    )  # fmt: skip
+
+
+@dataclass
+class RayTune:
+    """Ray Tune's OptunaSearch and ASHA as a decider: what is stopped early is told as complete."""
+
+    spec: SweepSpec
+    seed: int
+    asha: dict[str, Any] = field(default_factory=dict)
+    ask_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        import optuna
+        from ray import tune
+        from ray.tune.schedulers import ASHAScheduler
+        from ray.tune.search.optuna import OptunaSearch
+
+        branch, ranks = self.spec.space[RATE][0], self.spec.space[RANK][0]
+        searched = {
+            "r": tune.choice(list(ranks.choices)),
+            "rate": tune.loguniform(branch.low, branch.high),
+        }
+        self.search = OptunaSearch(searched, metric="eval_loss", mode="min", seed=self.seed)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.scheduler = ASHAScheduler(metric="eval_loss", mode="min", **self.asha)
+        self.count = 0
+        self.last: dict[int, dict[str, Any]] = {}
+
+    def ask(self) -> Proposal:
+        number, self.count = self.count, self.count + 1
+        drawn = self.search.suggest(f"t{number}")
+        self.scheduler.on_trial_add(None, SimpleNamespace(trial_id=f"t{number}"))
+        config = TrialConfig.model_validate(
+            {"lora": {"r": drawn["r"]}, "training": {"learning_rate": drawn["rate"]}}
+        )
+        return Proposal(number, drawn, config)
+
+    def report(self, number: int, evaluation: Evaluation) -> bool:
+        trial = SimpleNamespace(trial_id=f"t{number}")
+        iteration = self.last.get(number, {}).get("training_iteration", 0) + 1
+        result = {"eval_loss": evaluation.eval_loss, "training_iteration": iteration}
+        self.last[number] = result
+        self.search.on_trial_result(trial.trial_id, result)
+        return self.scheduler.on_trial_result(None, trial, result) == "STOP"
+
+    def tell(self, number: int, result: Result) -> None:
+        trial, last = SimpleNamespace(trial_id=f"t{number}"), self.last[number]
+        self.scheduler.on_trial_complete(None, trial, last)
+        self.search.on_trial_complete(trial.trial_id, last)
+
+    def give_back(self, number: int) -> None: ...
+
+    def confirmations(self) -> list[Proposal]:
+        return []
+
+    def pending(self) -> list[Proposal]:
+        return []
+
+    def finished(self) -> list[int]:
+        return []
+
+
+@dataclass
+class Watch:
+    """A view that looks for the moment at which the sweep's best is good enough."""
+
+    executor: ReplayExecutor
+    truth: Callable[[int], float]
+    goal: float
+    counts_stopped: bool
+    """Whether a trial that was stopped early may be named the best (Ray Tune's scope `last`)."""
+    stop: Callable[[], None] = lambda: None
+    best: float = np.inf
+    reached: float | None = None
+    ended: int = 0
+    steps: int = 0
+
+    def update(self, progress: Progress) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def happened(self, event: Event, progress: Progress) -> None:
+        if not isinstance(event, Finished) or self.reached is not None:
+            return
+        result = event.result
+        self.ended, self.steps = self.ended + 1, self.steps + result.steps
+        eligible = self.counts_stopped or result.state == "complete"
+        if eligible and result.value is not None and result.value < self.best:
+            self.best = result.value
+            if self.truth(event.number) <= self.goal:
+                self.reached = self.executor.now * self.executor.slots()
+                self.stop()
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A way to run the sweep."""
+
+    name: str
+    sampler: SamplerSpec = field(default_factory=lambda: SamplerSpec(name="random"))
+    pruner: PrunerSpec = field(default_factory=lambda: PrunerSpec(name="none"))
+    ray: dict[str, Any] | None = None
+    """Keywords of ASHAScheduler."""
+    warm: bool = True
+    startup: bool = True
+    ask_ahead: int = 0
+
+
+def ours(name: str, sampler: str, pruner: str, s: Any = None, p: Any = None, **more: Any) -> Policy:
+    tpe = {"multivariate": True, "group": True, "constant_liar": True} if sampler == "tpe" else {}
+    return Policy(
+        name,
+        SamplerSpec(name=sampler, options={**tpe, **(s or {})}),
+        PrunerSpec(name=pruner, options=p or {}),
+        **more,
+    )
+
+
+def policies(recorded: Recorded) -> list[Policy]:
+    """The table's rows: ours first, then the peers'."""
+    asha = {"max_t": len(recorded.steps)}
+    plain = SamplerSpec(name="tpe")
+    return [
+        ours("ours: default", "tpe", "median", p={"n_startup_trials": 4}),
+        ours("ours: tpe, none", "tpe", "none"),
+        ours("ours: tpe, successive halving / 3", "tpe", "successive_halving",
+             p={"reduction_factor": 3}),
+        ours("ours: tpe, hyperband / 3", "tpe", "hyperband", p={"reduction_factor": 3,
+             "max_resource": recorded.steps[-1]}),
+        Policy("random search", SamplerSpec(name="random")),
+        Policy("plain TPE", plain),
+        Policy("Ray Tune: OptunaSearch, ASHA", plain, ray=asha, warm=False, ask_ahead=1),
+        Policy("Ray Tune: the same, reuse_actors", plain, ray=asha, ask_ahead=1),
+        Policy("Ray Tune: the same, start-up free", plain, ray=asha, startup=False, ask_ahead=1),
+        ours("ours: default, start-up free", "tpe", "median", p={"n_startup_trials": 4},
+             startup=False),
+    ]  # fmt: skip
+
+
+def play(recorded: Recorded, policy: Policy, seed: int, slots: int, goal: float) -> Watch:
+    """One sweep of a policy, until it has reached the goal or run all its trials."""
+    sampler = policy.sampler.model_copy(update={"seed": seed})
+    spec = sweep_spec(recorded, sampler, policy.pruner)
+    points: dict[int, dict[str, float]] = {}
+
+    def curve(number: int, config: TrialConfig) -> Any:
+        points[number] = {RANK: config.lora.r, RATE: config.training["learning_rate"]}
+        return recorded.curve(points[number], random.Random(f"{seed}/{number}").randrange(1000))
+
+    startup = recorded.costs.startup if policy.startup else 0.0
+    executor = ReplayExecutor(curve, devices=slots, startup_seconds=startup, warm=policy.warm)
+    executor.start()
+    np.random.seed(seed)
+    decider: Decider
+    if policy.ray is None:
+        decider = OptunaDecider(spec, "replay", memory())
+    else:
+        decider = RayTune(spec, seed, policy.ray)
+    watch = Watch(
+        executor, lambda n: min(recorded.at(points[n])), goal, counts_stopped=policy.ray is not None
+    )
+    progress = Progress(planned=MOST_TRIALS, clock=executor.clock)
+    with tempfile.TemporaryDirectory(dir=scratch()) as folder:
+        driver = Driver(
+            StudyFolder(Path(folder) / "replay"), decider, executor, spec.stop, watch, progress,
+            poll=3600.0, patience=None, ask_ahead=policy.ask_ahead,
+        )  # fmt: skip
+        watch.stop = driver.interrupt
+        driver.run()
+    return watch
+
+
+def scratch() -> str | None:
+    """In memory where that can be: nothing here needs to be durable."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+def target(recorded: Recorded, widths: float = 1.0) -> tuple[float, float]:
+    """The best cell's value on the mean of its seeds, and what is within noise of it."""
+    finals = recorded.losses.min(axis=-1)
+    means = finals.mean(axis=-1)
+    nearest = np.argsort(means, axis=None)[:10]
+    variance = finals.var(axis=-1, ddof=1).ravel()[nearest].mean()
+    best = float(means.min())
+    return best, best + widths * float(np.sqrt(2 * variance))
+
+
+def row(name: str, watches: list[Watch], spent: list[float]) -> dict[str, Any]:
+    """Medians and spread of one policy; a sweep that did not arrive counts with all it spent."""
+    low, middle, high = np.percentile(spent, [25, 50, 75])
+    return {
+        "policy": name,
+        "device_seconds": round(float(middle)),
+        "quartiles": [round(float(low)), round(float(high))],
+        "trials": float(np.median([watch.ended for watch in watches])),
+        "steps": float(np.median([watch.steps for watch in watches])),
+        "arrived": sum(watch.reached is not None for watch in watches),
+        "seeds": len(watches),
+    }
+
+
+def measure(recorded: Recorded, policy: Policy, seeds: int, slots: int, goal: float) -> Any:
+    watches = [play(recorded, policy, seed, slots, goal) for seed in range(seeds)]
+    spent = [w.executor.now * slots if w.reached is None else w.reached for w in watches]
+    return row(policy.name, watches, spent)
+
+
+HEAD = """\
+| policy | device-seconds: median (quartiles) | beside Ray Tune | trials | steps | arrived |
+|---|---|---|---|---|---|"""
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows as a table."""
+    peer = next((r for r in rows if r["policy"] == "Ray Tune: OptunaSearch, ASHA"), None)
+    lines = [HEAD]
+    for r in rows:
+        ratio = f"{r['device_seconds'] / peer['device_seconds']:.2f}" if peer else "-"
+        low, high = r["quartiles"]
+        lines.append(
+            f"| {r['policy']} | {r['device_seconds']} ({low} to {high}) | {ratio} | {r['trials']:g}"
+            f" | {r['steps']:g} | {r['arrived']} of {r['seeds']} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--slots", type=int, default=2)
+    parser.add_argument("--noise", type=float, default=1.0, help="widths of the noise allowed")
+    parser.add_argument("--only", default="", help="policies with this in their name")
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    recorded = Recorded.read(CURVES)
+    best, goal = target(recorded, asked.noise)
+    print(f"best cell {best:.4f}, within noise {goal:.4f}; {asked.slots} devices; {recorded.costs}")
+    rows = [
+        measure(recorded, policy, asked.seeds, asked.slots, goal)
+        for policy in policies(recorded)
+        if asked.only in policy.name
+    ]
+    print(markdown(rows))
+    if asked.json:
+        asked.json.write_text(json.dumps({"best": best, "goal": goal, "rows": rows}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

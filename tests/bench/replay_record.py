@@ -1,0 +1,49 @@
+"""Keep the learning curves of a finished grid sweep as the one file that the replays read.
+
+python -m sweep run tests/bench/curves/tiny_llama.yaml --runs runs
+python tests/bench/replay_record.py runs/tiny_llama tests/bench/curves/tiny_llama.csv
+
+A row a trial: its parameters, the seconds it spent by phase, its eval loss at every step.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+from sweep.replay import PHASES
+from trial.folder import StudyFolder
+
+
+def main() -> int:
+    study, target = StudyFolder(Path(sys.argv[1])), Path(sys.argv[2])
+    with open(target, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        for row in rows(study):
+            writer.writerow(row)
+    print(f"{target}: {target.stat().st_size / 1e3:.0f} kB")
+    return 0
+
+
+def rows(study: StudyFolder) -> list[list[object]]:
+    """The table, its heading first."""
+    found: list[list[object]] = []
+    for number, folder in study.all_trials():
+        result, evaluations = folder.read_result(), folder.read_evaluations()
+        origin = folder.read_config().origin
+        if result is None or result.state != "complete" or origin is None:
+            raise ValueError(f"trial {number} is not complete: the grid has a hole")
+        steps = [row.step for row in evaluations]
+        if not found:
+            found.append([*origin.params, *PHASES, *steps])
+        elif found[0][len(origin.params) + len(PHASES) :] != steps:
+            raise ValueError(f"trial {number} was evaluated at other steps than the first")
+        seconds = [round(getattr(result.seconds, phase), 4) for phase in PHASES]
+        losses = [round(row.eval_loss, 5) for row in evaluations]
+        found.append([*origin.params.values(), *seconds, *losses])
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
