@@ -211,7 +211,8 @@ def _objective(sheet: Sheet, key: str, raw: Any) -> ObjectiveSpec:
     if not isinstance(content, dict):
         sheet.refuse(Problem(key, "is {metric: eval_loss, direction: minimize}", repr(raw)))
         return ObjectiveSpec()
-    if content.get("metric") in MAXIMIZED:
+    metric = content.get("metric")
+    if isinstance(metric, str) and metric in MAXIMIZED:
         content = {"direction": "maximize", **content}
     goal = _section(sheet, key, ObjectiveSpec, content)
     known = [*METRICS, *EVALUATED]

@@ -98,6 +98,8 @@ class Sweep:
     storage: str | None = None
     nodes: Nodes | None = None
     """The cluster it runs on; None for a Ray of its own."""
+    orphans: set[str] = field(default_factory=set)
+    """Folders whose driver and reaper were both killed: gone once a run has come to start Ray."""
     slowest_cleanup: float = 0.0
 
     def __post_init__(self) -> None:
@@ -158,7 +160,8 @@ class Sweep:
         self.slowest_cleanup = max(self.slowest_cleanup, time.monotonic() - begun)
 
     def _folders(self) -> list[str]:
-        return [path.name for path in self.temporary.glob("gs-*")]
+        there = {path.name for path in self.temporary.glob("gs-*")}
+        return sorted(there - self.orphans)
 
     def check(self) -> None:
         """Numbers, results, metrics and the journal, against what was there before."""
@@ -441,6 +444,7 @@ class Faults:
         if kind == "tree":
             # Nobody is left to remove the folder but the next run.
             sweep.check_clean(folders=False)
+            sweep.orphans.update(sweep._folders())
         else:
             sweep.check_clean()
         sweep.check()
@@ -449,6 +453,7 @@ class Faults:
         driver = driver or sweep.start()
         code = driver.wait(PATIENCE)
         require(code == 0, f"ended with {code}: see {sweep.output}")
+        sweep.orphans.clear()
         sweep.check_clean()
         sweep.check()
 

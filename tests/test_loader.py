@@ -548,3 +548,9 @@ def test_a_budget_is_device_hours(tmp_path):
     path.write_text("space: {lora.r: [2, 4]}\nbudget: {device_hour: 8}\n")
     with pytest.raises(ConfigError, match="did you mean device_hours"):
         loader.load(path)
+
+
+def test_a_metric_that_is_no_text_is_refused(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("space: {lora.r: [2, 4]}\nsampler: grid\nobjective:\n  metric: []\n")
+    assert refused(path) == ["FILE:4 objective.metric: input should be a valid string, got []"]
