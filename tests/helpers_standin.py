@@ -24,13 +24,16 @@ TESTS = Path(__file__).resolve().parent
 STANDIN = TESTS / "standin"
 COUNTS = "stand-in.json"
 SWITCH = "GAUDI_SWEEP_TEST_HPU_STAND_IN"
+# As it was before any test: a trial on the CPU in the tests' own process tells DeepSpeed so by a
+# variable, for the life of that process.
+BEFORE = dict(os.environ)
 
 
 def environment(**more: str) -> dict[str, str]:
     """The environment of a process that takes the stand-in for a Gaudi."""
-    path = [str(STANDIN), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [str(STANDIN), str(TESTS), *filter(None, [BEFORE.get("PYTHONPATH")])]
     own = {"PYTHONPATH": os.pathsep.join(path), SWITCH: "1", "PT_HPU_LAZY_MODE": "0"}
-    return {**os.environ, "OMP_NUM_THREADS": "1", **own, **more}
+    return {**BEFORE, "OMP_NUM_THREADS": "1", **own, **more}
 
 
 class Session:

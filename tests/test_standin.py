@@ -261,3 +261,8 @@ def test_no_installed_package_holds_the_stand_in():
     assert not [
         name for name in packages if name.split(".")[0] not in ("sweep", "trial", "results")
     ]
+
+
+def test_what_other_tests_set_does_not_reach_it(monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert "DS_ACCELERATOR" not in helpers_standin.environment()
