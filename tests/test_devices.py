@@ -107,3 +107,14 @@ def test_asking_about_devices_loads_no_torch():
     code = "import sys, trial.devices, trial.train; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
+
+
+def test_a_worker_imports_no_framework_that_it_does_not_use():
+    """A second of every start; the libraries are installed, and trials may import them."""
+    code = (
+        "import sys; from trial.workbench import preload; preload('cpu'); import transformers\n"
+        "names = 'datasets', 'diffusers', 'optuna', 'ray', 'scipy', 'sklearn', 'tensorflow'\n"
+        "print([name for name in names if name in sys.modules], transformers.Trainer.__name__)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip().splitlines()[-1] == "[] Trainer"

@@ -23,6 +23,9 @@ from trial.model import is_local, leaves_base_as_it_was, load_base, load_tokeniz
 if TYPE_CHECKING:
     from trial.data import Prepared
 
+UNUSED = ("datasets", "scipy", "sklearn")
+"""Where they are installed, transformers imports them for classes that no trial makes."""
+
 logger = logging.getLogger(__name__)
 _import_seconds: list[float] = []
 """Spent on imports and not yet charged to a trial."""
@@ -155,20 +158,47 @@ def preload(device: str) -> None:
     began = time.perf_counter()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    with _no_collection():
+        _import_all(DEVICES[device])
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    _import_seconds.append(time.perf_counter() - began)
+
+
+def _import_all(device: Device) -> None:
+    _spare_unused()
     import peft  # noqa: F401
     import transformers
 
     # Their information is for people who run one training by hand.
     transformers.logging.set_verbosity_error()
-    DEVICES[device].trainer_class()
-    DEVICES[device].arguments_class()
+    device.trainer_class()
+    device.arguments_class()
     # The trainer imports it in any case, in the middle of its first trial.
     import deepspeed  # noqa: F401
 
     import trial.attempt  # noqa: F401
 
-    # Trainers collect garbage several times a trial: spare them the modules, which stay for good.
-    gc.collect()
-    gc.freeze()
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    _import_seconds.append(time.perf_counter() - began)
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Modules stay for good: looking for garbage among them takes a fifth of their import.
+
+    Later collections are spared them as well: trainers collect several times a trial.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+        gc.collect()
+        gc.freeze()
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _spare_unused() -> None:
+    """Keep transformers from importing what no trial uses of it; trials may still import it."""
+    from transformers.utils import import_utils
+
+    for name in UNUSED:
+        setattr(import_utils, f"_{name}_available", False)
