@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 PEERS = REPOSITORY / "build" / "peers" / "bin" / "python"
 COMMAND = Path(sys.executable).with_name("gaudi-sweep")
 PACKS = "pack" in ResourceSpec.model_fields
-HOT_TRIALS, PROCESS_TRIALS = 8, 3
+SLOTS, PROCESS_TRIALS = 8, 3
 
 
 def peers(script: str, *words: str) -> list[str]:
@@ -163,7 +163,7 @@ def steps_figure(rounds: int, works: Sequence[Work]) -> Figure:
         lambda folder: peers("peers_loop.py", str(folder), *(w.words()[0] for w in works)),
         prepare=lambda folder: void(write_rows(folder)),
     )
-    slots = HOT_TRIALS
+    slots = SLOTS
     reaches = []
     for work in works:
         cell = f"{work.batch}x{work.length}"
@@ -317,29 +317,37 @@ def whole(rounds: int, work: Work) -> Figure:
         made = trials_arm(name, [chosen], how, slots, steps=False)
         return replace(made, read=per_trial(key, chosen.trials))
 
+    def script(folder: Path) -> list[str]:
+        return peers("peers_gaudi.py", str(folder), *few.words(), str(few.trials))
+
     each = "seconds_per_trial"
-    first = ("process per trial", each)
+    first = ("GaudiTrainer script per trial", each)
     return Figure(
         "f",
         f"Whole trials of {work.steps} steps, batch {work.batch} x {work.length}, one thread: "
         f"{work.trials} trials from process start to process end",
         [
-            arm("process per trial", "process", 1, few, "seconds_inside"),
+            Arm("GaudiTrainer script per trial", script,
+                read=per_trial("seconds_inside", few.trials),
+                prepare=lambda folder: void(write_rows(folder))),
+            arm("python -m trial per trial", "process", 1, few, "seconds_inside"),
             arm("in-process solo", "solo", 1, work, "seconds"),
             arm("hot job, K = 1", "packed", 1, work, "seconds"),
-            arm(f"packed, K = {work.trials}", "packed", work.trials, work, "seconds"),
+            arm(f"packed, K = {SLOTS}", "packed", SLOTS, work, "seconds"),
         ],
         [
+            Reach("one GaudiTrainer process per trial / `python -m trial` per trial",
+                  ("python -m trial per trial", each), first, 1, at_least=True, turned=True),
             Reach("one GaudiTrainer process per trial / in-process solo",
                   ("in-process solo", each), first, 1, at_least=True, turned=True),
             Reach("one GaudiTrainer process per trial / hot job at K = 1",
                   ("hot job, K = 1", each), first, 4, at_least=True, turned=True),
-            Reach(f"one GaudiTrainer process per trial / packed at K = {work.trials}",
-                  (f"packed, K = {work.trials}", each), first, 7, at_least=True, turned=True),
+            Reach(f"one GaudiTrainer process per trial / packed at K = {SLOTS}",
+                  (f"packed, K = {SLOTS}", each), first, 7, at_least=True, turned=True),
         ],
         rounds,
-        [f"The first arm runs {few.trials} trials, the others {work.trials}, their one start-up "
-         "included."],
+        [f"The first two arms run {few.trials} trials, the others {work.trials} with one start-up. "
+         "The first is a plain script in the peers' environment, without a harness."],
     )  # fmt: skip
 
 
@@ -462,7 +470,7 @@ def figures(quick: bool, scratch: Path, rounds: int | None = None) -> list[Figur
         steps_figure(many, cells),
         trivial(many, QUICK if quick else FULL),
         start(many),
-        whole(many, Work(trials=HOT_TRIALS, steps=40, eval_every=20)),
+        whole(many, Work(trials=8 if quick else 24, steps=40, eval_every=20)),
         refilling(many),
         saturated(many, scratch),
     ]

@@ -13,7 +13,7 @@ from bench_material import REPOSITORY
 PINS = Path(__file__).with_name("requirements-peers.txt")
 FOLDER = REPOSITORY / "build" / "peers"
 STAMP = FOLDER / "installed.txt"
-NAMED = ("ray", "optuna", "transformers", "peft", "torch", "accelerate")
+NAMED = ("ray", "optuna", "optimum-habana", "transformers", "peft", "torch", "accelerate")
 
 
 def install(say: Callable[[str], None]) -> None:
@@ -31,7 +31,8 @@ def install(say: Callable[[str], None]) -> None:
     subprocess.run(make, check=True, env=environment)
     words = [*uv, "pip", "install", "--quiet", "--python", str(FOLDER / "bin" / "python")]
     words += ["--compile-bytecode", *_find_links(), "--requirement", str(PINS)]
-    subprocess.run(words, check=True, env=environment)
+    # Here uv finds the project's overrides: optimum-habana without diffusers.
+    subprocess.run(words, check=True, env=environment, cwd=REPOSITORY)
     STAMP.write_text(PINS.read_text())
 
 
