@@ -403,7 +403,7 @@ class RayExecutor:
 
     def _gone(self, crew: Crew, rank: int, error: Exception) -> list[Event]:
         """A worker process is dead, or its node is."""
-        message = str(error).strip().split("\n")[0]
+        message = reason_of(error)
         log.warning("a worker was lost: %s", error)
         if crew.key is not None and not crew.open:
             # It died idle; what it was to do next is for another.
@@ -454,6 +454,16 @@ class RayExecutor:
                 self._ray.kill(actor)
         if crew.group is not None:
             self._ray.util.remove_placement_group(crew.group)
+
+
+def reason_of(error: Exception) -> str:
+    """Ray's word on a lost worker in one line; what kept it from starting comes last."""
+    from rich.text import Text
+
+    plain = Text.from_ansi(str(error)).plain
+    lines = [line.strip() for line in plain.splitlines() if line.strip()] or [repr(error)]
+    started = "creation task" not in lines[0]
+    return lines[0] if started else f"the worker could not start: {lines[-1]}"
 
 
 def _times(node: Mapping[str, float], need: Mapping[str, float]) -> int:

@@ -29,6 +29,13 @@ class ScriptedWorker(TrialWorker):
         return script[folder.read_config().lora.r](self, folder, line)
 
 
+class UnfitWorker(ScriptedWorker):
+    """Cannot start, as on a node that lacks a package."""
+
+    def __init__(self, *_: object) -> None:
+        raise ModuleNotFoundError("No module named 'peft'")
+
+
 def complete(worker: ScriptedWorker, folder: TrialFolder, line: Line) -> Result:
     line.started(folder, "scripted", 2)
     for step in (1, 2):

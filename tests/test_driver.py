@@ -121,6 +121,14 @@ def test_when_all_fail_alike_the_sweep_stops_and_says_why(tmp_path):
     assert len(decider.told) == 3
 
 
+def test_process_and_actor_ids_make_no_failure_another():
+    progress = Progress()
+    for pid, actor in ((17, "61ae33b101000000"), (4242, "0ddf46ef"), (5, "18d8d552b59d")):
+        cause = Cause(kind="lost", message=f"worker {actor} (pid={pid}) died: no module deepspeed")
+        progress.end(pid, Result(state="failed", cause=cause), {})
+    assert progress.alike == ("lost: worker # (pid=#) died: no module deepspeed", 3)
+
+
 @pytest.mark.parametrize(
     ("stop", "started", "reason"),
     [

@@ -104,6 +104,15 @@ def test_a_dead_worker_is_reported_and_replaced(executor, submit):
     assert len(gather(executor, ends(2))) == 8
 
 
+def test_a_worker_that_cannot_start_says_why_in_one_line(executor, submit, monkeypatch):
+    submit(3), submit(3)
+    gather(executor, ends(2))
+    monkeypatch.setattr(executor, "worker", helpers_ray.UnfitWorker)
+    submit(1)
+    last = gather(executor, ends(1))[-1]
+    assert last.message == "the worker could not start: ModuleNotFoundError: No module named 'peft'"
+
+
 def test_a_worker_that_cannot_be_cleaned_is_replaced(executor, submit):
     submit(4)
     spoiled = gather(executor, ends(1))[-1].result.metrics["pid"]
