@@ -15,12 +15,11 @@ from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sweep import shapes
 from sweep.driver import Proposal
+from sweep.journal import Journal
 from sweep.samplers import make_pruner, make_sampler
 from sweep.space import Space
 from sweep.spec import ConfirmSpec, SweepSpec
@@ -41,16 +40,6 @@ _OUTSIDE = {"confirms", "continues"}
 """Marks of trials that are no part of the search: never pruned, never repeated."""
 
 
-class _HeldByLease(BaseJournalFileLock):
-    """No lock of its own: the study's lease lets one driver in, and a lock file outlives a kill."""
-
-    def acquire(self) -> bool:
-        return True
-
-    def release(self) -> None:
-        return None
-
-
 def open_storage(
     folder: StudyFolder, url: str | None = None, *, repair: bool = True
 ) -> BaseStorage:
@@ -68,7 +57,7 @@ def open_storage(
         cut_torn_line(folder.journal)
     elif not folder.journal.exists():
         raise ValueError(f"{folder.journal}: there is no journal")
-    return JournalStorage(JournalFileBackend(str(folder.journal), lock_obj=_HeldByLease()))
+    return JournalStorage(Journal(str(folder.journal)))
 
 
 def rename(storage: BaseStorage, old: str, new: str) -> None:
