@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from results.table import trials_table, write_table
 
 __all__ = [
-    "Options", "compare", "print_status", "print_table", "trials_table", "write", "write_report",
-    "write_table",
+    "Options", "compare", "preload", "print_status", "print_table", "trials_table", "write",
+    "write_report", "write_table",
 ]  # fmt: skip
 
 _HOME = {
@@ -30,6 +30,14 @@ _HOME = {
     "write_report": "results.report",
     "write_table": "results.table",
 }
+
+_HEAVY = ("results.report", "results.show", "matplotlib.backends.backend_svg", "optuna.importance")
+
+
+def preload() -> None:
+    """Import what a report takes, for a thread that does so while there is nothing else to do."""
+    for name in _HEAVY:
+        importlib.import_module(name)
 
 
 def __getattr__(name: str) -> Any:

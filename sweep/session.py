@@ -6,6 +6,7 @@ import contextlib
 import logging
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+import results
 from sweep import aside, lease, live, provenance
 from sweep.disk import Disk
 from sweep.driver import Driver, Ending
@@ -259,7 +261,10 @@ def _drive(spec: SweepSpec, folder: StudyFolder, options: Options, console: Cons
                 packed=spec.resources.pack != 1,
             )
             with _interruptible(driver, view):
-                return driver.run()
+                ending = driver.run()
+        # Ray takes a second to end, in which nobody else works.
+        threading.Thread(target=results.preload, daemon=True).start()
+        return ending
 
 
 def _start(

@@ -25,7 +25,7 @@ from trial.sharing import bucket
 from trial.workbench import Workbench
 
 CANDIDATES = (1, 2, 4, 8, 16)
-"""Numbers of slots that `auto` times, in this order."""
+"""Numbers of slots that `auto` times, in this order; and the most there is work for."""
 GAIN = 1.10
 """More slots must train so many times the tokens per second of fewer."""
 TIMED = 3
@@ -120,7 +120,7 @@ def pays(seconds: Callable[[int], float | None], most: int) -> int:
     `seconds(k)` times a batch of k slots; None when it did not fit into memory.
     """
     best, best_rate = 1, 0.0
-    for slots in (number for number in CANDIDATES if number <= most):
+    for slots in [*(number for number in CANDIDATES if number < most), most]:
         took = seconds(slots)
         if took is None or slots / took < best_rate * GAIN:
             break
