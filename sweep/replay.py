@@ -12,8 +12,9 @@ import heapq
 import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,7 @@ class _Play:
     """One trial on a simulated device."""
 
     folder: TrialFolder
-    worker: int
+    slot: int
     curve: Curve
     began: float
     paid: float
@@ -154,6 +155,12 @@ class ReplayExecutor:
     startup_seconds: float = 0.0
     """Paid by a worker's first trial; by every trial when workers are not `warm`."""
     warm: bool = True
+    pack: int = 1
+    """Trials that share a device."""
+    share: float = 1.0
+    """Device-seconds of a trial in a full pack over those of the same trial alone."""
+    counts_driver: bool = False
+    """Whether the clock goes on while the driver thinks, as it does for real devices."""
     now: float = 0.0
     busy_seconds: float = 0.0
     """Device-seconds that ended trials held, start-up included."""
@@ -164,18 +171,28 @@ class ReplayExecutor:
     """The last start of every trial: events of earlier ones are void."""
     _count: Any = field(default_factory=itertools.count)
     _idle: list[int] = field(default_factory=list)
-    _used: set[int] = field(default_factory=set)
+    """Free slots; slot s is on device s % devices, so that packs fill evenly."""
+    _up: dict[int, float] = field(default_factory=dict)
+    """When each worker is up."""
+    _left: float = 0.0
+    """When the driver was last given something to think about, by a real clock."""
+    driver_seconds: float = 0.0
+    """What the driver took to think, in real seconds."""
 
     def start(self) -> None:
         """Every device is free; the lowest is taken first."""
         self._idle = list(range(self.slots()))
+        self._left = perf_counter()
 
     def clock(self) -> float:
         """Simulated seconds since the start."""
         return self.now
 
     def slots(self) -> int:
-        """All devices."""
+        """Trials that run at once."""
+        return self._devices() * self.pack
+
+    def _devices(self) -> int:
         return self.nodes * self.devices
 
     def describe(self) -> str:
@@ -184,17 +201,35 @@ class ReplayExecutor:
 
     def submit(self, job: Job) -> None:
         """Put a job of one trial on a free device; it goes on where its folder ends."""
+        self._note_driver()
         (placed,) = job.trials
-        worker = heapq.heappop(self._idle)
-        fresh = worker not in self._used or not self.warm
-        self._used.add(worker)
+        slot = heapq.heappop(self._idle)
+        worker = slot % self._devices()
         folder = TrialFolder(placed.folder)
-        curve = self.curve(placed.number, folder.read_config())
-        paid = curve.load_seconds + (self.startup_seconds if fresh else 0.0)
-        play = _Play(folder, worker, curve, self.now, paid)
+        curve = self._slowed(self.curve(placed.number, folder.read_config()))
+        paid = curve.load_seconds + self._startup(worker)
+        play = _Play(folder, slot, curve, self.now, paid)
         self._plays[placed.number] = play
         self._starts[placed.number] = next(self._count)
         self._schedule(placed, play)
+
+    def _startup(self, worker: int) -> float:
+        """Seconds until a worker is up; those that share it wait for the same start."""
+        if not self.warm:
+            return self.startup_seconds
+        return max(0.0, self._up.setdefault(worker, self.now + self.startup_seconds) - self.now)
+
+    def _slowed(self, curve: Curve) -> Curve:
+        """The curve in a full pack: each trial waits for the others'."""
+        times = self.pack * self.share
+        if times == 1.0:
+            return curve
+        return replace(
+            curve,
+            step_seconds=curve.step_seconds * times,
+            eval_seconds=curve.eval_seconds * times,
+            load_seconds=curve.load_seconds * times,
+        )
 
     def _schedule(self, placed: Placed, play: _Play) -> None:
         number, curve = placed.number, play.curve
@@ -202,7 +237,7 @@ class ReplayExecutor:
         step = evaluations[-1].step if evaluations else 0
         play.last = evaluations[-1] if evaluations else None
         time = self.now + play.paid
-        self._push(time, number, Started(number, self._place(play.worker), curve.steps[-1]))
+        self._push(time, number, Started(number, self._place(play.slot), curve.steps[-1]))
         for at, loss in zip(curve.steps, curve.losses, strict=True):
             if at > step:
                 time += (at - step) * curve.step_seconds + curve.eval_seconds
@@ -211,7 +246,8 @@ class ReplayExecutor:
                 self._push(time, number, Evaluated(number, evaluation))
         self._push(time, number, Finished(number, self._result(play, "complete", step, time)))
 
-    def _place(self, worker: int) -> str:
+    def _place(self, slot: int) -> str:
+        worker = slot % self._devices()
         return f"node{worker // self.devices}:{worker % self.devices}"
 
     def _push(self, time: float, number: int, event: Event) -> None:
@@ -219,6 +255,7 @@ class ReplayExecutor:
 
     def stop(self, number: int, reason: StopReason) -> None:
         """The trial leaves its device one optimizer step later."""
+        self._note_driver()
         play = self._plays.get(number)
         if play is None or play.stop is not None:
             return
@@ -232,13 +269,27 @@ class ReplayExecutor:
 
     def events(self, timeout: float) -> list[Event]:
         """The next events, all of one moment; the clock moves on to them, or by `timeout`."""
+        self._note_driver()
+        found = self._next(timeout)
+        self._left = perf_counter()
+        return found
+
+    def _note_driver(self) -> None:
+        """Count what the driver took since it was last here."""
+        clock = perf_counter()
+        thought, self._left = clock - self._left, clock
+        self.driver_seconds += thought
+        if self.counts_driver:
+            self.now += thought
+
+    def _next(self, timeout: float) -> list[Event]:
         while self._due and self._due[0][2] != self._starts[self._due[0][3].number]:
             heapq.heappop(self._due)
         until = self.now + timeout
         if not self._due or self._due[0][0] > until:
             self.now = until
             return []
-        self.now = self._due[0][0]
+        self.now = max(self.now, self._due[0][0])
         found: list[Event] = []
         while self._due and self._due[0][0] <= self.now:
             _, _, start, event = heapq.heappop(self._due)
@@ -257,8 +308,8 @@ class ReplayExecutor:
             if isinstance(event, Finished):
                 play.folder.write_result(event.result)
             del self._plays[event.number]
-            self.busy_seconds += self.now - play.began
-            heapq.heappush(self._idle, play.worker)
+            self.busy_seconds += (self.now - play.began) / self.pack
+            heapq.heappush(self._idle, play.slot)
 
     def _result(self, play: _Play, state: Any, step: int, time: float) -> Result:
         curve = play.curve
