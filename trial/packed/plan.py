@@ -98,7 +98,8 @@ def _steps(value: float, max_steps: int) -> int:
 def _schedule(args: Any, max_steps: int) -> Any:
     from transformers import get_scheduler
 
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    # Some schedules end at a rate of its own right: what that is of the first they ask here.
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
     made = get_scheduler(
         args.lr_scheduler_type,
         optimizer,
