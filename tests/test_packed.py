@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -9,14 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_models import make_model
 from helpers_train import Material
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from trial import devices
 from trial.checkpoints import Checkpoints
 from trial.control import Free
 from trial.folder import TrialFolder
-from trial.packed import floor, job
+from trial.packed import adamw, floor, job
 from trial.packed.adamw import Rule, SlotAdamW
 from trial.packed.job import train_packed
 from trial.packed.skeleton import NotPackableError
@@ -25,6 +29,8 @@ from trial.sharing import share_key, why_alone
 
 FLOAT32 = 2e-5
 """Packed and solo losses part by at most this in float32, over twenty steps at usual rates."""
+BFLOAT16 = 2e-3
+"""The same in bfloat16, whose numbers are 8e-3 apart."""
 
 MIXED: list[dict[str, Any]] = [
     {"lora": {"r": 4, "lora_dropout": 0.1}, "training": {"seed": 1}},
@@ -58,10 +64,15 @@ def lines(folder: TrialFolder) -> list[dict[str, Any]]:
     return [json.loads(line) for line in folder.metrics.read_text().splitlines()]
 
 
-def deviation(first: TrialFolder, second: TrialFolder) -> float:
+def once(folder: TrialFolder) -> list[dict[str, Any]]:
+    """What a folder has logged; of a step that was done again the last word."""
+    return list({(line["kind"], line["step"]): line for line in lines(folder)}.values())
+
+
+def deviation(first: TrialFolder, second: TrialFolder, read: Any = lines) -> float:
     """Largest difference of any number that both logged; they must have logged alike."""
     worst = 0.0
-    for one, two in zip(lines(first), lines(second), strict=True):
+    for one, two in zip(read(first), read(second), strict=True):
         assert {**one, **two}.keys() == one.keys()
         for name, value in one.items():
             if name in ("step", "tokens", "kind"):
@@ -120,7 +131,11 @@ def test_mixed_trials_end_as_their_solo_runs(material, solo, slots):
                         "learning_rate": st.floats(1e-4, 5e-3),
                         "warmup_ratio": st.sampled_from([0.0, 0.3]),
                         "weight_decay": st.sampled_from([0.0, 0.1]),
-                        "lr_scheduler_type": st.sampled_from(["linear", "cosine", "constant"]),
+                        "lr_scheduler_type": st.sampled_from(
+                            ["linear", "cosine", "constant", "polynomial"]
+                        ),
+                        "max_grad_norm": st.sampled_from([0.0, 0.05, 1.0]),
+                        "adam_epsilon": st.sampled_from([1e-6, 1e-4]),
                         "gradient_accumulation_steps": st.sampled_from([1, 3]),
                         "adam_beta2": st.sampled_from([0.95, 0.999]),
                         "seed": st.integers(0, 99),
@@ -139,6 +154,67 @@ def test_any_trials_end_as_their_solo_runs(material, drawn):
     for config, folder in zip(configs, folders, strict=True):
         alone, _ = material.train(config)
         assert deviation(alone, folder) < FLOAT32
+
+
+@pytest.mark.parametrize(
+    ("schedule", "more"),
+    [
+        ("polynomial", {"lr_end": 1e-3}),
+        ("cosine_with_min_lr", {"min_lr": 1e-3}),
+        ("warmup_stable_decay", {"num_decay_steps": 5}),
+        ("cosine_with_restarts", {"num_cycles": 2}),
+    ],
+)
+def test_a_schedule_is_the_trainers_own(material, schedule, more):
+    """Some end at a rate that is given as such, not as a share of the first."""
+    training = {"lr_scheduler_type": schedule, "lr_scheduler_kwargs": more, "warmup_steps": 3}
+    config = material.config(training={**training, "logging_steps": 1})
+    alone, _ = material.train(config)
+    folder = material.folder(config)
+    train_packed([folder], slots=1, bench=material.bench())
+    assert deviation(alone, folder) < FLOAT32
+
+
+@pytest.mark.parametrize(
+    ("family", "sections", "bound"),
+    [
+        ("gpt2", {}, FLOAT32),
+        ("qwen2", {}, FLOAT32),
+        ("llama", {"model": {"dtype": "bfloat16"}}, BFLOAT16),
+        ("llama", {"training": {"bf16": True}}, BFLOAT16),
+        ("qwen2", {"model": {"dtype": "bfloat16"}, "training": {"bf16": True}}, BFLOAT16),
+        ("llama", {"lora": {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"q_proj": 9}}}, 1e-5),
+        ("llama", {"lora": {"target_modules": ".*layers.1.*_proj"}, "keep": "last"}, FLOAT32),
+        ("llama", {"training": {"data_seed": 5, "eval_delay": 8, "save_steps": 0.3}}, FLOAT32),
+    ],
+)  # fmt: skip
+def test_families_and_types_end_as_their_solo_runs(material, family, sections, bound):
+    """Beside a trial of another rank, rate and dropout; the adapter is one that PEFT reads."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    path = material.root / family
+    if not path.exists():
+        make_model(path, family)
+    model = {"name_or_path": str(path), **sections.get("model", {})}
+    named = {name: part for name, part in sections.items() if name != "model"}
+    config = material.config(model=model, packed=True, **named)
+    lora = {**sections.get("lora", {}), "r": 9, "lora_dropout": 0.2}
+    training = {**sections.get("training", {}), "learning_rate": 1e-2, "seed": 7}
+    other = material.config(model=model, packed=True, lora=lora, training=training)
+    assert share_key(config) == share_key(other) is not None
+    alone, expected = material.train(config.model_copy(update={"packed": False}))
+    folder = material.folder(config)
+    result = train_packed([material.folder(other), folder], slots=2, bench=material.bench())[1]
+    assert deviation(alone, folder) < bound
+    assert result.value == pytest.approx(expected.value, abs=bound)
+    read = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(path), folder.adapter)
+    ours = adapter(folder)
+    read = {k: v for k, v in read.state_dict().items() if "lora_" in k}
+    assert len(read) == len(ours) > 0
+    assert all(
+        torch.equal(read[key.replace(".weight", ".default.weight")], ours[key]) for key in ours
+    )
 
 
 def test_a_packed_trial_equals_a_plain_peft_and_adamw_loop(material):
@@ -196,9 +272,16 @@ class Stops(Free):
 
 
 def test_neighbours_are_equal_to_the_bit_whatever_becomes_of_a_trial(material):
-    """A trial that diverges, one that is pruned, and the trials that take their slots."""
-    steady, later = material.config(**MIXED[0]), material.config(**MIXED[3])
-    wild = material.config(training={"learning_rate": 1e30, "max_grad_norm": 0.0})
+    """A trial that diverges, one that is pruned, and the trials that take their slots.
+
+    On batches so large that a product is summed in several parts.
+    """
+    large = {"per_device_train_batch_size": 24}
+    steady, later = (
+        material.config(lora=mixed["lora"], training={**mixed["training"], **large})
+        for mixed in (MIXED[0], MIXED[3])
+    )
+    wild = material.config(training={"learning_rate": 1e30, "max_grad_norm": 0.0, **large})
     quiet = [material.folder(steady), material.folder(later)]
     train_packed(quiet, slots=1, bench=material.bench())
     folders = [material.folder(config) for config in (wild, steady, steady, later)]
@@ -230,24 +313,66 @@ def test_an_interrupted_trial_goes_on_in_any_slot_as_if_nothing_had_happened(mat
         assert torch.equal(*(next(iter(adapter(f).values())) for f in (apart, resumed)))
 
 
-def test_running_out_of_memory_halves_the_slots_and_loses_nothing(material, monkeypatch):
-    configs = [material.config(**MIXED[index]) for index in (0, 3, 0, 3)]
+class Crowded:
+    """Lets a method of the engine run out of memory once, where many slots are there."""
+
+    def __init__(self, monkeypatch: Any, name: str, turn: int, fits: int = 2) -> None:
+        self.turns, self.turn, self.fits = 0, turn, fits
+        whole = getattr(floor.Engine, name)
+
+        def crowded(engine: Any, *given: Any) -> Any:
+            self.turns += 1
+            if self.turns >= self.turn and engine.bank.slots > self.fits:
+                if name == "step":
+                    # Half of it is done.
+                    whole(engine, given[0])
+                raise torch.OutOfMemoryError("CUDA out of memory (a test)")
+            return whole(engine, *given)
+
+        monkeypatch.setattr(floor.Engine, name, crowded)
+
+
+@pytest.mark.parametrize(
+    ("name", "turn"),
+    [("accumulate", 6), ("accumulate", 7), ("step", 7), ("evaluate", 3), ("load", 4)],
+)
+def test_running_out_of_memory_halves_the_slots_and_loses_nothing(
+    material, monkeypatch, name, turn
+):
+    """In the middle of an optimizer step's batches, of its moving, of an evaluation, of a start."""
+    configs = [material.config(**MIXED[index]) for index in (2, 3, 2, 3)]
     apart = [material.folder(config) for config in configs[:2]]
     train_packed(apart, slots=1, bench=material.bench())
-    accumulate = floor.Engine.accumulate
-    turns = iter(range(1000))
-
-    def crowded(engine: Any, shares: Any) -> Any:
-        if len(shares) > 2 and next(turns) >= 4:
-            raise torch.OutOfMemoryError("CUDA out of memory (a test)")
-        return accumulate(engine, shares)
-
-    monkeypatch.setattr(floor.Engine, "accumulate", crowded)
+    crowded = Crowded(monkeypatch, name, turn)
     folders = [material.folder(config) for config in configs]
     results = train_packed(folders, slots=4, bench=material.bench())
+    assert crowded.turns > turn
     assert [result.state for result in results] == ["complete"] * 4
     for index, folder in enumerate(folders):
-        assert deviation(apart[index % 2], folder) == 0.0
+        assert deviation(apart[index % 2], folder, once) == 0.0
+        assert folder.read_attempts()[-1].slots == 2
+
+
+def test_a_job_opens_with_as_many_slots_as_there_is_memory_for(material, monkeypatch):
+    made = floor.Engine.__init__
+
+    def crowded(engine: Any, *given: Any, slots: int, **named: Any) -> None:
+        if slots > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory (a test)")
+        made(engine, *given, slots=slots, **named)
+
+    monkeypatch.setattr(floor.Engine, "__init__", crowded)
+    folders = [material.folder(material.config(**MIXED[0])) for _ in range(2)]
+    results = train_packed(folders, slots=8, bench=material.bench())
+    assert [result.state for result in results] == ["complete"] * 2
+    assert {folder.read_attempts()[0].slots for folder in folders} == {2}
+
+
+def test_what_does_not_fit_in_one_slot_fails(material, monkeypatch):
+    Crowded(monkeypatch, "accumulate", 1, fits=0)
+    folders = [material.folder(material.config()) for _ in range(2)]
+    results = train_packed(folders, slots=2, bench=material.bench())
+    assert {result.cause.kind for result in results} == {"out_of_memory"}
 
 
 def test_a_fault_of_the_whole_lets_each_trial_train_alone(material, monkeypatch):
@@ -272,7 +397,8 @@ def test_a_model_with_dropout_of_its_own_is_not_packed(material, tmp_path):
     assert result.state == "complete"
 
 
-def test_slots_step_as_torchs_own_adamw():
+@pytest.mark.parametrize("masked", [False, True])
+def test_slots_step_as_torchs_own_adamw(masked):
     torch.manual_seed(0)
     rules = [
         Rule(1, 1e-2, 0.1, (0.9, 0.999), 1e-8, 1.0),
@@ -280,7 +406,7 @@ def test_slots_step_as_torchs_own_adamw():
         None,
     ]
     value, grad = torch.randn(3, 40), torch.zeros(3, 40)
-    ours = SlotAdamW([(value, grad)])
+    ours = SlotAdamW([(value, grad)], masked=masked)
     singles = [torch.nn.Parameter(value[slot].clone()) for slot in range(2)]
     theirs = [
         torch.optim.AdamW([p], lr=rule.rate, betas=rule.betas, eps=rule.epsilon,
@@ -290,6 +416,7 @@ def test_slots_step_as_torchs_own_adamw():
     untouched = value[2].clone()
     for step in range(1, 6):
         fresh = torch.randn(3, 40) * 3
+        fresh[2, step] = math.inf
         grad.copy_(fresh)
         norms = ours.step([rule and Rule(step, *_rest(rule)) for rule in rules])
         for slot, (single, optimizer) in enumerate(zip(singles, theirs, strict=True)):
@@ -331,29 +458,126 @@ def test_the_number_of_slots_is_measured_where_nobody_says(material):
     assert all(deviation(alone, folder) == 0.0 for folder in folders)
 
 
-def test_what_may_share_a_job(material):
-    base = material.config(packed=True)
-    same = material.config(packed=True, lora={"r": 16}, training={"learning_rate": 1e-4, "seed": 9})
-    assert share_key(base) == share_key(same) is not None
-    others = [
-        {"lora": {"r": 17}},
-        {"lora": {"target_modules": ["q_proj"]}},
-        {"training": {"per_device_train_batch_size": 4}},
-        {"data": {"max_length": 32}},
-        {"model": {"dtype": "bfloat16"}},
-    ]
-    keys = {share_key(material.config(packed=True, **sections)) for sections in others}
-    assert len(keys | {share_key(base)}) == len(others) + 1
-    assert share_key(material.config()) is None
-    alone = [
-        {"lora": {"r": 0}},
-        {"lora": {"use_dora": True}},
-        {"lora": {"modules_to_save": ["lm_head"]}},
-        {"zero_stage": 1},
-        {"training": {"gradient_checkpointing": True}},
-        {"training": {"lr_scheduler_type": "reduce_lr_on_plateau"}},
-    ]
-    for sections in alone:
-        config = material.config(packed=True, **sections)
-        assert share_key(config) is None
-        assert why_alone(config)
+ALONE: list[dict[str, Any]] = [
+    {"lora": {"r": 0}},
+    {"lora": {"use_dora": True}},
+    {"lora": {"bias": "lora_only"}},
+    {"lora": {"init_lora_weights": "pissa"}},
+    {"lora": {"modules_to_save": ["lm_head"]}},
+    {"zero_stage": 0},
+    {"zero_stage": 1},
+    {"objective": {"name": "grad_ascent"}, "data": {"forget_path": "rows.jsonl"}},
+    {"data": {"forget_path": "rows.jsonl"}},
+    {"evaluation": {"metrics": ["json:dumps"]}},
+    {"training": {"gradient_checkpointing": True}},
+    {"training": {"label_smoothing_factor": 0.1}},
+    {"training": {"torch_compile": True}},
+    {"training": {"optim": "adafactor"}},
+    {"training": {"group_by_length": True}},
+    {"training": {"lr_scheduler_type": "reduce_lr_on_plateau"}},
+]
+OTHER_JOB: list[dict[str, Any]] = [
+    {"lora": {"r": 17}},
+    {"lora": {"rank_pattern": {"v_proj": 17}}},
+    {"lora": {"target_modules": ["q_proj"]}},
+    {"training": {"per_device_train_batch_size": 4}},
+    {"training": {"per_device_eval_batch_size": 8}},
+    {"training": {"bf16": True}},
+    {"data": {"max_length": 32}},
+    {"data": {"split_seed": 1}},
+    {"model": {"dtype": "bfloat16"}},
+    {"device": "auto"},
+]
+SAME_JOB: list[dict[str, Any]] = [
+    {"lora": {"r": 16, "lora_alpha": 3.0, "lora_dropout": 0.5, "use_rslora": True}},
+    {"lora": {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"v_proj": 2}}},
+    {"training": {"learning_rate": 1e-4, "seed": 9, "data_seed": 3, "weight_decay": 0.1}},
+    {"training": {"lr_scheduler_type": "polynomial", "warmup_steps": 3, "max_grad_norm": 0.0}},
+    {"training": {"max_steps": 7, "gradient_accumulation_steps": 3, "eval_steps": 2}},
+    {"training": {"adam_beta1": 0.8, "adam_beta2": 0.9, "adam_epsilon": 1e-8}},
+    {"keep": "last", "diverged_above": 9.0, "keep_checkpoint": True},
+]
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        *((row, "alone") for row in ALONE),
+        *((row, "another job") for row in OTHER_JOB),
+        *((row, "the same job") for row in SAME_JOB),
+        ({"packed": False}, "not packed"),
+    ],
+)
+def test_what_may_share_a_job(material, sections, expected):
+    base = share_key(material.config(packed=True))
+    config = material.config(**{"packed": True, **sections})
+    key, why = share_key(config), why_alone(config)
+    found = "alone" if why else "the same job" if key == base else "another job"
+    assert base is not None
+    assert ("not packed" if not why and key is None else found) == expected
+    assert (key is None) == (expected in ("alone", "not packed"))
+
+
+def test_a_pattern_that_matches_nothing_leaves_room_for_ranks_that_may_come(material):
+    """What shares a job fits into its slots, whoever came first."""
+    patterned = {"lora": {"r": 4, "rank_pattern": {"no_such_module": 64}}}
+    configs = [material.config(packed=True, **part) for part in (patterned, {"lora": {"r": 60}})]
+    assert share_key(configs[0]) == share_key(configs[1])
+    results = train_packed(list(map(material.folder, configs)), slots=2, bench=material.bench())
+    assert [result.state for result in results] == ["complete"] * 2
+
+
+class Compiled(floor.Engine):
+    """Compiles the base model with its slots; from the fifth trial on nothing may be compiled."""
+
+    loaded = 0
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.base.forward = torch.compile(self.base.forward, backend="aot_eager", dynamic=False)
+
+    def load(self, *given: Any) -> None:
+        Compiled.loaded += 1
+        torch._dynamo.config.error_on_recompile = Compiled.loaded > 4
+        super().load(*given)
+
+    def close(self) -> Any:
+        del self.base.forward
+        return super().close()
+
+
+def test_twenty_refills_compile_nothing(material, monkeypatch):
+    """Ranks, scales, dropouts, rates, seeds, lengths, accumulation differ; slots stay empty."""
+    from torch._dynamo.utils import counters
+
+    fixed = dataclasses.replace(devices.DEVICES["cpu"], fixed_shapes=True)
+    monkeypatch.setitem(devices.DEVICES, "cpu", fixed)
+    monkeypatch.setattr(
+        adamw, "_move", torch.compile(adamw._move, backend="aot_eager", dynamic=False)
+    )
+    monkeypatch.setattr(floor, "Engine", Compiled)
+    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", False)
+    monkeypatch.setattr(Compiled, "loaded", 0)
+    torch._dynamo.reset()
+    counters.clear()
+    configs = [
+        material.config(
+            lora={"r": 1 + number % 9, "lora_alpha": 1 + number, "lora_dropout": drop},
+            training={
+                "seed": number, "learning_rate": 1e-3 * (1 + number), "eval_steps": 2,
+                "max_steps": 2 + number % 3, "gradient_accumulation_steps": 1 + number % 2,
+                "max_grad_norm": number % 4, "per_device_train_batch_size": 2,
+            },
+        )
+        for number, drop in zip(range(22), itertools.cycle([0.0, 0.0, 0.0, 0.1, 0.3]))
+    ]  # fmt: skip
+    folders = list(map(material.folder, configs))
+    results = train_packed(folders, slots=2, bench=material.bench())
+    assert Compiled.loaded == 22
+    assert [result.state for result in results] == ["complete"] * 22
+    # The model in training and in evaluation, and the step of an A and a B of every shape.
+    assert counters["stats"]["unique_graphs"] < 12
+    monkeypatch.undo()
+    torch._dynamo.reset()
+    alone, _ = material.train(configs[-1])
+    assert deviation(alone, folders[-1]) < FLOAT32

@@ -66,6 +66,10 @@ class Run:
         if self.gang.size == 1:
             check_loss("the training loss", value, self.steps + 1, None)
 
+    def forget_step(self) -> None:
+        """The step that is being computed is begun anew."""
+        self._step_loss = 0.0
+
     def end_step(self, step: int) -> None:
         """Count an optimizer step; its whole loss must be within bounds."""
         shares = self.gang.exchange(self._step_loss)

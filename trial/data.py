@@ -70,6 +70,11 @@ class TokenDataset(Dataset[dict[str, torch.Tensor]]):
     def __len__(self) -> int:
         return len(self.tokens.spans)
 
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        spans = self.tokens.spans
+        return int((spans[:, 2] - spans[:, 0]).max())
+
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         start, answer, end = (int(edge) for edge in self.tokens.spans[index])
         ids = torch.from_numpy(self.tokens.ids[start:end].astype(np.int64))

@@ -64,6 +64,12 @@ def bucket(rank: int) -> int:
     return next((size for size in RANK_BUCKETS if rank <= size), rank)
 
 
+def padded_rank(config: TrialConfig) -> int:
+    """The rank that the adapter's matrices are padded to in a job."""
+    pattern = (config.lora.model_extra or {}).get("rank_pattern") or {}
+    return bucket(max([config.lora.r, *pattern.values()]))
+
+
 def why_alone(config: TrialConfig) -> str:
     """Why the trial cannot share a job, in words; empty when it can."""
     lora, extra = config.lora, config.lora.model_extra or {}
@@ -98,13 +104,12 @@ def share_key(config: TrialConfig) -> str | None:
     if not config.packed or why_alone(config):
         return None
     lora = config.lora
-    ranks = [lora.r, *(lora.model_extra or {}).get("rank_pattern", {}).values()]
     content = {
         "model": config.model.model_dump(mode="json"),
         "data": config.data.model_dump(mode="json"),
         "device": config.device,
         "targets": lora.target_modules,
-        "rank": bucket(max(ranks)),
+        "rank": padded_rank(config),
         "training": {name: config.training.get(name) for name in sorted(SHARED)},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -6,7 +6,7 @@ clipping torch's `clip_grad_norm_`, both slot by slot. All of it is data of shap
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,11 +29,22 @@ class Rule:
     """0 clips nothing."""
 
 
-class SlotAdamW:
-    """Moments for blocks of values [K, ...], and the step that moves them."""
+_IDLE = Rule(step=1, rate=0.0, decay=0.0, betas=(0.9, 0.999), epsilon=1.0, max_norm=0.0)
+"""Stands for a slot that is not due."""
 
-    def __init__(self, blocks: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+
+class SlotAdamW:
+    """Moments for blocks of values [K, ...], and the step that moves them.
+
+    Where a new shape costs a compilation (`masked`), all slots are computed at every step, and
+    those that are not due get back what they were.
+    """
+
+    def __init__(
+        self, blocks: Sequence[tuple[torch.Tensor, torch.Tensor]], *, masked: bool = False
+    ) -> None:
         self.blocks = blocks
+        self.masked = masked
         self.first = [torch.zeros_like(value) for value, _ in blocks]
         self.second = [torch.zeros_like(value) for value, _ in blocks]
 
@@ -56,10 +67,13 @@ class SlotAdamW:
         """
         norms = self.norms()
         due = [index for index, rule in enumerate(rules) if rule is not None]
+        if self.masked:
+            mask = torch.tensor([rule is not None for rule in rules]).to(norms.device)
+            self._step_all(norms, self._table([rule or _IDLE for rule in rules]), mask)
+            return norms
         table = self._table([rule for rule in rules if rule is not None])
         chosen = None if len(due) == len(rules) else due
-        for index, (value, grad) in enumerate(self.blocks):
-            tensors = (value, grad, self.first[index], self.second[index])
+        for tensors in self._tensors():
             if chosen is None:
                 _move(tensors, norms, table)
             else:
@@ -68,6 +82,20 @@ class SlotAdamW:
                     rows = tuple(tensor[here] for tensor in tensors)
                     _move(rows, norms[here], table[:, row : row + 1])
         return norms
+
+    def _step_all(self, norms: torch.Tensor, table: torch.Tensor, due: torch.Tensor) -> None:
+        """Step every slot, and take back what was done to those that are not due."""
+        for tensors in self._tensors():
+            before = [tensor.clone() for tensor in tensors]
+            _move(tensors, norms, table)
+            mask = due.view(-1, *[1] * (tensors[0].dim() - 1))
+            for tensor, old in zip(tensors, before, strict=True):
+                tensor.copy_(torch.where(mask, tensor, old))
+
+    def _tensors(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Value, gradient and both moments of every block."""
+        for (value, grad), first, second in zip(self.blocks, self.first, self.second, strict=True):
+            yield value, grad, first, second
 
     def _table(self, rules: Sequence[Rule]) -> torch.Tensor:
         """Eight numbers for each slot, worked out in double precision on the host: [8, slots]."""

@@ -42,6 +42,7 @@ class Bank:
         self.slots = slots
         self.rank = rank
         self.device = device
+        self.flat = flat
         self.places = Places()
         self.picked: torch.Tensor | None = None
         """Slots that the batch at hand holds, in its order; None for all."""
@@ -149,9 +150,12 @@ class Bank:
         self._thresholds = self._gains = None
 
     def drop(self, slots: Sequence[int], rows: Sequence[int], columns: int) -> None:
-        """Place the rows of a training batch for dropout; nothing to do where nobody drops."""
+        """Place the rows of a training batch for dropout.
+
+        Where nobody drops there is nothing to do, unless leaving it out were another graph.
+        """
         drops = [self.drops[slot] for slot in slots]
-        if not any(drops):
+        if self.flat and not any(drops):
             return
         self.places.set(rows, columns, self.device)
         share = len(rows) // len(slots)

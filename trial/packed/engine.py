@@ -31,15 +31,28 @@ optimizer step its loss is taken."""
 
 
 class Engine:
-    """One base model with a bank of slots over it; `close` gives the base model back untouched."""
+    """One base model with a bank of slots over it; `close` gives the base model back untouched.
 
-    def __init__(self, base: Any, device: Device, args: Any, drawn: Drawn, slots: int, rank: int):
+    Training batches are all `columns` wide: were they as wide as the longest row at hand, sums
+    would be rounded otherwise in other company.
+    """
+
+    def __init__(
+        self,
+        base: Any,
+        device: Device,
+        args: Any,
+        drawn: Drawn,
+        slots: int,
+        rank: int,
+        columns: int | None = None,
+    ) -> None:
         _refuse_own_dropout(base)
         self.device = device
         self.base = base.to(args.device).requires_grad_(False)
         self.bank = Bank(drawn, slots, rank, args.device, flat=not device.fixed_shapes)
-        self.adamw = SlotAdamW(self.bank.blocks)
-        self.collate = Collator(trim=not device.fixed_shapes)
+        self.adamw = SlotAdamW(self.bank.blocks, masked=device.fixed_shapes)
+        self.columns = None if device.fixed_shapes else columns
         self._extra = device.evaluation_inputs(SimpleNamespace(model=base, args=args))
         self._cast = torch.bfloat16 if args.bf16 else None
         install(self.base, self.bank)
@@ -104,7 +117,7 @@ class Engine:
         return exact_loss(forward, batches, dense=self.device.fixed_shapes)
 
     def _batch(self, rows: list[Batch]) -> Batch:
-        batch = self.collate(rows)
+        batch = {name: tensor[:, : self.columns] for name, tensor in _stacked(rows).items()}
         return self._moved(batch if self.device.fixed_shapes else open_mask(batch))
 
     def _moved(self, batch: Batch) -> Batch:
@@ -134,6 +147,9 @@ class Engine:
         losses = cross_entropy(predictions[wanted].float(), targets[wanted], reduction="none")
         counts = wanted.view(slots, -1).sum(dim=1).tolist()
         return torch.stack([part.sum() for part in losses.split(counts)])
+
+
+_stacked = Collator(trim=False)
 
 
 def _refuse_own_dropout(base: Any) -> None:

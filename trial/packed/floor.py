@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import torch
 
 from trial import failure
 from trial.arguments import build_arguments, labels, training_keywords
-from trial.batches import Batch, evaluation_batches
+from trial.batches import Batch, Collator, evaluation_batches
 from trial.config import TrialConfig
 from trial.data import Prepared
 from trial.devices import Device
@@ -21,8 +22,10 @@ from trial.folder import TrialFolder
 from trial.packed.engine import Engine
 from trial.packed.plan import Plan, make_plan
 from trial.packed.skeleton import Drawn, NotPackableError, Skeleton
-from trial.sharing import bucket
+from trial.sharing import padded_rank
 from trial.workbench import Workbench
+
+logger = logging.getLogger(__name__)
 
 CANDIDATES = (1, 2, 4, 8, 16)
 """Numbers of slots that `auto` times, in this order; and the most there is work for."""
@@ -57,7 +60,7 @@ class Floor:
     def eval_batches(self, size: int) -> Iterable[Batch]:
         """The held-out rows in batches of `size`; every trial has the same."""
         dataset = self.data.eval
-        fresh = evaluation_batches(dataset, size, self.engine.collate)
+        fresh = evaluation_batches(dataset, size, Collator(trim=not self.device.fixed_shapes))
         if len(dataset) * dataset.max_length > KEPT_EVAL_TOKENS:
             return fresh
         if size not in self._evals:
@@ -84,10 +87,12 @@ def open_floor(
     data = bench.prepared(config, base.config.model_type)
     skeleton = Skeleton(base)
     drawn = skeleton.draw(config)
-    rank = bucket(max(len(layer.a) for layer in drawn.layers))
-    build = partial(Engine, device=device, args=args, drawn=drawn, rank=rank)
+    build = partial(
+        Engine, device=device, args=args, drawn=drawn, rank=padded_rank(config),
+        columns=data.train.longest(),
+    )  # fmt: skip
     try:
-        engine = build(base, slots=slots or max(1, min(limit, CANDIDATES[-1])))
+        engine = build_fitting(build, base, slots or max(1, min(limit, CANDIDATES[-1])))
     except NotPackableError:
         bench.keep_base(base)
         raise
@@ -95,8 +100,25 @@ def open_floor(
         rows = [data.train[i % len(data.train)] for i in range(args.per_device_train_batch_size)]
         fitting = measure(engine, device, drawn, config.lora.lora_dropout, rows)
         if fitting < engine.bank.slots:
-            engine = build(engine.close(), slots=fitting)
+            base = engine.close()
+            # The new slots take the place of the old ones.
+            del engine
+            release()
+            engine = build(base, slots=fitting)
     return Floor(bench, device, data, skeleton, engine)
+
+
+def build_fitting(build: Callable[..., Engine], base: Any, slots: int) -> Engine:
+    """An engine of `slots` slots, or of a half, a quarter, ... of them, as memory allows."""
+    while True:
+        try:
+            return build(base, slots=slots)
+        except Exception as error:
+            if slots == 1 or failure.classify(error) != "out_of_memory":
+                raise
+            logger.warning("no room for %d slots: %s", slots, failure.cause_of(error, None).message)
+        slots //= 2
+        release()
 
 
 def _arguments(config: TrialConfig, device: Device, folder: TrialFolder) -> Any:

@@ -56,6 +56,10 @@ class Desk(Protocol):
         """The job holds so many trials at once."""
 
 
+class HalfSteppedError(RuntimeError):
+    """An optimizer step was begun and not ended: what lies in the slots is of no use any more."""
+
+
 class PackedJob:
     """Trains what a desk hands out, in `slots` slots; 0 slots: as many as pay."""
 
@@ -67,6 +71,8 @@ class PackedJob:
         """Most slots that are taken where nobody said how many."""
         self.free: list[int] = []
         self.busy: dict[int, Slot] = {}
+        self._crowd = 0
+        """So many trials at once were too many for the memory; 0 as long as all is well."""
         self._floor: Floor | None = None
 
     @property
@@ -81,7 +87,10 @@ class PackedJob:
         try:
             with ranks.environment(deepspeed=False):
                 while self._fill():
-                    self._turn()
+                    if not self._crowd:
+                        self._turn()
+                    if self._crowd:
+                        self._shrink()
         except Exception:
             self.bench.reusable = False
             raise
@@ -93,7 +102,7 @@ class PackedJob:
 
     def _fill(self) -> bool:
         """Give free slots a trial; False when there is nothing left to do."""
-        while self._floor is None or self.free:
+        while not self._crowd and (self._floor is None or self.free):
             entry = self.desk.next(wait=not self.busy)
             if entry is None:
                 return bool(self.busy)
@@ -113,7 +122,7 @@ class PackedJob:
             self.desk.bumped(entry, alone=True)
             return
         except Exception as error:
-            self._fail(entry, session, error)
+            self._give_up(entry, session, error)
             return
         self.busy[slot.index] = slot
         self._begin(slot)
@@ -192,18 +201,24 @@ class PackedJob:
         rules: list[Any] = [None] * engine.bank.slots
         for slot in slots:
             value = values[slot.index if fixed else slots.index(slot)]
-            slot.lost += value
-            slot.run.count_tokens(_tokens(slot.micro_rows()))
+            slot.loss += value
             slot.micro += 1
             if not self._guarded(slot, lambda s=slot, v=value: s.run.add_loss(v)):  # type: ignore[misc]
                 continue
             if slot.micro == slot.plan.args.gradient_accumulation_steps:
                 rules[slot.index] = slot.plan.rule(slot.run.steps)
-        norms = engine.step(rules) if any(rules) else None
+        norms = self._step(rules) if any(rules) else None
         for slot in slots:
             if rules[slot.index] is not None:
+                slot.run.count_tokens(_tokens(slot.rows))
                 slot.rows = []
         return norms
+
+    def _step(self, rules: list[Any]) -> torch.Tensor:
+        try:
+            return self.floor.engine.step(rules)
+        except Exception as error:
+            raise HalfSteppedError(str(error)) from error
 
     def _shares(self, slots: list[Slot]) -> list[Share]:
         shares = {slot.index: _share(slot) for slot in slots}
@@ -306,9 +321,20 @@ class PackedJob:
         except Exception as error:
             if slot.index in self.busy:
                 self._leave(slot)
-            self._fail(slot.entry, slot.session, error)
+            self._give_up(slot.entry, slot.session, error)
             return False
         return True
+
+    def _give_up(self, entry: Entry, session: Session, error: Exception) -> None:
+        """What went wrong for one trial ends it; too little memory for it only where it is alone.
+
+        It goes on from its newest checkpoint then, for what lies in its slot may be half done.
+        """
+        if self._floor is not None and self.floor.slots > 1 and _is_full(error):
+            self._too_many(self.floor.slots, error)
+            self.desk.bumped(entry, alone=False)
+        else:
+            self._fail(entry, session, error)
 
     def _fail(self, entry: Entry, session: Session, error: Exception) -> None:
         from trial.train import commit
@@ -330,34 +356,54 @@ class PackedJob:
 
     def _failed_turn(self, slots: list[Slot], error: Exception) -> None:
         """Out of memory halves the slots; any other failure of the whole lets each train alone."""
-        full = failure.classify(error) == "out_of_memory"
-        if len(slots) == 1:
+        full, whole = _is_full(error), not isinstance(error, HalfSteppedError)
+        if len(slots) == 1 and not (full and self.floor.slots > 1):
             self._leave(slots[0])
             self._fail(slots[0].entry, slots[0].session, error)
             self.bench.reusable = False
             return
         self.floor.engine.forget_gradients()
-        keep = len(slots) // 2 if full else 0
-        logger.warning("%d trials at once: %s", len(slots), failure.cause_of(error, None).message)
         for slot in slots:
             slot.step_again()
-        for slot in slots[keep:]:
-            self._keep(slot)
-            self._leave(slot)
-            self.desk.bumped(slot.entry, alone=not full)
-        self.free = []
-        if full:
-            del error
-            release()
-            self.desk.sized(keep)
-        else:
+        if not full:
+            self._clear_out(alone=True, keep=whole)
             raise error
+        self._too_many(self.floor.slots if self.floor.device.fixed_shapes else len(slots), error)
+        if not whole:
+            self._clear_out(alone=False, keep=False)
+
+    def _too_many(self, crowd: int, error: Exception) -> None:
+        """So many trials at once take more memory than there is."""
+        logger.warning("%d trials at once: %s", crowd, failure.cause_of(error, None).message)
+        self._crowd = crowd
+        self.desk.sized(max(1, crowd // 2))
+
+    def _shrink(self) -> None:
+        """Go on with half as many slots; the trials go on there, or wait for a slot elsewhere."""
+        self.slots, self._crowd = max(1, self._crowd // 2), 0
+        for slot in self.busy.values():
+            slot.step_again()
+        self._clear_out(alone=False, keep=True)
+        self.floor.close()
+        self._floor = None
+        release()
+
+    def _clear_out(self, *, alone: bool, keep: bool) -> None:
+        """Let every trial leave its slot: to go on later from here, or from its checkpoint."""
+        for slot in list(self.busy.values()):
+            if not keep or self._guarded(slot, lambda slot=slot: self._keep(slot)):  # type: ignore[misc]
+                self._leave(slot)
+                self.desk.bumped(slot.entry, alone=alone)
 
     def _say(self, slot: Slot, text: str) -> None:
         """A line in the trial's log."""
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         with open(slot.entry.folder.log, "a", encoding="utf-8") as log:
             log.write(f"{stamp} {text}\n")
+
+
+def _is_full(error: Exception) -> bool:
+    return failure.classify(error) == "out_of_memory"
 
 
 def _share(slot: Slot) -> Share:

@@ -57,6 +57,8 @@ class Slot:
     """Steps that were done when this attempt began."""
     fresh: bool = True
     """Whether there was no checkpoint to go on from."""
+    loss: float = 0.0
+    """What the micro-batches of the step at hand have come to."""
     lost: float = 0.0
     """Sum of the training losses since the last log entry."""
     logged_at: int = 0
@@ -85,7 +87,8 @@ class Slot:
 
     def step_again(self) -> None:
         """Forget what has been done of the step at hand."""
-        self.micro = 0
+        self.micro, self.loss = 0, 0.0
+        self.run.forget_step()
 
     def end_step(self) -> None:
         """Count an optimizer step.
@@ -93,7 +96,8 @@ class Slot:
         Raises:
             Diverged: its loss is above the trial's bound.
         """
-        self.rows, self.micro = [], 0
+        self.lost += self.loss
+        self.rows, self.micro, self.loss = [], 0, 0.0
         self.run.end_step(self.run.steps + 1)
 
     def log(self, norm: float) -> None:
