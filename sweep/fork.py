@@ -72,7 +72,7 @@ def _carry(
     if result is None or result.state not in ("complete", "pruned"):
         return Lineage(number, None, result.state if result else "not finished")
     try:
-        params = after.check_point(_point(config, before, after))
+        params = after.check_point(point_of(config, before, after))
         fresh = after.configure(params, len(study.get_trials(deepcopy=False)))
     except ConfigError as error:
         return Lineage(number, None, str(error.problems[0]))
@@ -84,7 +84,7 @@ def _carry(
     return Lineage(number, fresh.origin.number if fresh.origin else None)
 
 
-def _point(config: TrialConfig, before: SweepSpec, after: Space) -> dict[str, Any]:
+def point_of(config: TrialConfig, before: SweepSpec, after: Space) -> dict[str, Any]:
     """The old trial as a point of the new space: by path, and by name for variables."""
     content = config.model_dump(mode="json")
     drawn = Space.of(before).named(config.origin.params if config.origin else {})

@@ -40,6 +40,9 @@ ENDINGS = (".yaml", ".yml")
 MANY_TRIALS = 24
 """From so many trials on, successive halving has rungs to fill."""
 
+LEARN_FROM_ALL = ("tpe", "gp")
+"""Samplers that learn from any trial; others go by what they themselves have drawn, or by none."""
+
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -96,6 +99,7 @@ def load(source: Path, overrides: Sequence[str] = ()) -> SweepSpec:
     spec = spec.model_copy(update={"sampler": _sampler(sheet, spec)})
     spec = spec.model_copy(update={"pruner": _pruner(sheet, spec)})
     _check_stop(sheet, spec)
+    spec = spec.model_copy(update={"warm_start": _warm_start(sheet, spec)})
     spec = spec.model_copy(update={"enqueue": _check_space(sheet, spec)})
     if sheet.problems:
         raise ConfigError(sorted(sheet.problems, key=_line_order))
@@ -300,6 +304,23 @@ def _default_pruner(spec: SweepSpec) -> PrunerSpec:
     if spec.stop.trials is not None and spec.stop.trials < MANY_TRIALS:
         return PrunerSpec(name="median", options={"n_startup_trials": 4})
     return PrunerSpec(name="successive_halving", options={"reduction_factor": 3})
+
+
+def _warm_start(sheet: Sheet, spec: SweepSpec) -> tuple[str, ...]:
+    """Names of studies, for a sampler that learns from all that it sees."""
+    raw = sheet.content.get("warm_start")
+    names = [raw] if isinstance(raw, str) else raw or []
+    if not isinstance(names, list):
+        sheet.refuse(Problem("warm_start", "is a list of studies' names", repr(raw)))
+        return ()
+    for index, name in enumerate(names):
+        if not isinstance(name, str) or not re.fullmatch(NAME, name) or name in names[:index]:
+            rule = "the name of a study, each once"
+            sheet.refuse(Problem(f"warm_start.{index}", rule, repr(name)))
+    if names and spec.sampler.name not in LEARN_FROM_ALL:
+        rule = f"is for a sampler that learns from every trial: {', '.join(LEARN_FROM_ALL)}"
+        sheet.refuse(Problem("warm_start", rule, spec.sampler.name))
+    return tuple(name for name in names if isinstance(name, str))
 
 
 def _check_stop(sheet: Sheet, spec: SweepSpec) -> None:

@@ -82,6 +82,7 @@ def run(spec: SweepSpec, source: Path, options: Options, console: Console) -> En
         _set_aside(folder, source, options, console)
         if options.fork:
             _fork(spec, source, folder, options, console)
+        _warm(folder, spec, options, console)
         _open_record(folder, spec, source, options)
         with _driver_log(folder):
             return _drive(spec, folder, options, console)
@@ -108,6 +109,18 @@ def _fork(
     url = settled(options.storage) if options.storage else None
     for line in fork(old, new, spec, open_storage(new, url)):
         console.print(str(line), markup=False, soft_wrap=True)
+
+
+def _warm(folder: StudyFolder, spec: SweepSpec, options: Options, console: Console) -> None:
+    """Copy what earlier studies have learned into a study that is about to begin."""
+    if not spec.warm_start or folder.exists():
+        return
+    from sweep.earlier import gather, write
+
+    taught = gather(spec, folder, [_folder(name, options) for name in spec.warm_start])
+    write(folder, taught)
+    for one in taught:
+        console.print(str(one), markup=False, soft_wrap=True)
 
 
 def stored_spec(folder: StudyFolder, trials: int | None, concurrency: int | None) -> SweepSpec:
@@ -187,7 +200,8 @@ def _open_record(
     made["storage"] = masked(settled(options.storage)) if options.storage else None
     if folder.exists():
         record = folder.read_record()
-        if problems := differences(record.spec, content):
+        # A study of an older version says nothing of keys that came later.
+        if problems := differences(SweepSpec.from_content(record.spec).content(), content):
             hint = (
                 "--fork NEW starts a study with the trials that still fit; "
                 f"--fresh starts anew and keeps {folder.path} aside"
@@ -274,11 +288,12 @@ def _start(
     executor.start()
     # Ray has put its own handler there, which ends the process without a word.
     signal.signal(signal.SIGTERM, _stop_at_once)
+    from sweep.earlier import read as read_earlier
     from sweep.prolong import prolong
     from sweep.study import OptunaDecider
 
     storage = stored_storage(folder, options.storage, repair=True)
-    decider = OptunaDecider(spec, folder.read_record().name, storage)
+    decider = OptunaDecider(spec, folder.read_record().name, storage, read_earlier(folder))
     check_same_study(folder, decider.numbered(), decider.finished())
     if options.prolong is not None:
         prolong(folder, decider, options.prolong, options.overrides)

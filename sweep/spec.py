@@ -133,6 +133,9 @@ class SweepSpec(BaseModel):
     """A name, or `{name: ..., any keyword of that Optuna pruner}`."""
     enqueue: tuple[dict[str, Any], ...] = ()
     """Known-good points to try first, by dotted path."""
+    warm_start: tuple[str, ...] = ()
+    """Names of earlier studies under the same `--runs`: samplers `tpe` and `gp` learn from their
+    complete trials as far as they lie in this space. They are no trials of this study."""
     stop: StopSpec = StopSpec()
     """When the sweep is over."""
     resources: ResourceSpec = ResourceSpec()

@@ -10,7 +10,7 @@ import json
 import math
 import random
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sweep import shapes
 from sweep.driver import Proposal
+from sweep.earlier import Earlier, WarmSampler
 from sweep.journal import Journal
 from sweep.samplers import make_pruner, make_sampler
 from sweep.space import Space
@@ -92,7 +93,9 @@ class OptunaDecider:
     `n_jobs` does: storages lock themselves, and what `ask` alone writes here no other method does.
     """
 
-    def __init__(self, spec: SweepSpec, name: str, storage: BaseStorage) -> None:
+    def __init__(
+        self, spec: SweepSpec, name: str, storage: BaseStorage, earlier: Sequence[Earlier] = ()
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self.spec = spec
@@ -106,7 +109,8 @@ class OptunaDecider:
         past = self.study.get_trials(deepcopy=False)
         # The same seed after a resume would repeat the draws made before it.
         self._draws = random.Random(f"{spec.sampler.seed}/{len(past)}" if _seeded(spec) else None)
-        self.study.sampler = make_sampler(spec, self._draws.getrandbits(31))
+        sampler = make_sampler(spec, self._draws.getrandbits(31))
+        self.study.sampler = WarmSampler(sampler, earlier, self.space) if earlier else sampler
         self.study.pruner = make_pruner(spec)
         self.ask_seconds = ASK_SECONDS.get(spec.sampler.name, 0.0)
         self._open: dict[int, Trial] = {}

@@ -252,6 +252,7 @@ class StudyFolder:
         self.record = self.path / "study.json"
         self.sweep_file = self.path / "sweep.yaml"
         self.journal = self.path / "journal.log"
+        self.earlier = self.path / "earlier.jsonl"
         self.trials = self.path / "trials"
         self.report = self.path / "report"
         self.log = self.path / "driver.log"
