@@ -107,8 +107,10 @@ class OptunaDecider:
             load_if_exists=True,
         )
         past = self.study.get_trials(deepcopy=False)
-        # The same seed after a resume would repeat the draws made before it.
-        self._draws = random.Random(f"{spec.sampler.seed}/{len(past)}" if _seeded(spec) else None)
+        # The same seed after a resume would repeat the draws made before it, or those of the study
+        # that this one starts from.
+        drawn = len(past) + len(earlier)
+        self._draws = random.Random(f"{spec.sampler.seed}/{drawn}" if _seeded(spec) else None)
         sampler = make_sampler(spec, self._draws.getrandbits(31))
         self.study.sampler = WarmSampler(sampler, earlier, self.space) if earlier else sampler
         self.study.pruner = make_pruner(spec)

@@ -80,6 +80,17 @@ def test_the_first_draws_are_near_what_was_best(tmp_path, old, name):
     assert np.median(draws[True]) < 0.5 < np.median(draws[False])
 
 
+def test_a_study_of_the_same_seed_does_not_draw_the_same_again(tmp_path, old):
+    """Too few trials to learn from: the sampler still draws at random."""
+    few = StudyFolder(tmp_path / "few")
+    spec = make_spec(sampler=SamplerSpec(name="tpe", seed=0))
+    run(few, spec, 4)
+    (taught,) = gather(spec, StudyFolder(tmp_path / "new"), [few])
+    decider = OptunaDecider(spec, "new", memory(), taught.trials)
+    drawn = {decider.ask().config.training["learning_rate"] for _ in range(4)}
+    assert not drawn & {trial.params["training.learning_rate"] for trial in taught.trials}
+
+
 def test_a_new_study_learns_beyond_what_it_started_from(tmp_path, old):
     """Losses of another length lie on another level; the best place has moved, too."""
     spec = make_spec(steps=99, sampler=SamplerSpec(name="tpe", seed=3))
