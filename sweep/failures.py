@@ -35,7 +35,8 @@ class FailuresSpec(Section):
     error_retries: int = Field(default=0, ge=0)
     """Tries after any other exception: usually the user's to mend."""
     alike: int = Field(default=3, ge=1)
-    """So many trials in a row that fail in the same way end the sweep."""
+    """So many trials in a row that fail in the same way end the sweep. Those that diverged or ran
+    out of memory count only until a trial is complete: the sampler learns to keep away."""
 
 
 OUT_OF_MEMORY = "out of memory"

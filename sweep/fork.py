@@ -12,6 +12,7 @@ from optuna.trial import FixedTrial, TrialState
 
 from sweep.space import Space
 from sweep.spec import SweepSpec
+from sweep.study import MEMORY
 from trial import metrics
 from trial.config import NO_EFFECT, TrialConfig
 from trial.folder import Result, StudyFolder, TrialFolder
@@ -142,6 +143,7 @@ def _frozen(
         params=params,
         distributions=draw.distributions,
         intermediate_values=curve if single else {},
+        constraints={MEMORY: -1.0} if complete else None,
     )
 
 

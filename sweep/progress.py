@@ -10,7 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trial import metrics
-from trial.folder import Evaluation, Result
+from trial.folder import CauseKind, Evaluation, Result
+
+OF_THE_SPACE: tuple[CauseKind, ...] = ("diverged", "out_of_memory")
+"""Failures that the sampler learns from; they say nothing against the sweep once a trial is
+complete."""
 
 NUMBERS = re.compile(r"\b(?=\w*\d)[0-9a-fA-F]+\b|\d+")
 """What tells two failures of one kind apart: steps, losses, process and actor ids."""
@@ -157,7 +161,8 @@ class Progress:
             self.since_best = 0
 
     def _note_failure(self, result: Result) -> None:
-        if result.state == "failed" and result.cause:
+        learnt = self.best and result.cause and result.cause.kind in OF_THE_SPACE
+        if result.state == "failed" and result.cause and not learnt:
             kind = f"{result.cause.kind}: {result.cause.message}"
             alike = NUMBERS.sub("#", kind)
             self.alike = (alike, self.alike[1] + 1 if alike == self.alike[0] else 1)

@@ -37,6 +37,9 @@ ENUMERABLE = 10_000
 """Spaces up to this size are searched for an untried point when the sampler repeats itself."""
 
 
+MEMORY = "out_of_memory"
+"""The constraint that a trial violates which no device had the memory for."""
+
 _OUTSIDE = {"confirms", "continues"}
 """Marks of trials that are no part of the search: never pruned, never repeated."""
 
@@ -98,6 +101,8 @@ class OptunaDecider:
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        # CMA-ES learns from the value that comes with it.
+        warnings.filterwarnings("ignore", message="Constraints have been set, but CmaEsSampler")
         self.spec = spec
         self.space = Space.of(spec)
         self.study = optuna.create_study(
@@ -244,7 +249,8 @@ class OptunaDecider:
         """The best trials of the search, or of each value of what `confirm.per` names."""
         alike: dict[str, list[FrozenTrial]] = {}
         for trial in trials:
-            if trial.state == TrialState.COMPLETE and not _OUTSIDE & trial.user_attrs.keys():
+            searched = is_feasible(trial) and not _OUTSIDE & trial.user_attrs.keys()
+            if trial.state == TrialState.COMPLETE and searched:
                 values = self.space.values(trial.params) if confirm.per else {}
                 alike.setdefault(_canonical(values.get(confirm.per or "")), []).append(trial)
         goals = self.spec.objectives
@@ -318,15 +324,34 @@ class OptunaDecider:
         trial = self._open.pop(number)
         self._annotate(trial, result)
         if result.cause and result.cause.kind == "out_of_memory":
-            trial.set_constraint("out_of_memory", 1.0)
+            self._tell_infeasible(trial)
+            return
         values = [metrics.of_result(result, goal.metric) for goal in self.spec.objectives]
         finite = [value for value in values if value is not None and math.isfinite(value)]
         if result.state == "complete" and len(finite) == len(values):
+            # GP wants the same constraints of all: it could not learn from one that is violated.
+            _constrain(trial, -1.0)
             self.study.tell(trial, finite)
         elif result.state == "pruned" or _teaches(result):
             self.study.tell(trial, state=self._pruned_state())
         else:
             self.study.tell(trial, state=TrialState.FAIL)
+
+    def _tell_infeasible(self, trial: Trial) -> None:
+        """A violated constraint, with the worst values so far: only TPE sees a trial without values.
+
+        Before any trial is complete there are none to give.
+        """
+        _constrain(trial, 1.0)
+        past = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        # None of them in a study of an earlier version: GP refuses to compare.
+        if past and all(MEMORY in other.constraints for other in past):
+            known = zip(*(other.values for other in past if is_feasible(other)), strict=True)
+            goals = [goal.direction for goal in self.spec.objectives]
+            worst = [min if goal == "maximize" else max for goal in goals]
+            self.study.tell(trial, [pick(of) for pick, of in zip(worst, known, strict=True)])
+        else:
+            self.study.tell(trial, state=self._pruned_state())
 
     def _pruned_state(self) -> TrialState:
         """Optuna has no pruned trials with several objectives."""
@@ -375,7 +400,18 @@ def _canonical(params: Any) -> str:
 
 def _teaches(result: Result) -> bool:
     """Whether a failure says something about the parameters: Optuna's samplers pass over FAIL."""
-    return result.cause is not None and result.cause.kind in ("diverged", "out_of_memory")
+    return result.cause is not None and result.cause.kind == "diverged"
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether the devices had the memory for a trial, as far as is known."""
+    return all(value <= 0 for value in trial.constraints.values())
+
+
+def _constrain(trial: Trial, value: float) -> None:
+    """Say once whether a trial is feasible; a kill may have come after it was said."""
+    if MEMORY not in trial.constraints:
+        trial.set_constraint(MEMORY, value)
 
 
 def _seeded(spec: SweepSpec) -> bool:

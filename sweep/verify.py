@@ -11,12 +11,15 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.spec import SweepSpec
+from sweep.study import is_feasible
 from trial import metrics
 from trial.folder import Result, StudyFolder, TrialFolder
 
 TOLD = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL", "duplicate": "FAIL"}
 TAUGHT = ("diverged", "out_of_memory")
 """Failures that the sampler is told as pruned, so that it learns from them."""
+INFEASIBLE = "out_of_memory"
+"""This one as complete, with a constraint that it violates, once any trial is complete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,8 @@ def _compare_end(
     values = [metrics.of_result(result, goal.metric) for goal in spec.objectives]
     if result.state == "complete" and None in values:
         expected = "FAIL"
+    if result.cause and result.cause.kind == INFEASIBLE and not is_feasible(trial):
+        expected, values = trial.state.name, trial.values
     if trial.state.name != expected:
         text = f"ended {result.state}, the journal says {trial.state.name}"
         yield Finding(trial.number, text)

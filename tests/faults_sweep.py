@@ -66,6 +66,9 @@ def content(
 
 
 PRUNED = {"pruner": {"name": "median", "n_startup_trials": 2}}
+PACKED = {"resources": {"concurrency": 1, "pack": 4}}
+MEASURED = {"resources": {"concurrency": 1, "pack": "auto"}}
+"""The job itself finds out how many trials it holds."""
 
 
 class LostError(AssertionError):
@@ -369,11 +372,15 @@ class Faults:
         self.random = random.Random(self.seed)
         self.model = helpers_models.make_model(self.root / "model")
         self.rows = helpers_models.write_rows(self.root / "rows.jsonl")
-        self._reference: dict[str, dict[int, float]] | None = None
+        self._references: dict[bool, dict[str, dict[int, float]]] = {}
         self._nodes: Nodes | None = None
+        self._last: Sweep | None = None
 
     def close(self) -> None:
-        """End the cluster, if there was one."""
+        """End what a sweep that was given up has left, and the cluster if there was one."""
+        for process in self._last.ours() if self._last else ():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         if self._nodes:
             self._nodes.close()
 
@@ -389,20 +396,25 @@ class Faults:
         source = self.root / f"s{self.sweeps}.yaml"
         source.write_text(yaml.safe_dump(content(self.model, self.rows, self.rates, **changes)))
         runs, temporary = self.root / f"{name}{self.sweeps}", self.root / "t"
-        return Sweep(source, runs, temporary, self.random, 2 * len(self.rates), storage=storage)
+        trials = 2 * len(self.rates)
+        self._last = Sweep(source, runs, temporary, self.random, trials, storage=storage)
+        return self._last
 
-    def reference(self) -> dict[str, dict[int, float]]:
-        """What a run gives that nobody disturbs."""
-        if self._reference is None:
-            sweep = self.sweep("reference")
+    def reference(self, packed: bool) -> dict[str, dict[int, float]]:
+        """What a run gives that nobody disturbs; packed trials are equal to packed ones only."""
+        if packed not in self._references:
+            sweep = self.sweep("reference", **(PACKED if packed else {}))
             self._run_to_end(sweep)
             sweep.check_end(None)
-            self._reference = curves(sweep.study)
-        return self._reference
+            self._references[packed] = curves(sweep.study)
+        return self._references[packed]
 
-    def run(self, sweep: Sweep, kinds: Iterator[str], reference: bool) -> None:
+    def run(
+        self, sweep: Sweep, kinds: Iterator[str], reference: bool, packed: bool = False
+    ) -> None:
         """Kill the sweep by `kinds` until it ends or they do; then let it run to its end."""
-        expected = self.reference() if reference else None
+        expected = self.reference(packed) if reference else None
+        self._last = sweep
         driver = None
         for kind in kinds:
             driver = driver or sweep.start()
@@ -467,15 +479,15 @@ def endless(
 
 
 def course(faults: Faults, kills: int) -> None:
-    """One sweep after the other: two plain ones, one that prunes, one on a cluster, and so on."""
-    for name in itertools.cycle(["c", "g", "p", "g"]):
+    """One sweep after the other: on a cluster, plain, packed, with pruning, and so on."""
+    for name in itertools.cycle(["c", "g", "k", "p", "g", "a"]):
         if faults.counts.total() >= kills:
             return
-        changes = PRUNED if name == "p" else {}
+        changes = {"p": PRUNED, "k": PACKED, "a": MEASURED}.get(name, {})
         sweep = faults.cluster_sweep(name) if name == "c" else faults.sweep(name, **changes)
         among = ON_A_CLUSTER if name == "c" else ALONE
         kinds = endless(faults.random, faults.counts, kills, among)
-        faults.run(sweep, kinds, reference=name != "p")
+        faults.run(sweep, kinds, reference=name != "p", packed=name in "ka")
 
 
 def main() -> int:
@@ -486,6 +498,8 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep the folders")
     given = parser.parse_args()
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(10**6)
+    # A shell that starts this in the background has it ignore Ctrl-C, and every child with it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # A short path: Ray's sockets lie below it.
     root = Path(tempfile.mkdtemp(prefix="gf"))
     print(f"seed {seed}, {given.kills} kills, in {root}", flush=True)
@@ -493,7 +507,7 @@ def main() -> int:
     begun, failed = time.monotonic(), ""
     try:
         course(faults, given.kills)
-    except LostError as error:
+    except (LostError, subprocess.TimeoutExpired) as error:
         failed = str(error)
     finally:
         faults.close()

@@ -130,6 +130,25 @@ def test_process_and_actor_ids_make_no_failure_another():
 
 
 @pytest.mark.parametrize(
+    ("kind", "told"), [("error", 4), ("lost", 4), ("diverged", 9), ("out_of_memory", 9)]
+)
+def test_what_the_sampler_learns_from_ends_no_sweep_that_has_a_complete_trial(tmp_path, kind, told):
+    class Bad(fakes.ScriptedExecutor):
+        def _advance(self, number):
+            if number == 0:
+                return super()._advance(number)
+            cause = Cause(kind=kind, message="the same")
+            return [self._finish(number, Result(state="failed", cause=cause))]
+
+    decider = fakes.ScriptedDecider()
+    driver = make(tmp_path, decider, Bad(falling, width=1), trials=9)
+    driver.failures = FailuresSpec(lost_retries=0, out_of_memory_retries=0)
+    ending = driver.run()
+    assert ending.failed is (told == 4)
+    assert len(decider.told) == told
+
+
+@pytest.mark.parametrize(
     ("stop", "started", "reason"),
     [
         ({"no_improvement": 3, "trials": 50}, 4, "no improvement in 3 trials"),

@@ -130,3 +130,20 @@ def test_trials_outside_the_new_space_or_with_another_base_are_dropped(study, tm
     other = StudyFolder(tmp_path / "other")
     longer = [str(x) for x in fork(study, other, ranks(2, 4, steps=20), open_storage(other))]
     assert longer[0] == "trial 0 is dropped: training.max_steps was 10, is 20"
+
+
+def test_a_trial_without_memory_is_infeasible_and_sound(tmp_path):
+    study = StudyFolder(tmp_path / "old")
+    none_left = Result(state="failed", cause=Cause(kind="out_of_memory", message="none left"))
+    complete = Result(state="complete", value=2.0, steps=10)
+    tell_all(study, ranks(2, 4, 8, 16), [none_left, complete, none_left])
+    assert findings(study) == []
+    trials = OptunaDecider(ranks(2, 4, 8, 16), "old", open_storage(study)).study.trials
+    assert [trial.state.name for trial in trials[:3]] == ["PRUNED", "COMPLETE", "COMPLETE"]
+    study.trial(2).write_result(Result(state="failed", cause=Cause(kind="error", message="boom")))
+    assert findings(study) == ["trial 2: ended failed, the journal says COMPLETE"]
+    # A fork gives the trials it carries over what GP compares.
+    new = StudyFolder(tmp_path / "new")
+    fork(study, new, ranks(2, 4), open_storage(new))
+    (carried,) = OptunaDecider(ranks(2, 4), "new", open_storage(new)).study.trials
+    assert carried.constraints["out_of_memory"] < 0

@@ -174,6 +174,72 @@ def test_a_diverged_trial_without_an_evaluation_still_teaches_tpe():
     assert decider.ask().number == 1
 
 
+LOSS_AND_SIZE = (ObjectiveSpec(), ObjectiveSpec(metric="trainable_parameters"))
+
+
+@pytest.mark.parametrize(
+    ("name", "objectives", "most"),
+    [
+        ("tpe", 1, 20),
+        ("tpe", 2, 20),
+        ("gp", 1, 6),
+        ("nsga2", 1, 16),
+        ("nsga2", 2, 16),
+        ("cmaes", 1, 12),
+    ],
+)
+def test_samplers_keep_away_from_what_has_no_memory(name, objectives, most):
+    """The loss falls with the rank, and above rank 32 (a third of the space) there is no memory."""
+    ranks = Range(type="int", low=2, high=128, log=True)
+    count = 24 if name == "gp" else 60
+    options = {"population_size": 10} if name == "nsga2" else {}
+    spec = make_spec(
+        space={"lora.r": (ranks,), "training.learning_rate": (RATE,)},
+        sampler=SamplerSpec(name=name, seed=3, options=options),
+        objectives=LOSS_AND_SIZE[:objectives],
+    )
+    decider, without = OptunaDecider(spec, "study", memory()), []
+    for _ in range(count):
+        proposal = decider.ask()
+        if proposal.duplicate_of is not None:
+            decider.tell(proposal.number, Result(state="duplicate", duplicate_of=0))
+            continue
+        rank = proposal.config.lora.r
+        loss = 5 - math.log2(rank) / 4 + (math.log10(rate(proposal)) + 3) ** 2
+        good = Result(state="complete", value=loss, trainable_parameters=rank)
+        cause = Cause(kind="out_of_memory", message="none left")
+        decider.tell(proposal.number, good if rank <= 32 else Result(state="failed", cause=cause))
+        without.append(rank > 32)
+    assert any(without)
+    assert sum(without[len(without) // 2 :]) <= most
+    assert all(best.params["lora.r"] <= 32 for best in decider.study.best_trials)
+
+
+def test_a_trial_without_memory_is_infeasible_and_never_repeated():
+    spec = make_spec(confirm=ConfirmSpec(top=3, seeds=2))
+    decider = OptunaDecider(spec, "study", memory())
+    cause = Cause(kind="out_of_memory", message="none left")
+    failed = Result(state="failed", cause=cause)
+    for result in (failed, done(1.0), done(2.0), failed):
+        decider.tell(decider.ask().number, result)
+    trials = decider.study.trials
+    assert [t.state.name for t in trials] == ["PRUNED", "COMPLETE", "COMPLETE", "COMPLETE"]
+    assert [t.constraints["out_of_memory"] > 0 for t in trials] == [True, False, False, True]
+    assert trials[3].value == 2.0
+    assert {p.config.origin.confirms for p in decider.confirmations()} == {1, 2}
+
+
+def test_a_study_of_before_that_knows_no_constraint_goes_on_with_gp():
+    spec = make_spec(sampler=SamplerSpec(name="gp", seed=1, options={"n_startup_trials": 2}))
+    decider = OptunaDecider(spec, "study", memory())
+    for value in (1.0, 2.0):
+        decider.study.tell(decider.ask().number, value)
+    cause = Cause(kind="out_of_memory", message="none left")
+    decider.tell(decider.ask().number, Result(state="failed", cause=cause))
+    assert decider.study.trials[2].state.name == "PRUNED"
+    assert decider.ask().number == 3
+
+
 MEDIAN = {"name": "median", "options": {"n_startup_trials": 2}}
 PRUNERS = [
     # pruner, its keywords, at which step the worst of five curves is stopped
