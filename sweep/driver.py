@@ -406,6 +406,8 @@ class Driver:
     def _lost_worker(self, event: Lost) -> None:
         """The worker died: its result may be there all the same, else the trial goes on."""
         folder = self.study.trial(event.number)
+        # It may have died with evaluations on disk that it had told nobody.
+        self._report_missed(event.number, folder)
         result = folder.read_result()
         if result is None and says_full(event.message):
             # No fault of the trial's: it goes on from its checkpoint once there is room.

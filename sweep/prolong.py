@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from sweep.study import OptunaDecider, renumbered
 from trial import document
 from trial.config import TrialConfig, parse
+from trial.disk import sync_tree
 from trial.folder import StudyFolder, TrialFolder
 from trial.problems import ConfigError, Problem
 
@@ -21,31 +22,57 @@ def prolong(
 ) -> int:
     """Put the longer trial in flight, to be taken up by the driver; returns its number.
 
+    One that is in flight already, for the command was interrupted, is not made twice.
+
     Raises:
         ConfigError: the trial cannot go on, or the overrides do not make it longer.
     """
     source = study.trial(number)
+    _refuse_unfinished(source, number)
     config = _longer(source, number, overrides)
+    for other, made in decider.prolonged(number).items():
+        if made.fingerprint() == config.fingerprint():
+            if study.trial(other).result.exists():
+                raise _refuse(f"another length: trial {other} is trial {number} trained that long")
+            return other
+    if not source.checkpoints.exists():
+        rule = "resources.keep_checkpoints says how many of the best keep theirs"
+        raise _refuse(f"a trial that has its last checkpoint, trial {number} has not: {rule}")
     new = decider.prolong(number, config)
-    folder = study.trial(new)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(source.checkpoints, folder.checkpoints)
-    if source.metrics.exists():
-        shutil.copy(source.metrics, folder.metrics)
-    # The configuration comes last: a folder that has one has the checkpoint too.
-    TrialFolder.create(folder.path, renumbered(config, new))
+    _copy(source, study.trial(new), renumbered(config, new))
     return new
 
 
-def _longer(source: TrialFolder, number: int, overrides: Sequence[str]) -> TrialConfig:
-    """The finished trial's configuration with the overrides."""
+def mend(study: StudyFolder, decider: OptunaDecider) -> None:
+    """Finish what a kill cut short: a longer trial that has its number and not yet its folder."""
+    for proposal in decider.pending():
+        origin = proposal.config.origin if proposal.config else None
+        if proposal.config and origin and origin.continues is not None:
+            source, folder = study.trial(origin.continues), study.trial(proposal.number)
+            if not folder.config.exists() and source.checkpoints.exists():
+                _copy(source, folder, proposal.config)
+
+
+def _copy(source: TrialFolder, folder: TrialFolder, config: TrialConfig) -> None:
+    """The configuration comes last: a folder that has one has the checkpoint too."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    shutil.copytree(source.checkpoints, folder.checkpoints)
+    sync_tree(folder.checkpoints)
+    if source.metrics.exists():
+        shutil.copy(source.metrics, folder.metrics)
+    TrialFolder.create(folder.path, config)
+
+
+def _refuse_unfinished(source: TrialFolder, number: int) -> None:
     result = source.read_result() if source.result.exists() else None
     if result is None or result.state != "complete":
         state = result.state if result else "not finished"
         raise _refuse(f"a complete trial; trial {number} is {state}")
-    if not source.checkpoints.exists():
-        rule = "resources.keep_checkpoints says how many of the best keep theirs"
-        raise _refuse(f"a trial that has its last checkpoint, trial {number} has not: {rule}")
+
+
+def _longer(source: TrialFolder, number: int, overrides: Sequence[str]) -> TrialConfig:
+    """The finished trial's configuration with the overrides."""
     old = source.read_config()
     content = old.model_dump(mode="json")
     for text in overrides:

@@ -289,12 +289,13 @@ def _start(
     # Ray has put its own handler there, which ends the process without a word.
     signal.signal(signal.SIGTERM, _stop_at_once)
     from sweep.earlier import read as read_earlier
-    from sweep.prolong import prolong
+    from sweep.prolong import mend, prolong
     from sweep.study import OptunaDecider
 
     storage = stored_storage(folder, options.storage, repair=True)
     decider = OptunaDecider(spec, folder.read_record().name, storage, read_earlier(folder))
     check_same_study(folder, decider.numbered(), decider.finished())
+    mend(folder, decider)
     if options.prolong is not None:
         prolong(folder, decider, options.prolong, options.overrides)
     return decider

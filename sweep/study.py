@@ -40,6 +40,8 @@ ENUMERABLE = 10_000
 MEMORY = "out_of_memory"
 """The constraint that a trial violates which no device had the memory for."""
 
+_FAILED = (TrialState.FAIL, TrialState.PRUNED)
+
 _OUTSIDE = {"confirms", "continues"}
 """Marks of trials that are no part of the search: never pruned, never repeated."""
 
@@ -271,6 +273,14 @@ class OptunaDecider:
         self.space.suggest(trial)
         return trial.number
 
+    def prolonged(self, number: int) -> dict[int, TrialConfig]:
+        """Trials that go on where a finished one ended, by number; those that failed left out."""
+        return {
+            trial.number: TrialConfig.model_validate_json(trial.user_attrs["config"])
+            for trial in self.study.get_trials(deepcopy=False)
+            if trial.user_attrs.get("continues") == number and trial.state not in _FAILED
+        }
+
     def _begin(self, params: Mapping[str, Any], attributes: Mapping[str, Any]) -> Trial:
         """A trial in flight that is to draw these values, whatever else waits to be asked for."""
         fixed = {"fixed_params": dict(params)}
@@ -338,7 +348,7 @@ class OptunaDecider:
             self.study.tell(trial, state=TrialState.FAIL)
 
     def _tell_infeasible(self, trial: Trial) -> None:
-        """A violated constraint, with the worst values so far: only TPE sees a trial without values.
+        """A violated constraint, and the worst values so far: only TPE sees a trial without any.
 
         Before any trial is complete there are none to give.
         """

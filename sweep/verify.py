@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sweep.spec import SweepSpec
 from sweep.study import is_feasible
 from trial import metrics
-from trial.folder import Result, StudyFolder, TrialFolder
+from trial.folder import Result, State, StudyFolder, TrialFolder
 
 TOLD = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL", "duplicate": "FAIL"}
 TAUGHT = ("diverged", "out_of_memory")
@@ -109,18 +109,29 @@ def _compare_end(
     elif trial.state == TrialState.COMPLETE and trial.values != values:
         yield Finding(trial.number, f"has {values}, the journal says {trial.values}")
     if len(spec.objectives) == 1:
-        yield from _compare_curve(trial, folder, spec)
+        yield from _compare_curve(trial, folder, result.state, spec)
 
 
-def _compare_curve(trial: FrozenTrial, folder: TrialFolder, spec: SweepSpec) -> Iterator[Finding]:
+def _compare_curve(
+    trial: FrozenTrial, folder: TrialFolder, ended: State, spec: SweepSpec
+) -> Iterator[Finding]:
     measured = {
         row.step: metrics.of_evaluation(row, spec.objectives[0].metric)
         for row in folder.read_evaluations()
         if row.step > 0
     }
-    for step, value in trial.intermediate_values.items():
+    told = trial.intermediate_values
+    for step, value in told.items():
         if step not in measured:
             yield Finding(trial.number, f"step {step} was reported and is not in its metrics")
-        elif not math.isclose(measured[step] or math.nan, value, rel_tol=0, abs_tol=0):
+        elif not _same(measured[step], value):
             text = f"step {step} was reported as {value}, its metrics say {measured[step]}"
             yield Finding(trial.number, text)
+    for step, found in measured.items():
+        # What a failed trial said last was never passed on: it may be no number.
+        if found is not None and step not in told and ended in ("complete", "pruned"):
+            yield Finding(trial.number, f"step {step} is in its metrics and was not reported")
+
+
+def _same(measured: float | None, told: float) -> bool:
+    return measured == told or (measured is not None and math.isnan(measured) and math.isnan(told))

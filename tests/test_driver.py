@@ -95,6 +95,26 @@ def test_a_lost_worker_is_retried_and_its_trial_keeps_its_number(tmp_path):
     )
 
 
+def test_what_a_lost_worker_had_told_nobody_is_reported(tmp_path):
+    class Mute(fakes.ScriptedExecutor):
+        """Its worker writes an evaluation and dies before it has said so; the next one goes on."""
+
+        def _advance(self, number):
+            path, left, step = self._running[number]
+            if number == 1 and step == 0:
+                TrialFolder(path).append(Evaluation(step=1, eval_loss=left.popleft()))
+                self._running[number] = (path, left, 1)
+                if self.submitted.count(1) == 1:
+                    del self._running[number]
+                    return [Lost(number, "lost", "killed by the script")]
+            return super()._advance(number)
+
+    decider = fakes.ScriptedDecider()
+    make(tmp_path, decider, Mute(falling), trials=2).run()
+    assert decider.told[1].state == "complete"
+    assert [step for number, step in decider.reported if number == 1] == [1, 2, 3]
+
+
 def test_a_trial_that_kills_every_worker_is_given_up(tmp_path):
     class Deadly(fakes.ScriptedExecutor):
         def submit(self, job):

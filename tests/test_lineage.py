@@ -6,10 +6,12 @@ import pytest
 
 from sweep.dimension import Choices
 from sweep.fork import fork
+from sweep.prolong import mend, prolong
 from sweep.spec import SweepSpec
 from sweep.study import OptunaDecider, open_storage
 from sweep.verify import verify
 from trial.folder import Cause, Evaluation, Result, StudyFolder, StudyRecord, TrialFolder
+from trial.problems import ConfigError
 
 
 def ranks(*choices: int, steps: int = 10) -> SweepSpec:
@@ -77,6 +79,10 @@ def lose_metrics(study: StudyFolder) -> None:
     study.trial(0).metrics.unlink()
 
 
+def lose_report(study: StudyFolder) -> None:
+    study.trial(1).append(Evaluation(step=7, eval_loss=2.0))
+
+
 def change_config(study: StudyFolder) -> None:
     config = study.trial(0).read_config()
     origin = config.origin.model_copy(update={"params": {"lora.r": 99}})
@@ -95,6 +101,7 @@ def add_folder(study: StudyFolder) -> None:
         (break_result, "result.json"),
         (change_state, "trial 2: ended complete, the journal says FAIL"),
         (lose_metrics, "trial 0: step 5 was reported and is not in its metrics"),
+        (lose_report, "trial 1: step 7 is in its metrics and was not reported"),
         (change_config, "trial 0: drew {'lora.r': 2}, its folder says {'lora.r': 99}"),
         (add_folder, "trial 77: has a folder, but the journal does not know it"),
     ],
@@ -147,3 +154,70 @@ def test_a_trial_without_memory_is_infeasible_and_sound(tmp_path):
     fork(study, new, ranks(2, 4), open_storage(new))
     (carried,) = OptunaDecider(ranks(2, 4), "new", open_storage(new)).study.trials
     assert carried.constraints["out_of_memory"] < 0
+
+
+def test_a_loss_that_is_no_number_is_no_difference(tmp_path):
+    """A driver that comes back reports what is on disk, the last loss of a diverged trial too."""
+    study = StudyFolder(tmp_path / "old")
+    tell_all(study, ranks(2, 4), [None])
+    decider = OptunaDecider(ranks(2, 4), "old", open_storage(study))
+    (pending,) = decider.pending()
+    last = Evaluation(step=10, eval_loss=float("nan"))
+    study.trial(0).append(last)
+    diverged = Result(state="failed", cause=Cause(kind="diverged", message="NaN", step=10))
+    study.trial(0).write_result(diverged)
+    decider.report(pending.number, last)
+    decider.tell(pending.number, diverged)
+    assert findings(study) == []
+
+
+# Longer trials
+
+
+def with_checkpoint(study: StudyFolder) -> None:
+    (study.trial(0).checkpoints / "checkpoint-10").mkdir(parents=True)
+    (study.trial(0).checkpoints / "checkpoint-10" / "optimizer.pt").write_text("state")
+
+
+def test_a_longer_trial_whose_command_was_interrupted_is_not_made_twice(study):
+    with_checkpoint(study)
+    spec, longer = ranks(2, 4, 8, 16), ["training.max_steps=20"]
+    new = prolong(study, OptunaDecider(spec, "old", open_storage(study)), 0, longer)
+    assert new == 4
+    # Another one was better meanwhile, and the source has lost its checkpoint.
+    (study.trial(0).checkpoints / "checkpoint-10" / "optimizer.pt").unlink()
+    (study.trial(0).checkpoints / "checkpoint-10").rmdir()
+    study.trial(0).checkpoints.rmdir()
+    decider = OptunaDecider(spec, "old", open_storage(study))
+    assert prolong(study, decider, 0, longer) == 4
+    assert [trial.number for trial in decider.study.trials] == [0, 1, 2, 3, 4]
+    by_number = {proposal.number: proposal for proposal in decider.pending()}
+    assert by_number[4].duplicate_of is None
+    complete = Result(state="complete", value=1.0, steps=20)
+    study.trial(4).write_result(complete)
+    decider.tell(4, complete)
+    with pytest.raises(ConfigError, match="trial 4 is trial 0 trained that long"):
+        prolong(study, OptunaDecider(spec, "old", open_storage(study)), 0, longer)
+
+
+@pytest.mark.parametrize("there", ["nothing", "half a checkpoint"])
+def test_a_longer_trial_cut_short_before_its_folder_was_whole_still_goes_on(study, there):
+    """Without this it would start from nothing, and end as another trial."""
+    with_checkpoint(study)
+    spec = ranks(2, 4, 8, 16)
+    decider = OptunaDecider(spec, "old", open_storage(study))
+    prolong(study, decider, 0, ["training.max_steps=20"])
+    folder = study.trial(4)
+    whole = folder.checkpoints / "checkpoint-10" / "optimizer.pt"
+    folder.config.unlink()
+    whole.unlink()
+    if there == "nothing":
+        folder.metrics.unlink()
+        whole.parent.rmdir()
+        folder.checkpoints.rmdir()
+        folder.path.rmdir()
+    mend(study, OptunaDecider(spec, "old", open_storage(study)))
+    assert whole.read_text() == "state"
+    assert folder.read_config().origin.continues == 0
+    assert folder.read_config().training["max_steps"] == 20
+    assert [row.step for row in folder.read_evaluations()] == [5]
