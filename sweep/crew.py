@@ -24,6 +24,8 @@ class Crew:
     """The placement group of several ranks."""
     up: Any = None
     """A reference that is ready once the first actor runs."""
+    pulses: dict[int, tuple[float, Any]] = field(default_factory=dict)
+    """When each rank was last asked for a sign of life, and the reference of its answer."""
     job: Job | None = None
     streams: dict[int, Any] = field(default_factory=dict)
     """Event streams of the ranks that still speak."""
@@ -82,6 +84,7 @@ class Crew:
         self.placed = {placed.number: placed for placed in job.trials}
         self.open = {placed.number for placed in job.trials}
         self.ended, self.troubled, self.heard = {}, None, False
+        self.pulses = {}
         self.streams = {
             rank: actor.run.remote(job, rank, *self.seats, slots=width, limit=limit)
             for rank, actor in enumerate(self.actors)

@@ -48,7 +48,7 @@ MOST_SLOTS = 16
 """No packed job takes more trials by itself."""
 
 LOOK_AGAIN = 5.0
-"""Seconds after which the cluster is asked for its size again."""
+"""Seconds after which the cluster is asked for its size again, and a worker for its pulse."""
 
 KEEP_MODULES = {"RAY_EXPERIMENTAL_NOSET_HABANA_VISIBLE_MODULES": "1"}
 """Keeps Ray from choosing HPU modules itself."""
@@ -208,6 +208,7 @@ class RayExecutor:
         """Everything that has happened, waiting at most `timeout` seconds for the first."""
         until = time.monotonic() + timeout
         while True:
+            self._feel_pulses(time.monotonic())
             found, self._said = self._said, []
             for crew, rank in self._speaking(time.monotonic() if found else until):
                 if rank in crew.streams:
@@ -223,6 +224,8 @@ class RayExecutor:
         now = time.monotonic()
         streams = {id(s): (crew, rank) for crew in self._crews for rank, s in crew.streams.items()}
         limits = [left for crew in self._crews if (left := crew.left(now)) is not None]
+        if self.hang_seconds is not None and streams:
+            limits.append(LOOK_AGAIN)
         wait = max(0.0, min([until - now, *limits]))
         if not streams:
             time.sleep(wait)
@@ -422,6 +425,25 @@ class RayExecutor:
         crew.end(rank, Lost(min(crew.open), kind, message), time.monotonic())
         return self._judge(crew)
 
+    def _feel_pulses(self, now: float) -> None:
+        """Give up a worker whose whole process stands still: it cannot see itself that it hangs."""
+        if self.hang_seconds is None:
+            return
+        for crew in self._crews:
+            if not (crew.job and crew.open and self._is_there(crew.up)):
+                crew.pulses.clear()
+                continue
+            for rank in list(crew.streams):
+                asked_at, answer = crew.pulses.get(rank, (now, None))
+                if answer is None or (self._is_there(answer) and now - asked_at > LOOK_AGAIN):
+                    crew.pulses[rank] = (now, crew.actors[rank].pid.remote())
+                elif now - asked_at > self.hang_seconds and not self._is_there(answer):
+                    message = f"its process has not answered in {(now - asked_at) / 60:.3g} minutes"
+                    crew.end(rank, Lost(min(crew.open), "hung", message), now)
+
+    def _is_there(self, reference: Any) -> bool:
+        return bool(self._ray.wait([reference], timeout=0)[0])
+
     def _judge(self, crew: Crew) -> list[Event]:
         """The end of a crew that is not used again, once it is clear how its job ended."""
         last = crew.verdict(time.monotonic())
@@ -439,7 +461,7 @@ class RayExecutor:
         """
         for crew in self._crews:
             waits = crew.job is not None and crew.single and crew.up is not None
-            if waits and crew.job and not self._ray.wait([crew.up], timeout=0)[0]:
+            if waits and crew.job and not self._is_there(crew.up):
                 self._retire(crew)
                 idle.take(crew.job)
                 return

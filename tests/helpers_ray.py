@@ -24,9 +24,9 @@ class ScriptedWorker(TrialWorker):
         super().__init__(environment, preload=None, hang_seconds=hang_seconds)
 
     def _train_here(self, folder: TrialFolder, line: Line) -> Result | None:
-        script = {1: complete, 2: until_stopped, 3: die, 4: spoil, 5: explode, 6: hang}
+        scripts = (complete, until_stopped, die, spoil, explode, hang, freeze)
         self._bench = self._bench or Bench(True)
-        return script[folder.read_config().lora.r](self, folder, line)
+        return scripts[folder.read_config().lora.r - 1](self, folder, line)
 
 
 class UnfitWorker(ScriptedWorker):
@@ -77,3 +77,9 @@ def explode(worker: ScriptedWorker, folder: TrialFolder, line: Line) -> None:
 def hang(worker: ScriptedWorker, folder: TrialFolder, line: Line) -> None:
     line.started(folder, "scripted", 1)
     threading.Event().wait()
+
+
+def freeze(worker: ScriptedWorker, folder: TrialFolder, line: Line) -> None:
+    """The whole process stands still, as it does in a library that holds Python's lock."""
+    line.started(folder, "scripted", 1)
+    os.kill(os.getpid(), signal.SIGSTOP)

@@ -121,8 +121,9 @@ def test_a_worker_that_cannot_be_cleaned_is_replaced(executor, submit):
     assert spoiled not in {event.result.metrics["pid"] for event in finished}
 
 
-def test_a_hung_trial_is_ended_and_its_worker_replaced(executor, submit):
-    number = submit(6)
+@pytest.mark.parametrize("script", [6, 7], ids=["its thread", "its process"])
+def test_a_hung_trial_is_ended_and_its_worker_replaced(executor, submit, script):
+    number = submit(script)
     events = gather(executor, ends(1))
     assert (events[-1].number, events[-1].kind) == (number, "hung")
     submit(1), submit(1)
