@@ -75,6 +75,7 @@ test-faults: $(STAMP) ## kill real sweeps more than fifty times, fuzz for longer
 	PYTHONPATH=tests:. $(BIN)/python tests/faults_writes.py grid
 	PYTHONPATH=tests:. $(BIN)/python tests/faults_writes.py random
 	FAULTS_STORAGE="sqlite:///{path}.db" PYTHONPATH=tests:. $(BIN)/python tests/faults_writes.py random --stride 7
+	PYTHONPATH=tests:. $(BIN)/python tests/netns_nodes.py
 	PYTHONPATH=tests:. $(BIN)/python tests/faults_sweep.py $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy and the import walls

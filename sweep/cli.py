@@ -317,9 +317,12 @@ def compare(
     """Write a page that holds trials of one or more studies side by side."""
     from results import compare as write
     from sweep.choose import choose_several
+    from sweep.session import check_links
 
     with _clear_errors():
         folders = [_existing(study, runs) for study in studies]
+        for folder in folders:
+            check_links(folder)
         named = trials.replace(",", " ").split()
         picked = choose_several(folders, named)
         if samples:
@@ -376,7 +379,9 @@ def _existing(study: str, runs: Path) -> StudyFolder:
 def _explain(folder: StudyFolder, price: float | None = None) -> None:
     """Print the table; write it and the report."""
     from results import Options, print_table, trials_table, write_report
+    from sweep.session import check_links
 
+    check_links(folder)
     print_table(trials_table(folder), out)
     page = write_report(folder, Options(price_per_device_hour=price))
     out.print(f"report: {page}", soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
@@ -161,18 +162,38 @@ def serve_dashboard(storage: BaseStorage, port: int, console: Console) -> None:
 
 
 def check_inside(folder: StudyFolder) -> None:
-    """No link may lead writes out of the study; `runs` itself may be one.
+    """See that nothing leads out of the study, and that its checkpoints are ours to load.
 
     Raises:
         ValueError: a link does, or a checkpoint is another user's.
     """
-    home = folder.path.parent.resolve() / folder.name
-    trials = [trial for _, trial in folder.all_trials()]
-    for path in (folder.path, folder.trials, folder.report, *(trial.path for trial in trials)):
-        if path.exists() and not path.resolve().is_relative_to(home):
-            raise ValueError(f"{path}: leads out of {home}, to {path.resolve()}")
-    for trial in trials:
+    check_links(folder)
+    for _, trial in folder.all_trials():
         Checkpoints(trial).refuse_foreign()
+
+
+def check_links(folder: StudyFolder) -> None:
+    """No link may lead writes out of the study; `runs` itself may be one.
+
+    Raises:
+        ValueError: a link does.
+    """
+    home = folder.path.parent.resolve() / folder.name
+    for path in (folder.path, *_links(folder.path)):
+        if (path.exists() or path.is_symlink()) and not path.resolve().is_relative_to(home):
+            raise ValueError(f"{path}: leads out of {home}, to {path.resolve()}")
+
+
+def _links(folder: Path) -> Iterator[Path]:
+    """Every link below a folder."""
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                yield Path(entry.path)
+            elif entry.is_dir(follow_symlinks=False):
+                yield from _links(Path(entry.path))
 
 
 def _set_aside(folder: StudyFolder, source: Path, options: Options, console: Console) -> None:

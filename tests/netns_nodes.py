@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -58,6 +59,9 @@ def start_ray(name: str, folder: str, *options: str) -> None:
 
 def main() -> int:
     tag = f"gs{os.getpid() % 10000}"
+    if shutil.which("ip") is None:
+        print("skipped: there is no `ip` here (apt-get install iproute2)")
+        return 0
     if os.geteuid() or sh("ip", "netns", "add", f"{tag}t", check=False).returncode:
         print("skipped: network namespaces are not permitted here")
         return 0

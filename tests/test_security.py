@@ -154,7 +154,34 @@ def link_trial(study: StudyFolder, outside: Path) -> None:
     study.trial(0).path.symlink_to(outside)
 
 
-@pytest.mark.parametrize("link", [link_study, link_trials, link_trial])
+def link_journal(study: StudyFolder, outside: Path) -> None:
+    outside.mkdir()
+    study.journal.symlink_to(outside / "not-there-yet")
+
+
+def link_metrics(study: StudyFolder, outside: Path) -> None:
+    outside.mkdir()
+    (outside / "file").write_text("precious\n")
+    study.trial(0).metrics.symlink_to(outside / "file")
+
+
+def link_adapter(study: StudyFolder, outside: Path) -> None:
+    outside.mkdir()
+    study.trial(0).adapter.symlink_to(outside)
+
+
+def link_page(study: StudyFolder, outside: Path) -> None:
+    outside.mkdir()
+    study.report.mkdir()
+    (study.report / "figures").symlink_to(outside)
+
+
+LINKS = [
+    link_study, link_trials, link_trial, link_journal, link_metrics, link_adapter, link_page,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("link", LINKS)
 def test_a_link_out_of_the_study_is_refused_before_anything_is_written(link, tmp_path):
     study = make_study(StudyFolder(tmp_path / "runs" / "x"))
     session.check_inside(study)
@@ -168,7 +195,16 @@ def test_a_link_out_of_the_study_is_refused_before_anything_is_written(link, tmp
     done = CliRunner().invoke(cli.app, words)
     assert done.exit_code == 2, done.output
     assert "leads out of" in done.stderr
+    done = CliRunner().invoke(cli.app, ["report", str(study.path)])
+    assert done.exit_code == 2, done.output
+    assert "leads out of" in done.stderr
     assert sorted(outside.rglob("*")) == before
+
+
+def test_a_link_within_the_study_is_fine(tmp_path):
+    study = make_study(StudyFolder(tmp_path / "runs" / "x"))
+    (study.path / "best").symlink_to(study.trial(0).path)
+    session.check_inside(study)
 
 
 def test_a_linked_runs_folder_is_fine(tmp_path):
