@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,13 @@ from sweep.spec import (
 from trial.metrics import EVALUATED, MAXIMIZED, METRICS
 from trial.problems import ConfigError, Problem, from_pydantic, nearest
 
-SPACES = Path(__file__).resolve().parent.parent / "spaces"
+
+def shipped(beside: Path, prefix: Path) -> Path:
+    """The folder of the sweep files that come along: beside the code, or as a wheel puts them."""
+    return beside if beside.is_dir() else prefix / "share" / "gaudi-sweep" / "spaces"
+
+
+SPACES = shipped(Path(__file__).resolve().parent.parent / "spaces", Path(sys.prefix))
 ENDINGS = (".yaml", ".yml")
 MANY_TRIALS = 24
 """From so many trials on, successive halving has rungs to fill."""
