@@ -23,6 +23,9 @@ WIDTH = 100
 TOP = 20
 """Complete trials printed; the rest is in the files."""
 
+WIDEST = (40, 28, 20, 14, 11, 8)
+"""Characters of a column at most: the first of these with which all searched columns fit."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Column:
@@ -149,12 +152,13 @@ def _drawn(
 ) -> Table:
     drawn = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     drawn.add_column("trial", justify="right", no_wrap=True)
-    shown = _fitting(rows, columns, searched, width)
+    shown, widest = _fitting(rows, columns, searched, width)
     for column in shown:
         style = "cyan" if column.name in searched else ""
         head = Text(column.title + ("*" if column.name in searched else ""), style=style)
         drawn.add_column(head, justify="left" if column.text in (str, _clip) else "right",
                          overflow="fold" if column.name in ("cause", "problem") else "ellipsis",
+                         max_width=None if column.text is _clip else widest,
                          no_wrap=column.name not in ("cause", "problem"))  # fmt: skip
     for row in rows.to_dict("records"):
         cells = [Text(column.text(row[column.name])) for column in shown]
@@ -164,19 +168,24 @@ def _drawn(
 
 def _fitting(
     rows: pd.DataFrame, columns: Sequence[_Column], searched: Sequence[str], width: int
-) -> list[_Column]:
-    """The columns that say something, as many as the width holds, the searched ones first."""
+) -> tuple[list[_Column], int]:
+    """The columns that say something, as many as the width holds, and how wide one may be.
+
+    Searched ones come first: long texts among them are cut short before one is left out.
+    """
     telling = [column for column in columns if _tells(rows, column, searched)]
-    widths = {column.name: _width(rows, column) for column in telling}
+    room = width - 9
+    needed = [column for column in telling if column.name in ("value", *searched)]
+    widest = next((w for w in WIDEST if sum(_width(rows, c, w) for c in needed) <= room), WIDEST[0])
     first = sorted(
         telling, key=lambda column: (column.name != "value", column.name not in searched)
     )
-    kept, room = set(), width - 9
+    kept = set()
     for column in first:
-        if widths[column.name] <= room:
+        if (taken := _width(rows, column, widest)) <= room:
             kept.add(column.name)
-            room -= widths[column.name]
-    return [column for column in telling if column.name in kept]
+            room -= taken
+    return [column for column in telling if column.name in kept], widest
 
 
 def _tells(rows: pd.DataFrame, column: _Column, searched: Sequence[str]) -> bool:
@@ -187,9 +196,9 @@ def _tells(rows: pd.DataFrame, column: _Column, searched: Sequence[str]) -> bool
     return bool(known.any()) and (always or rows[column.name].nunique(dropna=False) > 1)
 
 
-def _width(rows: pd.DataFrame, column: _Column) -> int:
+def _width(rows: pd.DataFrame, column: _Column, widest: int) -> int:
     longest = max((len(column.text(value)) for value in rows[column.name]), default=0)
-    return min(max(longest, len(column.title) + 1), 40) + 3
+    return min(max(longest, len(column.title) + 1), widest) + 3
 
 
 def _clip(text: Any) -> str:

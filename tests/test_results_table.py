@@ -206,3 +206,19 @@ def test_importing_results_loads_no_table_or_plot():
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_long_texts_are_cut_before_a_searched_column_is_left_out(tmp_path):
+    study = make_study(tmp_path / "modules")
+    modules = [["q_proj", "v_proj", "gate_proj", "up_proj"], "all-linear"]
+    for number, target in enumerate(modules):
+        drawn = {"lora__target_modules": target, "lora__use_rslora": bool(number),
+                 "lora__lora_alpha": 8 + number, "lora__r": 4 * (1 + number),
+                 "training__learning_rate": 1.25e-3 * (1 + number)}  # fmt: skip
+        add_trial(study, make_config(number, **drawn), 2.0 + number)
+    out = io.StringIO()
+    print_table(trials_table(study), Console(file=out, width=80, color_system=None))
+    for title in ("targets*", "rsLoRA*", "alpha*", "r*", "learning rate*"):
+        assert title in out.getvalue()
+    assert "…" in out.getvalue()
+    assert max(map(len, out.getvalue().splitlines())) <= 80
