@@ -80,8 +80,16 @@ def estimate(spec: SweepSpec, profile: Profile, steps: int, workers: int) -> Est
 
 def planned_trials(spec: SweepSpec) -> int:
     """Trials that will run at most."""
-    size = Space.of(spec).size() if spec.sampler.name == "grid" else None
-    return min(count for count in (spec.stop.trials, size, 10**6) if count is not None)
+    return min(count for count in (known_trials(spec), 10**6) if count is not None)
+
+
+def known_trials(spec: SweepSpec) -> int | None:
+    """Trials that will run at most, by the stop condition and the space; None when neither says."""
+    try:
+        size = Space.of(spec).size()
+    except ValueError:
+        size = None
+    return min((count for count in (spec.stop.trials, size) if count is not None), default=None)
 
 
 def evaluations_of(spec: SweepSpec, steps: int) -> int:

@@ -15,6 +15,7 @@ from rich.text import Text
 from sweep.driver import View
 from sweep.executor import Evaluated, Event, Finished, Interrupted
 from sweep.progress import Progress, Running
+from trial import metrics
 from trial.folder import Result
 
 PLAIN_EVERY = 30.0
@@ -82,31 +83,34 @@ class LiveView(PlainView):
 
 
 def running_table(progress: Progress, metric: str) -> Table:
-    """One row for each trial on a device."""
+    """One row for each trial on a device; a metric that only its end tells gives way to the loss."""
+    metric = "eval_loss" if metric in metrics.METRICS else metric
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("trial", "parameters", "step", metric, "device", "seconds"):
         table.add_column(name, justify="right" if name in ("trial", "step", metric) else "left")
     now = progress.clock()
     for number, row in sorted(progress.running.items()):
-        table.add_row(*_cells(number, row, now))
+        table.add_row(*_cells(number, row, now, metric))
     return table
 
 
-def _cells(number: int, row: Running, now: float) -> tuple[str, ...]:
+def _cells(number: int, row: Running, now: float, metric: str) -> tuple[str, ...]:
     step = f"{row.last.step}" if row.last else "-"
     if row.max_steps:
         step = f"{step}/{row.max_steps}"
-    loss = f"{row.last.eval_loss:.4f}" if row.last else "-"
+    value = metrics.of_evaluation(row.last, metric) if row.last else None
+    figure = "-" if value is None else number_text(value)
     where = f"{row.device} ({row.stopping})" if row.stopping else row.device or "starting"
-    return (str(number), describe(row.params), step, loss, where, f"{now - row.since:.0f}")
+    return (str(number), describe(row.params), step, figure, where, f"{now - row.since:.0f}")
 
 
 def ended_line(number: int, result: Result, params: Mapping[str, Any], progress: Progress) -> Text:
     """How one trial ended, in a line."""
     text = Text(f"trial {number:>3}  ")
     text.append(f"{result.state:<9}", style=COLOURS.get(result.state, ""))
-    if result.value is not None:
-        text.append(f" {result.value:.4f}")
+    value = metrics.of_result(result, progress.metric)
+    if value is not None and result.state in ("complete", "pruned"):
+        text.append(f" {number_text(value)}")
     text.append(f"  {describe(params)}")
     if result.state == "pruned":
         text.append(f"  at step {result.steps}/{result.max_steps}")
@@ -126,7 +130,8 @@ def summary(progress: Progress) -> str:
     parts.append(f"{len(progress.running)} running on {progress.slots}")
     if progress.best:
         best = progress.best
-        parts.append(f"best {best.value:.4f} (trial {best.number}: {describe(best.params)})")
+        value = number_text(best.value)
+        parts.append(f"best {value} (trial {best.number}: {describe(best.params)})")
     parts.append(f"{clock(progress.elapsed)} elapsed")
     if (left := progress.remaining_seconds) is not None:
         parts.append(f"about {clock(left)} left")
@@ -141,6 +146,11 @@ def describe(params: Mapping[str, Any]) -> str:
 def short_name(name: str) -> str:
     """`training.learning_rate` -> `learning_rate`; a branch's condition is left out."""
     return name.partition("[")[0].rpartition(".")[2]
+
+
+def number_text(value: float) -> str:
+    """A figure of an objective: four places, and none of a large one."""
+    return f"{value:.4f}" if abs(value) < 10_000 else f"{value:.4g}"
 
 
 def short(value: Any) -> str:

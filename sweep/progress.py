@@ -49,6 +49,8 @@ class Progress:
     maximize: bool = False
     planned: int | None = None
     """Trials to run in all; None when something else ends the sweep."""
+    at_most: int | None = None
+    """Trials that there can be: a grid has an end of its own. For the estimate alone."""
     slots: int = 1
     clock: Callable[[], float] = time.monotonic
     started_at: float = 0.0
@@ -89,7 +91,8 @@ class Progress:
     @property
     def total(self) -> int | None:
         """Trials to run in all, repeats included."""
-        return None if self.planned is None else self.planned + len(self.repeats)
+        known = self.planned if self.at_most is None else self.at_most
+        return None if known is None else known + len(self.repeats)
 
     @property
     def elapsed(self) -> float:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 import results
-from sweep import aside, lease, live, provenance
+from sweep import aside, cost, lease, live, provenance
 from sweep.disk import Disk
 from sweep.driver import Driver, Ending
 from sweep.progress import Progress
@@ -275,6 +275,7 @@ def _drive(spec: SweepSpec, folder: StudyFolder, options: Options, console: Cons
         goal.metric,
         goal.direction == "maximize",
         planned=spec.stop.trials,
+        at_most=cost.known_trials(spec),
         alike_limit=spec.failures.alike,
     )
     executor = make_executor(spec, options, folder)
