@@ -32,6 +32,7 @@ class _Column:
     name: str
     title: str
     text: Callable[[Any], str] = units.number
+    is_objective: bool = False
 
 
 _MEASURES = (
@@ -121,8 +122,8 @@ def _went(found: Where) -> Text:
 
 def _parts(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame, list[_Column]]]:
     settings = [_Column(name, short(name)) for name in table.attrs.get("varied", ())]
-    value = _Column("value", objective(table)[0].replace("_", " "), value_text(table))
-    others = [_Column(metric_column(metric), metric.replace("_", " "), metric_text(metric))
+    value = _Column("value", objective(table)[0].replace("_", " "), value_text(table), True)
+    others = [_Column(metric_column(metric), metric.replace("_", " "), metric_text(metric), True)
               for metric, _ in table.attrs.get("objectives", ())[1:]]  # fmt: skip
     complete, pruned, failed = (ranked(table, s) for s in ("complete", "pruned", "failed"))
     best = f"Complete, best first{_of(len(complete))}"
@@ -171,15 +172,13 @@ def _fitting(
 ) -> tuple[list[_Column], int]:
     """The columns that say something, as many as the width holds, and how wide one may be.
 
-    Searched ones come first: long texts among them are cut short before one is left out.
+    Objectives and searched ones come first: long texts are cut before one of them is left out.
     """
     telling = [column for column in columns if _tells(rows, column, searched)]
     room = width - 9
-    needed = [column for column in telling if column.name in ("value", *searched)]
+    needed = [c for c in telling if c.is_objective or c.name in searched]
     widest = next((w for w in WIDEST if sum(_width(rows, c, w) for c in needed) <= room), WIDEST[0])
-    first = sorted(
-        telling, key=lambda column: (column.name != "value", column.name not in searched)
-    )
+    first = sorted(telling, key=lambda c: (not c.is_objective, c.name not in searched))
     kept = set()
     for column in first:
         if (taken := _width(rows, column, widest)) <= room:

@@ -81,15 +81,18 @@ def _load(
     When `planning`, a device or a model that is not on this machine is said and not refused.
     """
     from sweep import loader
-    from sweep.preflight import preflight
+    from sweep.preflight import glance, preflight
 
-    source = loader.find(space)
-    spec = loader.load(source, overrides or ())
+    source, said = loader.find(space), overrides or ()
+    spec, wrong = loader.examine(source, said)
+    if wrong:
+        more = loader.placed(source, said, glance(spec, wrong))
+        raise ConfigError(loader.in_order([*wrong, *more]))
     try:
         absent = preflight(spec, here=not ray_address, planning=planning)
     except ConfigError as error:
-        raise ConfigError(loader.placed(source, overrides or (), error.problems)) from None
-    for problem in loader.placed(source, overrides or (), absent):
+        raise ConfigError(loader.placed(source, said, error.problems)) from None
+    for problem in loader.placed(source, said, absent):
         out.print(f"not on this machine: {problem}", style="yellow", markup=False, soft_wrap=True)
     return spec, source
 

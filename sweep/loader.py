@@ -88,6 +88,18 @@ def load(source: Path, overrides: Sequence[str] = ()) -> SweepSpec:
     Raises:
         ConfigError: every mistake at once, each with its file and line or its override.
     """
+    spec, problems = examine(source, overrides)
+    if problems:
+        raise ConfigError(problems)
+    return spec
+
+
+def examine(source: Path, overrides: Sequence[str] = ()) -> tuple[SweepSpec, list[Problem]]:
+    """The sweep of a file, and what is wrong with it; what is wrong stands at its default.
+
+    Raises:
+        ConfigError: it cannot be read at all.
+    """
     sheet = read(Path(source), overrides)
     refuse_secrets(sheet)
     absolute_places(sheet)
@@ -108,27 +120,27 @@ def load(source: Path, overrides: Sequence[str] = ()) -> SweepSpec:
     _check_stop(sheet, spec)
     spec = spec.model_copy(update={"warm_start": _warm_start(sheet, spec)})
     spec = spec.model_copy(update={"enqueue": _check_space(sheet, spec)})
-    if sheet.problems:
-        raise ConfigError(sorted(sheet.problems, key=_line_order))
-    return spec
+    return spec, in_order(sheet.problems)
 
 
-def placed(
-    source: Path, overrides: Sequence[str], problems: Sequence[Problem]
-) -> tuple[Problem, ...]:
-    """Problems of a trial's configuration, each with the line or override its value came from."""
-    where = read(Path(source), overrides).locate
-    return tuple(
-        replace(problem, where=problem.where or _place(where, problem.key)) for problem in problems
-    )
+def placed(source: Path, overrides: Sequence[str], problems: Sequence[Problem]) -> list[Problem]:
+    """Problems of a trial's configuration, each with the key and line its value came from."""
+    locate = read(Path(source), overrides).locate
+    return [_place(locate, problem) for problem in problems]
 
 
-def _place(locate: Callable[[str], str], key: str) -> str:
-    """Where a key of the configuration was said: under `space`, else under `base`."""
-    if key.startswith("resources."):
-        return locate(key)
-    searched, nowhere = locate(f"space.{key}"), locate("space")
-    return searched if searched != nowhere else locate(f"base.{key}")
+def _place(locate: Callable[[str], str], problem: Problem) -> Problem:
+    """A problem with the sweep file's key: under `space`, else under `base`."""
+    if problem.where or problem.key.startswith("resources."):
+        return replace(problem, where=problem.where or locate(problem.key))
+    searched = f"space.{problem.key}"
+    key = searched if locate(searched) != locate("space") else f"base.{problem.key}"
+    return replace(problem, key=key, where=locate(key))
+
+
+def in_order(problems: Sequence[Problem]) -> list[Problem]:
+    """Problems as they stand in the file."""
+    return sorted(problems, key=_line_order)
 
 
 def _line_order(problem: Problem) -> tuple[str, int]:
@@ -334,7 +346,7 @@ def _check_stop(sheet: Sheet, spec: SweepSpec) -> None:
     bounds = ("trials", "hours", "device_hours", "no_improvement")
     said = {**sheet.section("budget"), **sheet.section("stop")}
     bounded = any(said.get(name) is not None for name in bounds)
-    wrong = any(problem.key.split(".")[0] == "stop" for problem in sheet.problems)
+    wrong = any(problem.key.split(".")[0] in ("stop", "sampler") for problem in sheet.problems)
     if not bounded and not wrong and spec.sampler.name != "grid":
         rule = f"the sweep has no end: say one of {', '.join(bounds)}, or `sampler: grid`"
         got = "only a target, which may never be reached" if spec.stop.target is not None else ""

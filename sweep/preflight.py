@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from sweep import fits
+from sweep.sheet import is_at_or_below
 from sweep.slots import SIZES, per_node
 from sweep.space import Space
 from sweep.spec import SweepSpec
-from trial.check import rank_problems, survey
-from trial.config import TrialConfig
+from trial.check import NOT_READ, rank_problems, survey
+from trial.config import TrialConfig, parse, problems_of
 from trial.problems import ConfigError, Problem
 
 TOUCHES = ("model", "data", "deepspeed", "device", "lora.target_modules", "lora.modules_to_save")
@@ -40,6 +41,29 @@ def preflight(spec: SweepSpec, here: bool = True, *, planning: bool = False) -> 
     if refused := [*found, *([] if planning else absent)]:
         raise ConfigError(refused)
     return list(absent)
+
+
+def glance(spec: SweepSpec, problems: Sequence[Problem]) -> list[Problem]:
+    """What more is wrong with the model and the data of a sweep file that is to be refused anyway.
+
+    Only sections that are sound and not searched are looked at.
+    """
+    suspect = [problem.key.partition(".")[2] for problem in problems]
+    suspect += [path for path in spec.space if any(is_at_or_below(path, name) for name in TOUCHES)]
+    sound = {
+        name: value
+        for name, value in spec.base.items()
+        if not any(is_at_or_below(path, name) for path in suspect)
+    }
+    # Without its model, what is said of modules and lengths has nothing to be held against.
+    looked = {"model", "data", "lora", "deepspeed", "zero_stage"} if "model" in sound else {"data"}
+    content = {name: value for name, value in sound.items() if name in looked}
+    if looked == {"data"} and isinstance(content.get("data"), Mapping):
+        content["data"] = {k: v for k, v in content["data"].items() if k not in NOT_READ}
+    if problems_of(content):
+        return []
+    found = survey(parse(content), here=False)
+    return [*found.problems, *found.absent]
 
 
 def _mode_problems(spec: SweepSpec) -> Iterator[Problem]:

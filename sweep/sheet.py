@@ -140,7 +140,9 @@ def is_at_or_below(path: str, other: str) -> bool:
 
 def unknown_path(path: str, known: Sequence[str]) -> Problem:
     """The problem of a dotted path that is not in `known`."""
-    return Problem(path, "unknown key", repr(path), nearest(path, known))
+    near = nearest(path, known)
+    begins = "" if near else f"; a path begins with {', '.join(known_keys()[''])}"
+    return Problem(path, f"unknown key{begins}", repr(path), near)
 
 
 def _near(problem: Problem) -> str:

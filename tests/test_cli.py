@@ -219,6 +219,17 @@ def test_bad_input_ends_with_2_and_a_clear_word(words, said, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_mistakes_of_model_and_data_are_told_with_those_of_the_file(parts, tmp_path):
+    source = sweep_file(tmp_path, *parts, sampler="tpee")
+    said = "data.completion_column=answr"
+    done = inside("check", source, "--set", said, "--set", "lora.target_modules=[q_prj]")
+    assert done.exit_code == 2
+    lines = done.stderr.splitlines()
+    assert len(lines) == 4
+    for start in (f"{source}:", f"--set {said} base.data.completion_column: ", "--set lora."):
+        assert any(line.startswith(start) for line in lines[1:])
+
+
 def test_the_journal_is_plain_optuna(finished):
     import optuna
     from optuna.storages import JournalStorage

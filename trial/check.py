@@ -247,13 +247,14 @@ def _data_problems(config: TrialConfig) -> list[Problem]:
     problem = format_problem(config.data.prompt_format)
     # What the rows become has no part in whether they can be read.
     rows_only = config.data.model_copy(
-        update={name: DataConfig.model_fields[name].default for name in _NOT_READ}
+        update={name: DataConfig.model_fields[name].default for name in NOT_READ}
     )
     stamps = tuple(_stamp(path) for path in _files(config.data))
     return [*([problem] if problem else []), *_row_problems(rows_only, stamps)]
 
 
-_NOT_READ = ("prompt_format", "max_length", "max_train_samples", "max_eval_samples")
+NOT_READ = ("prompt_format", "max_length", "max_train_samples", "max_eval_samples")
+"""Keys of `data` that have no part in whether its rows can be read."""
 
 
 def _files(data: DataConfig) -> tuple[str | None, ...]:

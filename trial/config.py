@@ -9,13 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trial import schema
 from trial.objectives import names
-from trial.problems import ConfigError, Problem, from_pydantic, unknown
+from trial.problems import (
+    ConfigError,
+    Problem,
+    across,
+    from_pydantic,
+    nearest_choice,
+    unknown,
+)
 
 VERSION: Literal[1] = 1
 NO_EFFECT = {"origin", "version", "keep_checkpoint", "packed"}
@@ -84,7 +92,12 @@ _AT_LEAST: dict[str, tuple[float, bool]] = {
     "eval_steps": (0, False),
     "save_steps": (0, False),
     "seed": (0, True),
+    "label_smoothing_factor": (0, True),
+    "adam_beta1": (0, True),
+    "adam_beta2": (0, True),
 }
+_SHARES = ("warmup_ratio", "label_smoothing_factor", "adam_beta1", "adam_beta2")
+"""Arguments that are at most 1."""
 
 
 class Section(BaseModel):
@@ -340,7 +353,7 @@ class TrialConfig(Section):
     @model_validator(mode="after")
     def _stage_agrees(self) -> TrialConfig:
         if self.zero_stage is None and self.deepspeed != DeepSpeedSection():
-            raise ValueError("`deepspeed` needs a `zero_stage` (0, 1, 2 or 3)")
+            raise across("zero_stage", "0, 1, 2 or 3, since `deepspeed` is set", None)
         return self
 
     @model_validator(mode="after")
@@ -397,6 +410,7 @@ def training_problems(training: Mapping[str, Any]) -> list[Problem]:
     ]
     rest = {name: value for name, value in training.items() if name not in OURS}
     problems += _argument_problems("training", rest, schema.training_arguments())
+    problems += _reporter_problems(rest.get("report_to"))
     named = {problem.key for problem in problems}
     for name, (low, inclusive) in _AT_LEAST.items():
         value = rest.get(name)
@@ -405,7 +419,19 @@ def training_problems(training: Mapping[str, Any]) -> list[Problem]:
         if value < low or (value == low and not inclusive):
             rule = f"must be {'at least' if inclusive else 'greater than'} {low}"
             problems.append(Problem(f"training.{name}", rule, repr(value)))
+    for name in _SHARES:
+        value = rest.get(name)
+        if isinstance(value, int | float) and f"training.{name}" not in named and value > 1:
+            problems.append(Problem(f"training.{name}", "must be at most 1", repr(value)))
     return problems
+
+
+def _reporter_problems(given: Any) -> list[Problem]:
+    """Names of trackers that transformers does not know; it says so only inside a worker."""
+    known = schema.reporters()
+    names = [given] if isinstance(given, str) else given if isinstance(given, list) else []
+    wrong = [name for name in names if isinstance(name, str) and name not in known]
+    return [replace(unknown(name, known, "tracker"), key="training.report_to") for name in wrong]
 
 
 def problems_of(content: Mapping[str, Any]) -> list[Problem]:
@@ -534,7 +560,8 @@ def _argument_problems(
             known = [known for known in arguments if known not in OURS]
             problems.append(unknown(key, known, f"{section} argument"))
         elif refusal := arguments[name].refusal(value):
-            problems.append(Problem(key, f"expected {refusal}", repr(value)))
+            near = nearest_choice(value, refusal)
+            problems.append(Problem(key, f"expected {refusal}", repr(value), near))
     return problems
 
 

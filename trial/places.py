@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trial.problems import Problem
+from trial.problems import Problem, nearest
 
 PLACES = (
     "model.name_or_path",
@@ -40,7 +40,21 @@ def resolve(key: str, value: Any, folders: Sequence[Path]) -> tuple[Any, Problem
     if not _must_exist(key, value):
         return value, None
     looked = " and ".join(dict.fromkeys(str(folder) for folder in folders))
-    return value, Problem(key, f"no such file or folder (looked in {looked})", repr(value))
+    rule = f"no such file or folder (looked in {looked})"
+    return value, Problem(key, rule, repr(value), _nearest(value, folders))
+
+
+def _nearest(value: str, folders: Sequence[Path]) -> str:
+    """The value with the nearest name that is there in place of its last one."""
+    for folder in folders:
+        try:
+            place = Path(folder, Path(value).expanduser())
+            near = nearest(place.name, sorted(item.name for item in place.parent.iterdir()))
+        except (OSError, ValueError, RuntimeError):
+            continue
+        if near:
+            return str(Path(value).with_name(near))
+    return ""
 
 
 def _must_exist(key: str, value: str) -> bool:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +41,36 @@ class ConfigError(ValueError):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
+_SAID_ELSEWHERE = {
+    "asha": "successive_halving", "sha": "successive_halving", "nop": "none", "off": "none",
+    "bayes": "gp", "bayesian": "gp", "cma": "cmaes", "cma-es": "cmaes", "nsgaii": "nsga2",
+    "halton": "qmc", "sobol": "qmc", "gpu": "cuda", "nvidia": "cuda", "gaudi": "hpu",
+    "habana": "hpu", "fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32",
+    "adamw": "adamw_torch", "adamw_hf": "adamw_torch", "gpus": "devices_per_trial",
+    "hpus": "devices_per_trial", "devices": "devices_per_trial", "cpus": "cpus_per_trial",
+    "workers": "concurrency", "n_trials": "trials", "max_trials": "trials", "timeout": "hours",
+}  # fmt: skip
+"""Names that other tools have for a key or value, too far in spelling to be found by it."""
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """The known name closest to `name`, or an empty string when none is close."""
+    if (meant := _SAID_ELSEWHERE.get(name.lower(), "")) in known and meant:
+        return meant
     tails: dict[str, str] = {}
     for full in known:
         tails.setdefault(full.rsplit(".", 1)[-1], full)
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     tail = difflib.get_close_matches(name.rsplit(".", 1)[-1], list(tails), n=1, cutoff=0.7)
-    return match[0] if match else tails[tail[0]] if tail else ""
+    if match or tail:
+        return match[0] if match else tails[tail[0]]
+    begun = [full for full in known if len(name) > 2 and full.startswith(name.lower())]
+    return begun[0] if len(begun) == 1 else ""
+
+
+def nearest_choice(value: object, rule: str) -> str:
+    """The nearest to a value of the choices that a rule quotes: `one of 'no' or 'steps'`."""
+    return nearest(value, re.findall("'([^']+)'", rule)) if isinstance(value, str) else ""
 
 
 def unknown(key: str, known: Sequence[str], what: str = "key") -> Problem:
@@ -56,15 +81,54 @@ def unknown(key: str, known: Sequence[str], what: str = "key") -> Problem:
     return Problem(key, f"unknown {what}{listed}", repr(name), near)
 
 
+_ACROSS = "across_keys"
+_BRANCH = re.compile(r"str|int|float|bool|none|(list|dict|tuple|literal)\[.*\]|constrained-\w+")
+"""How pydantic names the branches of a union in the place of an error."""
+
+
+def across(key: str, rule: str, got: object) -> PydanticCustomError:
+    """What a validator of a whole section raises about one of its keys."""
+    said = "null" if got is None else repr(got)
+    return PydanticCustomError(_ACROSS, "{rule}", {"key": key, "rule": rule, "got": said})
+
+
 def from_pydantic(error: ValidationError, known: Mapping[str, Sequence[str]]) -> list[Problem]:
     """Turn pydantic's errors into problems; `known` maps a section's dotted path to its keys."""
-    problems = []
+    by_place: dict[str, list[tuple[bool, Problem]]] = {}
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            section = key.rpartition(".")[0]
-            problems.append(unknown(key, known.get(section, ())))
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            problems.append(Problem(key, message[0].lower() + message[1:], repr(item["input"])))
-    return problems
+        place, deeper = _branch(item["loc"])
+        key = ".".join(map(str, (*place, *deeper)))
+        found = (bool(deeper), _from_item(item, key, known))
+        by_place.setdefault(".".join(map(str, place)), []).append(found)
+    return [problem for found in by_place.values() for problem in _one_for_all(found)]
+
+
+def _branch(place: tuple[int | str, ...]) -> tuple[tuple[int | str, ...], tuple[int | str, ...]]:
+    """The place of a value, and below it that of the mistake within one branch of a union."""
+    for depth, part in enumerate(place):
+        if depth and isinstance(part, str) and _BRANCH.fullmatch(part):
+            return place[:depth], place[depth + 1 :]
+    return place, ()
+
+
+def _one_for_all(found: list[tuple[bool, Problem]]) -> list[Problem]:
+    """A value that no branch of a union takes is one mistake; a branch that it entered says it."""
+    inside = [problem for deeper, problem in found if deeper]
+    if inside or len(found) == 1:
+        return inside or [problem for _, problem in found]
+    first = found[0][1]
+    others = [problem.expected.removeprefix("input should be ") for _, problem in found[1:]]
+    expected = " or ".join(dict.fromkeys([first.expected, *others]))
+    near = next((problem.near for _, problem in found if problem.near), "")
+    return [Problem(first.key, expected, first.got, near)]
+
+
+def _from_item(item: ErrorDetails, key: str, known: Mapping[str, Sequence[str]]) -> Problem:
+    context: dict[str, Any] = item.get("ctx", {})
+    if item["type"] == _ACROSS:
+        return Problem(".".join(filter(None, (key, context["key"]))), item["msg"], context["got"])
+    if item["type"] == "extra_forbidden":
+        return unknown(key, known.get(key.rpartition(".")[0], ()))
+    message = item["msg"].removeprefix("Value error, ")
+    near = nearest_choice(item["input"], str(context.get("expected", "")))
+    return Problem(key, message[0].lower() + message[1:], repr(item["input"]), near)

@@ -22,6 +22,9 @@ _SIMPLE: dict[str, Any] = {
 }  # fmt: skip
 
 
+_TRACKERS = "INTEGRATION_TO_CALLBACK"
+
+
 @dataclass(frozen=True, slots=True)
 class Argument:
     """One dataclass field: its name, the annotation as written, and a check of values."""
@@ -112,6 +115,17 @@ def gaudi_only_arguments() -> frozenset[str]:
     return frozenset(_arguments(gaudi, "GaudiTrainingArguments", {})) - frozenset(
         _arguments(source, "TrainingArguments", {})
     )
+
+
+@cache
+def reporters() -> tuple[str, ...]:
+    """The names that `report_to` takes: transformers' table of trackers, and all or none."""
+    source = _source("transformers.integrations", "integration_utils.py")
+    for node in source.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == _TRACKERS:
+            keys = node.value.keys if isinstance(node.value, ast.Dict) else []
+            return ("none", "all", *(ast.literal_eval(key) for key in keys if key))
+    raise LookupError(f"no {_TRACKERS}")
 
 
 @cache
