@@ -83,7 +83,7 @@ class LiveView(PlainView):
 
 
 def running_table(progress: Progress, metric: str) -> Table:
-    """One row for each trial on a device; a metric that only its end tells gives way to the loss."""
+    """One row for each trial on a device; the loss stands in for a metric known only at its end."""
     metric = "eval_loss" if metric in metrics.METRICS else metric
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("trial", "parameters", "step", metric, "device", "seconds"):
