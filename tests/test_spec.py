@@ -13,6 +13,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from sweep import dimension, expression, loader, optuna_names
 from sweep.spec import PrunerSpec, SamplerSpec, SweepSpec
+from trial.config import problems_of
 from trial.problems import ConfigError
 
 GRAMMAR = [
@@ -321,3 +322,12 @@ def test_files_that_mean_the_same_have_the_same_content(tmp_path):
 def test_tokens_per_second_are_maximised(tmp_path):
     spec = spec_of(tmp_path, objectives=["tokens_per_second", "seconds"])
     assert [goal.direction for goal in spec.objectives] == ["maximize", "minimize"]
+
+
+@pytest.mark.parametrize(
+    ("value", "taken"),
+    [("pissa_niter_16", True), ("pissa_niter_", False), ("pissa_niter_x", False),
+     ("gausian", False), ("gaussian", True), (True, True)],
+)  # fmt: skip
+def test_a_choice_with_a_number_in_it_may_have_any(value, taken):
+    assert (not problems_of({"lora": {"init_lora_weights": value}})) == taken
