@@ -473,6 +473,12 @@ def parse(content: Mapping[str, Any]) -> TrialConfig:
 
 def _lora_problems(lora: Mapping[str, Any]) -> list[Problem]:
     extra = {name: value for name, value in lora.items() if name not in LoraSection.model_fields}
+    start = extra.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(_RANDOM_START):
+        del extra["init_lora_weights"]
+        rule = "pissa: a random start is another one when the adapter is loaded"
+        problems = [Problem("lora.init_lora_weights", rule, repr(start), "pissa")]
+        return [*problems, *_argument_problems("lora", extra, schema.lora_arguments())]
     return _argument_problems("lora", extra, schema.lora_arguments())
 
 
@@ -540,6 +546,9 @@ def _reference_problems(
         problems.append(Problem("training.use_hpu_graphs_for_training", rule, "true"))
     return problems
 
+
+_RANDOM_START = "pissa_niter_"
+"""Its approximate decomposition is drawn, and plain PEFT draws another as it loads the adapter."""
 
 _REBASING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways to start an adapter that write into the base weights."""

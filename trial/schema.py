@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -41,16 +40,8 @@ class Argument:
         except ValidationError as error:
             wanted = {str(item.get("ctx", {}).get("expected", "")) for item in error.errors()}
             choices = next((text for text in sorted(wanted, key=len, reverse=True) if text), "")
-            if isinstance(value, str) and _is_spelt_out(value, choices):
-                return ""
             return f"one of {choices}" if choices else f"a value of type {self.annotation}"
         return ""
-
-
-def _is_spelt_out(value: str, choices: str) -> bool:
-    """Whether a text is a choice with its number filled in: `pissa_niter_[number of iters]`."""
-    patterns = re.findall(r"'([^']*)\[number[^']*\]'", choices)
-    return any(re.fullmatch(rf"{re.escape(start)}\d+", value) for start in patterns)
 
 
 def _source(package: str, path: str) -> ast.Module:
