@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from results.comparison import compare
     from results.findings import Options
+    from results.recommend import recommended
     from results.report import write, write_report
     from results.show import print_status, print_table
     from results.table import trials_table, write_table
 
 __all__ = [
-    "Options", "compare", "preload", "print_status", "print_table", "trials_table", "write",
-    "write_report", "write_table",
+    "Options", "compare", "preload", "print_status", "print_table", "recommended",
+    "trials_table", "write", "write_report", "write_table",
 ]  # fmt: skip
 
 _HOME = {
@@ -25,6 +26,7 @@ _HOME = {
     "compare": "results.comparison",
     "print_status": "results.show",
     "print_table": "results.show",
+    "recommended": "results.recommend",
     "trials_table": "results.table",
     "write": "results.report",
     "write_report": "results.report",

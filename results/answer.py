@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from results import units, zero
-from results.findings import RANK, RATE, Findings, best_of_each, settings, underrated
-from results.front import Front, Goal, Member
+from results.findings import CPU_MEMORY, RANK, RATE, Findings, best_of_each, settings, underrated
+from results.front import Front, Goal, Member, goal_of
 from results.grids import p_value
 from results.importance import is_number
 from results.noise import Group, Standing
@@ -24,9 +24,9 @@ DOMINATES = 0.6
 def sentences(found: Findings) -> list[str]:
     """Three to seven sentences; the first one is the answer."""
     if found.complete.empty:
-        return [_nothing(found.table)]
+        return [text for text in (_nothing(found.table), _cost(found), *_memory(found)) if text]
     if found.systems:
-        told = [_stages(found), _stage_noise(found)]
+        told = _stages(found)
     elif found.front and found.front.members:
         told = _front(found, found.front)
     else:
@@ -82,8 +82,10 @@ def _tie(found: Findings, leader: Group, mean: str) -> list[str]:
     who = f"{len(tied)} configurations tie"
     if len(ranks) > 1:
         who = f"ranks {_listed([str(rank) for rank in ranks])} tie"
-    lead = f"No single winner: {who} within the noise; take the cheapest, {name_of(found, best)}."
-    lowest = "It also" if best is leader else sentence(name_of(found, leader))
+    take = "they cost the same, so take" if found.board.same_cost else "take the cheapest,"
+    lead = f"No single winner: {who} within the noise; {take} {name_of(found, best)}."
+    lowest = "It" if found.board.same_cost else "It also"
+    lowest = lowest if best is leader else sentence(name_of(found, leader))
     return [lead, f"{lowest} has the best mean: {mean}."]
 
 
@@ -104,10 +106,10 @@ def _by(found: Findings, standing: Standing) -> str:
     test = f"paired t test over {against.paired} shared seeds" if against.paired else "Welch's test"
     if against.pooled:
         test += f" with the noise of {against.pooled} configurations together"
-    ends = f"{found.value(against.interval.low)} to {found.value(against.interval.high)}"
+    ends = f"{found.gap(against.interval.low)} to {found.gap(against.interval.high)}"
     p = p_value(against.adjusted)
     p = f"p {p}" if p.startswith("<") else f"p = {p}"
-    return f"{found.value(against.difference)} (95% interval {ends}; {test}, {p} after Holm)"
+    return f"{found.gap(against.difference)} (95% interval {ends}; {test}, {p} after Holm)"
 
 
 def _single_runs(found: Findings) -> str:
@@ -117,7 +119,7 @@ def _single_runs(found: Findings) -> str:
     what = "configuration" if len(near) == 1 else "configurations"
     return (
         f"{len(near)} {what} with a single run cannot be told from it "
-        f"(the noise of one run is about ±{units.number(found.board.noise, 2)})."
+        f"(the noise of one run is about ± {found.noise})."
     )
 
 
@@ -137,10 +139,10 @@ def _margin(found: Findings, best: Group) -> str:
     second = found.board.standings[1].group
     other = _best_other_rank(found, best)
     gap = abs(second.mean - best.mean)
-    text = f"Next is {name_of(found, second)}, {found.value(gap)} behind"
+    text = f"Next is {name_of(found, second)}, {found.gap(gap)} behind"
     if other is not None and int(other["number"]) not in second.trials:
         away = abs(other["value"] - best.mean)
-        text += f"; the best of another rank, r {other[RANK]}, is {found.value(away)} behind"
+        text += f"; the best of another rank, r {other[RANK]}, is {found.gap(away)} behind"
     return (
         f"{text}. No configuration was repeated over seeds, so the noise is unknown and such a "
         "difference may mean nothing."
@@ -212,34 +214,56 @@ def _front_noise(found: Findings, front: Front) -> str:
     return f"{what} on the front ran only once: luck may have put it there."
 
 
-def _stages(found: Findings) -> str:
+def _stages(found: Findings) -> list[str]:
     """Systems knobs alone were searched: speed and memory are the answer."""
     stages = zero.stages(found.table)
     fast = _least(stages, "seconds_per_step")
     lean = _least(stages, "peak_memory_bytes")
     if fast is None or lean is None:
-        return "The complete trials hold no step times and memory to compare stages by."
+        return ["The complete trials hold no step times and memory to compare stages by."]
+    told = [_fastest(found, fast)]
+    if found.on_cpu:
+        told.append(f"Which stage needs the least memory cannot be told here: {CPU_MEMORY}.")
+    else:
+        told.append(_leanest(found, fast, lean))
+    if found.board.noise is None:
+        told.append("No stage was repeated over seeds, so the noise of these figures is unknown.")
+    return told
+
+
+def _fastest(found: Findings, fast: pd.Series) -> str:
     pace = f"{units.number(fast['seconds_per_step'], 3)} s per step"
-    if fast["stage"] == lean["stage"]:
-        memory = units.size(lean["peak_memory_bytes"])
-        return f"{fast['stage']} is the fastest ({pace}) and needs the least memory ({memory})."
-    times = lean["seconds_per_step"] / fast["seconds_per_step"]
-    memory = (
-        f"{units.size(lean['peak_memory_bytes'])} against {units.size(fast['peak_memory_bytes'])}"
-    )
-    return (
-        f"{fast['stage']} is the fastest, {pace}; {lean['stage']} needs the least memory, {memory} "
-        f"a device, at {units.number(times, 2)} times the time per step."
-    )
-
-
-def _stage_noise(found: Findings) -> str:
-    """Which stages the repeats cannot tell apart in the first objective."""
-    tied = found.board.tied
+    tied = _tied_stages(found, "seconds_per_step")
     if len(tied) < 2:
-        return ""
-    names = _listed([zero.stage_name(item.group.row[zero.STAGE]) for item in tied])
-    return f"In {found.metric} {names} cannot be told apart: their repeats differ as much."
+        return f"{fast['stage']} is the fastest, {pace}."
+    return (
+        f"No single fastest stage: in seconds per step {_listed(tied)} cannot be told apart, their "
+        f"repeats differ as much ({fast['stage']} has the least, {pace})."
+    )
+
+
+def _leanest(found: Findings, fast: pd.Series, lean: pd.Series) -> str:
+    size = units.size(lean["peak_memory_bytes"])
+    tied = _tied_stages(found, "peak_memory_bytes")
+    if len(tied) > 1:
+        return (
+            f"In peak memory {_listed(tied)} cannot be told apart ({lean['stage']} has the least, "
+            f"{size} a device)."
+        )
+    if fast["stage"] == lean["stage"]:
+        return f"{lean['stage']} also needs the least memory, {size} a device."
+    times = units.number(lean["seconds_per_step"] / fast["seconds_per_step"], 2)
+    against = units.size(fast["peak_memory_bytes"])
+    return (
+        f"{lean['stage']} needs the least memory, {size} a device against {against} with "
+        f"{fast['stage']}, at {times} times the time per step."
+    )
+
+
+def _tied_stages(found: Findings, metric: str) -> list[str]:
+    """Stages that share the first place in a metric; none where nothing was repeated."""
+    tied = goal_of(found.table, metric, "minimize").board.tied
+    return list(dict.fromkeys(zero.stage_name(item.group.row.get(zero.STAGE)) for item in tied))
 
 
 def _least(stages: pd.DataFrame, column: str) -> pd.Series | None:
@@ -252,15 +276,24 @@ def _least(stages: pd.DataFrame, column: str) -> pd.Series | None:
 
 def _rates(found: Findings) -> str:
     """How the best learning rate moves with rank."""
-    best = best_of_each(found, RANK)
+    best = _searched_ranks(found, best_of_each(found, RANK))
     if len(best) < 2 or RATE not in found.searched or not is_number(best[RATE].dropna()):
         return ""
     the = f"For {found.metric} alone, the" if found.front else "The"
-    if best[RATE].nunique() == 1:
+    if best[RATE].nunique() == 1 and len(best) == found.complete[RANK].nunique():
         return f"{the} best learning rate is {units.number(best[RATE].iloc[0])} at every rank."
     rates = [units.number(rate, 3) for rate in best[RATE]]
     pairs = [f"{rate} at r {rank}" for rank, rate in zip(best[RANK], rates, strict=True)]
     return f"{the} best learning rate is {_listed(pairs[:8])}."
+
+
+def _searched_ranks(found: Findings, best: pd.DataFrame) -> pd.DataFrame:
+    """Those of the ranks that more than one rate was tried at: the only one is not the best."""
+    if best.empty or RATE not in found.table:
+        return best.iloc[:0]
+    judged = found.table[found.table["state"].isin(["complete", "pruned"])]
+    rates = judged.groupby(RANK)[RATE].nunique()
+    return best[best[RANK].map(rates) > 1]
 
 
 def _underrated(found: Findings) -> str:
@@ -318,7 +351,8 @@ def _cost(found: Findings) -> str:
     money = f" ({found.price.of(spent)})" if found.price else ""
     went = f", of which {_listed(shares)}" if shares else ""
     counts = found.table["state"].value_counts()
-    return f"{counts.sum()} trials took {units.seconds(spent)} of device time{money}{went}."
+    trials = "1 trial" if counts.sum() == 1 else f"{counts.sum()} trials"
+    return f"{trials} took {units.seconds(spent)} of device time{money}{went}."
 
 
 # What next
@@ -331,22 +365,30 @@ def _next(found: Findings) -> list[str]:
     tied = found.board.tied
     if len(tied) > 1 and min(len(item.group.values) for item in tied) < FEW_REPEATS:
         told.append("Two repeats can tell hardly anything apart: run three to five seeds of each.")
-    memory = (found.table["cause_kind"] == "out_of_memory").sum()
-    if memory:
-        times = "trial" if memory == 1 else "trials"
-        told.append(f"{memory} {times} ran out of memory: those settings were never judged.")
-    return told
+    return told + _memory(found)
+
+
+def _memory(found: Findings) -> list[str]:
+    count = (found.table["cause_kind"] == "out_of_memory").sum()
+    if not count:
+        return []
+    times = "trial" if count == 1 else "trials"
+    return [f"{count} {times} ran out of memory: those settings were never judged."]
 
 
 def edges(found: Findings) -> list[str]:
-    """What to widen: the best value lies at the end of what was tried."""
+    """What to widen: the best value, and all that tie with it, lie at one end of what was tried."""
     best = found.board.recommended
     if best is None:
         return []
+    alike = [item.group for item in found.board.tied] or [best]
     told = []
     for name in found.searched:
         tried = tried_values(found.table, name, found.spec)
-        if len(tried) > 2 and (side := _side(best.row[name], tried)):
+        if len(tried) < 3:
+            continue
+        side = _side(best.row[name], tried)
+        if side and all(_side(group.row[name], tried) == side for group in alike):
             told.append(
                 f"The best {short(name)}, {units.number(best.row[name])}, lies at the {side} end "
                 f"of what was tried ({units.number(tried[0])} to {units.number(tried[-1])}): widen "

@@ -30,6 +30,11 @@ class Axis:
     labels: tuple[tuple[float, str], ...] | None = None
     """Ticks of our own: place and text."""
 
+    @property
+    def prefixed(self) -> bool:
+        """Whether its numbers are so large that ticks are better written with k, M and G."""
+        return self.title.endswith("(bytes)")
+
 
 @dataclass(frozen=True, slots=True)
 class Series:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from results import cost, grids, units, zero
 from results.chart import Axis, Chart, Series, Thinning, Tone
-from results.findings import Findings
+from results.findings import CPU_MEMORY, Findings
 from results.where import Span
 
 MOST_BARS = 40
@@ -143,14 +143,21 @@ def zero_charts(found: Findings) -> list[Chart]:
     made = [
         _stage_bars(stages, "seconds_per_step", "Seconds per step", "seconds per step", 1.0),
         _stage_bars(stages, "tokens_per_second", "Tokens per second", "tokens per second", 1.0),
-        _stage_bars(stages, "peak_memory_bytes", "Peak memory", "peak memory (GB)", 1e-9),
+        _stage_bars(
+            stages,
+            "peak_memory_bytes",
+            "Peak memory",
+            "peak memory (GB)",
+            1e-9,
+            f" On the CPU the process's: {CPU_MEMORY}." if found.on_cpu else "",
+        ),
         _parity(found),
     ]
     return [chart for chart in made if chart]
 
 
 def _stage_bars(
-    stages: pd.DataFrame, column: str, title: str, axis: str, unit: float
+    stages: pd.DataFrame, column: str, title: str, axis: str, unit: float, more: str = ""
 ) -> Chart | None:
     known = stages.dropna(subset=column)
     if known.empty:
@@ -162,7 +169,7 @@ def _stage_bars(
     series = Series(title, list(range(len(known))), amounts, kind="bar", hover=hover)
     return Chart(
         f"stage_{column}", f"{title} by ZeRO stage",
-        "Medians over each stage's complete trials. Memory is the device's; on CPU the process's.",
+        f"Medians over each stage's complete trials.{more}",
         Axis("", labels=labels), Axis(axis), (series,), height=320,
     )  # fmt: skip
 

@@ -9,13 +9,15 @@ import pandas as pd
 
 from results.axes import number_axis
 from results.chart import Axis, Chart, Series, Thinning, beyond, notes, outside, robust_limits
-from results.findings import RANK, RATE, Findings, best_of_each
+from results.findings import CPU_MEMORY, RANK, RATE, Findings, best_of_each
 from results.importance import is_number
 from results.show import ranked
 
 SERIES = 8
 """Ranks told apart by colour; more would not be."""
 FEW_RATES = 12
+CLOSE = 0.05
+"""Rates nearer than this share of the range tried are neighbours by chance."""
 CURVE_POINTS = 5
 CURVE_FEWEST = 3
 """A line through two trials would claim more than they say."""
@@ -62,7 +64,7 @@ def _rates(found: Findings) -> Chart | None:
     series = []
     for index, (name, part) in enumerate(_by_rank(rows)):
         series += _rate_series(found, name, part, index, thinning)
-    best = best_of_each(found, RANK) if _has(found, RANK) else rows.head(1)
+    best = best_of_each(found, RANK) if _has(found, RANK) else found.configurations.head(1)
     pruned = ranked(found.table, "pruned").dropna(subset=["value", RATE])
     pruned = pruned.iloc[thinning.indices(len(pruned), 400, always=20)]
     series.append(
@@ -90,10 +92,18 @@ def _rate_series(
 ) -> list[Series]:
     kept = part.iloc[thinning.indices(len(part), 400, always=20)]
     dots = Series(name, list(kept[RATE]), list(kept["value"]), index=index, hover=found.hover(kept))
-    few = found.complete[RATE].nunique() <= FEW_RATES
-    x, y = _curve(part, few)
+    x, y = _curve(part, _few(found.complete[RATE]))
     line = Series(name, list(x), list(y), kind="line", index=index, named=False)
     return [dots, line] if len(x) else [dots]
+
+
+def _few(rates: pd.Series) -> bool:
+    """Whether the rates are few and apart: a line from one to its neighbour draws their noise."""
+    known = np.unique(rates.dropna().to_numpy(float))
+    if len(known) < 2 or known[0] <= 0:
+        return len(known) <= FEW_RATES
+    at = np.log10(known)
+    return len(known) <= FEW_RATES and bool(np.diff(at).min() >= CLOSE * np.ptp(at))
 
 
 def _curve(part: pd.DataFrame, few: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -216,11 +226,20 @@ def _front(found: Findings, column: str, axis: str, unit: float) -> Chart | None
     )  # fmt: skip
     return Chart(
         f"front_{column}", f"Loss against {axis.partition(' (')[0]}",
-        "Coloured configurations are the Pareto front: whatever is cheaper is worse. Take the "
-        "first one after which the line runs flat.",
+        "Coloured configurations are the Pareto front: whatever is cheaper is worse. "
+        f"{_front_words(found, column)}",
         number_axis(axis, rows[column] * unit), Axis(found.metric_axis, limits=limits), series,
         notes(thinning.note, beyond(outside(rows["value"].to_numpy(), limits))),
     )  # fmt: skip
+
+
+def _front_words(found: Findings, column: str) -> str:
+    """What to make of a front; nothing where its cost is an accident of the machine."""
+    if found.same_work:
+        return "But nothing searched here moves this cost: how it differs is the machine's doing."
+    if column == "peak_memory_bytes" and found.on_cpu:
+        return f"But take no memory from it: {CPU_MEMORY}."
+    return "Take the first one after which the line runs flat."
 
 
 def pareto(costs: Sequence[float] | np.ndarray, losses: Sequence[float] | np.ndarray) -> np.ndarray:

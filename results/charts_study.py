@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.interpolate import griddata
 
-from results import units
+from results import units, zero
 from results.axes import number_axis
 from results.chart import (
     Axis,
@@ -63,27 +63,42 @@ def _curves(found: Findings) -> Chart | None:
         return None
     order = {int(n): place for place, n in enumerate(found.complete["number"])}
     trials.sort(key=lambda trial: (order.get(trial.number, len(order)), trial.number))
+    # A complete trial may have lost its curve: only what can be drawn counts as the best.
+    best = min(BEST_CURVES, sum(trial.number in order for trial in trials))
     thinning = Thinning(what="curves")
-    kept = thinning.indices(len(trials), MOST_CURVES, always=min(BEST_CURVES, len(order)))
+    kept = thinning.indices(len(trials), MOST_CURVES, always=best)
     drawn = [trials[int(place)] for place in kept]
     limits = _curve_limits(drawn)
-    rows = {row["number"]: row for _, row in found.complete.head(BEST_CURVES).iterrows()}
-    best = min(BEST_CURVES, len(order))
+    shown = {trial.number for trial in drawn[:best]}
+    rows = {
+        row["number"]: {str(name): value for name, value in row.items()}
+        for row in found.complete.to_dict("records")
+        if row["number"] in shown
+    }
     series = [_others(drawn[best:]), *_ends(drawn[best:], limits)]
     series += [
         _curve(trial, index, settings(rows[trial.number], found.telling))
         for index, trial in enumerate(drawn[:best])
     ]
+    highest = max(np.nanmax(trial.curve.eval_loss, initial=-np.inf) for trial in drawn)
+    above = limits is not None and bool(highest > limits[1])
     return Chart(
-        "curves", "Learning curves",
-        f"The {best} best trials in colour, the others grey; a cross is where a trial was "
-        "pruned or failed (point at it to see why). Falling curves that cross late are "
-        "worth more steps.",
+        "curves", "Learning curves", _curve_words(best, len(drawn)),
         Axis("optimizer step"), Axis("eval loss (nats per token)", limits=limits),
         tuple(item for item in series if len(item.x)),
-        notes(thinning.note, "The axis leaves out losses far above the rest."), wide=True,
+        notes(thinning.note, "The axis leaves out losses far above the rest." * above), wide=True,
         height=440,
     )  # fmt: skip
+
+
+def _curve_words(best: int, drawn: int) -> str:
+    late = "Falling curves that cross late are worth more steps."
+    if best == drawn:
+        return f"Each curve is a complete trial. {late}"
+    return (
+        f"The {best} best trials in colour, the others grey; a cross is where a trial was pruned "
+        f"or failed (point at it to see why). {late}"
+    )
 
 
 def _curve_limits(trials: Sequence[TrialRead]) -> tuple[float, float] | None:
@@ -323,11 +338,11 @@ def _parallel(found: Findings) -> Chart | None:
         _bundle(paths[groups == g], told[g], g, list(hover[groups == g])) for g in (3, 2, 1, 0)
     ]
     labels = [(float(i), short(name)) for i, name in enumerate(names)]
-    labels.append((float(len(names)), f"{found.metric}, best lowest"))
+    labels.append((float(len(names)), found.metric))
     return Chart(
         "parallel", "Parameters together",
-        "One line a trial through all its parameters; the last axis orders trials by value. "
-        "Where the lines of the best quarter run together, the parameter matters.",
+        "One line a trial through all its parameters; the last axis orders trials by value, the "
+        "best lowest. Where the lines of the best quarter run together, the parameter matters.",
         Axis("", labels=tuple(labels), limits=(-0.15, len(names) * 1.08)),
         Axis("low to high on each axis", labels=()),
         tuple(series), thinning.note, wide=True, height=430, texts=_ticks(rows, names), brush=True,
@@ -365,15 +380,18 @@ def _ticks(rows: pd.DataFrame, names: Sequence[str]) -> tuple[tuple[float, float
 def _slices(found: Findings) -> list[Chart]:
     rows = found.complete
     ranking = found.importance.names if found.importance else ()
-    names = [name for name in found.searched if rows[name].nunique() > 1]
+    names = [n for n in found.searched if rows[n].nunique(dropna=n != zero.STAGE) > 1]
     names.sort(key=lambda name: ranking.index(name) if name in ranking else len(ranking))
     return [_slice(found, name) for name in names[:MOST_SLICES]]
 
 
 def _slice(found: Findings, name: str) -> Chart:
-    rows, thinning = found.complete.dropna(subset=name), Thinning(what="trials")
+    rows, thinning = found.complete, Thinning(what="trials")
+    rows = rows if name == zero.STAGE else rows.dropna(subset=name)
     rows = rows.iloc[thinning.indices(len(rows), 800, always=50)]
     limits = robust_limits(rows["value"].to_numpy())
+    if name == zero.STAGE:
+        rows = rows.assign(**{name: rows[name].map(zero.stage_name)})
     if is_number(rows[name]):
         x, axis = rows[name].astype(float).to_numpy(), number_axis(short(name), rows[name])
     else:

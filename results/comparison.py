@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from results.page import Block, Cell, Code, Fact, Grid, Head, Page, Section, Tex
 from results.reading import TrialRead, read_study
 from results.report import write_page
 from results.show import sentence
-from trial.folder import StudyFolder, read_lines
+from trial.folder import StudyFolder, TrialFolder, read_lines
 
 SAMPLES = "samples.jsonl"
 """Generations of fixed prompts in a trial's folder: lines with `prompt` and `completion`."""
@@ -34,7 +34,7 @@ class Pick:
     trial: TrialRead
     row: dict[str, Any]
     group: noise.Group | None
-    """Its repeats over seeds, itself included; None unless it was completed."""
+    """The repeats of its configuration over seeds; None unless it was completed."""
 
     @property
     def value(self) -> float | None:
@@ -56,6 +56,7 @@ def compare(
     studies: Sequence[StudyFolder],
     trials: Sequence[int | str] = (),
     options: Options | None = None,
+    before: Callable[[Sequence[TrialFolder]], None] | None = None,
 ) -> Path:
     """Write a page that holds trials side by side, under the first study's `report` folder.
 
@@ -64,6 +65,7 @@ def compare(
         trials: numbers when there is one study, `study:number` when there are several; without
             any, the recommended trial of each study (of one study: its three best).
         options: how the page is made.
+        before: told the folders of the trials before the page is made, to put samples there.
 
     Returns:
         The path of the HTML page; the Markdown page has the same stem.
@@ -77,6 +79,8 @@ def compare(
     picks = [_pick(found, *name) for name in _wanted(found, trials)]
     if not 2 <= len(picks) <= MOST:
         raise ValueError(f"compare takes 2 to {MOST} trials, got {len(picks)}")
+    if before:
+        before([pick.trial.folder for pick in picks])
     return write_page(_page(picks), studies[0].report, _name(picks))
 
 
@@ -104,12 +108,11 @@ def _wanted(found: dict[str, Findings], trials: Sequence[int | str]) -> list[tup
 
 
 def _best(found: dict[str, Findings]) -> list[tuple[str, int]]:
-    most = 3 if len(found) == 1 else 1
-    return [
-        (label, standing.group.trials[0])
-        for label, item in found.items()
-        for standing in item.board.standings[:most]
-    ]
+    if len(found) == 1:
+        [(label, item)] = found.items()
+        return [(label, standing.group.trials[0]) for standing in item.board.standings[:3]]
+    taken = {label: item.board.recommended for label, item in found.items()}
+    return [(label, group.trials[0]) for label, group in taken.items() if group]
 
 
 def _pick(found: dict[str, Findings], study: str, number: int) -> Pick:
@@ -120,8 +123,9 @@ def _pick(found: dict[str, Findings], study: str, number: int) -> Pick:
         known = f"{min(there)} to {max(there)}" if there else "none"
         raise ValueError(f"study {study} has no trial {number}; it has {known}")
     row = item.table[item.table["number"] == number].iloc[0]
-    groups = [standing.group for standing in item.board.standings]
-    group = next((group for group in groups if number in group.trials), None)
+    # By configuration: the run that got it picked is no part of its own confirmed mean.
+    alike = [s.group for s in item.board.standings if s.group.row["group"] == row["group"]]
+    group = alike[0] if row["state"] == "complete" and alike else None
     label = f"trial {number}" if len(found) == 1 else f"{study}:{number}"
     return Pick(label, item, trial, {str(k): v for k, v in row.items()}, group)
 
@@ -139,7 +143,7 @@ def _name(picks: Sequence[Pick]) -> str:
 def _page(picks: Sequence[Pick]) -> Page:
     built = [_settings(picks), _outcome(picks), _curves(picks), _samples(picks)]
     return Page(
-        title=sentence(" against ".join(pick.label for pick in picks)),
+        title=_head(" against ".join(pick.label for pick in picks)),
         question="What differs, and what came of it?",
         answer=[*_answer(picks), *_warnings(picks)],
         facts=[Fact(pick.label, pick.found.value(pick.value)) for pick in picks],
@@ -163,7 +167,9 @@ def _answer(picks: Sequence[Pick]) -> list[str]:
     words = settings(best.row, best.found.searched)
     better = "lowest" if best.found.sign > 0 else "highest"
     value = f"{best.found.metric}, {best.found.value(best.value)}"
-    told = [f"{sentence(best.label)} has the {better} {value} ({words})."]
+    if best.group and best.group.repeated:
+        value += f" on average over {len(best.group.values)} seeds"
+    told = [f"{_head(best.label)} has the {better} {value} ({words})."]
     told += [_against(best, other) for other in ordered[1:4]]
     missing = [pick.ending for pick in picks if pick.value is None]
     if missing:
@@ -172,14 +178,18 @@ def _answer(picks: Sequence[Pick]) -> list[str]:
 
 
 def _against(best: Pick, other: Pick) -> str:
+    if best.group is other.group:
+        return f"{_head(other.label)} is the same configuration with another seed."
     gap = abs((other.value or 0.0) - (best.value or 0.0))
-    lead = f"{sentence(other.label)} is {best.found.value(gap)} behind"
+    lead = f"{_head(other.label)} is {best.found.gap(gap)} behind"
     test = _test(best, other)
     if test is None:
         return f"{lead}; without repeats over seeds of both, nobody knows whether that is noise."
     how = f"paired t test over {test.paired} seeds" if test.paired else "Welch's test"
+    if test.pooled:
+        how += f" with the noise of {test.pooled} configurations together"
     verdict = "within the noise" if test.tied else "outside the noise"
-    low, high = best.found.value(test.interval.low), best.found.value(test.interval.high)
+    low, high = best.found.gap(test.interval.low), best.found.gap(test.interval.high)
     return f"{lead} (95% interval {low} to {high}, {how}): {verdict}."
 
 
@@ -188,7 +198,18 @@ def _test(best: Pick, other: Pick) -> noise.Comparison | None:
         return None
     if not (best.group.repeated and other.group.repeated):
         return None
-    return noise.compare(other.group, best.group, best.found.sign)
+    if best.found is not other.found:
+        return noise.compare(other.group, best.group, best.found.sign)
+    board = best.found.board
+    if best.group is board.leader:  # the report's own test, corrected as it is there
+        return next(s.comparison for s in board.standings if s.group is other.group)
+    among = [standing.group for standing in board.standings if standing.group.repeated]
+    return noise.compare(other.group, best.group, best.found.sign, among)
+
+
+def _head(label: str) -> str:
+    """A label at the start of a sentence: a study's name stays as it is."""
+    return sentence(label) if label.startswith("trial ") else label
 
 
 def _warnings(picks: Sequence[Pick]) -> list[str]:

@@ -60,6 +60,8 @@ def _axis(axis: Axis) -> dict[str, Any]:
         made |= {"type": "log", "exponentformat": "power"}
     if axis.log and axis.labels is None:
         made |= {"dtick": 1, "minor": {"ticks": "outside", "dtick": "D1"}}
+    if axis.prefixed and axis.labels is None:
+        made["tickformat"] = "~s"
     if axis.limits is not None:
         low, high = axis.limits
         made["range"] = [math.log10(low), math.log10(high)] if axis.log else [low, high]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +40,9 @@ def svg(chart: Chart) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # Letters stay text in the file: what this machine's fonts lack, the reader's may have.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure = Figure(figsize=(8.5 if chart.wide else 6.5, chart.height / 100))
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
@@ -66,6 +69,8 @@ def _fill(axes: Axes, chart: Chart) -> None:
 
 
 def _axis(axes: Axes, which: str, axis: Axis) -> None:
+    from matplotlib.ticker import EngFormatter
+
     getattr(axes, f"set_{which}label")(axis.title)
     if axis.log:
         getattr(axes, f"set_{which}scale")("log")
@@ -74,6 +79,8 @@ def _axis(axes: Axes, which: str, axis: Axis) -> None:
             [place for place, _ in axis.labels], [_short(text) for _, text in axis.labels]
         )
         axes.minorticks_off()
+    if axis.prefixed and axis.labels is None:
+        getattr(axes, f"{which}axis").set_major_formatter(EngFormatter(sep=""))
     if axis.limits is not None:
         getattr(axes, f"set_{which}lim")(*axis.limits)
 

@@ -12,13 +12,24 @@ from results import cost, noise, units, zero
 from results.front import Front, front_of
 from results.importance import Importance, importance
 from results.reading import StudyRead
-from results.show import lower_is_better, objective, ranked, short, value_text
+from results.show import (
+    lower_is_better,
+    noise_text,
+    objective,
+    ranked,
+    short,
+    value_text,
+    words,
+)
 from results.table import SEEDS, metric_column, table_of
 from results.where import Where, where
 
 RANK = "lora.r"
 RATE = "training.learning_rate"
 MOST_TOLD = 3
+CPU_MEMORY = (
+    "on the CPU it is that of the worker's process, which keeps what earlier trials have left in it"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +76,7 @@ class Findings:
     @property
     def metric(self) -> str:
         """The objective in words."""
-        return objective(self.table)[0].replace("_", " ")
+        return words(objective(self.table)[0])
 
     @property
     def objectives(self) -> list[tuple[str, str]]:
@@ -100,9 +111,31 @@ class Findings:
         """Complete trials with a value, best first."""
         return ranked(self.table).dropna(subset="value")
 
+    @property
+    def noise(self) -> str:
+        """How far one run's value varies, as text; empty when nobody knows."""
+        known = self.board.noise
+        return "" if known is None else noise_text(objective(self.table)[0], known)
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the complete trials ran on the CPU: their peak memory is their process's."""
+        devices = self.complete["device"].dropna()
+        return bool(len(devices)) and bool((devices == "cpu").all())
+
+    @property
+    def same_work(self) -> bool:
+        """Whether nothing that differs between the configurations can move their cost."""
+        works = {standing.group.work for standing in self.board.standings}
+        return len(works) == 1 and None not in works
+
     def value(self, number: float | None) -> str:
         """A value of the objective as text."""
         return value_text(self.table)(number)
+
+    def gap(self, number: float) -> str:
+        """A distance between two values as text; a small one has few digits that mean anything."""
+        return units.number(number, 2) if 0 < abs(number) < 1e-3 else self.value(number)
 
     def hover(self, rows: pd.DataFrame) -> list[str]:
         """What to say of each row's trial when it is pointed at."""
@@ -190,13 +223,19 @@ def axis_title(metric: str) -> str:
         "peak_memory_bytes": "peak memory (bytes)",
         "trainable_parameters": "trained parameters",
     }
-    return known.get(metric, metric.replace("_", " "))
+    return known.get(metric, words(metric))
 
 
 def settings(row: Mapping[str, Any] | pd.Series, names: Sequence[str]) -> str:
     """`r 16, learning rate 0.001`."""
-    known = [(short(name), row[name]) for name in names if not units.is_missing(row.get(name))]
-    return ", ".join(f"{name} {units.number(value, 3)}" for name, value in known) or "the base"
+    told = [_setting(name, row[name]) for name in names if name in row]
+    return ", ".join(text for text in told if text) or "the base"
+
+
+def _setting(name: str, value: Any) -> str:
+    if units.is_missing(value):
+        return zero.stage_name(None) if name == zero.STAGE else ""
+    return f"{short(name)} {units.number(value, 3)}"
 
 
 def hover(

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from results.noise import Group, Leaderboard, leaderboard
-from results.show import value_text
+from results.show import noise_text, value_text, words
 from results.table import metric_column
 from trial import metrics
 
@@ -31,11 +31,16 @@ class Goal:
     @property
     def name(self) -> str:
         """The objective in words."""
-        return self.metric.replace("_", " ")
+        return words(self.metric)
 
     def text(self, value: float | None) -> str:
         """A value of it as text."""
         return value_text(self.table)(value)
+
+    @property
+    def noise(self) -> str:
+        """How far one run of it varies, as text; empty when nobody knows."""
+        return "" if self.board.noise is None else noise_text(self.metric, self.board.noise)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ def front_of(table: pd.DataFrame, board: Leaderboard) -> Front | None:
     listed = table.attrs["objectives"]
     if len(listed) < 2 or not board.standings:
         return None
-    goals = tuple(_goal(table, metric, direction) for metric, direction in listed)
+    goals = tuple(goal_of(table, metric, direction) for metric, direction in listed)
     columns = {goal.column: _by_number(table, goal.column) for goal in goals}
     known = [Member(item.group, _means(item.group, columns)) for item in board.standings]
     known = [member for member in known if all(map(math.isfinite, member.values))]
@@ -86,7 +91,8 @@ def front_of(table: pd.DataFrame, board: Leaderboard) -> Front | None:
     return Front(goals, members, len(known))
 
 
-def _goal(table: pd.DataFrame, metric: str, direction: str) -> Goal:
+def goal_of(table: pd.DataFrame, metric: str, direction: str) -> Goal:
+    """One metric as if it were the study's only objective."""
     column = metric_column(metric)
     values = table[column] if column in table else pd.Series(np.nan, index=table.index)
     alone = table.assign(value=values.astype(float))

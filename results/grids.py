@@ -50,7 +50,10 @@ def grid_of(
     texts: dict[str, Text] = {**_TEXT, "value": found.value}
     shown = rows.head(MOST_ROWS)
     cells = [
-        [_cell(name, row[name], texts.get(name, units.number)) for name in kept]
+        [
+            _cell(name, row[name], texts.get(name, units.number), units.is_missing(row["group"]))
+            for name in kept
+        ]
         for row in shown.to_dict("records")
     ]
     titles = {**_TITLES, "value": found.metric}
@@ -61,7 +64,9 @@ def grid_of(
     return Grid(key, caption, heads, cells, frozenset({0} if best and cells else ()), note=note)
 
 
-def _cell(name: str, value: Any, text: Text) -> Cell:
+def _cell(name: str, value: Any, text: Text, unread: bool = False) -> Cell:
+    if units.is_missing(value) and name == zero.STAGE and not unread:
+        return Cell("none", -1)
     if units.is_missing(value):
         return Cell(units.MISSING, "")
     link = f"../trials/{int(value):05d}/" if name == "number" else ""
@@ -172,7 +177,7 @@ def leaders(found: Findings, of: Front) -> Grid:
                  ends.low if ends else ""),
             Cell(str(len(leader.values)), len(leader.values)),
             Cell(units.MISSING if one is None else str(max(0, len(goal.board.tied) - 1))),
-            Cell(units.MISSING if one is None else f"± {units.number(one, 2)}", one or ""),
+            Cell(f"± {goal.noise}" if goal.noise else units.MISSING, one or ""),
         ])  # fmt: skip
     return Grid("leaders", "Best in each objective alone", heads, rows)
 

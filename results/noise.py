@@ -36,6 +36,15 @@ FEW_SEEDS = 5
 """With fewer seeds in common, the noise is taken from all configurations that share them."""
 CLOSE_COST = 0.15
 """Costs that differ by less than this share are taken as equal: wall times of equal runs do."""
+FREE = frozenset({
+    "training.learning_rate", "training.lr_scheduler_type", "training.lr_scheduler_kwargs",
+    "training.warmup_ratio", "training.warmup_steps", "training.weight_decay",
+    "training.max_grad_norm", "training.adam_beta1", "training.adam_beta2",
+    "training.adam_epsilon", "training.label_smoothing_factor", "training.seed",
+    "training.data_seed", "lora.lora_alpha", "lora.lora_dropout", "lora.use_rslora",
+    "lora.init_lora_weights", "scale",
+})  # fmt: skip
+"""Settings that leave the work of a run as it is: whatever the clock says, they cost the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +66,10 @@ class Group:
     """The table's row of its first trial: settings and costs."""
     device_seconds: float
     """Mean over the repeats, start-up left out: a worker's first trial pays it for all."""
+    costs: tuple[float, ...] = ()
+    """Device seconds of each of them."""
+    work: tuple[str, ...] | None = None
+    """The settings that move the cost: equal for equal work; None when nobody knows."""
 
     @cached_property
     def mean(self) -> float:
@@ -132,7 +145,7 @@ class Leaderboard:
     noise: float | None
     """Standard deviation of one run, pooled over the repeats; None when nothing was repeated."""
     recommended: Group | None
-    """The cheapest of the first tier; without repeats simply the best."""
+    """The cheapest of the first tier, of equally costly ones the best; the best if all ran once."""
 
     @property
     def leader(self) -> Group | None:
@@ -143,6 +156,12 @@ class Leaderboard:
     def tied(self) -> tuple[Standing, ...]:
         """The first tier."""
         return tuple(standing for standing in self.standings if standing.tier == 1)
+
+    @property
+    def same_cost(self) -> bool:
+        """Whether nothing in which the first tier differs can move the cost."""
+        works = {standing.group.work for standing in self.tied}
+        return len(works) == 1 and None not in works
 
     @property
     def beaten(self) -> tuple[Standing, ...]:
@@ -161,19 +180,40 @@ def leaderboard(table: pd.DataFrame) -> Leaderboard:
     leader = repeated[0] if repeated else None
     standings = (*placed, *(_single(group, leader, repeated, sign) for group in single))
     first = [item.group for item in standings if item.tier == 1] or [s.group for s in standings[:1]]
-    return Leaderboard(standings, noise, cheapest(first) if first else None)
+    return Leaderboard(standings, noise, cheapest(first, sign) if first else None)
 
 
-def cheapest(groups: Sequence[Group]) -> Group:
-    """The fewest device seconds; among nearly equal ones the fewest trained parameters."""
-    least = min(group.device_seconds for group in groups)
-    near = [g for g in groups if not g.device_seconds > least * (1 + CLOSE_COST)] or groups
-    return min(near, key=lambda g: (_parameters(g), g.device_seconds, g.trials[0]))
+def cheapest(groups: Sequence[Group], sign: float = 1.0) -> Group:
+    """The fewest device seconds; among nearly equal ones the fewest trained parameters.
+
+    Configurations that do the same work cost the same, however busy the machine was: of them the
+    best is taken.
+    """
+    alike: dict[Any, list[Group]] = {}
+    for group in groups:
+        alike.setdefault(id(group) if group.work is None else group.work, []).append(group)
+    costs = {key: [cost for group in own for cost in _costs(group)] for key, own in alike.items()}
+    means = {key: float(np.mean(own)) for key, own in costs.items()}
+    least = min(means, key=lambda key: (np.isnan(means[key]), means[key]))
+    reach = max(means[least] * (1 + CLOSE_COST), max(costs[least]))
+    near = [key for key in alike if not (means[key] > reach and min(costs[key]) > reach)]
+    taken = min(near, key=lambda k: (_parameters(alike[k][0]), means[k], alike[k][0].trials[0]))
+    return min(alike[taken], key=lambda group: (sign * group.mean, group.trials[0]))
 
 
-def compare(group: Group, leader: Group, sign: float = 1.0) -> Comparison:
-    """Test a configuration against the leader, uncorrected; both must be repeated."""
-    return _tests(leader, [group], sign)[0]
+def _costs(group: Group) -> tuple[float, ...]:
+    return group.costs or (group.device_seconds,)
+
+
+def compare(
+    group: Group, leader: Group, sign: float = 1.0, among: Sequence[Group] = ()
+) -> Comparison:
+    """Test a configuration against the leader, uncorrected; both must be repeated.
+
+    `among` are the repeated configurations of one study, whose noise may be taken together.
+    """
+    alike = [other for other in among if other.seeds == leader.seeds]
+    return _tests(leader, [group], sign, _pool(alike) if alike else None)[0]
 
 
 def _tests(
@@ -266,7 +306,9 @@ def _groups(table: pd.DataFrame) -> list[Group]:
     alike: dict[str, list[dict[str, Any]]] = {}
     for row in complete.to_dict("records"):
         alike.setdefault(row["group"], []).append({str(name): v for name, v in row.items()})
-    return [_group(_fair(rows)) for rows in alike.values()]
+    varied = table.attrs.get("varied")
+    costly = None if varied is None else [name for name in varied if name not in FREE]
+    return [_group(_fair(rows), costly) for rows in alike.values()]
 
 
 def _fair(rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
@@ -279,8 +321,8 @@ def _fair(rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
     return repeats if len(repeats) > 1 else rows
 
 
-def _group(rows: Sequence[dict[str, Any]]) -> Group:
-    """A configuration of rows in number order.
+def _group(rows: Sequence[dict[str, Any]], costly: Sequence[str] | None) -> Group:
+    """A configuration of rows in number order; `costly` settings move what a run costs.
 
     A seed that was run twice counts once: it is no repeat.
     """
@@ -289,12 +331,15 @@ def _group(rows: Sequence[dict[str, Any]]) -> Group:
         by_seed.setdefault(int(row["number"] if pd.isna(row["seed"]) else row["seed"]), row)
     seeds = sorted(by_seed)
     once = [by_seed[seed] for seed in seeds]
+    costs = tuple(float(row["warm_device_seconds"]) for row in once)
     return Group(
         trials=tuple(int(row["number"]) for row in once),
         seeds=tuple(seeds),
         values=tuple(float(row["value"]) for row in once),
         row=once[0],
-        device_seconds=sum(float(row["warm_device_seconds"]) for row in once) / len(once),
+        device_seconds=sum(costs) / len(costs),
+        costs=costs,
+        work=None if costly is None else tuple(str(once[0][name]) for name in costly),
     )
 
 

@@ -137,7 +137,8 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict) and value:
             flat |= flatten(value, f"{prefix}{key}.")
         elif isinstance(value, list | dict):
-            flat[f"{prefix}{key}"] = json.dumps(value, sort_keys=True) if value else None
+            text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+            flat[f"{prefix}{key}"] = text if value else None
         else:
             flat[f"{prefix}{key}"] = value
     return flat

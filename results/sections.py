@@ -11,7 +11,7 @@ from results import answer, cost, grids, units, zero
 from results.charts_cost import cost_charts, zero_charts
 from results.charts_lora import lora_charts
 from results.charts_study import study_charts
-from results.findings import RANK, Findings, best_of_each
+from results.findings import CPU_MEMORY, RANK, Findings, best_of_each
 from results.importance import ENOUGH, MOST_TREES
 from results.page import Block, Code, Fact, Grid, Head, Page, Section, Text
 from results.page import Cell as _Cell
@@ -63,15 +63,13 @@ def _facts(found: Findings) -> list[Fact]:
     spent = sum(found.spent.values())
     counts = Counter(found.table["state"])
     told = ", ".join(f"{counts[state]} {state}" for state in sorted(counts)) or "none"
-    noise_of_one = found.board.noise
     facts = [Fact("trials", told), Fact("device time", units.seconds(spent))]
     goals = [goal for goal in found.front.goals if goal.board.leader] if found.front else []
     best = [(goal.name, goal.text(goal.board.leader.mean)) for goal in goals if goal.board.leader]
     if not goals and found.board.leader:
         best = [(found.metric, found.value(found.board.leader.mean))]
     facts = [*(Fact(f"best {name}", value) for name, value in best), *facts]
-    known = f"± {units.number(noise_of_one, 2)}" if noise_of_one is not None else "unknown"
-    facts.append(Fact("noise of one run", known))
+    facts.append(Fact("noise of one run", f"± {found.noise}" if found.noise else "unknown"))
     return facts + ([Fact("cost", found.price.of(spent))] if found.price else [])
 
 
@@ -99,9 +97,10 @@ def _noise_words(found: Findings) -> Text:
             "note",
         )
     return Text(
-        f"One run varies by about ± {units.number(found.board.noise, 2)} (standard deviation over "
-        "seeds, pooled). Configurations of one place cannot be told apart; the marked one is the "
-        "cheapest of the first place. p values are corrected for the number of comparisons."
+        f"One run varies by about ± {found.noise} (standard deviation over seeds, pooled). "
+        "Configurations of one place cannot be told apart; the marked one is the cheapest of the "
+        "first place, of equally costly ones the best. p values are corrected for the number of "
+        "comparisons."
     )
 
 
@@ -122,6 +121,8 @@ def _zero(found: Findings) -> Section:
             "Stages are ranked on speed and memory: their losses should be equal but for rounding."
         )
     ]
+    if found.on_cpu:
+        words.append(Text(f"Peak memory does not rank stages here: {CPU_MEMORY}.", "note"))
     wrong = zero.disagreements(found.parity)
     if wrong:
         pairs = f"{len(wrong)} of {len(found.parity)} pairs of trials"

@@ -74,6 +74,11 @@ def lower_is_better(table: pd.DataFrame) -> bool:
     return objective(table)[1] != "maximize"
 
 
+def words(metric: str) -> str:
+    """A metric as people call it."""
+    return metric.removesuffix("_bytes").replace("_", " ")
+
+
 def objective(table: pd.DataFrame) -> tuple[str, str]:
     """Metric and direction of the study's first objective."""
     listed = table.attrs.get("objectives") or [["eval_loss", "minimize"]]
@@ -92,6 +97,11 @@ def metric_text(metric: str) -> Callable[[Any], str]:
     if metric.endswith("_bytes"):
         return units.size
     return units.number
+
+
+def noise_text(metric: str, noise: float) -> str:
+    """A standard deviation of a metric."""
+    return metric_text(metric)(noise) if metric.endswith("_bytes") else units.number(noise, 2)
 
 
 def print_table(table: pd.DataFrame, console: Console) -> None:
@@ -122,8 +132,8 @@ def _went(found: Where) -> Text:
 
 def _parts(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame, list[_Column]]]:
     settings = [_Column(name, short(name)) for name in table.attrs.get("varied", ())]
-    value = _Column("value", objective(table)[0].replace("_", " "), value_text(table), True)
-    others = [_Column(metric_column(metric), metric.replace("_", " "), metric_text(metric), True)
+    value = _Column("value", words(objective(table)[0]), value_text(table), True)
+    others = [_Column(metric_column(metric), words(metric), metric_text(metric), True)
               for metric, _ in table.attrs.get("objectives", ())[1:]]  # fmt: skip
     complete, pruned, failed = (ranked(table, s) for s in ("complete", "pruned", "failed"))
     best = f"Complete, best first{_of(len(complete))}"

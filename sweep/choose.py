@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from sweep.spec import SweepSpec
 from trial import metrics
 from trial.folder import StudyFolder, TrialFolder
@@ -36,22 +34,3 @@ def choose(study: StudyFolder, which: str) -> TrialFolder:
     if not values:
         raise ValueError(f"{study.path}: no trial is complete yet")
     return study.trial(min(values)[1])
-
-
-def choose_several(studies: Sequence[StudyFolder], named: Sequence[str]) -> list[TrialFolder]:
-    """The trials that `3` (of one study) or `study:3` name; without names, the best of each study.
-
-    Raises:
-        ValueError: a study or a trial is not there.
-    """
-    if not named:
-        return [choose(study, "best") for study in studies]
-    by_name = {study.name: study for study in studies}
-    chosen = []
-    for word in named:
-        name, _, number = word.rpartition(":")
-        study = by_name.get(name) if name else studies[0] if len(studies) == 1 else None
-        if study is None:
-            raise ValueError(f"{word}: of several studies, say which: {', '.join(by_name)}:NUMBER")
-        chosen.append(choose(study, number))
-    return chosen

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +21,7 @@ from trial.problems import ConfigError, Problem, unknown
 if TYPE_CHECKING:
     from sweep.session import Options
     from sweep.spec import SweepSpec
+    from trial.folder import TrialFolder
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
@@ -291,15 +292,20 @@ def report(
 def export(
     study: StudyArgument,
     target: Annotated[Path, typer.Option("--to", help="A folder that does not exist yet.")],
-    trial: Annotated[str, typer.Option(help="A number, or `best`.")] = "best",
+    trial: Annotated[
+        str, typer.Option(help="A number, or `best`: what the report recommends.")
+    ] = "best",
     merge: Annotated[bool, typer.Option("--merge", help="The merged model.")] = False,
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Write a trial's adapter (or merged model), its model card and its configuration."""
+    from results import recommended
     from sweep.choose import choose
 
     with _clear_errors():
-        folder = choose(_existing(study, runs), trial)
+        source = _existing(study, runs)
+        taken = recommended(source) if trial == "best" else None
+        folder = choose(source, trial if taken is None else str(taken))
         # A process of its own: only merging needs torch, and this one never loads it.
         words = [sys.executable, "-m", "trial.export", str(folder.path), str(target)]
         done = subprocess.run(words + ["--merge"] * merge, capture_output=True, text=True)
@@ -319,7 +325,6 @@ def compare(
 ) -> None:
     """Write a page that holds trials of one or more studies side by side."""
     from results import compare as write
-    from sweep.choose import choose_several
     from sweep.session import check_links
 
     with _clear_errors():
@@ -327,15 +332,17 @@ def compare(
         for folder in folders:
             check_links(folder)
         named = trials.replace(",", " ").split()
-        picked = choose_several(folders, named)
-        if samples:
-            # A process of its own: generating needs torch, and this one never loads it.
-            words = [sys.executable, "-m", "trial.sample", *(str(trial.path) for trial in picked)]
-            done = subprocess.run(words, capture_output=True, text=True)
-            if done.returncode:
-                err.print(f"no samples: {done.stderr.strip()[-300:]}", markup=False)
-        page = write(folders, [int(word) if word.isdecimal() else word for word in named])
+        page = write(folders, named, before=_sample if samples else None)
     out.print(f"comparison: {page}", soft_wrap=True)
+
+
+def _sample(trials: Sequence[TrialFolder]) -> None:
+    """Let trials say something to fixed prompts, where they have weights to say it with."""
+    # A process of its own: generating needs torch, and this one never loads it.
+    words = [sys.executable, "-m", "trial.sample", *(str(trial.path) for trial in trials)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        err.print(f"no samples: {done.stderr.strip()[-300:]}", markup=False)
 
 
 @app.command()

@@ -186,12 +186,12 @@ def seed_study(
     return study
 
 
-def zero_study(path: Path, drift: float = 0.0) -> StudyFolder:
+def zero_study(path: Path, drift: float = 0.0, device: str = "hpu") -> StudyFolder:
     """Stages 0 to 3 of one configuration; stage 3 drifts from the others by `drift`."""
     study = make_study(path, {**SPEC, "space": {"zero_stage": {"choices": [0, 1, 2, 3]}}})
     for stage in range(4):
         config = make_config(stage, path.name, zero_stage=stage)
         loss = 2.5 + (drift if stage == 3 else 1e-7 * stage)
         add_trial(study, config, loss, seconds_a_step=0.1 + 0.05 * stage,
-                  memory=900_000_000 - 200_000_000 * stage)  # fmt: skip
+                  memory=900_000_000 - 200_000_000 * stage, device=device)  # fmt: skip
     return study

@@ -327,7 +327,7 @@ def test_compare_holds_trials_side_by_side_with_what_they_say(finished):
 
 def test_compare_refuses_what_it_cannot_find(finished):
     _, study, _ = finished
-    for trials, said in (("1 99", "no trial"), ("other:1 3", "say which")):
+    for trials, said in (("1 99", "no trial"), ("other:1 3", "a trial to compare is")):
         done = inside("compare", "tiny", "--runs", study.path.parent, "--trials", trials)
         assert done.exit_code == 2
         assert said in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -279,6 +280,23 @@ def test_the_cheapest(costs, sizes, taken):
         for index, (cost, size) in enumerate(zip(costs, sizes, strict=True))
     ]
     assert cheapest(groups) is groups[taken]
+
+
+def test_times_that_overlap_do_not_make_one_cheaper():
+    """Ranks of 10 to 30 and 15 to 35 s: the smaller adapter is the cheaper, not the luckier."""
+    large = replace(group([1.0, 1.0], device_seconds=20.0, trainable=64), costs=(10.0, 30.0))
+    small = replace(group([1.0, 1.0], device_seconds=25.0, trainable=4), costs=(15.0, 35.0))
+    assert cheapest([large, small]) is small
+    dear = replace(small, device_seconds=45.0, costs=(40.0, 50.0))
+    assert cheapest([large, dear]) is large
+
+
+def test_equal_work_costs_the_same_and_the_best_of_it_is_taken():
+    fast = replace(group([2.0, 2.0], device_seconds=10.0), work=("8",))
+    best = replace(group([1.0, 1.0], device_seconds=99.0), work=("8",))
+    dear = replace(group([0.0, 0.0], device_seconds=200.0), work=("64",))
+    assert cheapest([fast, best, dear]) is best
+    assert cheapest([fast, best, dear], sign=-1.0) is fast
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)

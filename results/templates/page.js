@@ -28,6 +28,16 @@
     return made;
   };
 
+  // A phone's width: a few ticks are enough, unless each of them names something.
+  const small = (layout) => {
+    const {tickvals, ticktext} = layout.xaxis;
+    const every = tickvals ? Math.ceil(tickvals.length / 10) : 1;
+    if (!tickvals) layout.xaxis.nticks = 5;
+    else if (every > 1) {
+      layout.xaxis.tickvals = tickvals.filter((_, place) => place % every === 0);
+      layout.xaxis.ticktext = ticktext.filter((_, place) => place % every === 0);
+    }
+  };
   const layoutOf = (given, t, narrow) => {
     const axis = (own) => ({exponentformat: "power", minexponent: 5, gridcolor: t.line, zeroline: false, linecolor: t.soft, automargin: true,
       ...own, title: {...(own.title || {}), standoff: 8}});
@@ -40,7 +50,7 @@
       legend: {orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0,
         font: {size: narrow ? 10 : 11}},
       dragmode: narrow ? false : "zoom"};
-    if (narrow) layout.xaxis.nticks = layout.xaxis.tickvals ? undefined : 5;
+    if (narrow) small(layout);
     return layout;
   };
 
@@ -57,7 +67,11 @@
     const data = themed(brushed ? Brush.apply(plot, figure.data) : figure.data, t);
     for (const trace of data) if (trace.mode === "text") trace.textfont = {size: 11, color: t.ink};
     drawn.add(plot);
-    const layout = layoutOf(figure.layout, t, plot.clientWidth < 520);
+    const narrow = plot.clientWidth < 520;
+    const layout = layoutOf(figure.layout, t, narrow);
+    // Long names stand one below the other there: they must not take the plot's own height.
+    const names = data.filter((trace) => trace.showlegend && trace.name.length > 14).length;
+    if (narrow && layout.showlegend) layout.height += 18 * Math.max(0, names - 2);
     if (brushed) {
       layout.dragmode = false;
       layout.xaxis.fixedrange = layout.yaxis.fixedrange = true;
