@@ -39,6 +39,9 @@ class FailuresSpec(Section):
     out of memory count only until a trial is complete: the sampler learns to keep away."""
 
 
+MEMORY = "out_of_memory"
+"""The constraint that a trial violates which no device had the memory for."""
+
 OUT_OF_MEMORY = "out of memory"
 """How a change of a trial's origin begins when it was made for this."""
 

@@ -10,9 +10,9 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FixedTrial, TrialState
 
+from sweep.failures import MEMORY
 from sweep.space import Space
 from sweep.spec import SweepSpec
-from sweep.study import MEMORY
 from trial import metrics
 from trial.config import NO_EFFECT, TrialConfig
 from trial.folder import Result, StudyFolder, TrialFolder

@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sweep import shapes
 from sweep.driver import Proposal
 from sweep.earlier import Earlier, WarmSampler
+from sweep.failures import MEMORY
 from sweep.journal import Journal
 from sweep.samplers import make_pruner, make_sampler
 from sweep.space import Space
@@ -35,10 +36,6 @@ REDRAWS = 20
 
 ENUMERABLE = 10_000
 """Spaces up to this size are searched for an untried point when the sampler repeats itself."""
-
-
-MEMORY = "out_of_memory"
-"""The constraint that a trial violates which no device had the memory for."""
 
 _FAILED = (TrialState.FAIL, TrialState.PRUNED)
 

@@ -22,7 +22,7 @@ from trial.control import Free
 from trial.folder import TrialFolder
 from trial.packed import adamw, floor, job
 from trial.packed.adamw import Rule, SlotAdamW
-from trial.packed.job import train_packed
+from trial.packed.job import PackedJob, train_packed
 from trial.packed.skeleton import NotPackableError
 from trial.packed.slot import STATE
 from trial.sharing import share_key, why_alone
@@ -106,6 +106,24 @@ def test_mixed_trials_end_as_their_solo_runs(material, solo, slots):
         assert ours.keys() == theirs.keys()
         for key, tensor in theirs.items():
             torch.testing.assert_close(ours[key], tensor, atol=1e-4, rtol=1e-3)
+
+
+def test_a_device_is_asked_for_losses_only_where_they_are_written(material, solo, monkeypatch):
+    away = dataclasses.replace(devices.DEVICES["cpu"], free_reads=False)
+    monkeypatch.setitem(devices.DEVICES, "cpu", away)
+    waits: list[int] = []
+    read = PackedJob._read_losses
+
+    def counted(job: PackedJob) -> None:
+        waits.append(len(job._unread))
+        read(job)
+
+    monkeypatch.setattr(PackedJob, "_read_losses", counted)
+    folders = [material.folder(material.config(**sections)) for sections in MIXED]
+    train_packed(folders, slots=3, bench=material.bench())
+    for (alone, _), folder in zip(solo, folders, strict=True):
+        assert deviation(alone, folder) < FLOAT32
+    assert max(waits) > 1
 
 
 @settings(

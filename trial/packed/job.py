@@ -71,6 +71,8 @@ class PackedJob:
         """Most slots that are taken where nobody said how many."""
         self.free: list[int] = []
         self.busy: dict[int, Slot] = {}
+        self._unread: list[tuple[list[tuple[Slot, int, int]], torch.Tensor]] = []
+        """Losses that are still on the device: of which slots, at which steps, in which places."""
         self._crowd = 0
         """So many trials at once were too many for the memory; 0 as long as all is well."""
         self._floor: Floor | None = None
@@ -197,13 +199,17 @@ class PackedJob:
         for slot in slots:
             slot.begin_step(self.floor.data.train)
         losses = engine.accumulate(self._shares(slots))
-        values = losses.tolist()
+        places = [slot.index if fixed else place for place, slot in enumerate(slots)]
+        shown = [(slot, slot.run.steps, place) for slot, place in zip(slots, places, strict=True)]
+        self._unread.append((shown, losses))
+        if self.floor.device.free_reads:
+            self._read_losses()
+            for slot in slots:
+                self._guarded(slot, lambda s=slot: s.run.add_loss(s.newest))  # type: ignore[misc]
         rules: list[Any] = [None] * engine.bank.slots
         for slot in slots:
-            value = values[slot.index if fixed else slots.index(slot)]
-            slot.loss += value
             slot.micro += 1
-            if not self._guarded(slot, lambda s=slot, v=value: s.run.add_loss(v)):  # type: ignore[misc]
+            if slot.index not in self.busy:
                 continue
             if slot.micro == slot.plan.args.gradient_accumulation_steps:
                 rules[slot.index] = slot.plan.rule(slot.run.steps)
@@ -213,6 +219,14 @@ class PackedJob:
                 slot.run.count_tokens(_tokens(slot.rows))
                 slot.rows = []
         return norms
+
+    def _read_losses(self) -> None:
+        """Fetch the losses of all micro-batches since the last time: this waits for the device."""
+        unread, self._unread = self._unread, []
+        for shown, losses in unread:
+            values = losses.tolist()
+            for slot, step, place in shown:
+                slot.take_loss(step, values[place])
 
     def _step(self, rules: list[Any]) -> torch.Tensor:
         try:
@@ -238,6 +252,7 @@ class PackedJob:
         step, last = run.steps, run.steps >= plan.max_steps
         reason = None if last else run.ask()
         if plan.logs(step):
+            self._read_losses()
             slot.log(float(norms[slot.index]) if norms is not None else 0.0)
             self._say(slot, f"step {step} of {plan.max_steps}")
         if reason == "prune":
@@ -273,6 +288,7 @@ class PackedJob:
         return reason
 
     def _save(self, slot: Slot) -> None:
+        self._read_losses()
         with slot.clock.during("save"):
             slot.write_state()
 
@@ -363,6 +379,7 @@ class PackedJob:
             self.bench.reusable = False
             return
         self.floor.engine.forget_gradients()
+        self._read_losses()
         for slot in slots:
             slot.step_again()
         if not full:
@@ -381,6 +398,7 @@ class PackedJob:
     def _shrink(self) -> None:
         """Go on with half as many slots; the trials go on there, or wait for a slot elsewhere."""
         self.slots, self._crowd = max(1, self._crowd // 2), 0
+        self._read_losses()
         for slot in self.busy.values():
             slot.step_again()
         self._clear_out(alone=False, keep=True)

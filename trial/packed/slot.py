@@ -57,6 +57,8 @@ class Slot:
     """Steps that were done when this attempt began."""
     fresh: bool = True
     """Whether there was no checkpoint to go on from."""
+    newest: float = 0.0
+    """The last micro-batch's share of its step's loss, as far as that was read."""
     loss: float = 0.0
     """What the micro-batches of the step at hand have come to."""
     lost: float = 0.0
@@ -84,6 +86,14 @@ class Slot:
         """Rows of the next micro-batch."""
         size = self.plan.args.per_device_train_batch_size
         return self.rows[self.micro * size : (self.micro + 1) * size]
+
+    def take_loss(self, step: int, value: float) -> None:
+        """A micro-batch's share of the loss of the step after `step` others."""
+        self.newest = value
+        if step == self.run.steps:
+            self.loss += value
+        else:
+            self.lost += value
 
     def step_again(self) -> None:
         """Forget what has been done of the step at hand."""
