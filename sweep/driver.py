@@ -430,6 +430,8 @@ class Driver:
             result = Result(state="failed", cause=cause, steps=step)
             folder.write_result(result)
         self._ended(event.number, result)
+        if event.number not in self.progress.parked:
+            self.view.happened(Finished(event.number, result), self.progress)
 
     def _try_again(self, number: int, cause: Cause) -> bool:
         """Queue the trial once more, if its failure's policy allows; False to give it up."""

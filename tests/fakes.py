@@ -158,10 +158,13 @@ class Silent:
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.ended: list[int] = []
 
     def update(self, progress: object) -> None: ...
 
-    def happened(self, event: Event, progress: object) -> None: ...
+    def happened(self, event: Event, progress: object) -> None:
+        if isinstance(event, Finished):
+            self.ended.append(event.number)
 
     def note(self, text: str) -> None:
         self.notes.append(text)

@@ -377,6 +377,18 @@ def test_tries_count_over_resumes(tmp_path, kind, seen):
     assert decider.told[0].state == "failed"
 
 
+def test_a_trial_that_is_given_up_with_its_worker_is_shown_once(tmp_path):
+    class Dying(fakes.ScriptedExecutor):
+        def _advance(self, number):
+            del self._running[number]
+            return [Lost(number, "lost", "gone")]
+
+    driver = make(tmp_path, fakes.ScriptedDecider(), Dying(lambda n: [1.0]), trials=2)
+    driver.failures = FailuresSpec(lost_retries=1)
+    driver.run()
+    assert driver.view.ended == [0, 1]
+
+
 def test_losses_count_until_the_trial_has_come_further(tmp_path):
     steps = [0, 0, 5, 5, 5, 9]
     past = [Cause(kind="lost", message="", step=step) for step in steps]
