@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
 )
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# What is quoted from a file stays as it is there: no `:x:` becomes a picture.
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 SpaceArgument = Annotated[
     str, typer.Argument(metavar="SPACE", help="A name in spaces/, or the path of a sweep file.")
@@ -46,7 +47,7 @@ StorageOption = Annotated[
         help="Optuna storage URL; a journal file else. Kept without its password: give it again.",
     ),
 ]
-RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of all studies.")]
+RunsOption = Annotated[Path, typer.Option("--runs", file_okay=False, help="Folder of all studies.")]
 StudyArgument = Annotated[
     str, typer.Argument(metavar="STUDY", help="A study's name, or the path of its folder.")
 ]
@@ -117,11 +118,11 @@ def check(space: SpaceArgument, overrides: SetOption = None) -> None:
 def plan(
     space: SpaceArgument,
     overrides: SetOption = None,
-    count: Annotated[int, typer.Option(help="Proposals shown of an adaptive sampler.")] = 10,
+    count: Annotated[int, typer.Option(min=1, help="Proposals of an adaptive sampler.")] = 10,
     runs: RunsOption = Path("runs"),
     profile: Annotated[bool, typer.Option("--profile", help="Measure one short trial.")] = False,
-    workers: Annotated[int | None, typer.Option(help="Jobs at once; this machine's else.")] = None,
-    price: Annotated[float | None, typer.Option(help="Price of a device-hour.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Jobs at once; else as here.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Price of a device-hour.")] = None,
 ) -> None:
     """Show what would run and what it costs, by an earlier study or a profiled trial."""
     from sweep import cost

@@ -48,6 +48,8 @@ def glance(spec: SweepSpec, problems: Sequence[Problem]) -> list[Problem]:
 
     Only sections that are sound and not searched are looked at.
     """
+    if any(problem.key in ("", "base") for problem in problems):
+        return []
     suspect = [problem.key.partition(".")[2] for problem in problems]
     suspect += [path for path in spec.space if any(is_at_or_below(path, name) for name in TOUCHES)]
     sound = {

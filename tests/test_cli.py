@@ -203,6 +203,8 @@ BAD = [
     (["check", "lora_rank", "--set", "data.path=/nowhere/rows.csv"], "data.path"),
     (["run", "lora_rank", "--study", "../escape"], "--study"),
     (["run", "lora_rank", "--device", "tpu"], "device"),
+    (["plan", "lora_rank", "--count", "-3"], "--count"),
+    (["status", "lora_rank", "--runs", __file__], "is a file"),
     (["run", "lora_rank", "--device", "hpu"], "device"),
     (["status", "no-such-study"], "no-such-study"),
     (["frobnicate"], "frobnicate"),
@@ -211,7 +213,8 @@ BAD = [
 
 @pytest.mark.parametrize(("words", "said"), BAD, ids=lambda value: str(value)[:40])
 def test_bad_input_ends_with_2_and_a_clear_word(words, said, tmp_path):
-    words = [*words, "--runs", tmp_path] if words[0] in ("run", "status") else words
+    runs = words[0] in ("run", "status") and "--runs" not in words
+    words = [*words, "--runs", tmp_path] if runs else words
     done = inside(*words)
     assert done.exit_code == 2
     assert said in done.stderr
@@ -228,6 +231,14 @@ def test_mistakes_of_model_and_data_are_told_with_those_of_the_file(parts, tmp_p
     assert len(lines) == 4
     for start in (f"{source}:", f"--set {said} base.data.completion_column: ", "--set lora."):
         assert any(line.startswith(start) for line in lines[1:])
+
+
+def test_what_is_quoted_from_a_file_is_left_as_it_is(tmp_path):
+    path = tmp_path / "colons.yaml"
+    path.write_text("question: 'a'\nsampler: 'tpe:x:'\nspace: {lora.r: [2]}\nstop: {trials: 1}\n")
+    done = command("check", path)
+    assert done.returncode == 2
+    assert "got 'tpe:x:'" in done.stderr
 
 
 def test_the_journal_is_plain_optuna(finished):
