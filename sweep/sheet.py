@@ -80,7 +80,8 @@ class Sheet:
         if content is None:
             return {}
         if not isinstance(content, dict):
-            self.refuse(Problem(key, "is a mapping", repr(content)))
+            named = " or a name" if key in ("sampler", "pruner", "objective") else ""
+            self.refuse(Problem(key, f"is a mapping{named}", repr(content)))
             self.content[key] = {}
             return {}
         return content

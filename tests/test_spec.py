@@ -328,3 +328,20 @@ def test_a_start_that_loading_draws_again_is_refused_with_the_one_that_is_not():
     (problem,) = problems_of({"lora": {"init_lora_weights": "pissa_niter_16"}})
     assert (problem.key, problem.near) == ("lora.init_lora_weights", "pissa")
     assert problems_of({"lora": {"init_lora_weights": "pissa"}}) == []
+
+
+def test_a_scheduler_may_be_drawn_together_with_the_keywords_it_needs(tmp_path):
+    space = {
+        "training.lr_scheduler_type": ["cosine", "cosine_with_min_lr"],
+        "training.lr_scheduler_kwargs": {
+            "value": {"min_lr_rate": 0.1},
+            "when": {"training.lr_scheduler_type": "cosine_with_min_lr"},
+        },
+    }
+    path = tmp_path / "schedulers.yaml"
+    path.write_text(yaml.safe_dump({"space": space, "sampler": "grid"}))
+    loader.load(path)
+    del space["training.lr_scheduler_kwargs"]
+    path.write_text(yaml.safe_dump({"space": space, "sampler": "grid"}))
+    with pytest.raises(ConfigError, match="lr_scheduler_kwargs: cosine_with_min_lr needs min_lr"):
+        loader.load(path)

@@ -96,6 +96,12 @@ _AT_LEAST: dict[str, tuple[float, bool]] = {
     "adam_beta1": (0, True),
     "adam_beta2": (0, True),
 }
+_STEPS = ("logging_steps", "eval_steps", "save_steps")
+_NEEDED_BY_SCHEDULER = {
+    "cosine_with_min_lr": ("min_lr", "min_lr_rate"),
+    "cosine_warmup_with_min_lr": ("min_lr", "min_lr_rate"),
+    "warmup_stable_decay": ("num_decay_steps",),
+}
 _SHARES = ("warmup_ratio", "label_smoothing_factor", "adam_beta1", "adam_beta2")
 """Arguments that are at most 1."""
 
@@ -423,7 +429,22 @@ def training_problems(training: Mapping[str, Any]) -> list[Problem]:
         value = rest.get(name)
         if isinstance(value, int | float) and f"training.{name}" not in named and value > 1:
             problems.append(Problem(f"training.{name}", "must be at most 1", repr(value)))
-    return problems
+    for name in _STEPS:
+        value = rest.get(name)
+        if isinstance(value, float) and value > 1 and not value.is_integer():
+            rule = "a whole number of steps, or below 1 a share of all"
+            problems.append(Problem(f"training.{name}", rule, repr(value)))
+    return [*problems, *_scheduler_problems(rest)]
+
+
+def _scheduler_problems(training: Mapping[str, Any]) -> list[Problem]:
+    """What a scheduler needs of its keywords: transformers says so only inside a worker."""
+    name, given = training.get("lr_scheduler_type"), training.get("lr_scheduler_kwargs")
+    needed = _NEEDED_BY_SCHEDULER.get(name, ()) if isinstance(name, str) else ()
+    if not needed or (isinstance(given, Mapping) and any(key in given for key in needed)):
+        return []
+    rule = f"{name} needs {' or '.join(needed)} here"
+    return [Problem("training.lr_scheduler_kwargs", rule, "null" if given is None else repr(given))]
 
 
 def _reporter_problems(given: Any) -> list[Problem]:
@@ -446,6 +467,9 @@ def problems_of(content: Mapping[str, Any]) -> list[Problem]:
             found = check(section)
             problems += found
             bad = {problem.key.partition(".")[2] for problem in found}
+            if "lr_scheduler_kwargs" in bad:
+                # Without them the scheduler itself would be refused once more.
+                bad.add("lr_scheduler_type")
             rest[name] = {key: value for key, value in section.items() if key not in bad}
     found = _objective_problems(rest)
     if found:

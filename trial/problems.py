@@ -130,5 +130,7 @@ def _from_item(item: ErrorDetails, key: str, known: Mapping[str, Sequence[str]])
     if item["type"] == "extra_forbidden":
         return unknown(key, known.get(key.rpartition(".")[0], ()))
     message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "model_type":
+        message = f"is a mapping of {', '.join(known.get(key, ('its keys',)))}"
     near = nearest_choice(item["input"], str(context.get("expected", "")))
     return Problem(key, message[0].lower() + message[1:], repr(item["input"]), near)
