@@ -315,7 +315,13 @@ def _start(
     from sweep.study import OptunaDecider
 
     storage = stored_storage(folder, options.storage, repair=True)
-    decider = OptunaDecider(spec, folder.read_record().name, storage, read_earlier(folder))
+    record = folder.read_record()
+    decider = OptunaDecider(spec, record.name, storage, read_earlier(folder))
+    if not decider.belongs_to(record.created):
+        raise ValueError(
+            f"the storage has a study {record.name!r} that belongs to another folder than "
+            f"{folder.path}: choose another name with --study"
+        )
     check_same_study(folder, decider.numbered(), decider.finished())
     mend(folder, decider)
     if options.prolong is not None:

@@ -37,6 +37,9 @@ REDRAWS = 20
 ENUMERABLE = 10_000
 """Spaces up to this size are searched for an untried point when the sampler repeats itself."""
 
+OWNER = "folder_created"
+"""The study's mark of its folder: in a storage of many studies, two folders may want one name."""
+
 _FAILED = (TrialState.FAIL, TrialState.PRUNED)
 
 _OUTSIDE = {"confirms", "continues"}
@@ -298,6 +301,13 @@ class OptunaDecider:
         """Numbers of the trials that have ended."""
         trials = self.study.get_trials(deepcopy=False)
         return [trial.number for trial in trials if trial.state.is_finished()]
+
+    def belongs_to(self, created: float) -> bool:
+        """Whether it is the study of the folder that was made then; one that nobody has is now."""
+        owner = self.study.user_attrs.get(OWNER)
+        if owner is None:
+            self.study.set_user_attr(OWNER, created)
+        return owner in (None, created)
 
     def numbered(self) -> set[int]:
         """Numbers of all trials that were ever started or enqueued."""

@@ -317,6 +317,19 @@ def test_another_studys_storage_is_refused(study):
     session.check_same_study(study, {0}, [])
 
 
+def test_a_name_in_a_storage_of_many_studies_belongs_to_one_folder(url, study):
+    """Its lease holds in that folder alone: another one would take its running trials up."""
+    begin(study, url, ranks(2, 4)).ask()
+    made = study.read_record().created
+    storage = open_storage(study, url)
+    for _ in range(2):
+        assert OptunaDecider(ranks(2, 4), study.name, storage).belongs_to(made)
+        assert not OptunaDecider(ranks(2, 4), study.name, storage).belongs_to(made + 1.0)
+    rename(storage, study.name, f"{study.name}.aside")
+    assert OptunaDecider(ranks(2, 4), f"{study.name}.aside", storage).belongs_to(made)
+    assert OptunaDecider(ranks(2, 4), study.name, storage).belongs_to(made + 1.0)
+
+
 def test_a_fork_that_was_cut_short_is_done_again(tmp_path, monkeypatch):
     old = StudyFolder(tmp_path / "old")
     decider = begin(old, None, ranks(2, 4))
