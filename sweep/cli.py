@@ -380,8 +380,9 @@ def doctor(runs: RunsOption = Path("runs")) -> None:
 def _existing(study: str, runs: Path) -> StudyFolder:
     """The folder of a study that has been started."""
     for path in (runs / study, Path(study)):
-        if StudyFolder(path).exists():
-            return StudyFolder(path)
+        if (folder := StudyFolder(path)).exists():
+            folder.refuse_other_version()
+            return folder
     known = sorted(path.parent.name for path in runs.glob("*/study.json"))
     problem = unknown(study, known, f"study in {runs}")
     raise ConfigError([Problem("STUDY", problem.expected, repr(study), problem.near)])

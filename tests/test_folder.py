@@ -94,6 +94,16 @@ def test_another_version_is_refused_naming_both(name, read, theirs, sound, tmp_p
     assert f"version {theirs!r}" in (done.stdout + done.stderr).replace("\n", "")
 
 
+@pytest.mark.parametrize("verb", ["status", "report", "verify", "resume", "compare"])
+def test_no_command_reads_a_study_of_another_version(verb, tmp_path):
+    study = StudyFolder(tmp_path / "x")
+    study.write_record(StudyRecord(name="x", spec={}))
+    study.record.write_text(study.record.read_text().replace('"version": 1', '"version": 2'))
+    done = CliRunner().invoke(cli.app, [verb, "x", "--runs", str(tmp_path)])
+    assert done.exit_code == 2, done.output
+    assert "written in version 2" in " ".join(done.stderr.split())
+
+
 @pytest.mark.parametrize(("name", "read"), VERSIONED, ids=[name for name, _ in VERSIONED])
 def test_every_file_says_its_version(name, read, sound):
     assert json.loads((sound.path / name).read_text())["version"] == 1

@@ -115,6 +115,26 @@ def test_two_ranks_are_one_and_a_kill_changes_nothing(material, train_two, stage
     assert (killed.path / weights).read_bytes() == (whole.path / weights).read_bytes()
 
 
+@pytest.mark.parametrize(
+    "stage",
+    [0, pytest.param(1, marks=LONG), pytest.param(2, marks=LONG), pytest.param(3, marks=LONG)],
+)
+def test_a_kill_of_two_ranks_in_the_second_epoch_changes_nothing(material, train_two, stage):
+    """Six steps an epoch; with dropout, whose draws differ by rank."""
+    training = {"max_steps": 14, "eval_steps": 4, "per_device_train_batch_size": 8}
+    config = material.config(zero_stage=stage, lora={"lora_dropout": 0.2}, training=training)
+    whole, killed = material.folder(config), material.folder(config)
+    assert train_two(whole) == [0, 0]
+    assert train_two(killed, ("die", 2 + 10), NOTHING) == [KILLED, KILLED]
+    assert Checkpoints(killed).newest().name == "checkpoint-8"
+    assert train_two(killed) == [0, 0]
+    assert [row.resumed_from for row in killed.read_attempts()] == [0, 8]
+    assert losses_of(killed) == losses_of(whole)
+    assert killed.read_evaluations()[-1].epoch > 2
+    weights = "adapter/adapter_model.safetensors"
+    assert (killed.path / weights).read_bytes() == (whole.path / weights).read_bytes()
+
+
 def test_what_rank_0_is_told_both_obey_at_the_same_step(material, train_two):
     config = material.config(zero_stage=1, training=TRAINING)
     folder = material.folder(config)

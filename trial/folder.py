@@ -275,6 +275,15 @@ class StudyFolder:
         """
         return _read(self.record, StudyRecord)
 
+    def refuse_other_version(self) -> None:
+        """See that the study is of a version this one knows, whatever else its record holds.
+
+        Raises:
+            ValueError: it is not; says so.
+        """
+        text = self.record.read_text(encoding="utf-8", errors="replace")
+        _refuse_version(self.record, text, StudyRecord)
+
     def write_record(self, record: StudyRecord) -> None:
         """Start or update the study's record."""
         self.path.mkdir(parents=True, exist_ok=True)
