@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import optuna
 import pytest
@@ -227,6 +228,22 @@ def test_a_trial_without_memory_is_infeasible_and_never_repeated():
     assert [t.constraints["out_of_memory"] > 0 for t in trials] == [True, False, False, True]
     assert trials[3].value == 2.0
     assert {p.config.origin.confirms for p in decider.confirmations()} == {1, 2}
+
+
+def test_a_kill_between_the_constraint_and_the_end_tells_it_once(tmp_path):
+    folder = StudyFolder(tmp_path / "study")
+    before = OptunaDecider(make_spec(), "study", open_storage(folder))
+    before.tell(before.ask().number, done(1.0))
+    cut_short = before.ask().number
+    before._open[cut_short].set_constraint("out_of_memory", 1.0)
+    after = OptunaDecider(make_spec(), "study", open_storage(folder))
+    (back,) = after.pending()
+    cause = Cause(kind="out_of_memory", message="none left")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        after.tell(back.number, Result(state="failed", cause=cause))
+    assert after.study.trials[cut_short].constraints == {"out_of_memory": 1.0}
+    assert after.study.trials[cut_short].value == 1.0
 
 
 def test_a_study_of_before_that_knows_no_constraint_goes_on_with_gp():
