@@ -81,7 +81,12 @@ def drive(study: StudyFolder, disk: Disk, total: int) -> tuple[Driver, fakes.Scr
     decider = fakes.ScriptedDecider(total=total)
     progress = Progress(planned=total)
     stop = StopSpec(trials=total)
-    return Driver(study, decider, executor, stop, fakes.Silent(), progress, disk=disk), executor
+    view = fakes.Silent()
+    # Waits for every draw, however busy the machine: a turn of the loop is a look at the disk.
+    driver = Driver(
+        study, decider, executor, stop, view, progress, disk=disk, ask_ahead=0, patience=None
+    )
+    return driver, executor
 
 
 def test_no_trial_is_started_below_the_threshold_and_it_is_said_once(study, monkeypatch):
