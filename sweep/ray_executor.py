@@ -83,6 +83,8 @@ class RayExecutor:
     """Whether the latest trial may share a job."""
     _width: int = 1
     """Trials that a packed job holds, as far as that is known."""
+    _most: dict[str, int] = field(default_factory=dict)
+    """Most trials of a packed job by its key, where a worker has died with more of them."""
     _folder: str = ""
     _held: FileLock | None = None
     _reaper: subprocess.Popen[bytes] | None = None
@@ -200,9 +202,10 @@ class RayExecutor:
         """How many slots a job gets, and how many at most where it measures what pays."""
         if job.key is None:
             return 1, 1
-        if self.expected_jobs is None:
-            return self.pack, MOST_SLOTS
-        return self.pack, min(MOST_SLOTS, -(-self.expected_jobs // self._places(self._fitting())))
+        most = self._most.get(job.key, MOST_SLOTS)
+        if self.expected_jobs is not None:
+            most = min(most, -(-self.expected_jobs // self._places(self._fitting())))
+        return min(self.pack, self._most.get(job.key, self.pack)), most
 
     def events(self, timeout: float) -> list[Event]:
         """Everything that has happened, waiting at most `timeout` seconds for the first."""
@@ -420,6 +423,9 @@ class RayExecutor:
             self._crews.append(fresh := self._new_crew())
             fresh.take(crew.job)
             return []
+        if crew.key is not None and crew.width > 1:
+            # Where memory runs out, processes die without a word, and trials one by one take less.
+            self._most[crew.key] = crew.width // 2
         full = isinstance(error, self._ray.exceptions.OutOfMemoryError)
         kind: CauseKind = "out_of_memory" if full else "lost"
         crew.end(rank, Lost(min(crew.open), kind, message), time.monotonic())

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers_train import Material
 
 from sweep.backlog import PASSES, Backlog
-from sweep.executor import Evaluated, Event, Finished, Interrupted, Job, Placed, Started
+from sweep.executor import Evaluated, Event, Finished, Interrupted, Job, Lost, Placed, Started
 from sweep.ray_executor import RayExecutor
 from trial.config import TrialConfig
 from trial.sharing import share_key
@@ -99,6 +103,31 @@ def test_a_trial_is_pruned_and_one_interrupted_beside_it(executor, material):
         executor.stop(number, "interrupt")
     sweep.until(lambda: len(sweep.of(Interrupted)) == 3)
     assert not sweep.folders[late].joinpath("attempts.jsonl").exists()
+
+
+def test_a_worker_that_dies_with_several_trials_is_given_half_as_many(executor, material):
+    """As one that the kernel kills for its memory; the trials go on from their checkpoints."""
+    sweep = Sweep(executor, material)
+    training = {"max_steps": 10**5, "eval_steps": 3}
+    both = [sweep.submit(data={"max_length": 40}, training=training) for _ in range(2)]
+    sweep.until(lambda: len(sweep.of(Evaluated)) == 2)
+    (pid,) = {attempts(sweep.folders[number])[-1]["pid"] for number in both}
+    assert attempts(sweep.folders[both[0]])[-1]["slots"] == 2
+    os.kill(pid, signal.SIGKILL)
+    sweep.until(lambda: len(sweep.of(Lost)) == 2)
+    for number in both:
+        job = Job((Placed(number, sweep.folders[number]),), share_key(sweep.configs[number]))
+        executor.submit(job)
+    sweep.until(lambda: any(len(events) == 2 for events in sweep.of(Started).values()))
+    again = [attempts(sweep.folders[number])[1:] for number in both]
+    for number in both:
+        executor.stop(number, "interrupt")
+    sweep.until(lambda: len(sweep.of(Interrupted)) == 2)
+    assert [attempt["slots"] for found in again for attempt in found] == [1]
+
+
+def attempts(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "attempts.jsonl").read_text().splitlines()]
 
 
 def test_a_job_of_another_kind_waits_a_while_and_not_for_ever():
