@@ -1,42 +1,158 @@
-"""The replaying executor: recorded curves, a simulated clock, the real driver and study."""
+"""Sweeps replayed from recorded learning curves: the executor, its clock, and the curves."""
 
 from __future__ import annotations
 
-import csv
-import math
+import argparse
 
 import fakes
 import pytest
+from scale_nodes import CURVES, RANK, RATE, simulate, sweep_spec
 
 from sweep.dimension import Choices
 from sweep.driver import Driver
+from sweep.executor import Evaluated, Finished, Interrupted, Job, Placed, Started
 from sweep.progress import Progress
-from sweep.replay import PHASES, Curve, Recorded, ReplayExecutor
+from sweep.replay import Curve, Recorded, ReplayExecutor
 from sweep.spec import StopSpec, SweepSpec
-from sweep.study import OptunaDecider, memory
-from trial.folder import StudyFolder
+from sweep.study import OptunaDecider, memory, open_storage
+from trial.config import TrialConfig
+from trial.folder import StudyFolder, StudyRecord, TrialFolder
+
+CURVE = Curve(steps=(2, 4, 6), losses=(3.0, 1.0, 2.0), step_seconds=5.0, eval_seconds=1.0)
+
+
+@pytest.fixture
+def executor() -> ReplayExecutor:
+    made = ReplayExecutor(lambda number, config: CURVE, devices=2, startup_seconds=10.0)
+    made.start()
+    return made
+
+
+def submit(executor: ReplayExecutor, path, number: int) -> TrialFolder:
+    folder = TrialFolder.create(path / str(number), TrialConfig())
+    executor.submit(Job((Placed(number, folder.path),)))
+    return folder
+
+
+def play(executor: ReplayExecutor, until: float = 1e6) -> list[tuple[float, object]]:
+    """All that happens until nothing runs, with its times."""
+    seen = []
+    while executor._plays and executor.now < until:
+        seen += [(executor.now, event) for event in executor.events(until - executor.now)]
+    return seen
+
+
+def test_time_passes_as_recorded_and_a_worker_starts_once(executor, tmp_path):
+    folder = submit(executor, tmp_path, 0)
+    seen = play(executor)
+    assert [(time, type(event)) for time, event in seen] == [
+        (10.0, Started), (21.0, Evaluated), (32.0, Evaluated), (43.0, Evaluated), (43.0, Finished),
+    ]  # fmt: skip
+    result = folder.read_result()
+    assert (result.state, result.value, result.best_step, result.steps) == ("complete", 1.0, 4, 6)
+    assert [row.eval_loss for row in folder.read_evaluations()] == [3.0, 1.0, 2.0]
+    began = executor.now
+    submit(executor, tmp_path, 1)
+    assert play(executor)[-1][0] - began == 33.0
+    assert executor.busy_seconds == 43.0 + 33.0
+
+
+def test_a_pruned_trial_leaves_its_device_a_step_later(executor, tmp_path):
+    folder = submit(executor, tmp_path, 0)
+    play(executor, until=21.0)
+    executor.stop(0, "prune")
+    ((time, event),) = play(executor)
+    assert (time, event.result.state, event.result.value) == (26.0, "pruned", 3.0)
+    assert folder.read_result() == event.result
+
+
+def test_an_interrupted_trial_goes_on_where_it_was(executor, tmp_path):
+    folder = submit(executor, tmp_path, 0)
+    play(executor, until=32.0)
+    executor.stop(0, "interrupt")
+    assert isinstance(play(executor)[-1][1], Interrupted)
+    executor.submit(Job((Placed(0, folder.path),)))
+    again = [event for _, event in play(executor)]
+    assert [event.evaluation.step for event in again if isinstance(event, Evaluated)] == [6]
+    assert len(folder.read_evaluations()) == 3
+
+
+def test_the_recorded_grid_is_whole_and_is_played_at_its_points():
+    recorded = Recorded.read(CURVES)
+    assert recorded.losses.shape == (5, 7, 3, len(recorded.steps))
+    point = {RANK: recorded.axes[RANK][2], RATE: recorded.axes[RATE][3]}
+    assert recorded.at(point, 1) == pytest.approx(recorded.losses[2, 3, 1].tolist())
+    below, above = recorded.losses[2, 3, 1], recorded.losses[2, 4, 1]
+    middle = (recorded.axes[RATE][3] * recorded.axes[RATE][4]) ** 0.5
+    assert recorded.at({**point, RATE: middle}, 1) == pytest.approx(((below + above) / 2).tolist())
+    assert recorded.at({RANK: 1e9, RATE: 1e9}, 0) == pytest.approx(
+        recorded.losses[4, 6, 0].tolist()
+    )
+
+
+def test_a_grid_with_a_hole_is_refused(tmp_path):
+    lines = CURVES.read_text().splitlines()
+    (tmp_path / "hole.csv").write_text("\n".join([*lines[:7], *lines[8:]]))
+    with pytest.raises(ValueError, match="do not fill a grid"):
+        Recorded.read(tmp_path / "hole.csv")
+
+
+def test_a_whole_sweep_is_played_and_the_same_twice(tmp_path):
+    recorded = Recorded.read(CURVES)
+    spec = sweep_spec(recorded, 30, "tpe")
+    bests = []
+    for name in ("first", "second"):
+        study = StudyFolder(tmp_path / name)
+        study.write_record(StudyRecord(name=name, spec=spec.content()))
+
+        def curve(number: int, config: TrialConfig) -> Curve:
+            point = {RANK: config.lora.r, RATE: config.training["learning_rate"]}
+            return recorded.curve(point, number)
+
+        executor = ReplayExecutor(curve, devices=3)
+        executor.start()
+        decider = OptunaDecider(spec, name, open_storage(study))
+        progress = Progress(planned=30, clock=executor.clock)
+        view = argparse.Namespace(
+            update=lambda p: None, note=lambda t: None, happened=lambda e, p: None
+        )
+        driver = Driver(
+            study, decider, executor, spec.stop, view, progress, patience=None, ask_ahead=0
+        )
+        driver.run()
+        assert progress.ended == 30
+        assert progress.states["pruned"] > 5
+        bests.append((progress.best.value, executor.now))
+    assert bests[0] == bests[1]
+    assert bests[0][0] < recorded.losses[..., -1].min() + 0.2
+
+
+def test_simulated_nodes_are_kept_busy(tmp_path):
+    asked = argparse.Namespace(trials=60, nodes=2, devices=4, seconds=3000.0, sampler="random")
+    measured = simulate(asked, tmp_path)
+    assert measured["trials"] == measured["reopened_trials"] == 60
+    assert measured["driver_busy"] < 0.05
+    assert 0.6 < measured["utilisation"] <= 1.0
+
 
 STEPS = (10, 20)
-CURVE = Curve(STEPS, (2.0, 1.0), step_seconds=1.0, eval_seconds=5.0, load_seconds=2.0)
+LONG = Curve(STEPS, (2.0, 1.0), step_seconds=1.0, eval_seconds=5.0, load_seconds=2.0)
 ALONE = 2 + 10 + 5 + 10 + 5
 RANKS = (1, 2, 4, 8)
 
 
-def play(tmp_path, *, curve=CURVE, pruner="none", **settings) -> tuple[ReplayExecutor, StudyFolder]:
+def ranks(path, **settings) -> tuple[ReplayExecutor, StudyFolder]:
     """Four trials, one for each rank."""
-    executor = ReplayExecutor(lambda number, config: curve, startup_seconds=100.0, **settings)
+    executor = ReplayExecutor(lambda number, config: LONG, startup_seconds=100.0, **settings)
     executor.start()
     spec = SweepSpec(
-        name="played",
-        space={"lora.r": (Choices(choices=RANKS),)},
-        sampler={"name": "grid"},
-        pruner={"name": pruner},
+        name="ranks", space={"lora.r": (Choices(choices=RANKS),)}, sampler={"name": "grid"}
     )
-    folder = StudyFolder(tmp_path / "played")
+    folder, decider = StudyFolder(path / "ranks"), OptunaDecider(spec, "ranks", memory())
     progress = Progress(clock=executor.clock)
     Driver(
-        folder, OptunaDecider(spec, "played", memory()), executor, StopSpec(), fakes.Silent(),
-        progress, poll=1e9, patience=None, ask_ahead=0,
+        folder, decider, executor, StopSpec(), fakes.Silent(), progress,
+        poll=1e9, patience=None, ask_ahead=0,
     ).run()  # fmt: skip
     return executor, folder
 
@@ -54,63 +170,19 @@ def play(tmp_path, *, curve=CURVE, pruner="none", **settings) -> tuple[ReplayExe
     ],
 )
 def test_time_is_what_the_devices_take(tmp_path, settings, makespan):
-    executor, folder = play(tmp_path, **settings)
+    executor, folder = ranks(tmp_path, **settings)
     assert executor.now == pytest.approx(makespan)
     results = [trial.read_result() for _, trial in folder.all_trials()]
     assert [result.value for result in results] == [1.0] * len(RANKS)
-    assert all(
-        [row.step for row in t.read_evaluations()] == [10, 20] for _, t in folder.all_trials()
-    )
 
 
 def test_device_seconds_are_the_devices_own(tmp_path):
-    executor, _ = play(tmp_path, devices=1, pack=4, share=0.5)
+    executor, _ = ranks(tmp_path, devices=1, pack=4, share=0.5)
     assert executor.busy_seconds == pytest.approx(executor.now)
 
 
-def test_a_pruned_trial_leaves_one_step_later(tmp_path):
-    executor = ReplayExecutor(lambda number, config: CURVE)
-    executor.start()
-    decider = fakes.ScriptedDecider(prune=lambda number, step: True)
-    folder = StudyFolder(tmp_path / "pruned")
-    Driver(
-        folder, decider, executor, StopSpec(trials=1), fakes.Silent(),
-        Progress(planned=1, clock=executor.clock), poll=1e9, patience=None, ask_ahead=0,
-    ).run()  # fmt: skip
-    assert executor.now == pytest.approx(2 + 10 + 5 + 1)
-    assert folder.trial(0).read_result().state == "pruned"
-
-
 def test_the_clock_can_wait_for_the_driver(tmp_path):
-    timed, _ = play(tmp_path / "a", devices=2, counts_driver=True)
-    ideal, _ = play(tmp_path / "b", devices=2)
+    timed, _ = ranks(tmp_path / "a", devices=2, counts_driver=True)
+    ideal, _ = ranks(tmp_path / "b", devices=2)
     # What the driver thinks while trials run keeps no device waiting.
     assert ideal.now < timed.now <= ideal.now + timed.driver_seconds
-
-
-def test_curves_between_the_points_of_the_grid(tmp_path):
-    path = tmp_path / "grid.csv"
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["lora.r", "training.seed", *PHASES, 5, 10])
-        for rank in (2, 8):
-            for seed in (1, 2):
-                writer.writerow([rank, seed, *[1.0] * len(PHASES), rank + seed, rank])
-    recorded = Recorded.read(path)
-    assert recorded.at({"lora.r": 2}) == (3.5, 2.0)
-    assert recorded.at({"lora.r": 8}, seed=1) == (10.0, 8.0)
-    # Half-way in the logarithm of the rank.
-    assert recorded.at({"lora.r": math.sqrt(2 * 8)}) == pytest.approx((6.5, 5.0))
-    assert recorded.at({"lora.r": 99}) == recorded.at({"lora.r": 8})
-    assert recorded.costs.step == pytest.approx(2.0 / 10)
-
-
-def test_a_grid_with_a_hole_is_refused(tmp_path):
-    path = tmp_path / "grid.csv"
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["lora.r", "training.seed", *PHASES, 5])
-        for rank, seed in ((2, 1), (2, 2), (8, 1)):
-            writer.writerow([rank, seed, *[1.0] * len(PHASES), 3.0])
-    with pytest.raises(ValueError, match="do not fill a grid"):
-        Recorded.read(path)
