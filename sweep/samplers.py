@@ -39,6 +39,9 @@ def _pruner(name: str, options: dict[str, Any], spec: SweepSpec) -> BasePruner:
     if name in ("successive_halving", "hyperband"):
         # Optuna guesses the first rung from the first trial; we know where trials are evaluated.
         given.setdefault("min_resource", first_evaluation(spec))
+    if name == "hyperband" and (steps := last_step(spec)):
+        # It would prune nothing before the first trial has shown how long trials are.
+        given.setdefault("max_resource", steps)
     made: BasePruner = PRUNERS[name].type(**given)
     return made
 
@@ -50,3 +53,10 @@ def first_evaluation(spec: SweepSpec) -> int:
     if every >= 1:
         return int(every)
     return max(1, int(every * total)) if total > 0 else 1
+
+
+def last_step(spec: SweepSpec) -> int | None:
+    """Optimizer step at which every trial ends; None where that is searched, or up to the data."""
+    steps = {**TRAINING_DEFAULTS, **spec.base.get("training", {})}["max_steps"]
+    known = steps > first_evaluation(spec) and "training.max_steps" not in spec.space
+    return int(steps) if known else None

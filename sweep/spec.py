@@ -128,9 +128,12 @@ class SweepSpec(BaseModel):
     objectives: tuple[ObjectiveSpec, ...] = (ObjectiveSpec(),)
     """`objective: {metric, direction}`, or several under `objectives`."""
     sampler: SamplerSpec = SamplerSpec()
-    """A name, or `{name: ..., seed: ..., any keyword of that Optuna sampler}`."""
+    """A name, or `{name: ..., seed: ..., any keyword of that Optuna sampler}`; left out, `tpe`, or
+    `nsga2` where there are several objectives."""
     pruner: PrunerSpec = PrunerSpec()
-    """A name, or `{name: ..., any keyword of that Optuna pruner}`."""
+    """A name, or `{name: ..., any keyword of that Optuna pruner}`; left out, `median` in sweeps of
+    fewer than 24 trials, `successive_halving` in others, `none` for a grid, for several objectives
+    and where the objective is known only at the end (docs/defaults.md)."""
     enqueue: tuple[dict[str, Any], ...] = ()
     """Known-good points to try first, by dotted path."""
     warm_start: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ import optuna
 import pytest
 
 from sweep.dimension import Choices, Derived, Range
+from sweep.samplers import first_evaluation, make_pruner
 from sweep.spec import ConfirmSpec, ObjectiveSpec, PrunerSpec, SamplerSpec, StopSpec, SweepSpec
 from sweep.study import OptunaDecider, memory, open_storage
 from trial.folder import Cause, Evaluation, Result, StudyFolder
@@ -49,6 +50,38 @@ def test_a_sampler_finds_the_valley(name):
         decider.tell(proposal.number, done(losses[-1]))
     assert min(losses) < 0.25
     assert decider.study.best_value == min(losses)
+
+
+@pytest.mark.parametrize(
+    ("training", "given", "rungs"),
+    [
+        ({"max_steps": 60, "eval_steps": 15}, {}, (15, 60)),
+        ({"max_steps": 60, "eval_steps": 0.1}, {}, (6, 60)),
+        ({"max_steps": 60, "eval_steps": 15}, {"min_resource": 30, "max_resource": 90}, (30, 90)),
+        ({"num_train_epochs": 2, "eval_steps": 5}, {}, (5, "auto")),
+        ({"max_steps": 10, "eval_steps": 20}, {}, (20, "auto")),
+    ],
+)
+def test_rungs_lie_where_trials_are_evaluated(training, given, rungs):
+    pruner = PrunerSpec(name="hyperband", options={"reduction_factor": 3, **given})
+    made = make_pruner(make_spec(base={"training": training}, pruner=pruner))
+    assert (made._min_resource, made._max_resource) == rungs
+    halving = PrunerSpec(name="successive_halving", options={})
+    made = make_pruner(make_spec(base={"training": training}, pruner=halving))
+    assert made._min_resource == first_evaluation(make_spec(base={"training": training}))
+
+
+def test_hyperband_prunes_before_any_trial_is_complete():
+    """It is told how long trials are, and need not wait for one to show."""
+    base = {"training": {"max_steps": 27, "eval_steps": 1}}
+    pruner = PrunerSpec(name="hyperband", options={"reduction_factor": 3})
+    decider = OptunaDecider(make_spec(base=base, pruner=pruner), "study", memory())
+    pruned = 0
+    for number in range(12):
+        proposal = decider.ask()
+        steps = (Evaluation(step=step, eval_loss=float(number)) for step in range(1, 27))
+        pruned += any(decider.report(proposal.number, evaluation) for evaluation in steps)
+    assert pruned > 0
 
 
 def test_a_grid_is_walked_once_in_file_order_and_goes_on_where_it_was():
