@@ -24,7 +24,8 @@ DOMINATES = 0.6
 def sentences(found: Findings) -> list[str]:
     """Three to seven sentences; the first one is the answer."""
     if found.complete.empty:
-        return [text for text in (_nothing(found.table), _cost(found), *_memory(found)) if text]
+        told = [_nothing(found.table), _unfinished(found), _cost(found), *_memory(found)]
+        return [text for text in told if text]
     if found.systems:
         told = _stages(found)
     elif found.front and found.front.members:
@@ -36,6 +37,7 @@ def sentences(found: Findings) -> list[str]:
         _underrated(found),
         _dominant(found),
         _parity(found),
+        _unfinished(found),
         _cost(found),
         *_next(found),
     ]
@@ -340,6 +342,15 @@ def _parity(found: Findings) -> str:
         f"{100 * worst.worst:.2g}% (trials {worst.other} and {worst.reference}), more than "
         "rounding explains: do not trust both."
     )
+
+
+def _unfinished(found: Findings) -> str:
+    """That this is not the end, where it is not."""
+    count = int((found.table["state"] == "unfinished").sum())
+    if not count:
+        return ""
+    trials = "1 trial is" if count == 1 else f"{count} trials are"
+    return f"{trials} still running or interrupted: this is the state so far."
 
 
 def _cost(found: Findings) -> str:

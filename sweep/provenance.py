@@ -31,8 +31,16 @@ def collect(command: list[str]) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "versions": versions(),
         "git": git_state(Path.cwd()),
-        "command": command,
+        "command": _typed(command),
     }
+
+
+def _typed(command: list[str]) -> list[str]:
+    """The words as they can be typed again: `python -m sweep` names its file instead of itself."""
+    first = Path(command[0]) if command else Path()
+    if first.name != "__main__.py":
+        return command
+    return ["python", "-m", first.parent.name, *command[1:]]
 
 
 def versions() -> dict[str, str]:

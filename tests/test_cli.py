@@ -16,7 +16,7 @@ from click.testing import Result
 from rich.console import Console
 from typer.testing import CliRunner
 
-from sweep import cli, lease
+from sweep import cli, lease, provenance
 from sweep.prolong import prolong
 from trial.config import TrialConfig
 from trial.folder import StudyFolder, TrialFolder
@@ -275,6 +275,13 @@ def test_the_exported_winner_is_a_plain_adapter_and_merges_to_the_same_model(fin
     assert f"{study.trial(best).read_result().value:.4f}" in card
     again = TrialConfig.model_validate_json((tmp_path / "adapter/config.trial.json").read_text())
     assert again.fingerprint() == study.trial(best).read_config().fingerprint()
+
+
+def test_the_command_that_made_a_study_can_be_typed_again():
+    made = provenance.collect(["/some/where/sweep/__main__.py", "run", "smoke"])["command"]
+    assert made == ["python", "-m", "sweep", "run", "smoke"]
+    made = provenance.collect([".venv/bin/gaudi-sweep", "run", "smoke"])["command"]
+    assert made == [".venv/bin/gaudi-sweep", "run", "smoke"]
 
 
 def test_exporting_what_is_not_there_says_so(finished, tmp_path):

@@ -49,6 +49,8 @@ document.getElementById("theme").click();
 told.theme = document.documentElement.dataset.theme;
 dispatchEvent(new Event("beforeprint"));
 setTimeout(() => {
+  told.paper = [...document.querySelectorAll(".plot svg.main-svg")]
+    .map((drawing) => Number(drawing.getAttribute("width")));
   told.drawn = [...document.querySelectorAll(".plot")]
     .filter((plot) => plot.querySelector("svg.main-svg")).map((plot) => plot.id);
   told.requests = performance.getEntriesByType("resource").map((entry) => entry.name);
@@ -131,6 +133,11 @@ def test_the_page_never_scrolls_sideways_and_changes_its_theme(opened):
     shown = told(opened)
     assert shown["wide"] == 0
     assert shown["theme"] == "dark"
+
+
+def test_plots_on_paper_are_as_wide_as_a_sheet_takes(opened):
+    """A screen's width would be cut off at the sheet's edge."""
+    assert set(told(opened)["paper"]) == {640}
 
 
 def test_it_prints(page, tmp_path):

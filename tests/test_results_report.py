@@ -398,6 +398,7 @@ def test_a_running_study_has_a_report(tmp_path):
         folder.result.unlink()
     text = write(study).read_text(encoding="utf-8")
     assert "3 unfinished" in text
+    assert "3 trials are still running or interrupted: this is the state so far." in text
     assert "Learning curves" in text
 
 

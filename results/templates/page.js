@@ -67,10 +67,12 @@
     const data = themed(brushed ? Brush.apply(plot, figure.data) : figure.data, t);
     for (const trace of data) if (trace.mode === "text") trace.textfont = {size: 11, color: t.ink};
     drawn.add(plot);
-    const narrow = plot.clientWidth < 520;
+    const narrow = !paper && plot.clientWidth < 520;
     const layout = layoutOf(figure.layout, t, narrow);
     // Long names stand one below the other there: they must not take the plot's own height.
     const names = data.filter((trace) => trace.showlegend && trace.name.length > 14).length;
+    // The browser lays a sheet out after this: its width is not to be had yet, a screen's would be cut.
+    if (paper) Object.assign(layout, {width: 640, autosize: false});
     if (narrow && layout.showlegend) layout.height += 18 * Math.max(0, names - 2);
     if (brushed) {
       layout.dragmode = false;
