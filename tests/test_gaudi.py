@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
-from trial import gaudi
+from trial import gaudi, hub, schema
+from trial.check import survey
+from trial.config import TrialConfig, problems_of
 
 IMPORT = """
 import json, subprocess, sys
@@ -96,3 +98,46 @@ def test_flags_that_the_trainer_reads_are_there_and_off():
     gaudi.mend_model(model)
     flags = {flag: getattr(model.generation_config, flag) for flag in gaudi.FLASH_FLAGS}
     assert flags == {**dict.fromkeys(gaudi.FLASH_FLAGS, False), "use_flash_attention": True}
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "near"),
+    [
+        ({"use_fused_adamm": True}, "gaudi_config.use_fused_adamm", "use_fused_adam"),
+        ({"use_fused_adam": "yes"}, "gaudi_config.use_fused_adam", ""),
+        ({"autocast_bf16_ops": "add"}, "gaudi_config.autocast_bf16_ops", ""),
+        (3, "gaudi_config", ""),
+        (None, "gaudi_config", ""),
+    ],
+)
+def test_a_wrong_gaudi_config_is_refused(given, key, near):
+    """GaudiConfig itself passes over a key that it does not know."""
+    (problem,) = problems_of({"gaudi_config": given})
+    assert (problem.key, problem.near) == (key, near)
+    with pytest.raises(ValueError, match="gaudi_config"):
+        TrialConfig(gaudi_config=given)
+
+
+def test_the_keys_of_a_gaudi_config_are_those_of_the_class():
+    assert set(schema.gaudi_config_keys()) == set(vars(gaudi.gaudi_config({})))
+    for known in gaudi.PUBLISHED.values():
+        assert problems_of({"gaudi_config": known}) == []
+
+
+def test_a_gaudi_config_by_name_is_looked_for(tmp_path, monkeypatch):
+    """Only a trial on HPU reads it; where the hub is out of reach, a plan can do without."""
+
+    def keys(given, device="hpu"):
+        found = survey(TrialConfig(gaudi_config=given, device=device), here=False)
+        return [[problem.key for problem in part] for part in (found.problems, found.absent)]
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert keys("Habana/llama") == [[], []]
+    assert keys("Habana/gpt2") == [[], ["gaudi_config"]]
+    assert keys("./no-such") == keys("") == [["gaudi_config"], []]
+    assert keys(str(tmp_path)) == [["gaudi_config"], []]
+    (tmp_path / "gaudi_config.json").write_text("{}")
+    assert keys(str(tmp_path)) == [[], []]
+    assert keys("./no-such", "cpu") == [[], []]
+    monkeypatch.setattr(hub, "refusal", lambda *_: "")
+    assert keys("Habana/gpt2") == [[], []]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from trial import hub, stack
+from trial import gaudi, hub, stack
 from trial.architectures import Settings, known_settings, shapes_of
 from trial.builtin import MODELS, resolve_model
 from trial.config import DataConfig, TrialConfig
@@ -37,7 +37,8 @@ class Survey:
 
     problems: list[Problem]
     absent: list[Problem]
-    """A device, or a hub model of known architecture, that is not here: a plan can do without."""
+    """A device, its settings on a hub, or a hub model of known architecture, that is not here: a
+    plan can do without."""
 
 
 def survey(config: TrialConfig, *, here: bool = True) -> Survey:
@@ -48,7 +49,9 @@ def survey(config: TrialConfig, *, here: bool = True) -> Survey:
     found = _look_at_model(config)
     problems = [*found.problems, *_data_problems(config), *_deepspeed_problems(config)]
     problems += _compared_problems(config)
-    return Survey(problems, [*found.absent, *(_device_problems(config) if here else [])])
+    absent = [*found.absent, *(_device_problems(config) if here else [])]
+    (absent if _is_hub_id(config) else problems).extend(_gaudi_config_problems(config))
+    return Survey(problems, absent)
 
 
 def preflight(config: TrialConfig, *, here: bool = True) -> list[Problem]:
@@ -302,6 +305,27 @@ def _deepspeed_problems(config: TrialConfig) -> list[Problem]:
     except ValueError as error:
         return [Problem("deepspeed.config", f"a JSON object ({error})", repr(path))]
     return []
+
+
+def _is_hub_id(config: TrialConfig) -> bool:
+    given = config.gaudi_config
+    return isinstance(given, str) and bool(hub.HUB_ID.fullmatch(given)) and not Path(given).exists()
+
+
+def _gaudi_config_problems(config: TrialConfig) -> list[Problem]:
+    """Whether a GaudiConfig by name can be had; only trials on HPU read it."""
+    given = config.gaudi_config
+    on_hpu = config.device == "hpu" or (config.device == "auto" and _has_hpu())
+    if not on_hpu or not isinstance(given, str) or given in gaudi.PUBLISHED:
+        return []
+    if _is_hub_id(config):
+        reason = "" if hub.cached_snapshot(given, None) else hub.refusal("model", given)
+        rule = f"a folder, a mapping, {', '.join(gaudi.PUBLISHED)} or another hub id; {reason}"
+        return [Problem("gaudi_config", rule, repr(given))] if reason else []
+    if Path(given).expanduser().joinpath("gaudi_config.json").is_file():
+        return []
+    rule = f"a mapping, {', '.join(gaudi.PUBLISHED)}, a hub id, or a folder with gaudi_config.json"
+    return [Problem("gaudi_config", rule, repr(given), nearest(given, list(gaudi.PUBLISHED)))]
 
 
 def has_cuda() -> bool:

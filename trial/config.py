@@ -104,6 +104,8 @@ _NEEDED_BY_SCHEDULER = {
 }
 _SHARES = ("warmup_ratio", "label_smoothing_factor", "adam_beta1", "adam_beta2")
 """Arguments that are at most 1."""
+_SEEDS = 2**32
+"""Seeds are below this: numpy's generator takes no other."""
 
 
 class Section(BaseModel):
@@ -350,6 +352,13 @@ class TrialConfig(Section):
         _raise_first(_argument_problems("lora", lora.model_extra or {}, schema.lora_arguments()))
         return lora
 
+    @field_validator("gaudi_config")
+    @classmethod
+    def _gaudi_names(cls, given: str | dict[str, Any]) -> str | dict[str, Any]:
+        if isinstance(given, dict):
+            _raise_first(_gaudi_config_problems(given))
+        return given
+
     @field_validator("training")
     @classmethod
     def _training_names(cls, training: dict[str, Any]) -> dict[str, Any]:
@@ -417,6 +426,8 @@ def training_problems(training: Mapping[str, Any]) -> list[Problem]:
     rest = {name: value for name, value in training.items() if name not in OURS}
     problems += _argument_problems("training", rest, schema.training_arguments())
     problems += _reporter_problems(rest.get("report_to"))
+    if isinstance(seed := rest.get("seed"), int) and seed >= _SEEDS:
+        problems.append(Problem("training.seed", "must be below 2**32", repr(seed)))
     named = {problem.key for problem in problems}
     for name, (low, inclusive) in _AT_LEAST.items():
         value = rest.get(name)
@@ -471,6 +482,10 @@ def problems_of(content: Mapping[str, Any]) -> list[Problem]:
                 # Without them the scheduler itself would be refused once more.
                 bad.add("lr_scheduler_type")
             rest[name] = {key: value for key, value in section.items() if key not in bad}
+    if not isinstance(given := rest.get("gaudi_config", ""), str | Mapping):
+        rest.pop("gaudi_config")
+        rule = "a GaudiConfig as a mapping, a hub id or a folder"
+        problems.append(Problem("gaudi_config", rule, repr(given)))
     found = _objective_problems(rest)
     if found:
         # Half an objective would be refused once more, for what is missing.
@@ -504,6 +519,26 @@ def _lora_problems(lora: Mapping[str, Any]) -> list[Problem]:
         problems = [Problem("lora.init_lora_weights", rule, repr(start), "pissa")]
         return [*problems, *_argument_problems("lora", extra, schema.lora_arguments())]
     return _argument_problems("lora", extra, schema.lora_arguments())
+
+
+def _gaudi_config_problems(given: Mapping[str, Any]) -> list[Problem]:
+    known = schema.gaudi_config_keys()
+    problems = []
+    for name, value in given.items():
+        key = f"gaudi_config.{name}"
+        if name not in known:
+            problems.append(unknown(key, tuple(known), "GaudiConfig key"))
+        elif known[name] is bool and not isinstance(value, bool):
+            problems.append(Problem(key, "true or false", repr(value)))
+        elif known[name] is not bool and not _is_names(value):
+            problems.append(Problem(key, "a list of operations, or null", repr(value)))
+    return problems
+
+
+def _is_names(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list) and all(isinstance(name, str) for name in value)
+    )
 
 
 def _objective_problems(content: Mapping[str, Any]) -> list[Problem]:
@@ -580,6 +615,7 @@ _REBASING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _LOOSE: dict[str, Callable[[Mapping[str, Any]], list[Problem]]] = {
     "training": training_problems,
     "lora": _lora_problems,
+    "gaudi_config": _gaudi_config_problems,
 }
 
 

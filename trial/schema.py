@@ -132,3 +132,16 @@ def reporters() -> tuple[str, ...]:
 def lora_arguments() -> dict[str, Argument]:
     """PEFT's `LoraConfig` fields by name; `r: 0` (no adapter) is ours."""
     return _arguments(_source("peft.tuners.lora", "config.py"), "LoraConfig", {})
+
+
+@cache
+def gaudi_config_keys() -> dict[str, type]:
+    """`GaudiConfig` keys with what they hold, `bool` or `list`; it passes over any other key."""
+    tree = _source("optimum.habana.transformers", "gaudi_configuration.py")
+    found: dict[str, type] = {}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="pop"), args=[ast.Constant(key), default]):
+                switch = isinstance(default, ast.Constant) and isinstance(default.value, bool)
+                found[str(key)] = bool if switch else list
+    return found

@@ -161,8 +161,11 @@ def _unknown(name: str) -> Problem:
     """The problem of a key that neither the seed nor we have."""
     ours = {path: other for other, paths in NAMES.items() for path in paths}
     top, _, key = name.rpartition(".")
+    if name in NAMES:
+        return Problem(name, f"stands inside of {top}, as {top}: {{{key}: ...}}", repr(name))
     if not top:
-        near = nearest(name, [*_TOPS, *known_keys()[""], *known_paths()])
+        near = next((known for known in _TOPS if known.lower() == name.lower()), "")
+        near = near or nearest(name, [*_TOPS, *known_keys()[""], *known_paths()])
         rule = f"unknown key; the seed's are {', '.join(_TOPS)}"
         return Problem(name, rule, repr(name), ours.get(near, near))
     known = [other for other in NAMES if other.startswith(f"{top}.")]

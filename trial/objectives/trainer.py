@@ -67,7 +67,9 @@ class ObjectiveTrainer(TrialTrainer):
             return [], None
         counts = step_counts(batches, len(self.sides)).to(device)
         if self._counts_all():
-            counts = self.accelerator.gather(counts.unsqueeze(0)).sum(dim=0)
+            # Flat: accelerate's gather on a device wants no more than one dimension of gloo.
+            every = self.accelerator.gather(counts.flatten())
+            counts = every.view(-1, *counts.shape).sum(dim=0)
         return batches, counts
 
     get_batch_samples_transformers = get_batch_samples
