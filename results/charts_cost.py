@@ -10,10 +10,12 @@ import pandas as pd
 from results import cost, grids, units, zero
 from results.chart import Axis, Chart, Series, Thinning, Tone
 from results.findings import CPU_MEMORY, Findings
-from results.where import Span
+from results.where import Span, Worker, covered, places
 
 MOST_BARS = 40
 MOST_SPANS = 1_000
+THICK = 0.8
+_PACKED = " (thin bars side by side are trials that shared it)"
 STATES = ("complete", "pruned", "failed", "unfinished")
 
 
@@ -87,12 +89,10 @@ def _per_trial(found: Findings) -> Chart | None:
 
 def _timeline(found: Findings) -> Chart | None:
     workers = found.where.workers if found.where else ()
-    every = sorted(
-        ((span, lane) for lane, worker in enumerate(workers) for span in worker.spans),
-        key=lambda item: item[0].start,
-    )
-    if not every:
+    if not workers:
         return None
+    lanes, thick = _lanes(workers)
+    every = sorted(lanes, key=lambda item: item[0].start)
     thinning = Thinning(what="attempts")
     kept = [every[int(i)] for i in thinning.indices(len(every), MOST_SPANS)]
     zero_time = every[0][0].start
@@ -100,36 +100,54 @@ def _timeline(found: Findings) -> Chart | None:
     series = []
     for index, state in enumerate(STATES):
         mine = [(span, lane) for span, lane in kept if span.trial.state == state]
-        series.append(_span_bars(state, index, mine, zero_time, unit))
+        series.append(_span_bars(state, index, mine, zero_time, unit, thick))
     labels = tuple((float(lane), name) for lane, name in enumerate(grids.worker_names(workers)))
     return Chart(
         "timeline", "Timeline",
-        f"One bar an attempt, one row a worker; {_busy(every, len(workers))} of their time was "
-        "used. Gaps are devices that waited.",
+        f"One bar an attempt, one row a worker{_PACKED if thick < THICK else ''}; {_busy(workers)} "
+        "of their time was used. Gaps are devices that waited.",
         Axis(f"{name} since the first start"), Axis("", labels=labels if len(labels) <= 40 else ()),
         tuple(item for item in series if len(item.x)), thinning.note, horizontal=True, wide=True,
         height=min(700, 170 + 26 * len(workers)),
     )  # fmt: skip
 
 
+def _lanes(workers: Sequence[Worker]) -> tuple[list[tuple[Span, float]], float]:
+    """Every attempt and its height: its worker's row, thinner bars side by side where packed."""
+    rows = [places(worker.spans) for worker in workers]
+    most = 1 + max(max(own) for own in rows)
+    thick = THICK / most
+    return [
+        (span, lane + thick * (row - (most - 1) / 2 if max(own) else 0.0))
+        for lane, (worker, own) in enumerate(zip(workers, rows, strict=True))
+        for span, row in zip(worker.spans, own, strict=True)
+    ], thick
+
+
 def _span_bars(
-    state: str, index: int, mine: Sequence[tuple[Span, int]], zero_time: float, unit: float
+    state: str,
+    index: int,
+    mine: Sequence[tuple[Span, float]],
+    zero_time: float,
+    unit: float,
+    thick: float,
 ) -> Series:
     tones: dict[str, Tone] = {"pruned": "muted", "failed": "bad"}
     lengths = [span.end - span.start for span, _ in mine]
     return Series(
         state, [length / unit for length in lengths], [lane for _, lane in mine],
         kind="bar", index=index, base=[(span.start - zero_time) / unit for span, _ in mine],
-        tone=tones.get(state, "series"),
+        tone=tones.get(state, "series"), thick=thick,
         hover=[f"trial {span.trial.number}, {state}<br>{units.seconds(length)}"
                for (span, _), length in zip(mine, lengths, strict=True)],
     )  # fmt: skip
 
 
-def _busy(every: Sequence[tuple[Span, int]], workers: int) -> str:
-    used = sum(span.end - span.start for span, _ in every)
-    whole = max(span.end for span, _ in every) - every[0][0].start
-    return units.percent(used, whole * workers)
+def _busy(workers: Sequence[Worker]) -> str:
+    used = sum(covered(worker.spans) for worker in workers)
+    every = [span for worker in workers for span in worker.spans]
+    whole = max(span.end for span in every) - min(span.start for span in every)
+    return units.percent(used, whole * len(workers))
 
 
 # ZeRO

@@ -177,12 +177,39 @@ def _divide(
     into[IDLE] += end - at
 
 
+def places(spans_of: Sequence[Span]) -> list[int]:
+    """A row for each span in order of start, so that none lies over another: 0 unless packed."""
+    ends: list[float] = []
+    rows = []
+    for span in spans_of:
+        row = next((row for row, end in enumerate(ends) if end <= span.start + 0.1), len(ends))
+        ends[row : row + 1] = [span.end]
+        rows.append(row)
+    return rows
+
+
+def covered(spans_of: Sequence[Span]) -> float:
+    """Seconds in which at least one of them was there."""
+    groups = _together(sorted(spans_of, key=lambda span: span.start))
+    return sum(_until(group) - group[0].start for group in groups)
+
+
 def _share(into: dict[str, float], group: Sequence[Span], seconds: float) -> None:
-    """Divide some seconds among the trials that had the worker in them, one or several at once."""
-    spent = sum(span.end - span.start for span in group)
-    for span in group if spent else ():
+    """Divide some seconds among the trials that had the worker in them, one or several at once.
+
+    The phases of trials that were trained together are already their shares of the wall's time;
+    what else an attempt did they did at once.
+    """
+    known = dict.fromkeys(KINDS, 0.0)
+    for span in group:
         for kind, part in _parts(span).items():
-            into[kind] += part * seconds / spent
+            known[kind] += part / (len(group) if kind in (OPEN, LOST) else 1)
+    known[OTHER] = 0.0
+    told = sum(known.values())
+    scale = min(1.0, seconds / told) if told else 0.0
+    for kind, part in known.items():
+        into[kind] += part * scale
+    into[OTHER] += max(0.0, seconds - told * scale)
 
 
 def _together(inside: Sequence[Span]) -> Iterator[list[Span]]:

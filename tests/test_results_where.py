@@ -9,8 +9,9 @@ from helpers_results import START, make_config, make_study
 from hypothesis import given
 from hypothesis import strategies as st
 
+from results import write_report
 from results.reading import StudyRead, TrialRead, read_study
-from results.where import IDLE, KINDS, LOST, OPEN, OTHER, WAIT, where
+from results.where import IDLE, KINDS, LOST, OPEN, OTHER, WAIT, covered, places, where
 from results.where import START as STARTUP
 from trial.folder import Attempt, Evaluation, Result, Seconds, TrialFolder
 
@@ -78,6 +79,29 @@ def test_trials_that_share_a_worker_share_its_time(tmp_path):
     assert len(found.workers) == 1
     assert found.workers[0].seconds["train"] == pytest.approx(18)
     assert sum(found.workers[0].seconds.values()) == pytest.approx(30)
+
+
+def test_phases_of_packed_trials_are_shares_already(tmp_path):
+    """Four at once for 20 seconds: each result holds a quarter of what the worker spent."""
+    study = make_study(tmp_path / "s")
+    for number in range(4):
+        ran(study, number, [(10, 1, number == 0)], 30, Seconds(load=0.5, train=4))
+    spent = where(read_study(study)).workers[0].seconds
+    assert spent["train"] == pytest.approx(16)
+    assert spent["model and data"] == pytest.approx(2)
+    assert spent[OTHER] == pytest.approx(2)
+    assert sum(spent.values()) == pytest.approx(30)
+
+
+def test_packed_trials_lie_side_by_side_in_the_timeline(tmp_path):
+    study = make_study(tmp_path / "s")
+    for number, (start, end) in enumerate(((10, 30), (10, 20), (22, 30), (40, 50))):
+        ran(study, number, [(start, 1, number == 0)], end, Seconds(train=8))
+    own = where(read_study(study)).workers[0].spans
+    assert places(own) == [0, 1, 1, 0]
+    assert covered(own) == 30
+    text = write_report(study).with_suffix(".md").read_text(encoding="utf-8")
+    assert "thin bars side by side are trials that shared it); 75% of their time" in text
 
 
 def test_what_still_runs_is_said_to(tmp_path):
