@@ -190,6 +190,29 @@ def steps_figure(rounds: int, works: Sequence[Work]) -> Figure:
     )
 
 
+# c. Which trials to run
+
+
+def policies() -> Figure:
+    """Whole sweeps played from recorded curves; nothing in it depends on the machine."""
+    peer, reused = "Ray Tune: OptunaSearch, ASHA", "Ray Tune: the same, reuse_actors"
+    reaches = [
+        Reach(f"device-seconds to within noise of the grid's best, {our} / {other}",
+              ("policies", our), ("policies", other), 1 / 4 if other == peer else None)
+        for our in ("ours: default", "ours: default, packed")
+        for other in (peer, reused)
+    ]  # fmt: skip
+    return Figure(
+        "c",
+        "Device-seconds until the trial that a sweep would name its best is within noise of the "
+        "full grid's best, replayed on two devices: medians over 20 seeds",
+        [Arm("policies", lambda folder: ours("replay_policies.py", "--seeds", "20"))],
+        reaches,
+        1,
+        ["Played once: the draws are seeded. See docs/defaults.md for the policies."],
+    )
+
+
 # d. Trivial trials
 
 
@@ -468,6 +491,7 @@ def figures(quick: bool, scratch: Path, rounds: int | None = None) -> list[Figur
     return [
         makespan(many, sweep),
         steps_figure(many, cells),
+        policies(),
         trivial(many, QUICK if quick else FULL),
         start(many),
         whole(many, Work(trials=8 if quick else 24, steps=40, eval_every=20)),

@@ -42,6 +42,9 @@ from trial.folder import Evaluation, Result, StudyFolder
 CURVES = Path(__file__).parent / "curves" / "tiny_llama.csv"
 RANK, RATE = "lora.r", "training.learning_rate"
 MOST_TRIALS = 100
+PACK, SHARE = 4, 0.7
+"""Trials that share a device, and what each takes of it over what it takes alone; measured by
+`replay_record.py --share`."""
 
 
 def space(recorded: Recorded) -> dict[str, Any]:
@@ -130,6 +133,7 @@ class Watch:
     """A view that looks for the moment at which the sweep's best is good enough."""
 
     executor: ReplayExecutor
+    devices: int
     truth: Callable[[int], float]
     goal: float
     counts_stopped: bool
@@ -153,7 +157,7 @@ class Watch:
         if eligible and result.value is not None and result.value < self.best:
             self.best = result.value
             if self.truth(event.number) <= self.goal:
-                self.reached = self.executor.now * self.executor.slots()
+                self.reached = self.executor.now * self.devices
                 self.stop()
 
 
@@ -169,6 +173,7 @@ class Policy:
     warm: bool = True
     startup: bool = True
     ask_ahead: int = 0
+    pack: int = 1
 
 
 def ours(name: str, sampler: str, pruner: str, s: Any = None, p: Any = None, **more: Any) -> Policy:
@@ -213,7 +218,10 @@ def play(recorded: Recorded, policy: Policy, seed: int, slots: int, goal: float)
         return recorded.curve(points[number], random.Random(f"{seed}/{number}").randrange(1000))
 
     startup = recorded.costs.startup if policy.startup else 0.0
-    executor = ReplayExecutor(curve, devices=slots, startup_seconds=startup, warm=policy.warm)
+    executor = ReplayExecutor(
+        curve, devices=slots, startup_seconds=startup, warm=policy.warm,
+        pack=policy.pack, share=SHARE if policy.pack > 1 else 1.0,
+    )  # fmt: skip
     executor.start()
     np.random.seed(seed)
     decider: Decider
@@ -222,8 +230,9 @@ def play(recorded: Recorded, policy: Policy, seed: int, slots: int, goal: float)
     else:
         decider = RayTune(spec, seed, policy.ray)
     watch = Watch(
-        executor, lambda n: min(recorded.at(points[n])), goal, counts_stopped=policy.ray is not None
-    )
+        executor, slots, lambda n: min(recorded.at(points[n])), goal,
+        counts_stopped=policy.ray is not None,
+    )  # fmt: skip
     progress = Progress(planned=MOST_TRIALS, clock=executor.clock)
     with tempfile.TemporaryDirectory(dir=scratch()) as folder:
         driver = Driver(
@@ -306,6 +315,7 @@ def main() -> int:
         if asked.only in policy.name
     ]
     print(markdown(rows))
+    print(json.dumps({r["policy"]: r["device_seconds"] for r in rows}))
     if asked.json:
         asked.json.write_text(json.dumps({"best": best, "goal": goal, "rows": rows}, indent=1))
     return 0

@@ -2,6 +2,10 @@
 
 python -m sweep run tests/bench/curves/tiny_llama.yaml --runs runs
 python tests/bench/replay_record.py runs/tiny_llama tests/bench/curves/tiny_llama.csv
+python tests/bench/replay_record.py --share runs/tiny_llama_packed runs/tiny_llama
+
+The second form says what a trial takes of a device in the same grid with `resources.pack`, over
+what it takes alone.
 
 A row a trial: its parameters, the seconds it spent by phase, its eval loss at every step.
 """
@@ -11,12 +15,17 @@ from __future__ import annotations
 import csv
 import sys
 from pathlib import Path
+from statistics import median
 
 from sweep.replay import PHASES
 from trial.folder import StudyFolder
 
 
 def main() -> int:
+    if sys.argv[1] == "--share":
+        packed, alone = (taken(StudyFolder(Path(path))) for path in sys.argv[2:])
+        print(f"share {packed / alone:.3f}: {packed:.2f} and {alone:.2f} seconds a trial")
+        return 0
     study, target = StudyFolder(Path(sys.argv[1])), Path(sys.argv[2])
     with open(target, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -24,6 +33,13 @@ def main() -> int:
             writer.writerow(row)
     print(f"{target}: {target.stat().st_size / 1e3:.0f} kB")
     return 0
+
+
+def taken(study: StudyFolder) -> float:
+    """Seconds of a device that a trial takes, start-up aside: the median over the trials."""
+    results = [folder.read_result() for _, folder in study.all_trials()]
+    complete = [result.seconds for result in results if result and result.state == "complete"]
+    return median(sum(seconds.model_dump().values()) - seconds.startup for seconds in complete)
 
 
 def rows(study: StudyFolder) -> list[list[object]]:
