@@ -44,8 +44,6 @@ def shipped(beside: Path, prefix: Path) -> Path:
 
 SPACES = shipped(Path(__file__).resolve().parent.parent / "spaces", Path(sys.prefix))
 ENDINGS = (".yaml", ".yml")
-MANY_TRIALS = 24
-"""From so many trials on, successive halving has rungs to fill."""
 
 LEARN_FROM_ALL = ("tpe", "gp")
 """Samplers that learn from any trial; others go by what they themselves have drawn, or by none."""
@@ -317,12 +315,10 @@ def _has_curve(spec: SweepSpec) -> bool:
 
 
 def _default_pruner(spec: SweepSpec) -> PrunerSpec:
-    """None where every cell is wanted or nothing can be compared; else what the length allows."""
+    """None where every cell is wanted or nothing can be compared."""
     if len(spec.objectives) > 1 or spec.sampler.name == "grid" or not _has_curve(spec):
         return PrunerSpec(name="none")
-    if spec.stop.trials is not None and spec.stop.trials < MANY_TRIALS:
-        return PrunerSpec(name="median", options={"n_startup_trials": 4})
-    return PrunerSpec(name="successive_halving", options={"reduction_factor": 3})
+    return PrunerSpec(name="successive_halving", options={"reduction_factor": 2})
 
 
 def _warm_start(sheet: Sheet, spec: SweepSpec) -> tuple[str, ...]:

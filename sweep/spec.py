@@ -131,8 +131,8 @@ class SweepSpec(BaseModel):
     """A name, or `{name: ..., seed: ..., any keyword of that Optuna sampler}`; left out, `tpe`, or
     `nsga2` where there are several objectives."""
     pruner: PrunerSpec = PrunerSpec()
-    """A name, or `{name: ..., any keyword of that Optuna pruner}`; left out, `median` in sweeps of
-    fewer than 24 trials, `successive_halving` in others, `none` for a grid, for several objectives
+    """A name, or `{name: ..., any keyword of that Optuna pruner}`; left out,
+    `{name: successive_halving, reduction_factor: 2}`, but `none` for a grid, for several objectives
     and where the objective is known only at the end (docs/defaults.md)."""
     enqueue: tuple[dict[str, Any], ...] = ()
     """Known-good points to try first, by dotted path."""

@@ -70,7 +70,7 @@ def sweep_spec(recorded: Recorded, trials: int, sampler: str) -> SweepSpec:
             RATE: (Range(type="float", low=rates[0], high=rates[-1], log=True),),
         },
         sampler=SamplerSpec(name=sampler),
-        pruner=PrunerSpec(name="successive_halving", options={"reduction_factor": 3}),
+        pruner=PrunerSpec(name="successive_halving", options={"reduction_factor": 2}),
         stop=StopSpec(trials=trials),
     )
 

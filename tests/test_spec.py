@@ -245,13 +245,13 @@ def test_sampler_defaults(tmp_path, content, name, seed, options):
 
 
 PRUNERS = [
-    ({}, "median"),
-    ({"stop": {"trials": 24}}, "successive_halving"),
+    ({}, "successive_halving"),
+    ({"stop": {"trials": 8}}, "successive_halving"),
     ({"stop": {"hours": 1}}, "successive_halving"),
     ({"sampler": "grid"}, "none"),
     ({"objectives": ["eval_loss", "seconds"]}, "none"),
     ({"objective": "seconds"}, "none"),
-    ({"objective": "rouge"}, "median"),
+    ({"objective": "rouge"}, "successive_halving"),
     ({"pruner": "none"}, "none"),
     ({"pruner": "hyperband"}, "hyperband"),
     ({"sampler": "grid", "pruner": "median"}, "median"),

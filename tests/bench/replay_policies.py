@@ -190,20 +190,24 @@ def policies(recorded: Recorded) -> list[Policy]:
     """The table's rows: ours first, then the peers'."""
     asha = {"max_t": len(recorded.steps)}
     plain = SamplerSpec(name="tpe")
+    halving = {"reduction_factor": 2}
+    default = ("tpe", "successive_halving")
     return [
-        ours("ours: default", "tpe", "median", p={"n_startup_trials": 4}),
-        ours("ours: tpe, none", "tpe", "none"),
-        ours("ours: tpe, successive halving / 3", "tpe", "successive_halving",
-             p={"reduction_factor": 3}),
-        ours("ours: tpe, hyperband / 3", "tpe", "hyperband", p={"reduction_factor": 3,
+        ours("ours: default", *default, p=halving),
+        ours("ours: default, packed", *default, p=halving, pack=PACK),
+        ours("ours: default, start-up free", *default, p=halving, startup=False),
+        ours("ours: successive halving / 3", *default, p={"reduction_factor": 3}),
+        ours("ours: successive halving / 4, Optuna's own", *default),
+        ours("ours: median", "tpe", "median", p={"n_startup_trials": 4}),
+        ours("ours: hyperband / 3", "tpe", "hyperband", p={"reduction_factor": 3,
              "max_resource": recorded.steps[-1]}),
+        ours("ours: no pruner", "tpe", "none"),
+        ours("ours: random, successive halving / 2", "random", "successive_halving", p=halving),
         Policy("random search", SamplerSpec(name="random")),
         Policy("plain TPE", plain),
         Policy("Ray Tune: OptunaSearch, ASHA", plain, ray=asha, warm=False, ask_ahead=1),
         Policy("Ray Tune: the same, reuse_actors", plain, ray=asha, ask_ahead=1),
         Policy("Ray Tune: the same, start-up free", plain, ray=asha, startup=False, ask_ahead=1),
-        ours("ours: default, start-up free", "tpe", "median", p={"n_startup_trials": 4},
-             startup=False),
     ]  # fmt: skip
 
 
