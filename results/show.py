@@ -23,6 +23,9 @@ WIDTH = 100
 TOP = 20
 """Complete trials printed; the rest is in the files."""
 
+FOLDED = 24
+"""What a column needs whose text goes on in the next line: it takes the room that is left."""
+
 WIDEST = (40, 28, 20, 14, 11, 8)
 """Characters of a column at most: the first of these with which all searched columns fit."""
 
@@ -186,9 +189,9 @@ def _fitting(
     """
     telling = [column for column in columns if _tells(rows, column, searched)]
     room = width - 9
-    needed = [c for c in telling if c.is_objective or c.name in searched]
+    needed = [c for c in telling if c.is_objective or c.name in ("cause", "problem", *searched)]
     widest = next((w for w in WIDEST if sum(_width(rows, c, w) for c in needed) <= room), WIDEST[0])
-    first = sorted(telling, key=lambda c: (not c.is_objective, c.name not in searched))
+    first = sorted(telling, key=lambda c: (c not in needed, not c.is_objective))
     kept = set()
     for column in first:
         if (taken := _width(rows, column, widest)) <= room:
@@ -206,6 +209,7 @@ def _tells(rows: pd.DataFrame, column: _Column, searched: Sequence[str]) -> bool
 
 
 def _width(rows: pd.DataFrame, column: _Column, widest: int) -> int:
+    widest = FOLDED if column.name in ("cause", "problem") else widest
     longest = max((len(column.text(value)) for value in rows[column.name]), default=0)
     return min(max(longest, len(column.title) + 1), widest) + 3
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from results import print_table, trials_table, write, write_table
 from results.show import ranked
-from trial.folder import Result, TrialFolder
+from trial.folder import Cause, Result, TrialFolder
 
 
 @pytest.fixture(scope="module")
@@ -222,3 +222,16 @@ def test_long_texts_are_cut_before_a_searched_column_is_left_out(tmp_path):
         assert title in out.getvalue()
     assert "…" in out.getvalue()
     assert max(map(len, out.getvalue().splitlines())) <= 80
+
+
+def test_why_a_trial_failed_is_said_in_a_narrow_table_too(tmp_path):
+    study = make_study(tmp_path / "optimizers")
+    message = "ImportError: You need to install `galore_torch` in order to use GaLore optimizers"
+    cause = Cause(kind="error", message=message, step=0)
+    for number, optimizer in enumerate(("galore_adamw", "adafactor")):
+        config = make_config(number, lora__r=4 + number, training__optim=optimizer)
+        add_trial(study, config, None, state="failed", cause=cause)
+    out = io.StringIO()
+    print_table(trials_table(study), Console(file=out, width=80, color_system=None))
+    assert "first line" in out.getvalue()
+    assert "galore_torch" in out.getvalue()
