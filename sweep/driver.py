@@ -174,7 +174,9 @@ class Driver:
             self.view.update(self.progress)
             for event in self.executor.events(SOON if self._starving() else self.poll):
                 self._handle(event)
-                self.view.happened(event, self.progress)
+                # One that is tried again has not ended, whatever the event says.
+                if event.number not in self.progress.parked:
+                    self.view.happened(event, self.progress)
 
     def _confirm(self) -> bool:
         """Once the search has ended well, queue the repeats of its best; False without any."""

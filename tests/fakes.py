@@ -158,13 +158,17 @@ class Silent:
 
     def __init__(self) -> None:
         self.notes: list[str] = []
-        self.ended: list[int] = []
+        self.events: list[Event] = []
+
+    @property
+    def ended(self) -> list[int]:
+        """Trials whose end was shown."""
+        return [event.number for event in self.events if isinstance(event, Finished)]
 
     def update(self, progress: object) -> None: ...
 
     def happened(self, event: Event, progress: object) -> None:
-        if isinstance(event, Finished):
-            self.ended.append(event.number)
+        self.events.append(event)
 
     def note(self, text: str) -> None:
         self.notes.append(text)

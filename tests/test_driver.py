@@ -11,7 +11,7 @@ import fakes
 import pytest
 
 from sweep.driver import Driver
-from sweep.executor import Lost
+from sweep.executor import Finished, Lost
 from sweep.failures import FailuresSpec, tries
 from sweep.progress import Progress
 from sweep.spec import StopSpec
@@ -319,6 +319,9 @@ def test_each_kind_of_failure_has_its_policy(tmp_path, kind, failures, submissio
     driver.run()
     assert executor.submitted.count(0) == submissions
     assert decider.told[0].state == state
+    # A try that is followed by another is not shown as the trial's end.
+    ends = [event for event in driver.view.events if isinstance(event, Finished)]
+    assert [event.result.state for event in ends] == [state]
     kept = StudyFolder(tmp_path / "study").trial(0).read_failures()
     assert [result.cause.kind for result in kept] == [kind] * (submissions - 1)
 
