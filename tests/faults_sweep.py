@@ -480,7 +480,7 @@ def endless(
 
 def course(faults: Faults, kills: int) -> None:
     """One sweep after the other: on a cluster, plain, packed, with pruning, and so on."""
-    for name in itertools.cycle(["c", "g", "k", "p", "g", "a"]):
+    for name in itertools.cycle(["c", "g", "k", "c", "p", "a"]):
         if faults.counts.total() >= kills:
             return
         changes = {"p": PRUNED, "k": PACKED, "a": MEASURED}.get(name, {})
