@@ -110,7 +110,7 @@ def simulate(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def told(asked: argparse.Namespace, executor: ReplayExecutor, watch: Watch) -> dict[str, Any]:
-    """Utilisation while there was more to start than devices, and the driver's cost by trial."""
+    """Utilisation over the whole sweep, its last trials included; the driver's cost by trial."""
     part = max(1, min(1000, asked.trials // 4))
     ends = watch.seconds
     held = executor.slots() * executor.now
