@@ -1,5 +1,6 @@
 """What is known to keep a trial from starting, by key; and that a good one is let through."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -300,3 +301,17 @@ def test_devices(config, tmp_path, monkeypatch):
     (tmp_path / "habana_frameworks").mkdir()
     (tmp_path / "habana_frameworks" / "__init__.py").touch()
     assert preflight(hpu) == []
+
+
+@pytest.mark.parametrize("asked", ["mlflow", ["tensorboard", "mlflow"]])
+def test_a_tracker_that_is_not_installed_is_found_before_any_trial(monkeypatch, asked):
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "mlflow" else there(n))
+    wanted = TrialConfig(
+        model=ModelConfig(name_or_path="builtin:tiny-llama"),
+        data=DataConfig(path="builtin:python-docs"),
+        training={"report_to": asked},
+    )
+    (problem,) = preflight(wanted)
+    assert str(problem) == "training.report_to: an installed package 'mlflow', got 'mlflow'"
+    assert preflight(wanted, here=False) == []

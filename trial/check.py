@@ -5,6 +5,7 @@ Torch-free, and quick: of the weights only the headers are read.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import re
@@ -24,6 +25,8 @@ from trial.prompts import CHAT_TEMPLATE, format_problem
 from trial.split import read_split
 from trial.tables import BUILTIN, missing
 
+TRACKERS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
+"""What `report_to` may name, and the package that it needs."""
 CUDA_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 MODEL_KEY, TOKENIZER_KEY = "model.name_or_path", "model.tokenizer_name_or_path"
 TARGETS_KEY = "lora.target_modules"
@@ -49,7 +52,8 @@ def survey(config: TrialConfig, *, here: bool = True) -> Survey:
     found = _look_at_model(config)
     problems = [*found.problems, *_data_problems(config), *_deepspeed_problems(config)]
     problems += _compared_problems(config)
-    absent = [*found.absent, *(_device_problems(config) if here else [])]
+    local = [*_device_problems(config), *_tracker_problems(config)] if here else []
+    absent = [*found.absent, *local]
     (absent if _is_hub_id(config) else problems).extend(_gaudi_config_problems(config))
     return Survey(problems, absent)
 
@@ -326,6 +330,17 @@ def _gaudi_config_problems(config: TrialConfig) -> list[Problem]:
         return []
     rule = f"a mapping, {', '.join(gaudi.PUBLISHED)}, a hub id, or a folder with gaudi_config.json"
     return [Problem("gaudi_config", rule, repr(given), nearest(given, list(gaudi.PUBLISHED)))]
+
+
+def _tracker_problems(config: TrialConfig) -> list[Problem]:
+    """Trackers whose package is not installed: every trial would fail at its first step."""
+    asked = config.training.get("report_to") or ()
+    names = [asked] if isinstance(asked, str) else list(asked)
+    return [
+        Problem("training.report_to", f"an installed package {package!r}", repr(name))
+        for name in names
+        if (package := TRACKERS.get(name)) and importlib.util.find_spec(package) is None
+    ]
 
 
 def has_cuda() -> bool:
