@@ -153,7 +153,10 @@ def test_all_mistakes_at_once_each_with_its_line_and_the_nearest_name(config):
     ("change", "said"),
     [
         (("^LoRA:", "Lora:"), "5 Lora: unknown key; .* got 'Lora' \\(did you mean LoRA\\?\\)"),
-        (("^LoRA:\n  r: 8\n", "LoRA.r: 8\nLoRA:\n"), "LoRA.r: stands inside of LoRA, as LoRA: {"),
+        (
+            ("^LoRA:\n  r: 8\n", "LoRA.r: 8\nLoRA:\n"),
+            "LoRA.r: stands inside of LoRA, as LoRA: {r: ",
+        ),
         (("^seed: 42", "seed: 4294967296"), "18 seed: must be below 2\\*\\*32, got 4294967296"),
         (("Habana/llama", "{use_fused_adamm: no}"), "3 gaudi_config_name.use_fused_adamm: unknown"),
     ],

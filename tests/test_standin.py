@@ -13,6 +13,7 @@ from pathlib import Path
 import helpers_standin
 import pytest
 import yaml
+from helpers_models import question
 from helpers_seed import write_config, write_model, write_rows
 from helpers_standin import COUNTS, STANDIN, SWITCH
 from helpers_train import Material
@@ -117,6 +118,43 @@ def test_two_ranks_over_hccl_are_one_with_the_whole_batch(material, gaudi, on_cp
     assert losses_of(folder) == pytest.approx(expected, rel=CLOSE)
     result = folder.read_result()
     assert (result.devices, result.device) == (2, "hpu stand-in")
+
+
+FORGETTING = [
+    # Objective, ranks, ZeRO stage, batches of a step.
+    ("kl", 1, None, 2),
+    ("npo", 2, None, 1),
+    ("dpo", 2, 3, 1),
+]
+
+
+@pytest.mark.parametrize(("objective", "ranks", "stage", "batches"), FORGETTING)
+def test_objectives_train_as_on_the_cpu(material, gaudi, on_cpu, objective, ranks, stage, batches):
+    """Rows of all ranks and batches of a step are counted as one: the whole batch is four rows."""
+    forget = material.root / "forget.jsonl"
+    rows = [{**question(200 + number), "other": f"not {number % 3}"} for number in range(12)]
+    forget.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"forget_path": str(forget), "alternative_column": "other", "max_eval_samples": 8}
+    same = {
+        "objective": objective,
+        "data": data,
+        "lora": {"lora_dropout": 0.0},
+        "evaluation": {"metrics": ["forget_loss"]},
+        "keep": "last",
+    }
+    whole = {**TRAINING, "max_steps": 4, "per_device_train_batch_size": 4}
+    parts = {
+        **whole,
+        "per_device_train_batch_size": 4 // ranks // batches,
+        "gradient_accumulation_steps": batches,
+    }
+    folder = material.folder(
+        material.config(**same, training=parts, zero_stage=stage, device="hpu")
+    )
+    assert gaudi.train(folder, ranks=ranks) == [0] * ranks, folder.log.read_text()[-2000:]
+    expected = on_cpu(**same, training=whole)
+    assert losses_of(folder) == pytest.approx(expected, rel=CLOSE)
+    assert abs(expected[-1] - expected[0]) > 20 * CLOSE * expected[0]
 
 
 def test_a_killed_trial_goes_on_exactly(material, gaudi):
