@@ -1,11 +1,14 @@
 """The sweep files that come with the project."""
 
+import itertools
 import re
+import shlex
 
 import pytest
+import typer
 import yaml
 
-from sweep import loader
+from sweep import cli, loader
 from sweep.dimension import Choices, Derived
 from sweep.space import Space, advice
 from trial.config import TRAINING_DEFAULTS
@@ -22,6 +25,20 @@ NAMES = [
 ]
 SPECS = {name: loader.load(loader.find(name)) for name in NAMES}
 ADVISED = {"lora_joint": ["zero_stage moves eval_loss by noise"]}
+
+
+def test_the_command_that_the_unlearning_file_names_is_one():
+    """It prunes on the trade-off, which two objectives cannot."""
+    text = loader.find("unlearn_npo").read_text()
+    said = re.search(r"(gaudi-sweep run .*\\\n.*)\n", text)[1]
+    words = shlex.split(said.replace("\\\n#", " "))
+    options = {word for word in words if word.startswith("--")}
+    run = typer.main.get_command(cli.app).commands["run"]
+    assert options <= {name for option in run.params for name in option.opts}
+    overrides = [after for word, after in itertools.pairwise(words) if word == "--set"]
+    spec = loader.load(loader.find(words[2]), overrides)
+    assert [(goal.metric, goal.direction) for goal in spec.objectives] == [("trade_off", "maximize")]
+    assert (spec.sampler.name, spec.pruner.name) == ("tpe", "median")
 
 
 def test_every_shipped_file_is_listed_here():
