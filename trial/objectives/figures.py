@@ -70,7 +70,8 @@ def rouge_l_recall(said: str, reference: str) -> float:
     """Longest common subsequence of words, as a share of the reference's words.
 
     Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries", without a stemmer (TOFU's
-    package stems: its figures are a little higher). 0 for a reference without words.
+    package stems: its figures are a little higher). Letters are those of any language; that package
+    knows ASCII alone. 0 for a reference without words.
     """
     ours, theirs = words(said), words(reference)
     if not theirs:
