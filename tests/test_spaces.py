@@ -37,7 +37,9 @@ def test_the_command_that_the_unlearning_file_names_is_one():
     assert options <= {name for option in run.params for name in option.opts}
     overrides = [after for word, after in itertools.pairwise(words) if word == "--set"]
     spec = loader.load(loader.find(words[2]), overrides)
-    assert [(goal.metric, goal.direction) for goal in spec.objectives] == [("trade_off", "maximize")]
+    assert [(goal.metric, goal.direction) for goal in spec.objectives] == [
+        ("trade_off", "maximize")
+    ]
     assert (spec.sampler.name, spec.pruner.name) == ("tpe", "median")
 
 
