@@ -19,6 +19,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
+from sweep.failures import MEMORY
 from sweep.fork import point_of
 from sweep.space import Space
 from sweep.spec import SweepSpec
@@ -184,15 +185,20 @@ class WarmSampler(BaseSampler):
         own = study._get_trials(deepcopy=False, states=(TrialState.COMPLETE,), use_cache=True)
         values = levelled(self.earlier, [trial.values for trial in own])
         count = len(self.earlier)
-        return [
-            optuna.trial.FrozenTrial(
-                number=index - count, trial_id=index - count, state=TrialState.COMPLETE,
-                value=None, values=list(values[index]), datetime_start=None, datetime_complete=None,
-                params=trial.params, distributions=self._distributions[index],
-                user_attrs={}, system_attrs={}, intermediate_values={},
+        found = []
+        for index, (trial, distributions) in enumerate(
+            zip(self.earlier, self._distributions, strict=True)
+        ):
+            shown = optuna.trial.create_trial(
+                values=list(values[index]),
+                params=trial.params,
+                distributions=distributions,
+                # As every complete trial of the study: GP wants the same of all.
+                constraints={MEMORY: -1.0},
             )
-            for index, trial in enumerate(self.earlier)
-        ]  # fmt: skip
+            shown.number = shown._trial_id = index - count
+            found.append(shown)
+        return found
 
 
 class _Wider:

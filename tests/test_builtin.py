@@ -52,6 +52,12 @@ def test_the_shipped_files_are_the_recorded_ones():
         assert "/tmp" not in file.read_text()
 
 
+def test_what_the_tokenizer_gives_the_model_takes(tokenizer):
+    asked = tokenizer("What does sorted do?", return_tensors="pt")
+    said = base_model().generate(**asked, max_new_tokens=3, do_sample=False, pad_token_id=2)
+    assert said.shape[1] > asked["input_ids"].shape[1]
+
+
 def test_names_resolve():
     assert builtin.resolve_model("builtin:tiny-llama") == str(builtin.model_path())
     assert builtin.resolve_model("org/name") == "org/name"

@@ -106,6 +106,8 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         eos_token=EOS,
         pad_token=PAD,
         model_max_length=SHAPE["max_position_embeddings"],
+        # No token types: Llama's generate() refuses inputs that it does not know.
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 
