@@ -42,7 +42,7 @@ from trial.folder import Evaluation, Result, StudyFolder
 CURVES = Path(__file__).parent / "curves" / "tiny_llama.csv"
 RANK, RATE = "lora.r", "training.learning_rate"
 MOST_TRIALS = 100
-PACK, SHARE = 4, 0.7
+PACK, SHARE = 4, 0.72
 """Trials that share a device, and what each takes of it over what it takes alone; measured by
 `replay_record.py --share`."""
 
