@@ -69,7 +69,7 @@ doctor: $(STAMP) ## is this machine ready?
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest --numprocesses logical --dist loadfile -m "not faults" $(ARGS)
 
-test-faults: $(STAMP) ## kill real sweeps more than fifty times, fuzz for longer (about an hour)
+test-faults: $(STAMP) ## kill real sweeps more than fifty times, fuzz for longer (an hour or more)
 	$(BIN)/python -m pytest -m faults
 	FUZZ_TIMES=20 $(BIN)/python -m pytest tests/test_loader.py tests/test_folder.py -k "fuzzed or mutated or any_bytes" --timeout 1800
 	PYTHONPATH=tests:. $(BIN)/python tests/faults_writes.py grid
@@ -89,7 +89,7 @@ format: $(STAMP) ## rewrite the code in the house style
 	$(BIN)/ruff format .
 
 .PHONY: bench bench-quick
-bench: $(STAMP) ## measure everything beside the peers, into docs/bench.md (about 25 minutes, idle machine)
+bench: $(STAMP) ## measure everything beside the peers, into docs/bench.md (about 40 minutes, idle machine)
 	$(BIN)/python tests/bench/bench.py $(ARGS)
 
 bench-quick: $(STAMP) ## the same in about five minutes, one round each: for orientation
