@@ -362,6 +362,10 @@ class Faults:
     say: Callable[[str], None] = print
     rates: Sequence[float] = RATES
     """Learning rates, each at two ranks."""
+    by_clock: float = 0.25
+    """Share of the kills that come some seconds after a start, whatever is going on by then."""
+    within: int = 12
+    """The others come after at most so many more evaluations."""
     counts: Counter[str] = field(default_factory=Counter)
     sweeps: int = 0
     slowest: float = 0.0
@@ -434,12 +438,12 @@ class Faults:
     def _wait(self, sweep: Sweep, driver: subprocess.Popen[bytes]) -> str:
         """Let it come to a random moment: some seconds after its start, or after evaluations."""
         begun = time.monotonic()
-        if self.random.random() < 0.25:
+        if self.random.random() < self.by_clock:
             seconds = self.random.uniform(0.0, 12.0)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 driver.wait(seconds)
             return f"{seconds:.1f} s after its start"
-        more = self.random.randint(1, 12)
+        more = self.random.randint(1, self.within)
         goal = sweep.evaluations_on_disk() + more
         while driver.poll() is None and sweep.evaluations_on_disk() < goal:
             require(time.monotonic() - begun < PATIENCE, f"no evaluation: see {sweep.output}")

@@ -30,7 +30,8 @@ def test_a_sweep_that_is_killed_ends_as_if_it_had_not_been():
     # A short path: Ray's sockets lie below it. It stays when the test fails.
     root = Path(tempfile.mkdtemp(prefix="gf"))
     print(f"seed {seed} in {root}")
-    faults = faults_sweep.Faults(seed, root, rates=faults_sweep.RATES[:2])
+    # Of 32 evaluations, so that the sweep is not over before both kills.
+    faults = faults_sweep.Faults(seed, root, rates=faults_sweep.RATES[:2], by_clock=0, within=6)
     sweep = faults.sweep("g", resources={"concurrency": 1})
     faults.run(sweep, iter(("worker", "driver")), reference=False)
     assert faults.counts.total() == 2
