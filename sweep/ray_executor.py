@@ -12,13 +12,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from filelock import FileLock
 
-from sweep import scratch
+from sweep import local_ray, scratch
 from sweep.backlog import Backlog
 from sweep.crew import Crew
 from sweep.executor import Bumped, Event, Finished, Interrupted, Job, Lost, Sized
@@ -38,8 +38,6 @@ QUIET = {
     "RAY_DISABLE_IMPORT_WARNING": "1",
 }
 """Set before Ray is imported: no telemetry, no metrics agent, no notices."""
-
-LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
 """Only small events pass through the object store."""
@@ -105,7 +103,7 @@ class RayExecutor:
             self._folder, self._held = scratch.make()
             self._reaper = _start_reaper(self._folder)
             cores = len(os.sched_getaffinity(0))
-            with loopback():
+            with local_ray.loopback(), local_ray.lean():
                 ray.init(
                     address="local",
                     include_dashboard=False,
@@ -497,27 +495,6 @@ def reason_of(error: Exception) -> str:
 def _times(node: Mapping[str, float], need: Mapping[str, float]) -> int:
     """How often a node holds what is needed."""
     return int(min(node.get(name, 0.0) // count for name, count in need.items()))
-
-
-@contextlib.contextmanager
-def loopback() -> Iterator[None]:
-    """A Ray that starts here listens on loopback alone; by itself it would on every interface.
-
-    Ray has a switch for that, meant for systems on which it forms no clusters. Who sets its
-    variable has told otherwise.
-    """
-    from ray._private import ray_constants
-
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    told = os.environ.get(LOOPBACK)
-    os.environ.setdefault(LOOPBACK, "0")
-    ray_constants.ENABLE_RAY_CLUSTER = os.environ[LOOPBACK] not in ("0", "false")
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-        if told is None:
-            del os.environ[LOOPBACK]
 
 
 def _start_reaper(folder: str) -> subprocess.Popen[bytes]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import helpers_nodes
+import psutil
 import pytest
 from helpers_nodes import COMPLETE, LOCKS, WAIT, NodeWorker
 from helpers_placing import Bench
 
+from sweep import local_ray
 from sweep.executor import Finished
 from sweep.ray_executor import RayExecutor
 
@@ -47,3 +49,36 @@ def test_single_cards_on_a_ray_of_our_own(tmp_path, monkeypatch):
         assert made.seats(again)[0]["pid"] == seats[0]["pid"]
     finally:
         executor.close()
+
+
+def test_nothing_runs_that_no_sweep_uses(tmp_path):
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(helpers_nodes)
+    executor = RayExecutor(device="cpu", concurrency=1, worker=NodeWorker)
+    before = set(psutil.Process().children(recursive=True))
+    try:
+        executor.start()
+        made = Bench(executor, tmp_path)
+        trial = made.submit(COMPLETE)
+        made.until(lambda: bool(made.of(Finished, trial)))
+        begun = set(psutil.Process().children(recursive=True)) - before
+        words = [word for process in begun for word in process.cmdline()]
+        assert any("raylet" in word for word in words)
+        # Names of this Ray's release: one that has renamed them starts by itself, and shows here.
+        for script in ("monitor.py", "dashboard.py", "log_monitor.py"):
+            assert not any(word.endswith(script) for word in words)
+    finally:
+        executor.close()
+
+
+def test_a_ray_without_these_methods_starts_by_itself(monkeypatch):
+    from ray._private import node
+
+    class Other:
+        """A node of a release that has none of them."""
+
+    monkeypatch.setattr(node, "Node", Other)
+    with local_ray.lean():
+        assert not [name for name in vars(Other) if name.startswith("start")]
+    assert not [name for name in vars(Other) if name.startswith("start")]
