@@ -33,7 +33,10 @@ _HOME = {
     "write_table": "results.table",
 }
 
-_HEAVY = ("results.report", "results.show", "matplotlib.backends.backend_svg", "optuna.importance")
+_HEAVY = (
+    "results.report", "results.show", "matplotlib.backends.backend_svg", "matplotlib.figure",
+    "optuna.importance",
+)  # fmt: skip
 
 
 def preload() -> None:

@@ -279,6 +279,8 @@ def _drive(spec: SweepSpec, folder: StudyFolder, options: Options, console: Cons
         alike_limit=spec.failures.alike,
     )
     executor = make_executor(spec, options, folder)
+    # Ray takes seconds to start, and waits most of them.
+    threading.Thread(target=results.preload, daemon=True).start()
     with _clear_ends(folder), _closing(executor):
         with console.status("starting Ray ..."):
             decider = _start(executor, spec, folder, options)
@@ -298,8 +300,6 @@ def _drive(spec: SweepSpec, folder: StudyFolder, options: Options, console: Cons
             )
             with _interruptible(driver, view):
                 ending = driver.run()
-        # Ray takes a second to end, in which nobody else works.
-        threading.Thread(target=results.preload, daemon=True).start()
         return ending
 
 
