@@ -65,11 +65,13 @@ class Recorded:
     costs: Costs
 
     @classmethod
-    def read(cls, path: Path) -> Recorded:
+    def read(cls, path: Path, costs: Costs | None = None) -> Recorded:
         """The grid of a file that `tests/bench/replay_record.py` wrote.
 
+        A file of losses alone takes the `costs` of a grid that was timed.
+
         Raises:
-            ValueError: a cell of the grid is missing, or there twice.
+            ValueError: a cell of the grid is missing, or there twice; no seconds are known.
         """
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -84,11 +86,14 @@ class Recorded:
             losses[(*cell, seeds.index(int(row[SEED])))] = [float(row[str(s)]) for s in steps]
         if len(rows) * len(steps) != losses.size or np.isnan(losses).any():
             raise ValueError(f"{path}: {len(rows)} rows do not fill a grid of {shape[:-1]} once")
-        return cls(axes, seeds, steps, losses, _costs(rows, steps))
+        if costs is None and not set(PHASES) <= rows[0].keys():
+            raise ValueError(f"{path}: it holds no seconds; give the costs of a timed grid")
+        return cls(axes, seeds, steps, losses, costs or _costs(rows, steps))
 
     def at(self, point: Mapping[str, float], seed: int | None = None) -> tuple[float, ...]:
         """Losses at a point, linear between the grid's in the logarithm of every axis.
 
+        An axis that begins at 0 has no logarithm: there, linear in the value itself.
         Points outside stand for the nearest of the grid's border. Without a seed: the mean.
         """
         table = self.losses.mean(axis=-2) if seed is None else self.losses[..., seed, :]
@@ -118,13 +123,14 @@ def _costs(rows: Sequence[Mapping[str, str]], steps: Sequence[int]) -> Costs:
 
 
 def _between(values: Sequence[float], value: float) -> tuple[int, float]:
-    """The index below a value, and how far it is to the next one in logarithms."""
+    """The index below a value, and how far it is to the next one, in logarithms if all have one."""
     value = min(max(value, values[0]), values[-1])
     below = min(max(bisect_right(values, value) - 1, 0), len(values) - 1)
     if below == len(values) - 1:
         return below, 0.0
-    low, high = np.log(values[below]), np.log(values[below + 1])
-    return below, float((np.log(value) - low) / (high - low))
+    scale = np.log if values[0] > 0 else float
+    low, high = scale(values[below]), scale(values[below + 1])
+    return below, float((scale(value) - low) / (high - low))
 
 
 @dataclass(slots=True)

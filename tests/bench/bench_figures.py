@@ -193,24 +193,47 @@ def steps_figure(rounds: int, works: Sequence[Work]) -> Figure:
 # c. Which trials to run
 
 
-def policies() -> Figure:
+GRIDS = ("rank x rate", "joint")
+SEEDS = 20
+"""Sweeps of each policy in a round; every round has seeds of its own."""
+
+
+def policies(rounds: int) -> Figure:
     """Whole sweeps played from recorded curves; nothing in it depends on the machine."""
     peer, reused = "Ray Tune: OptunaSearch, ASHA", "Ray Tune: the same, reuse_actors"
     reaches = [
-        Reach(f"device-seconds to within noise of the grid's best, {our} / {other}",
-              ("policies", our), ("policies", other), 1 / 4 if other == peer else None)
-        for our in ("ours: default", "ours: default, packed")
+        Reach(f"device-seconds to within noise of the {grid} grid's best, {our} / {other}",
+              (grid, our), (grid, other), 1 / 4 if other == peer else None)
+        for grid in GRIDS
+        for our in ("ours: default", "ours: default, packed", "floor")
         for other in (peer, reused)
+        if our != "floor" or other == peer
     ]  # fmt: skip
     return Figure(
         "c",
         "Device-seconds until the trial that a sweep would name its best is within noise of the "
-        "full grid's best, replayed on two devices: medians over 20 seeds",
-        [Arm("policies", lambda folder: ours("replay_policies.py", "--seeds", "20"))],
+        f"full grid's best, replayed on two devices: medians over {SEEDS} seeds a round",
+        [policies_arm(grid) for grid in GRIDS],
         reaches,
-        1,
-        ["Played once: the draws are seeded. See docs/defaults.md for the policies."],
-    )
+        rounds,
+        [
+            "The draws are seeded: every machine plays the same. `floor` is two workers' start-up "
+            "and one whole trial, with both devices held: no sweep can be sooner, however it draws."
+            " See docs/defaults.md for the policies."
+        ],
+        across=True,
+    )  # fmt: skip
+
+
+def policies_arm(grid: str) -> Arm:
+    """All policies on one recorded grid, with the round's own seeds."""
+
+    def command(folder: Path) -> Sequence[str]:
+        first = int(folder.name.partition("-")[0]) * SEEDS
+        words = ["--grid", grid, "--seeds", str(SEEDS), "--first", str(first)]
+        return ours("replay_policies.py", *words)
+
+    return Arm(grid, command)
 
 
 # d. Trivial trials
@@ -491,7 +514,7 @@ def figures(quick: bool, scratch: Path, rounds: int | None = None) -> list[Figur
     return [
         makespan(many, sweep),
         steps_figure(many, cells),
-        policies(),
+        policies(many),
         trivial(many, QUICK if quick else FULL),
         start(many),
         whole(many, Work(trials=8 if quick else 24, steps=40, eval_every=20)),

@@ -81,12 +81,29 @@ def _arms(measured: Sequence[Measured]) -> Iterator[str]:
         )
         yield from figure.notes
         yield ""
-        yield "| arm | " + " | ".join(_names(found)) + " |"
-        yield "|---|" + "---|" * len(_names(found))
-        for arm in figure.arms:
-            yield _arm_line(found, arm.name)
+        yield from _across(found) if figure.across else _down(found)
         yield ""
         yield from _profiles(found)
+
+
+def _down(found: Measured) -> Iterator[str]:
+    """A row for each arm."""
+    yield "| arm | " + " | ".join(_names(found)) + " |"
+    yield "|---|" + "---|" * len(_names(found))
+    for arm in found.figure.arms:
+        yield _arm_line(found, arm.name)
+
+
+def _across(found: Measured) -> Iterator[str]:
+    """A column for each arm."""
+    arms = [arm.name for arm in found.figure.arms]
+    yield "| | " + " | ".join(arms) + " |"
+    yield "|---|" + "---|" * len(arms)
+    for name in _names(found):
+        yield f"| {name} | " + " | ".join(_spread(found.values(arm, name)) for arm in arms) + " |"
+    for arm in arms:
+        if arm in found.failures:
+            yield f"| {arm} is not measured: {_cell(found.failures[arm])} |" + " |" * len(arms)
 
 
 def _names(found: Measured) -> list[str]:

@@ -1,15 +1,17 @@
 """Which sampler and pruner find a good configuration soonest? Sweeps replayed from real curves.
 
-python tests/bench/replay_policies.py [--seeds 20] [--slots 2] [--only ours] [--json FILE]
+python tests/bench/replay_policies.py [--seeds 20] [--first 0] [--slots 2] [--grid joint]
+    [--only ours] [--json FILE]
 
-The curves are a full grid of real trials (curves/tiny_llama.csv: rank x learning rate x three
-seeds). Each sweep is the real driver, study and trial folders with a replaying executor. What
-counts is the device-seconds a sweep holds until the trial it would name its best is, on the mean of
-the recorded seeds, within noise of the grid's best cell. Noise is the standard deviation of the
-difference of two runs that differ in the seed alone.
+The curves are full grids of real trials: `curves/tiny_llama.csv` (rank x learning rate) and
+`curves/tiny_llama_joint.csv` (rank x alpha/r x learning rate x dropout), each over several seeds.
+Each sweep is the real driver, study and trial folders with a replaying executor. What counts is the
+device-seconds a sweep holds until the trial it would name its best is, on the mean of the recorded
+seeds, within noise of the grid's best cell. Noise is the standard deviation of the difference of
+two runs that differ in the seed alone.
 
 Ray Tune is played by its own classes (`OptunaSearch`, `AsyncHyperBandScheduler`), called in the
-order its controller calls them, with one trial asked for ahead as it does; that controller is the
+order its controller calls them, one trial asked for ahead as it does; that controller is the
 only part of it that is a model. It pays a worker's start-up for every trial (a new actor each), or
 once with `reuse_actors`.
 """
@@ -21,7 +23,7 @@ import json
 import random
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,49 +35,79 @@ from sweep.dimension import Choices, Derived, Range
 from sweep.driver import Decider, Driver, Proposal
 from sweep.executor import Event, Finished
 from sweep.progress import Progress
-from sweep.replay import Recorded, ReplayExecutor
+from sweep.replay import Costs, Recorded, ReplayExecutor
 from sweep.spec import PrunerSpec, SamplerSpec, StopSpec, SweepSpec
 from sweep.study import OptunaDecider, memory
-from trial.config import TrialConfig
+from trial.config import Origin, TrialConfig
 from trial.folder import Evaluation, Result, StudyFolder
 
-CURVES = Path(__file__).parent / "curves" / "tiny_llama.csv"
-RANK, RATE = "lora.r", "training.learning_rate"
+CURVES = Path(__file__).parent / "curves"
+RANK, RATE, DROPOUT = "lora.r", "training.learning_rate", "lora.lora_dropout"
+SCALE = "alpha_over_r"
+RANKS = Choices(choices=(2, 4, 8, 16, 32))
 MOST_TRIALS = 100
 PACK, SHARE = 4, 0.72
 """Trials that share a device, and what each takes of it over what it takes alone; measured by
 `replay_record.py --share`."""
 
 
-def space(recorded: Recorded) -> dict[str, Any]:
-    """What is searched: the recorded ranks, and any rate between the recorded ends."""
-    ranks, rates = recorded.axes[RANK], recorded.axes[RATE]
-    return {
-        RANK: (Choices(choices=tuple(int(rank) for rank in ranks)),),
-        "lora.lora_alpha": (Derived(expression="2 * lora.r"),),
-        RATE: (Range(type="float", low=rates[0], high=rates[-1], log=True),),
-    }
+@dataclass(frozen=True)
+class Grid:
+    """Recorded curves, and the space that is searched on them."""
+
+    name: str
+    recorded: Recorded
+    drawn: Mapping[str, Choices | Range]
+    alpha: str
+    """What `lora_alpha` is."""
+
+    def spec(self, sampler: SamplerSpec, pruner: PrunerSpec) -> SweepSpec:
+        """A sweep of the recorded trials' length and evaluations."""
+        steps = self.recorded.steps
+        space: dict[str, Any] = {name: (one,) for name, one in self.drawn.items() if "." in name}
+        return SweepSpec(
+            name="replay",
+            base={"training": {"max_steps": steps[-1], "eval_steps": steps[0]}},
+            space={**space, "lora.lora_alpha": (Derived(expression=self.alpha),)},
+            variables={name: (one,) for name, one in self.drawn.items() if "." not in name},
+            sampler=sampler, pruner=pruner, stop=StopSpec(trials=MOST_TRIALS),
+        )  # fmt: skip
 
 
-def sweep_spec(recorded: Recorded, sampler: SamplerSpec, pruner: PrunerSpec) -> SweepSpec:
-    """A sweep of the recorded grid's length and evaluations."""
-    steps = recorded.steps
-    training = {"max_steps": steps[-1], "eval_steps": steps[0]}
-    stop = StopSpec(trials=MOST_TRIALS)
-    return SweepSpec(
-        name="replay", base={"training": training}, space=space(recorded),
-        sampler=sampler, pruner=pruner, stop=stop,
-    )  # fmt: skip
+def grids() -> list[Grid]:
+    """Both: any rate between the recorded ends, else what a sweep file would list.
+
+    The joint one has the ranges of `spaces/lora_joint.yaml`, and the other's seconds: it was
+    recorded packed, on a busy machine.
+    """
+    plain = Recorded.read(CURVES / "tiny_llama.csv")
+    joint = Recorded.read(CURVES / "tiny_llama_joint.csv", costs=plain.costs)
+    scale = Choices(choices=(0.5, 1, 2, 4))
+    dropout = Range(type="float", low=0.0, high=0.2, step=0.05)
+    return [
+        Grid("rank x rate", plain, {RANK: RANKS, RATE: _rates(plain)}, "2 * lora.r"),
+        Grid(
+            "joint", joint, {SCALE: scale, RANK: RANKS, DROPOUT: dropout, RATE: _rates(joint)},
+            f"{SCALE} * lora.r",
+        ),
+    ]  # fmt: skip
+
+
+def _rates(recorded: Recorded) -> Range:
+    rates = recorded.axes[RATE]
+    return Range(type="float", low=rates[0], high=rates[-1], log=True)
 
 
 @dataclass
 class RayTune:
     """Ray Tune's OptunaSearch and ASHA as a decider: what is stopped early is told as complete."""
 
-    spec: SweepSpec
+    drawn: Mapping[str, Choices | Range]
     seed: int
     asha: dict[str, Any] = field(default_factory=dict)
     ask_seconds: float = 0.0
+    ready: Proposal | None = None
+    """Drawn when the last one was taken, as Ray Tune's controller does."""
 
     def __post_init__(self) -> None:
         import optuna
@@ -83,11 +115,15 @@ class RayTune:
         from ray.tune.schedulers import ASHAScheduler
         from ray.tune.search.optuna import OptunaSearch
 
-        branch, ranks = self.spec.space[RATE][0], self.spec.space[RANK][0]
-        searched = {
-            "r": tune.choice(list(ranks.choices)),
-            "rate": tune.loguniform(branch.low, branch.high),
-        }
+        def of(one: Choices | Range) -> Any:
+            if isinstance(one, Choices):
+                return tune.choice(list(one.choices))
+            if one.step is not None:
+                return tune.quniform(one.low, one.high, one.step)
+            return tune.loguniform(one.low, one.high)
+
+        searched = {name: of(one) for name, one in self.drawn.items()}
+        searched = OptunaSearch.convert_search_space(searched)
         self.search = OptunaSearch(searched, metric="eval_loss", mode="min", seed=self.seed)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.scheduler = ASHAScheduler(metric="eval_loss", mode="min", **self.asha)
@@ -95,13 +131,16 @@ class RayTune:
         self.last: dict[int, dict[str, Any]] = {}
 
     def ask(self) -> Proposal:
+        taken = self.ready or self._draw()
+        self.ready = self._draw()
+        return taken
+
+    def _draw(self) -> Proposal:
         number, self.count = self.count, self.count + 1
         drawn = self.search.suggest(f"t{number}")
         self.scheduler.on_trial_add(None, SimpleNamespace(trial_id=f"t{number}"))
-        config = TrialConfig.model_validate(
-            {"lora": {"r": drawn["r"]}, "training": {"learning_rate": drawn["rate"]}}
-        )
-        return Proposal(number, drawn, config)
+        origin = Origin(study="replay", number=number, params=drawn)
+        return Proposal(number, drawn, TrialConfig(origin=origin))
 
     def report(self, number: int, evaluation: Evaluation) -> bool:
         trial = SimpleNamespace(trial_id=f"t{number}")
@@ -172,7 +211,6 @@ class Policy:
     """Keywords of ASHAScheduler."""
     warm: bool = True
     startup: bool = True
-    ask_ahead: int = 0
     pack: int = 1
 
 
@@ -205,20 +243,18 @@ def policies(recorded: Recorded) -> list[Policy]:
         ours("ours: random, successive halving / 2", "random", "successive_halving", p=halving),
         Policy("random search", SamplerSpec(name="random")),
         Policy("plain TPE", plain),
-        Policy("Ray Tune: OptunaSearch, ASHA", plain, ray=asha, warm=False, ask_ahead=1),
-        Policy("Ray Tune: the same, reuse_actors", plain, ray=asha, ask_ahead=1),
-        Policy("Ray Tune: the same, start-up free", plain, ray=asha, startup=False, ask_ahead=1),
+        Policy("Ray Tune: OptunaSearch, ASHA", plain, ray=asha, warm=False),
+        Policy("Ray Tune: the same, reuse_actors", plain, ray=asha),
+        Policy("Ray Tune: the same, start-up free", plain, ray=asha, startup=False),
     ]  # fmt: skip
 
 
-def play(recorded: Recorded, policy: Policy, seed: int, slots: int, goal: float) -> Watch:
+def play(grid: Grid, policy: Policy, seed: int, slots: int, goal: float) -> Watch:
     """One sweep of a policy, until it has reached the goal or run all its trials."""
-    sampler = policy.sampler.model_copy(update={"seed": seed})
-    spec = sweep_spec(recorded, sampler, policy.pruner)
-    points: dict[int, dict[str, float]] = {}
+    recorded, points = grid.recorded, {}
 
     def curve(number: int, config: TrialConfig) -> Any:
-        points[number] = {RANK: config.lora.r, RATE: config.training["learning_rate"]}
+        points[number] = config.origin.params if config.origin else {}
         return recorded.curve(points[number], random.Random(f"{seed}/{number}").randrange(1000))
 
     startup = recorded.costs.startup if policy.startup else 0.0
@@ -228,11 +264,12 @@ def play(recorded: Recorded, policy: Policy, seed: int, slots: int, goal: float)
     )  # fmt: skip
     executor.start()
     np.random.seed(seed)
+    spec = grid.spec(policy.sampler.model_copy(update={"seed": seed}), policy.pruner)
     decider: Decider
     if policy.ray is None:
         decider = OptunaDecider(spec, "replay", memory())
     else:
-        decider = RayTune(spec, seed, policy.ray)
+        decider = RayTune(grid.drawn, seed, policy.ray)
     watch = Watch(
         executor, slots, lambda n: min(recorded.at(points[n])), goal,
         counts_stopped=policy.ray is not None,
@@ -241,7 +278,7 @@ def play(recorded: Recorded, policy: Policy, seed: int, slots: int, goal: float)
     with tempfile.TemporaryDirectory(dir=scratch()) as folder:
         driver = Driver(
             StudyFolder(Path(folder) / "replay"), decider, executor, spec.stop, watch, progress,
-            poll=3600.0, patience=None, ask_ahead=policy.ask_ahead,
+            poll=3600.0, patience=None, ask_ahead=0,
         )  # fmt: skip
         watch.stop = driver.interrupt
         driver.run()
@@ -277,8 +314,8 @@ def row(name: str, watches: list[Watch], spent: list[float]) -> dict[str, Any]:
     }
 
 
-def measure(recorded: Recorded, policy: Policy, seeds: int, slots: int, goal: float) -> Any:
-    watches = [play(recorded, policy, seed, slots, goal) for seed in range(seeds)]
+def measure(grid: Grid, policy: Policy, seeds: Iterable[int], slots: int, goal: float) -> Any:
+    watches = [play(grid, policy, seed, slots, goal) for seed in seeds]
     spent = [w.executor.now * slots if w.reached is None else w.reached for w in watches]
     return row(policy.name, watches, spent)
 
@@ -302,26 +339,56 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--slots", type=int, default=2)
-    parser.add_argument("--noise", type=float, default=1.0, help="widths of the noise allowed")
-    parser.add_argument("--only", default="", help="policies with this in their name")
-    parser.add_argument("--json", type=Path)
-    asked = parser.parse_args()
-    recorded = Recorded.read(CURVES)
+def floor(costs: Costs, steps: Sequence[int], slots: int) -> float:
+    """Device-seconds before which no sweep can name a trial it has trained whole.
+
+    Every device is held from the start until then: a worker's start-up and one whole trial.
+    """
+    whole = costs.load + steps[-1] * costs.step + len(steps) * costs.evaluation
+    return slots * (costs.startup + whole)
+
+
+def table(grid: Grid, asked: argparse.Namespace) -> dict[str, Any]:
+    """All policies on one grid."""
+    recorded = grid.recorded
     best, goal = target(recorded, asked.noise)
-    print(f"best cell {best:.4f}, within noise {goal:.4f}; {asked.slots} devices; {recorded.costs}")
+    seeds = range(asked.first, asked.first + asked.seeds)
     rows = [
-        measure(recorded, policy, asked.seeds, asked.slots, goal)
+        measure(grid, policy, seeds, asked.slots, goal)
         for policy in policies(recorded)
         if asked.only in policy.name
     ]
-    print(markdown(rows))
-    print(json.dumps({r["policy"]: r["device_seconds"] for r in rows}))
+    lowest = floor(recorded.costs, recorded.steps, asked.slots)
+    finals = recorded.losses.min(axis=-1).mean(axis=-1)
+    return {
+        "grid": grid.name, "best": best, "goal": goal, "cells": finals.size,
+        "good_cells": int((finals <= goal).sum()), "floor": lowest, "rows": rows,
+    }  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--slots", type=int, default=2)
+    parser.add_argument("--noise", type=float, default=1.0, help="widths of the noise allowed")
+    parser.add_argument("--grid", default="", help="grids with this in their name")
+    parser.add_argument("--only", default="", help="policies with this in their name")
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    tables = [table(grid, asked) for grid in grids() if asked.grid in grid.name]
+    for found in tables:
+        print(
+            f"\n{found['grid']}: best cell {found['best']:.4f}, within noise {found['goal']:.4f} "
+            f"({found['good_cells']} of {found['cells']} cells); {asked.slots} devices, "
+            f"no sooner than {found['floor']:.1f} device-seconds\n"
+        )
+        print(markdown(found["rows"]))
+    for found in tables:
+        told = {row["policy"]: row["device_seconds"] for row in found["rows"]}
+        print(json.dumps(told | {"floor": round(found["floor"], 1)}))
     if asked.json:
-        asked.json.write_text(json.dumps({"best": best, "goal": goal, "rows": rows}, indent=1))
+        asked.json.write_text(json.dumps(tables, indent=1))
     return 0
 
 

@@ -2,18 +2,22 @@
 
 python -m sweep run tests/bench/curves/tiny_llama.yaml --runs runs
 python tests/bench/replay_record.py runs/tiny_llama tests/bench/curves/tiny_llama.csv
+python tests/bench/replay_record.py --losses runs/tiny_llama_joint \
+    tests/bench/curves/tiny_llama_joint.csv
 python tests/bench/replay_record.py --share runs/tiny_llama_packed runs/tiny_llama
 
-The second form says what a trial takes of a device in the same grid with `resources.pack`, over
-what it takes alone.
+A row a trial: its parameters, the seconds it spent by phase, its eval loss at every step. With
+`--losses` without the seconds: those of a packed or a busy worker are no trial's own.
 
-A row a trial: its parameters, the seconds it spent by phase, its eval loss at every step.
+The last form says what a trial takes of a device in the same grid with `resources.pack`, over what
+it takes alone.
 """
 
 from __future__ import annotations
 
 import csv
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -26,10 +30,11 @@ def main() -> int:
         packed, alone = (taken(StudyFolder(Path(path))) for path in sys.argv[2:])
         print(f"share {packed / alone:.3f}: {packed:.2f} and {alone:.2f} seconds a trial")
         return 0
-    study, target = StudyFolder(Path(sys.argv[1])), Path(sys.argv[2])
+    study, target = StudyFolder(Path(sys.argv[-2])), Path(sys.argv[-1])
+    phases = () if sys.argv[1] == "--losses" else PHASES
     with open(target, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        for row in rows(study):
+        for row in rows(study, phases):
             writer.writerow(row)
     print(f"{target}: {target.stat().st_size / 1e3:.0f} kB")
     return 0
@@ -42,7 +47,7 @@ def taken(study: StudyFolder) -> float:
     return median(sum(seconds.model_dump().values()) - seconds.startup for seconds in complete)
 
 
-def rows(study: StudyFolder) -> list[list[object]]:
+def rows(study: StudyFolder, phases: Sequence[str] = PHASES) -> list[list[object]]:
     """The table, its heading first."""
     found: list[list[object]] = []
     for number, folder in study.all_trials():
@@ -52,10 +57,10 @@ def rows(study: StudyFolder) -> list[list[object]]:
             raise ValueError(f"trial {number} is not complete: the grid has a hole")
         steps = [row.step for row in evaluations]
         if not found:
-            found.append([*origin.params, *PHASES, *steps])
-        elif found[0][len(origin.params) + len(PHASES) :] != steps:
+            found.append([*origin.params, *phases, *steps])
+        elif found[0][len(origin.params) + len(phases) :] != steps:
             raise ValueError(f"trial {number} was evaluated at other steps than the first")
-        seconds = [round(getattr(result.seconds, phase), 4) for phase in PHASES]
+        seconds = [round(getattr(result.seconds, phase), 4) for phase in phases]
         losses = [round(row.eval_loss, 5) for row in evaluations]
         found.append([*origin.params.values(), *seconds, *losses])
     return found
