@@ -186,3 +186,19 @@ def test_the_clock_can_wait_for_the_driver(tmp_path):
     ideal, _ = ranks(tmp_path / "b", devices=2)
     # What the driver thinks while trials run keeps no device waiting.
     assert ideal.now < timed.now <= ideal.now + timed.driver_seconds
+
+
+def test_a_grid_of_losses_alone_takes_the_seconds_of_another():
+    joint = CURVES.with_name("tiny_llama_joint.csv")
+    with pytest.raises(ValueError, match="it holds no seconds"):
+        Recorded.read(joint)
+    timed = Recorded.read(CURVES)
+    recorded = Recorded.read(joint, costs=timed.costs)
+    assert recorded.costs == timed.costs
+    point = {"alpha_over_r": 1.4, "lora.r": 8, "lora.lora_dropout": 0.0, RATE: 7e-3}
+    undropped, dropped = recorded.at(point), recorded.at({**point, "lora.lora_dropout": 0.2})
+    halfway = recorded.at({**point, "lora.lora_dropout": 0.1})
+    # An axis that begins at 0 has no logarithm: halfway is halfway.
+    middle = [(one + other) / 2 for one, other in zip(undropped, dropped, strict=True)]
+    assert halfway == pytest.approx(middle)
+    assert undropped != dropped
