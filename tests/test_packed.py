@@ -460,6 +460,8 @@ def _rest(rule: Rule) -> tuple[Any, ...]:
         ({1: 1.0, 2: 1.1, 4: None}, 2),
         ({1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0, 16: 1.0}, 16),
         ({1: 1.0, 2: 1.0, 4: 1.0, 6: 1.0}, 6),
+        ({1: 1.0, 2: 2.0, 4: 2.2, 8: 6.0}, 4),  # something ran beside two slots
+        ({1: 1.0, 2: 2.0, 4: 4.0, 8: 1.0}, 1),
     ],
 )
 def test_as_many_slots_as_pay(times, expected):

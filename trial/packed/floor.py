@@ -31,6 +31,8 @@ CANDIDATES = (1, 2, 4, 8, 16)
 """Numbers of slots that `auto` times, in this order; and the most there is work for."""
 GAIN = 1.10
 """More slots must train so many times the tokens per second of fewer."""
+PATIENCE = 2
+"""So many numbers of slots in a row that gain too little end the measurement."""
 TIMED = 3
 """Batches of which the fastest counts."""
 KEPT_EVAL_TOKENS = 1 << 22
@@ -139,14 +141,18 @@ def measure(engine: Engine, device: Device, drawn: Drawn, drop: float, rows: lis
 def pays(seconds: Callable[[int], float | None], most: int) -> int:
     """The number of slots beyond which more of them gain too little.
 
-    `seconds(k)` times a batch of k slots; None when it did not fit into memory.
+    `seconds(k)` times a batch of k slots; None when it did not fit into memory. One number that
+    gains too little may be another process's doing: two in a row are the end.
     """
-    best, best_rate = 1, 0.0
+    best, best_rate, failures = 1, 0.0, 0
     for slots in [*(number for number in CANDIDATES if number < most), most]:
         took = seconds(slots)
-        if took is None or slots / took < best_rate * GAIN:
+        if took is None:
             break
-        best, best_rate = slots, slots / took
+        if slots / took >= best_rate * GAIN:
+            best, best_rate, failures = slots, slots / took, 0
+        elif (failures := failures + 1) == PATIENCE:
+            break
     return best
 
 
