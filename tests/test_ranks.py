@@ -2,15 +2,13 @@
 
 import json
 import multiprocessing
-import multiprocessing.connection
 import os
 import signal
-import socket
 import subprocess
 import sys
 
 import pytest
-from helpers_ranks import KILLED, run_rank
+from helpers_ranks import KILLED, run_rank, run_ranks
 from helpers_train import Material, Recorder
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
@@ -40,24 +38,8 @@ def processes():
 @pytest.fixture
 def train_two(processes):
     def train(folder: TrialFolder, *scripts: tuple[str, int]) -> list[int]:
-        with socket.create_server(("127.0.0.1", 0)) as door:
-            port = door.getsockname()[1]
-        ranks = [
-            processes.Process(target=run_rank, args=(str(folder.path), rank, 2, port, script))
-            for rank, script in enumerate(scripts or (NOTHING, NOTHING))
-        ]
-        for rank in ranks:
-            rank.start()
-        # As any launcher does: one that ends badly ends the others.
-        waiting = {rank.sentinel: rank for rank in ranks}
-        while waiting and (ready := multiprocessing.connection.wait(list(waiting), 120)):
-            if any(waiting.pop(sentinel).exitcode for sentinel in ready):
-                break
-        for rank in waiting.values():
-            rank.kill()
-        for rank in ranks:
-            rank.join(120)
-        return [rank.exitcode for rank in ranks]
+        given = [(str(folder.path), script) for script in scripts or (NOTHING, NOTHING)]
+        return run_ranks(processes, run_rank, *given)
 
     return train
 

@@ -22,6 +22,7 @@ from trial.model_folder import ModelFolder, causal_model_types, read_object
 from trial.objectives.compared import read_ratios
 from trial.problems import ConfigError, Problem, nearest
 from trial.prompts import CHAT_TEMPLATE, format_problem
+from trial.sharing import why_alone
 from trial.split import read_split
 from trial.tables import BUILTIN, missing
 
@@ -68,6 +69,8 @@ def rank_problems(config: TrialConfig, ranks: int, *, here: bool = True) -> list
     """What keeps a trial from training with so many ranks."""
     guessed = config.device == "auto" and here and not (_has_hpu() or has_cuda())
     if ranks == 1 or config.zero_stage is not None or not (config.device == "cpu" or guessed):
+        return []
+    if config.packed and not why_alone(config):
         return []
     rule = f"0, 1, 2 or 3: without DeepSpeed the {ranks} ranks of a trial drift apart on cpu"
     return [Problem("zero_stage", rule, "null")]

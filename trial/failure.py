@@ -39,6 +39,16 @@ class Diverged(ArithmeticError):  # noqa: N818 (what happened, as Cause names it
         self.step = step
 
 
+class PeerFailed(RuntimeError):  # noqa: N818 (it is another rank that did)
+    """What another rank of the job has run into: every rank hears of it at the same exchange."""
+
+    def __init__(self, rank: int, name: str, kind: CauseKind, message: str) -> None:
+        super().__init__(f"rank {rank}: {message}")
+        self.name = name
+        """The class of the other rank's exception."""
+        self.kind = kind
+
+
 def check_loss(what: str, value: float, step: int, above: float | None) -> None:
     """Let a loss pass.
 
@@ -79,6 +89,8 @@ def classify(error: BaseException) -> CauseKind:
     """The kind of failure an exception is, itself or through its causes."""
     seen: BaseException | None = error
     while seen is not None:
+        if isinstance(seen, PeerFailed):
+            return seen.kind
         if isinstance(seen, Diverged):
             return "diverged"
         if isinstance(seen, MemoryError) or type(seen).__name__ == "OutOfMemoryError":
@@ -96,7 +108,8 @@ def cause_of(error: BaseException, step: int | None) -> Cause:
     """The cause as it is recorded."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     name = type(error).__name__
-    message = first if isinstance(error, Diverged | ValueError) and first else f"{name}: {first}"
+    plain = isinstance(error, Diverged | ValueError | PeerFailed)
+    message = first if plain and first else f"{name}: {first}"
     step = getattr(error, "step", step)
     return Cause(kind=classify(error), message=message.removesuffix(": "), step=step)
 

@@ -1,20 +1,22 @@
 """Several ranks that train one trial: what the first decides, all do at the same step.
 
 Ranks speak through the store that torch.distributed meets in, not through collectives: a word costs
-a tenth of a millisecond and never waits for a device. Rank 0 alone writes the trial's folder.
+a tenth of a millisecond and never waits for a device. Rank 0 alone writes the trial's folder. What
+goes wrong on one rank can be told instead of a word (`together`): then it goes wrong on all.
 
 Loads torch only when a gang of more than one rank joins.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
-from trial import ranks
+from trial import failure, ranks
 from trial.folder import Attempt, Evaluation, Result, TrainLog, TrialFolder
 
 LISTENER = "GAUDI_SWEEP_LISTENER"
@@ -37,6 +39,11 @@ PEER_SIGNS = (
 )
 """Text, lower case, of errors that speak of another rank's end."""
 
+_generations = itertools.count()
+"""Every gang of a process has keys of its own in the store, which outlives it."""
+
+T = TypeVar("T")
+
 
 class PeerLost(RuntimeError):  # noqa: N818 (what happened; the trial itself has not failed)
     """Another rank is gone; why, only whoever started the ranks can tell."""
@@ -54,21 +61,86 @@ class Gang:
         self.size = size
         self._store = store
         self._turn = 0
+        self._told: BaseException | None = None
 
-    def exchange(self, value: Any) -> list[Any]:
-        """Everybody's value, a JSON one, in the order of ranks. Every rank must call this."""
+    def exchange(self, value: Any, *, patient: bool = False) -> list[Any]:
+        """Everybody's value, a JSON one, in the order of ranks. Every rank must call this.
+
+        Waits for half an hour; without end if `patient`, as long as the first rank lives.
+
+        Raises:
+            PeerFailed: another rank had a failure to tell instead.
+        """
         if self.size == 1:
             return [value]
-        self._turn += 1
-        self._store.set(f"{self._turn}/{self.rank}", json.dumps(value))
-        found = self._store.multi_get([f"{self._turn}/{rank}" for rank in range(self.size)])
-        # All have spoken this time, so all have heard the last.
-        self._store.delete_key(f"{self._turn - 1}/{self.rank}")
-        return [json.loads(text) for text in found]
+        said = self._speak({"value": value}, patient)
+        for rank, word in enumerate(said):
+            if "failed" in word:
+                raise failure.PeerFailed(rank, *word["failed"])
+        return [word["value"] for word in said]
 
-    def agree(self, value: Any) -> Any:
+    def agree(self, value: Any, *, patient: bool = False) -> Any:
         """What rank 0 says."""
-        return self.exchange(value)[0]
+        return self.exchange(value, patient=patient)[0]
+
+    def together(self, act: Callable[[], T]) -> T:
+        """Do something on every rank; where it fails on one, it fails on all.
+
+        Nothing in it may fail between an exchange and a collective: the others wait there.
+
+        Raises:
+            PeerFailed: it has failed on another rank.
+            PeerLost: another rank is gone.
+        """
+        if self.size == 1:
+            return act()
+        try:
+            done = act()
+        except Exception as error:
+            self._tell(error)
+            raise
+        self.exchange(None)
+        return done
+
+    def part(self) -> None:
+        """Say goodbye: the first rank, whose process may hold the store, goes last."""
+        if self.rank:
+            self._store.set(f"bye/{self.rank}", "")
+        elif self.size > 1:
+            self._store.wait([f"bye/{rank}" for rank in range(1, self.size)])
+
+    def _tell(self, error: Exception) -> None:
+        """Say what went wrong here, unless all have heard of it."""
+        if error is self._told or isinstance(error, failure.PeerFailed):
+            return
+        if is_peer_loss(error):
+            raise PeerLost(failure.cause_of(error, None).message) from error
+        self._told = error
+        cause = failure.cause_of(error, None)
+        self._speak({"failed": [type(error).__name__, cause.kind, cause.message]}, False)
+
+    def _speak(self, word: dict[str, Any], patient: bool) -> list[dict[str, Any]]:
+        self._turn += 1
+        # All had spoken the last time, so all have heard what was said before that.
+        self._store.delete_key(f"{self._turn - 2}/{self.rank}")
+        self._store.set(f"{self._turn}/{self.rank}", json.dumps(word))
+        keys = [f"{self._turn}/{rank}" for rank in range(self.size)]
+        while patient and not self._there(keys):
+            pass
+        # Nothing after this: the first rank, and the store with it, may be gone in a moment.
+        return [json.loads(text) for text in self._store.multi_get(keys)]
+
+    def _there(self, keys: list[str]) -> bool:
+        """Wait until all have spoken; False when that took too long for one wait."""
+        from torch.distributed import DistStoreError
+
+        try:
+            self._store.wait(keys)
+        except DistStoreError as error:
+            if "timeout" not in str(error):
+                raise
+            return False
+        return True
 
 
 def join() -> Gang:
@@ -93,7 +165,9 @@ def join() -> Gang:
         multi_tenant=True,
         master_listen_fd=int(listener) if listener and serves else None,
     )
-    return Gang(rank, size, PrefixStore("gaudi-sweep", store))
+    # torchrun keeps its store when it starts ranks anew.
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return Gang(rank, size, PrefixStore(f"gaudi-sweep/{start}/{next(_generations)}", store))
 
 
 def is_peer_loss(error: BaseException) -> bool:

@@ -64,6 +64,12 @@ class TrainingLoss:
 
 def exact_loss(forward: Forward, batches: Iterable[Batch], *, dense: bool, ranks: int = 1) -> float:
     """Nats per token: one sum over the whole set divided by one count, no mean of means."""
+    total, count = total_loss(forward, batches, dense=dense)
+    return _divide(torch.tensor(total, dtype=torch.double), count, ranks)
+
+
+def total_loss(forward: Forward, batches: Iterable[Batch], *, dense: bool) -> tuple[float, int]:
+    """Nats over all tokens of these batches, and how many tokens those are."""
     sums, count = [], 0
     with torch.no_grad():
         for batch in batches:
@@ -71,8 +77,7 @@ def exact_loss(forward: Forward, batches: Iterable[Batch], *, dense: bool, ranks
             inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
             sums.append(summed_loss(forward(inputs), batch["labels"], dense=dense))
     # One transfer from the device; added up there in float64, which not every device has.
-    total = torch.stack(sums).cpu().double().sum() if sums else torch.zeros((), dtype=torch.double)
-    return _divide(total, count, ranks)
+    return float(torch.stack(sums).cpu().double().sum()) if sums else 0.0, count
 
 
 def _divide(total: torch.Tensor, count: int, ranks: int) -> float:

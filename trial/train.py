@@ -39,7 +39,7 @@ def train(
         return result
     config = folder.read_config()
     bench = bench or Workbench()
-    if config.packed and ranks.world_size() == 1 and not why_alone(config):
+    if config.packed and not why_alone(config):
         bench.start(config)
         from trial.packed.job import train_packed
         from trial.packed.skeleton import NotPackableError

@@ -52,7 +52,12 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def write_adapter(tensors: State, config: Any, folder: Path) -> None:
-    """Write tensors by their saved names and PEFT's `config`, whole or not at all."""
+    """Write tensors by their saved names and PEFT's `config`, whole or not at all.
+
+    Of several ranks the first writes.
+    """
+    if ranks.rank():
+        return
     with _whole(folder) as temporary:
         _write_adapter(tensors, config, temporary)
 

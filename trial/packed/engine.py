@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from trial import gaudi
 from trial.batches import IGNORED, Batch, Collator, open_mask
 from trial.devices import Device
-from trial.loss import exact_loss
+from trial.loss import total_loss
 from trial.packed.adamw import Rule, SlotAdamW
 from trial.packed.bank import Bank, install, uninstall
 from trial.packed.skeleton import Drawn, NotPackableError
@@ -46,6 +46,7 @@ class Engine:
         slots: int,
         rank: int,
         columns: int | None = None,
+        ranks: int = 1,
     ) -> None:
         _refuse_own_dropout(base)
         self.device = device
@@ -53,6 +54,7 @@ class Engine:
         self.bank = Bank(drawn, slots, rank, args.device, flat=not device.fixed_shapes)
         self.adamw = SlotAdamW(self.bank.blocks, masked=device.fixed_shapes)
         self.columns = None if device.fixed_shapes else columns
+        self.ranks = ranks
         self._extra = device.evaluation_inputs(SimpleNamespace(model=base, args=args))
         self._cast = torch.bfloat16 if args.bf16 else None
         install(self.base, self.bank)
@@ -80,7 +82,8 @@ class Engine:
     def accumulate(self, shares: Sequence[Share]) -> torch.Tensor:
         """One forward and backward pass; every slot's rows are equally many.
 
-        Returns each slot's share of its step's loss, [slots at hand], without waiting for it.
+        Returns each slot's share of its step's loss, [slots at hand], without waiting for it; of
+        several ranks, this one's part of that.
         """
         slots = [slot for slot, _, _, _ in shares]
         self.base.train()
@@ -98,12 +101,32 @@ class Engine:
 
     def step(self, rules: Sequence[Rule | None]) -> torch.Tensor:
         """One optimizer step of the slots that have a rule; every slot's gradient norm."""
+        if self.ranks > 1:
+            self._sum_over_ranks([slot for slot, rule in enumerate(rules) if rule is not None])
         norms = self.adamw.step(rules)
         gaudi.mark_step()
         return norms
 
-    def evaluate(self, slot: int, batches: Iterable[Batch], alive: Any) -> float:
-        """The exact eval loss of one slot, in nats per token."""
+    def _sum_over_ranks(self, due: list[int]) -> None:
+        """Add up the gradients of slots whose step is due; the others' have not come so far."""
+        grads = [grad for _, grad in self.bank.blocks]
+        chosen = torch.tensor(due, device=self.bank.device)
+        # Where a new shape costs a compilation all go, and those that are not due are dropped.
+        parts = grads if self.device.fixed_shapes else [grad[chosen] for grad in grads]
+        sums = torch.cat([part.flatten() for part in parts])
+        torch.distributed.all_reduce(sums)
+        found = sums.split([part.numel() for part in parts])
+        for grad, part, summed in zip(grads, parts, found, strict=True):
+            whole = summed.view_as(part)
+            if self.device.fixed_shapes:
+                mask = torch.zeros(len(grad), dtype=torch.bool, device=grad.device)
+                mask[chosen] = True
+                grad.copy_(torch.where(mask.view(-1, *[1] * (grad.dim() - 1)), whole, grad))
+            else:
+                grad[chosen] = whole
+
+    def evaluate(self, slot: int, batches: Iterable[Batch], alive: Any) -> tuple[float, int]:
+        """The eval loss of one slot over these batches: nats, and over how many tokens."""
         self.base.eval()
         self.bank.pick([slot])
 
@@ -114,7 +137,7 @@ class Engine:
             gaudi.mark_step()
             return logits
 
-        return exact_loss(forward, batches, dense=self.device.fixed_shapes)
+        return total_loss(forward, batches, dense=self.device.fixed_shapes)
 
     def _batch(self, rows: list[Batch]) -> Batch:
         batch = {name: tensor[:, : self.columns] for name, tensor in _stacked(rows).items()}

@@ -19,6 +19,7 @@ from trial.config import TrialConfig
 from trial.data import Prepared
 from trial.devices import Device
 from trial.folder import TrialFolder
+from trial.gang import Gang
 from trial.packed.engine import Engine
 from trial.packed.plan import Plan, make_plan
 from trial.packed.skeleton import Drawn, NotPackableError, Skeleton
@@ -48,6 +49,7 @@ class Floor:
     data: Prepared
     skeleton: Skeleton
     engine: Engine
+    gang: Gang = field(default_factory=Gang)
     _evals: dict[int, list[Batch]] = field(default_factory=dict)
 
     @property
@@ -57,12 +59,15 @@ class Floor:
 
     def plan(self, config: TrialConfig, folder: TrialFolder) -> Plan:
         """What a trial does when."""
-        return make_plan(_arguments(config, self.device, folder), config, len(self.data.train))
+        args = _arguments(config, self.device, folder)
+        return make_plan(args, config, len(self.data.train), self.gang.size)
 
     def eval_batches(self, size: int) -> Iterable[Batch]:
-        """The held-out rows in batches of `size`; every trial has the same."""
-        dataset = self.data.eval
-        fresh = evaluation_batches(dataset, size, Collator(trim=not self.device.fixed_shapes))
+        """The held-out rows, or this rank's part, in batches of `size`; the same for all trials."""
+        dataset, collate = self.data.eval, Collator(trim=not self.device.fixed_shapes)
+        fresh = evaluation_batches(
+            dataset, size, collate, rank=self.gang.rank, ranks=self.gang.size
+        )
         if len(dataset) * dataset.max_length > KEPT_EVAL_TOKENS:
             return fresh
         if size not in self._evals:
@@ -75,14 +80,20 @@ class Floor:
 
 
 def open_floor(
-    bench: Workbench, config: TrialConfig, folder: TrialFolder, slots: int, limit: int
+    bench: Workbench,
+    config: TrialConfig,
+    folder: TrialFolder,
+    slots: int,
+    limit: int,
+    gang: Gang | None = None,
 ) -> Floor:
     """Prepare for trials that share a job with `config`; 0 slots: as many as pay, up to `limit`.
 
     Raises:
         NotPackableError: base model or adapter are none that slots can train.
     """
-    device = bench.start(config)
+    device, gang = bench.start(config), gang or Gang()
+    # Of several ranks, this opens the process group of torch.distributed too.
     args = _arguments(config, device, folder)
     device.reset_peak()
     base = bench.take_base(config, device)
@@ -91,30 +102,35 @@ def open_floor(
     drawn = skeleton.draw(config)
     build = partial(
         Engine, device=device, args=args, drawn=drawn, rank=padded_rank(config),
-        columns=data.train.longest(),
+        columns=data.train.longest(), ranks=gang.size,
     )  # fmt: skip
     try:
-        engine = build_fitting(build, base, slots or max(1, min(limit, CANDIDATES[-1])))
+        engine = build_fitting(build, base, slots or max(1, min(limit, CANDIDATES[-1])), gang)
     except NotPackableError:
         bench.keep_base(base)
         raise
     if not slots:
         rows = [data.train[i % len(data.train)] for i in range(args.per_device_train_batch_size)]
-        fitting = measure(engine, device, drawn, config.lora.lora_dropout, rows)
+        fitting = measure(engine, device, drawn, config.lora.lora_dropout, rows, gang)
         if fitting < engine.bank.slots:
             base = engine.close()
             # The new slots take the place of the old ones.
             del engine
             release()
             engine = build(base, slots=fitting)
-    return Floor(bench, device, data, skeleton, engine)
+    return Floor(bench, device, data, skeleton, engine, gang)
 
 
-def build_fitting(build: Callable[..., Engine], base: Any, slots: int) -> Engine:
-    """An engine of `slots` slots, or of a half, a quarter, ... of them, as memory allows."""
+def build_fitting(
+    build: Callable[..., Engine], base: Any, slots: int, gang: Gang | None = None
+) -> Engine:
+    """An engine of `slots` slots, or of a half, a quarter, ... of them, as every rank's memory has.
+
+    A rank without room for one slot fails.
+    """
     while True:
         try:
-            return build(base, slots=slots)
+            return (gang or Gang()).together(lambda slots=slots: build(base, slots=slots))  # type: ignore[misc]
         except Exception as error:
             if slots == 1 or failure.classify(error) != "out_of_memory":
                 raise
@@ -127,12 +143,24 @@ def _arguments(config: TrialConfig, device: Device, folder: TrialFolder) -> Any:
     return build_arguments(training_keywords(config, device, folder), device, labels(config))
 
 
-def measure(engine: Engine, device: Device, drawn: Drawn, drop: float, rows: list[Batch]) -> int:
+def measure(
+    engine: Engine,
+    device: Device,
+    drawn: Drawn,
+    drop: float,
+    rows: list[Batch],
+    gang: Gang | None = None,
+) -> int:
     """How many slots pay, by the time of a few batches; the engine is left empty."""
     slots = range(engine.bank.slots)
     for slot in slots:
         engine.load(slot, drawn, drop)
-    found = pays(partial(_seconds, engine, device, rows), len(slots))
+
+    def slowest(count: int) -> float | None:
+        took = (gang or Gang()).exchange(_seconds(engine, device, rows, count))
+        return None if None in took else float(max(took))
+
+    found = pays(slowest, len(slots))
     for slot in slots:
         engine.clear(slot)
     return found

@@ -4,6 +4,9 @@
 
 Every trial keeps its own data order, dropout, clipping, schedule, evaluations, checkpoints and end.
 Trials that end make room for the next at once; the others never notice.
+
+Several ranks train the same slots, each its part of every trial's rows: all do the same at the same
+turn, and what fails on one fails on all (`Gang.together`).
 """
 
 from __future__ import annotations
@@ -12,20 +15,21 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from trial import failure, ranks
 from trial.attempt import note_attempt, open_run, place_weights
-from trial.batches import IGNORED, Batch
+from trial.batches import IGNORED
 from trial.clock import ShareClock
 from trial.config import TrialConfig
 from trial.control import Control, Free, StopReason
 from trial.disk import DiskFullError, refuse_if_full
 from trial.dropout import row_key
 from trial.folder import Result, TrialFolder
-from trial.gang import PeerLost
+from trial.gang import Gang, PeerLost, TakenOver, is_peer_loss, join, own
 from trial.model import model_hash
 from trial.packed.engine import Share
 from trial.packed.floor import Floor, open_floor, release
@@ -38,10 +42,13 @@ logger = logging.getLogger(__name__)
 
 
 class Desk(Protocol):
-    """Where a job gets its trials and takes their ends."""
+    """Where a job gets its trials and takes their ends; of several ranks, each tells its own."""
 
     def next(self, wait: bool) -> Entry | None:
-        """The next trial. None: there is none now or, asked to wait, there will be none."""
+        """The next trial. None: there is none now or, asked to wait, there will be none.
+
+        Of several ranks only the first asks.
+        """
 
     def ended(self, entry: Entry, result: Result | None) -> None:
         """The trial has a result, on disk; without one it was interrupted at a checkpoint."""
@@ -76,6 +83,7 @@ class PackedJob:
         self._crowd = 0
         """So many trials at once were too many for the memory; 0 as long as all is well."""
         self._floor: Floor | None = None
+        self.gang = Gang()
 
     @property
     def floor(self) -> Floor:
@@ -85,16 +93,24 @@ class PackedJob:
         return self._floor
 
     def run(self) -> None:
-        """Train until the desk has no more."""
+        """Train until the desk has no more.
+
+        Raises:
+            PeerLost: another rank is gone.
+        """
         try:
             with ranks.environment(deepspeed=False):
+                self.gang = join()
                 while self._fill():
                     if not self._crowd:
                         self._turn()
                     if self._crowd:
                         self._shrink()
-        except Exception:
+                self.gang.part()
+        except Exception as error:
             self.bench.reusable = False
+            if _is_loss(error) or (self.gang.size > 1 and is_peer_loss(error)):
+                raise PeerLost(failure.cause_of(error, None).message) from error
             raise
         finally:
             if self._floor is not None:
@@ -105,33 +121,46 @@ class PackedJob:
     def _fill(self) -> bool:
         """Give free slots a trial; False when there is nothing left to do."""
         while not self._crowd and (self._floor is None or self.free):
-            entry = self.desk.next(wait=not self.busy)
+            entry = self._next()
             if entry is None:
                 return bool(self.busy)
             self._take_up(entry)
         return True
+
+    def _next(self) -> Entry | None:
+        """The next trial: the first rank asks for it, the others hear where it lies."""
+        entry = None if self.gang.rank else self.desk.next(wait=not self.busy)
+        path = self.gang.agree(str(entry.folder.path) if entry else None, patient=True)
+        if path is None or entry is not None:
+            return entry
+        return Entry(own(TrialFolder(path)), Free())
 
     def _take_up(self, entry: Entry) -> None:
         if (result := entry.folder.read_result()) is not None:
             self.desk.ended(entry, result)
             return
         clock, config = ShareClock(), entry.folder.read_config()
-        session = Session(entry.folder, config, entry.control, self.bench, clock)
+        session = Session(entry.folder, config, entry.control, self.bench, clock, self.gang)
         try:
             with clock.during("load"):
-                slot = self._load(entry, session, clock)
+                slot = self.gang.together(lambda: self._load(entry, session, clock))
         except NotPackableError:
             self.desk.bumped(entry, alone=True)
             return
         except Exception as error:
+            if _is_loss(error):
+                raise
             self._give_up(entry, session, error)
             return
+        self.free.remove(slot.index)
         self.busy[slot.index] = slot
         self._begin(slot)
 
     def _open(self, config: TrialConfig, folder: TrialFolder) -> Floor:
         if self._floor is None:
-            self._floor = open_floor(self.bench, config, folder, self.slots, self.limit)
+            self._floor = self.gang.together(
+                lambda: open_floor(self.bench, config, folder, self.slots, self.limit, self.gang)
+            )
             self.free = list(range(self._floor.slots))
             self.desk.sized(self._floor.slots)
         return self._floor
@@ -161,7 +190,6 @@ class PackedJob:
             slot.read_state(checkpoint)
         note_attempt(session, floor.device, run, slots=floor.slots)
         self.bench.cold = False
-        self.free.pop(0)
         return slot
 
     def _begin(self, slot: Slot) -> None:
@@ -171,8 +199,8 @@ class PackedJob:
         slot.entry.control.started(run.folder, run.device.label(), slot.plan.max_steps)
         if slot.fresh and slot.plan.args.eval_on_start:
             self._guarded(slot, lambda: self._evaluate(slot))
-        if slot.index in self.busy and (reason := self._asked(slot)):
-            self._stop(slot, reason)
+        if slot.index in self.busy:
+            self._guarded(slot, lambda: self._obey(slot))
 
     # Training
 
@@ -181,8 +209,10 @@ class PackedJob:
         slots = [self.busy[index] for index in sorted(self.busy)]
         began = time.perf_counter()
         try:
-            norms = self._train(slots)
+            norms = self.gang.together(lambda: self._train(slots))
         except Exception as error:
+            if _is_loss(error):
+                raise
             self._failed_turn(slots, error)
             return
         seconds = (time.perf_counter() - began) / max(1, len(slots))
@@ -199,13 +229,14 @@ class PackedJob:
         for slot in slots:
             slot.begin_step(self.floor.data.train)
         losses = engine.accumulate(self._shares(slots))
+        if not self.floor.device.free_reads:
+            self.gang.exchange(None)  # All have come through, so gradients can be added up.
         places = [slot.index if fixed else place for place, slot in enumerate(slots)]
         shown = [(slot, slot.run.steps, place) for slot, place in zip(slots, places, strict=True)]
         self._unread.append((shown, losses))
         if self.floor.device.free_reads:
             self._read_losses()
-            for slot in slots:
-                self._guarded(slot, lambda s=slot: s.run.add_loss(s.newest))  # type: ignore[misc]
+            self._count_losses(slots)
         rules: list[Any] = [None] * engine.bank.slots
         for slot in slots:
             slot.micro += 1
@@ -216,17 +247,27 @@ class PackedJob:
         norms = self._step(rules) if any(rules) else None
         for slot in slots:
             if rules[slot.index] is not None:
-                slot.run.count_tokens(_tokens(slot.rows))
+                slot.count_tokens()
                 slot.rows = []
         return norms
+
+    def _count_losses(self, slots: list[Slot]) -> None:
+        """Add each trial's newest loss to its step's; alone, one that is bad ends it at once."""
+        for slot in slots:
+            if self.gang.size > 1:
+                slot.run.add_loss(slot.newest)
+            else:
+                self._guarded(slot, lambda s=slot: s.run.add_loss(s.newest))  # type: ignore[misc]
 
     def _read_losses(self) -> None:
         """Fetch the losses of all micro-batches since the last time: this waits for the device."""
         unread, self._unread = self._unread, []
-        for shown, losses in unread:
-            values = losses.tolist()
+        if not unread:
+            return
+        parts = self.gang.exchange([losses.tolist() for _, losses in unread])
+        for (shown, _), *values in zip(unread, *parts, strict=True):
             for slot, step, place in shown:
-                slot.take_loss(step, values[place])
+                slot.take_loss(step, sum(part[place] for part in values))
 
     def _step(self, rules: list[Any]) -> torch.Tensor:
         try:
@@ -272,7 +313,9 @@ class PackedJob:
         run, size = slot.run, slot.plan.args.per_device_eval_batch_size
         with slot.clock.during("eval"):
             batches = self.floor.eval_batches(size)
-            value = self.floor.engine.evaluate(slot.index, batches, self._alive)
+            part = self.floor.engine.evaluate(slot.index, batches, self._alive)
+            totals, counts = zip(*self.gang.exchange(part), strict=True)
+            value = sum(totals) / sum(counts)
         run.evaluated(run.steps, slot.epoch, value, slot.write_adapter)
         self._say(slot, f"step {run.steps}: eval loss {value:.6f}")
 
@@ -283,9 +326,10 @@ class PackedJob:
 
     # Ends
 
-    def _asked(self, slot: Slot) -> StopReason | None:
-        reason: StopReason | None = slot.run.ask()
-        return reason
+    def _obey(self, slot: Slot) -> None:
+        """Stop before the first step if somebody wants that."""
+        if reason := slot.run.ask():
+            self._stop(slot, reason)
 
     def _save(self, slot: Slot) -> None:
         self._read_losses()
@@ -333,9 +377,14 @@ class PackedJob:
     def _guarded(self, slot: Slot, act: Any) -> bool:
         """Do something for one trial; what goes wrong ends that trial alone."""
         try:
-            act()
+            self.gang.together(act)
         except Exception as error:
-            if slot.index in self.busy:
+            if _is_loss(error):
+                raise
+            here = self.busy.get(slot.index) is slot
+            if isinstance(error, failure.PeerFailed) and not here:
+                return False  # It has ended here, and does so there.
+            if here:
                 self._leave(slot)
             self._give_up(slot.entry, slot.session, error)
             return False
@@ -355,7 +404,7 @@ class PackedJob:
     def _fail(self, entry: Entry, session: Session, error: Exception) -> None:
         from trial.train import commit
 
-        if isinstance(error, PeerLost | DiskFullError):
+        if isinstance(error, TakenOver | DiskFullError) or _name(error) in LEFT_OFF:
             self.desk.gone(entry, error)
             return
         try:
@@ -372,7 +421,7 @@ class PackedJob:
 
     def _failed_turn(self, slots: list[Slot], error: Exception) -> None:
         """Out of memory halves the slots; any other failure of the whole lets each train alone."""
-        full, whole = _is_full(error), not isinstance(error, HalfSteppedError)
+        full, whole = _is_full(error), _name(error) != HalfSteppedError.__name__
         if len(slots) == 1 and not (full and self.floor.slots > 1):
             self._leave(slots[0])
             self._fail(slots[0].entry, slots[0].session, error)
@@ -420,21 +469,29 @@ class PackedJob:
             log.write(f"{stamp} {text}\n")
 
 
+LEFT_OFF = (TakenOver.__name__, DiskFullError.__name__)
+"""What ends a trial's stay without a result, also where another rank has met it."""
+
+
 def _is_full(error: Exception) -> bool:
     return failure.classify(error) == "out_of_memory"
 
 
+def _is_loss(error: Exception) -> bool:
+    """Whether another rank is gone, which ends the job; one that is taken over ends a trial."""
+    return isinstance(error, PeerLost) and not isinstance(error, TakenOver)
+
+
+def _name(error: Exception) -> str:
+    """The class of an exception, or of the one that another rank has met."""
+    return error.name if isinstance(error, failure.PeerFailed) else type(error).__name__
+
+
 def _share(slot: Slot) -> Share:
     """A slot's part of the next batch."""
-    rows = slot.micro_rows()
-    first = slot.micro * len(rows)
-    seed = slot.plan.args.seed
-    keys = [row_key(seed, slot.run.steps, first + number) for number in range(len(rows))]
-    return slot.index, rows, keys, slot.targets
-
-
-def _tokens(rows: Sequence[Batch]) -> torch.Tensor:
-    return torch.stack([row["attention_mask"].sum() for row in rows]).sum()
+    places, seed = slot.places(slot.micro), slot.plan.args.seed
+    keys = [row_key(seed, slot.run.steps, place) for place in places]
+    return slot.index, [slot.rows[place] for place in places], keys, slot.targets
 
 
 class _Listed:
@@ -442,7 +499,7 @@ class _Listed:
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         self.waiting = deque(entries)
-        self.results: dict[TrialFolder, Result | None] = {}
+        self.results: dict[Path, Result | None] = {}
         self.bumps: list[Entry] = []
         self.slots = 0
 
@@ -450,7 +507,7 @@ class _Listed:
         return self.waiting.popleft() if self.waiting else None
 
     def ended(self, entry: Entry, result: Result | None) -> None:
-        self.results[entry.folder] = result
+        self.results[entry.folder.path] = result
 
     def bumped(self, entry: Entry, *, alone: bool) -> None:
         if alone:
@@ -474,7 +531,8 @@ def train_packed(
 ) -> list[Result | None]:
     """Train trials that may share a job in `slots` slots of this process; 0: as many as pay.
 
-    Returns their results in the order of `folders`, None for an interrupted one.
+    Returns their results in the order of `folders`, None for an interrupted one. Of several ranks
+    every one calls this, and the first one's `controls` are heard.
 
     Raises:
         NotPackableError: one of them can only be trained by a trainer of its own.
@@ -483,4 +541,4 @@ def train_packed(
     PackedJob(desk, bench or Workbench(), slots, limit=len(folders)).run()
     if desk.bumps:
         raise NotPackableError(f"{desk.bumps[0].folder.path} trains alone")
-    return [desk.results[folder] for folder in folders]
+    return [desk.results[folder.path] for folder in folders]

@@ -31,12 +31,13 @@ class Plan:
     """0 saves with each evaluation."""
     schedule: Any
     """Factor of the learning rate as a function of the number of steps done."""
+    ranks: int = 1
 
     @property
     def step_rows(self) -> int:
-        """Rows of one optimizer step."""
+        """Rows of one optimizer step, over all ranks."""
         args = self.args
-        return int(args.per_device_train_batch_size * args.gradient_accumulation_steps)
+        return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * self.ranks)
 
     def rate(self, done: int) -> float:
         """The learning rate after so many steps."""
@@ -68,13 +69,13 @@ class Plan:
         return evaluated if not self.save_steps else step % self.save_steps == 0
 
 
-def make_plan(args: Any, config: TrialConfig, rows: int) -> Plan:
-    """The rules of a trial on `rows` training rows.
+def make_plan(args: Any, config: TrialConfig, rows: int, ranks: int = 1) -> Plan:
+    """The rules of a trial on `rows` training rows, trained by so many ranks.
 
     Raises:
         NotPackableError: its schedule is no function of the step.
     """
-    step_rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    step_rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * ranks
     epoch_steps = max(1, -(-rows // step_rows))
     max_steps = args.max_steps
     if max_steps <= 0:
@@ -87,6 +88,7 @@ def make_plan(args: Any, config: TrialConfig, rows: int) -> Plan:
         eval_steps=_steps(args.eval_steps, max_steps),
         save_steps=0 if saves_with_each_evaluation(config) else _steps(args.save_steps, max_steps),
         schedule=_schedule(args, max_steps),
+        ranks=ranks,
     )
 
 

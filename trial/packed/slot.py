@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trial.batches import Batch
 from trial.clock import ShareClock
 from trial.control import Control
@@ -48,7 +50,7 @@ class Slot:
     order: Iterator[int]
     """Row numbers without end."""
     rows: list[Batch] = field(default_factory=list)
-    """Those of the optimizer step at hand; empty between steps."""
+    """Those of the optimizer step at hand, of all ranks; empty between steps."""
     targets: int = 0
     """Tokens that the loss of the step is taken over."""
     micro: int = 0
@@ -82,10 +84,17 @@ class Slot:
         self.rows = [dataset[index] for index in islice(self.order, self.plan.step_rows)]
         self.targets = sum(int((row["labels"][1:] != -100).sum()) for row in self.rows)
 
-    def micro_rows(self) -> list[Batch]:
-        """Rows of the next micro-batch."""
-        size = self.plan.args.per_device_train_batch_size
-        return self.rows[self.micro * size : (self.micro + 1) * size]
+    def places(self, micro: int) -> range:
+        """Which rows of the optimizer step are this rank's in a micro-batch of it."""
+        size, gang = self.plan.args.per_device_train_batch_size, self.run.gang
+        first = (micro * gang.size + gang.rank) * size
+        return range(first, first + size)
+
+    def count_tokens(self) -> None:
+        """Count the tokens of this rank's rows of the step."""
+        micros = range(self.plan.args.gradient_accumulation_steps)
+        own = [self.rows[place] for micro in micros for place in self.places(micro)]
+        self.run.count_tokens(torch.stack([row["attention_mask"].sum() for row in own]).sum())
 
     def take_loss(self, step: int, value: float) -> None:
         """A micro-batch's share of the loss of the step after `step` others."""
@@ -136,14 +145,18 @@ class Slot:
         write_adapter(tensors, self.drawn.config, folder)
 
     def write_state(self) -> None:
-        """A checkpoint: all that exact continuation needs."""
+        """A checkpoint: all that exact continuation needs; every rank has it, the first writes."""
+        if not self.run.gang.rank:
+            self._write()
+        self.run.saved(self.run.steps)
+
+    def _write(self) -> None:
         from safetensors.torch import save_file
 
         folder = self.run.checkpoints.at(self.run.steps)
         folder.mkdir(parents=True, exist_ok=True)
         about = {"lost": self.lost, "logged_at": self.logged_at}
         save_file(self._tensors(), folder / STATE, metadata={"slot": json.dumps(about)})
-        self.run.saved(self.run.steps)
 
     def _tensors(self) -> dict[str, Any]:
         found = {}
