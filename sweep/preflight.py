@@ -80,7 +80,8 @@ def _rank_problems(spec: SweepSpec, here: bool) -> Iterator[Problem]:
     count, space = spec.resources.devices_per_trial, Space.of(spec)
     for values in itertools.islice(space.variants(("device", "zero_stage")), VARIANTS):
         config = space.lay(values)
-        yield from rank_problems(config, count, here=here)
+        packed = config.model_copy(update={"packed": spec.resources.pack != 1})
+        yield from rank_problems(packed, count, here=here)
         if config.device == "hpu" and per_node(count) is None:
             sizes = ", ".join(map(str, SIZES))
             rule = f"{sizes} or a multiple of {SIZES[-1]}: the groups in which HPUs work together"

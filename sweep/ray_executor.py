@@ -170,8 +170,8 @@ class RayExecutor:
             ValueError: several trials for several ranks.
         """
         if self.devices_per_trial > 1 and len(job.trials) > 1:
-            raise ValueError("a job of several trials runs on one device")
-        if self.pack == 1 or self.devices_per_trial > 1:
+            raise ValueError("a job that is not packed trains one trial on several devices")
+        if self.pack == 1:
             job = replace(job, key=None)
         self._packing = job.key is not None
         self._width = max(self._width, self.pack)
@@ -373,9 +373,11 @@ class RayExecutor:
             return []
         if not isinstance(event, Finished | Interrupted | Lost):
             return [event] if rank == 0 else []
-        if not crew.single:
+        if not crew.single and crew.key is None:
             crew.end(rank, event, time.monotonic())
             return self._judge(crew)
+        if rank:
+            return []
         crew.open.discard(event.number)
         if not crew.open and crew.key is None:
             crew.job, crew.used = None, True
@@ -389,12 +391,16 @@ class RayExecutor:
     def _let_go(self, crew: Crew) -> None:
         """A packed job has ended as it was told, or by a fault after its trials had left it."""
         crew.streams.clear()
-        after, expected = crew.after, crew.after is not None
+        after = crew.after
         crew.job, crew.key, crew.used = None, None, True
-        if not expected:
+        if after is None:
             self._retire(crew)
-        elif after is not None:
+        elif crew.single:
             crew.take(after, *self._width_of(after))
+        else:
+            # Ranks meet once: the door that they met at is closed.
+            self._retire(crew)
+            self._backlog.add(after)
 
     def _repack(self, crew: Crew, event: Sized | Bumped) -> None:
         """A packed job says how much it holds, or puts a trial out."""

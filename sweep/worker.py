@@ -119,6 +119,25 @@ class Counter:
         return number
 
 
+class Onlooker:
+    """The `Desk` of ranks other than the first: that one takes trials in and tells of them."""
+
+    def next(self, wait: bool) -> Any:
+        """The first rank asks."""
+
+    def ended(self, entry: Any, result: Result | None) -> None:
+        """The first rank tells."""
+
+    def bumped(self, entry: Any, *, alone: bool) -> None:
+        """The first rank tells."""
+
+    def gone(self, entry: Any, error: Exception) -> None:
+        """The first rank tells."""
+
+    def sized(self, slots: int) -> None:
+        """The first rank tells."""
+
+
 class TrialWorker:
     """One process that trains one job at a time on the devices Ray gave it."""
 
@@ -204,7 +223,7 @@ class TrialWorker:
         takes further trials by `add` until it is told to `leave`.
 
         `seats` are those of all ranks in their order. A rank that only saw another one go ends
-        without a last event.
+        without a last event; of a packed job the first rank tells everything.
         """
         taken = [seat for seat in seats if isinstance(seat, Seat)]
         if len(taken) < len(seats):
@@ -217,7 +236,8 @@ class TrialWorker:
         out: Out = queue.SimpleQueue()
         work = partial(self._train_all, job, out)
         if job.key is not None:
-            work = partial(self._train_packed, self._open_counter(job, out), slots, limit)
+            desk = Onlooker() if rank else self._open_counter(job, out)
+            work = partial(self._train_packed, desk, out, slots, limit)
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
         while (event := self._next(out)) is not None:
@@ -258,27 +278,27 @@ class TrialWorker:
         finally:
             out.put(None)
 
-    def _train_packed(self, counter: Counter, slots: int, limit: int) -> None:
+    def _train_packed(self, desk: Counter | Onlooker, out: Out, slots: int, limit: int) -> None:
         """Train what comes until the job is told to leave; a fault of the whole spoils the worker.
 
         Every trial that was in a slot has been bumped by then, and goes on by itself elsewhere.
         """
         try:
-            self._pack_here(counter, slots, limit)
+            self._pack_here(desk, slots, limit)
         except Exception as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
             self._bench = None
         finally:
             self._counter = None
-            counter.out.put(None)
+            out.put(None)
 
-    def _pack_here(self, counter: Counter, slots: int, limit: int) -> None:
+    def _pack_here(self, desk: Counter | Onlooker, slots: int, limit: int) -> None:
         self._imported()
         from trial.packed.job import PackedJob
         from trial.workbench import Workbench
 
         self._bench = self._bench or Workbench()
-        PackedJob(counter, self._bench, slots, limit=limit).run()
+        PackedJob(desk, self._bench, slots, limit=limit).run()
 
     def _imported(self) -> None:
         """Wait for the imports that began when the worker did."""
