@@ -8,6 +8,7 @@ import optuna
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
+from sweep.halving import Halving
 from sweep.optuna_names import PRUNERS, SAMPLERS
 from sweep.spec import SweepSpec
 from trial.config import TRAINING_DEFAULTS
@@ -42,6 +43,8 @@ def _pruner(name: str, options: dict[str, Any], spec: SweepSpec) -> BasePruner:
     if name == "hyperband" and (steps := last_step(spec)):
         # It would prune nothing before the first trial has shown how long trials are.
         given.setdefault("max_resource", steps)
+    if name == "successive_halving" and given["min_resource"] != "auto":
+        return Halving(**given)
     made: BasePruner = PRUNERS[name].type(**given)
     return made
 

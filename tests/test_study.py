@@ -68,7 +68,7 @@ def test_rungs_lie_where_trials_are_evaluated(training, given, rungs):
     assert (made._min_resource, made._max_resource) == rungs
     halving = PrunerSpec(name="successive_halving", options={})
     made = make_pruner(make_spec(base={"training": training}, pruner=halving))
-    assert made._min_resource == first_evaluation(make_spec(base={"training": training}))
+    assert made.first == first_evaluation(make_spec(base={"training": training}))
 
 
 def test_hyperband_prunes_before_any_trial_is_complete():
