@@ -14,14 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sweep import shapes
 from sweep.driver import Proposal
 from sweep.earlier import Earlier, WarmSampler
 from sweep.failures import MEMORY
-from sweep.journal import Journal
+from sweep.journal import Journal, OneDriversStorage
 from sweep.samplers import make_pruner, make_sampler
 from sweep.space import Space
 from sweep.spec import ConfirmSpec, SweepSpec
@@ -63,7 +63,7 @@ def open_storage(
         cut_torn_line(folder.journal)
     elif not folder.journal.exists():
         raise ValueError(f"{folder.journal}: there is no journal")
-    return JournalStorage(Journal(str(folder.journal)))
+    return OneDriversStorage(Journal(str(folder.journal)))
 
 
 def rename(storage: BaseStorage, old: str, new: str) -> None:

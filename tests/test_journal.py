@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 
 import optuna
 import pytest
@@ -74,3 +76,34 @@ def test_evaluations_that_a_power_cut_took_are_reported_again(folder):
     for step, value in VALUES.items():
         after.report(number, Evaluation(step=step, eval_loss=value))
     assert after.study.trials[number].intermediate_values == VALUES
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_not_over_is_what_optuna_finds(folder, seed):
+    """At every moment of studies that draw, queue, end and are opened again, in one file."""
+    drawn = random.Random(seed)
+    opened = open_storage(folder)
+    plain = optuna.storages.JournalStorage(JournalFileBackend(str(folder.journal)))
+    states = (optuna.trial.TrialState.RUNNING, optuna.trial.TrialState.WAITING)
+    asked = [*itertools.permutations(states, 1), states, (), None, tuple(optuna.trial.TrialState)]
+    running: list[tuple[optuna.Study, optuna.Trial]] = []
+    for turn in range(60):
+        name = drawn.choice("ab")
+        study = optuna.create_study(storage=opened, study_name=name, load_if_exists=True)
+        if drawn.random() < 0.4:
+            study.enqueue_trial({"x": turn})
+        elif drawn.random() < 0.5 or not running:
+            running.append((study, study.ask()))
+        else:
+            study, trial = running.pop(drawn.randrange(len(running)))
+            study.tell(trial, drawn.random())
+        if drawn.random() < 0.05:
+            opened = open_storage(folder)
+            running.clear()
+        for wanted, deep in itertools.product(asked, (True, False)):
+            found = opened.get_all_trials(study._study_id, deep, wanted)
+            theirs = plain.get_all_trials(study._study_id, deep, wanted)
+            assert [t.number for t in found] == [t.number for t in theirs]
+            assert found == theirs
+    with pytest.raises(KeyError):
+        opened.get_all_trials(99, states=states)

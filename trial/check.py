@@ -72,7 +72,10 @@ def rank_problems(config: TrialConfig, ranks: int, *, here: bool = True) -> list
         return []
     if config.packed and not why_alone(config):
         return []
-    rule = f"0, 1, 2 or 3: without DeepSpeed the {ranks} ranks of a trial drift apart on cpu (unless resources.pack packs it)"
+    rule = (
+        f"0, 1, 2 or 3: without DeepSpeed the {ranks} ranks of a trial drift apart on cpu, "
+        "unless `resources.pack` packs it"
+    )
     return [Problem("zero_stage", rule, "null")]
 
 

@@ -36,12 +36,18 @@ class Argument:
     def refusal(self, value: object) -> str:
         """What the argument expects, when `value` does not fit; otherwise an empty string."""
         try:
-            TypeAdapter(self.accepts).validate_python(value, strict=True)
+            _adapter(self.accepts).validate_python(value, strict=True)
         except ValidationError as error:
             wanted = {str(item.get("ctx", {}).get("expected", "")) for item in error.errors()}
             choices = next((text for text in sorted(wanted, key=len, reverse=True) if text), "")
             return f"one of {choices}" if choices else f"a value of type {self.annotation}"
         return ""
+
+
+@cache
+def _adapter(accepts: Any) -> TypeAdapter[Any]:
+    """Made once for each type: a resume checks every argument of every trial."""
+    return TypeAdapter(accepts)
 
 
 def _source(package: str, path: str) -> ast.Module:
