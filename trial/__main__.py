@@ -9,6 +9,8 @@ wrong, 130 when it was interrupted (the same command goes on).
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import json
 import os
 import signal
@@ -203,4 +205,6 @@ def _tell(terminal: Terminal, folder: TrialFolder, result: Result | None) -> Non
 
 
 if __name__ == "__main__":
+    # As the process ends there is no need to look for garbage among torch's modules.
+    atexit.register(gc.freeze)
     sys.exit(main())
