@@ -189,7 +189,6 @@ def _no_collection() -> Iterator[None]:
     gc.disable()
     try:
         yield
-        gc.collect()
         gc.freeze()
     finally:
         if enabled:
