@@ -17,6 +17,9 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7
 """Okabe and Ito's colours, told apart by colour-blind readers, dark enough for white paper."""
 TONES = {"muted": "#b9bec5", "best": "#111111", "bad": "#b00020"}
 
+PAD = 0.1
+"""Inches around a picture."""
+
 _STYLE: Any = {
     "text.parse_math": False,
     "svg.hashsalt": "gaudi-sweep",  # element ids are otherwise drawn at random
@@ -48,7 +51,9 @@ def svg(chart: Chart) -> str:
         axes = figure.add_subplot()
         _fill(axes, chart)
         out = io.StringIO()
-        figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
+        # As "tight" would, which draws everything once more to find that out.
+        around = figure.get_tightbbox().padded(PAD)
+        figure.savefig(out, format="svg", bbox_inches=around, metadata={"Date": None})
     return out.getvalue()
 
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trial import gaudi, ranks
@@ -199,5 +200,10 @@ def _spare_unused() -> None:
     """Keep transformers from importing what no trial uses of it; trials may still import it."""
     from transformers.utils import import_utils
 
+    if scan := getattr(import_utils, "create_import_structure_from_path", None):
+        # It has just read all its models for their folder, and would again for the file in it.
+        import_utils.create_import_structure_from_path = lambda path: scan(
+            Path(path).parent if Path(path).name == "__init__.py" else path
+        )
     for name in UNUSED:
         setattr(import_utils, f"_{name}_available", False)
