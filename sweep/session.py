@@ -279,8 +279,6 @@ def _drive(spec: SweepSpec, folder: StudyFolder, options: Options, console: Cons
         alike_limit=spec.failures.alike,
     )
     executor = make_executor(spec, options, folder)
-    # Ray takes seconds to start, and waits most of them.
-    threading.Thread(target=results.preload, daemon=True).start()
     with _clear_ends(folder), _closing(executor):
         with console.status("starting Ray ..."):
             decider = _start(executor, spec, folder, options)
@@ -308,6 +306,8 @@ def _start(
 ) -> OptunaDecider:
     """Start the workers; the study loads while they import torch."""
     executor.start()
+    # Not before: Ray's start takes the interpreter, and this would hold it up.
+    threading.Thread(target=results.preload, daemon=True).start()
     # Ray has put its own handler there, which ends the process without a word.
     signal.signal(signal.SIGTERM, _stop_at_once)
     from sweep.earlier import read as read_earlier
