@@ -36,8 +36,10 @@ QUIET = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_prestart_worker_first_driver": "0",
 }
-"""Set before Ray is imported: no telemetry, no metrics agent, no notices."""
+"""Set before Ray is imported: no telemetry, no metrics agent, no notices, and no process for each
+core of the machine that waits for work: workers are started as they are needed."""
 
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
 """Only small events pass through the object store."""
