@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +38,8 @@ class Crew:
     """Whether the job has been heard of."""
     used: bool = False
     """Whether it has done a job before."""
+    since: float = 0.0
+    """When it was given its job, on the monotonic clock."""
     key: str | None = None
     """What trials of its packed job have in common; such a job goes on until it is let go."""
     width: int = 1
@@ -84,6 +87,7 @@ class Crew:
         self.placed = {placed.number: placed for placed in job.trials}
         self.open = {placed.number for placed in job.trials}
         self.ended, self.troubled, self.heard = {}, None, False
+        self.since = time.monotonic()
         self.pulses = {}
         self.streams = {
             rank: actor.run.remote(job, rank, *self.seats, slots=width, limit=limit)

@@ -50,6 +50,9 @@ MOST_SLOTS = 16
 LOOK_AGAIN = 5.0
 """Seconds after which the cluster is asked for its size again, and a worker for its pulse."""
 
+PATIENCE = 60.0
+"""Seconds that a worker gets to start before an idle one takes its job over."""
+
 KEEP_MODULES = {"RAY_EXPERIMENTAL_NOSET_HABANA_VISIBLE_MODULES": "1"}
 """Keeps Ray from choosing HPU modules itself."""
 
@@ -218,6 +221,7 @@ class RayExecutor:
                     found += self._take(crew, rank)
             for crew in [crew for crew in self._crews if crew.troubled is not None]:
                 found += self._judge(crew)
+            self._relieve()
             self._backlog.serve(self._place)
             if found or time.monotonic() >= until:
                 return found
@@ -384,9 +388,7 @@ class RayExecutor:
         if not crew.open and crew.key is None:
             crew.job, crew.used = None, True
             crew.streams.clear()
-            if reusable:
-                self._relieve(crew)
-            else:
+            if not reusable:
                 self._retire(crew)
         return [event]
 
@@ -466,16 +468,24 @@ class RayExecutor:
             return [Lost(number, last.kind, last.message) for number in sorted(crew.open)]
         return [last]
 
-    def _relieve(self, idle: Crew) -> None:
-        """Let an idle worker do the job of one that has found no place, on a cluster that shrank.
+    def _relieve(self) -> None:
+        """Let an idle worker do the job of one that finds no place, on a cluster that shrank.
 
-        Idle, it would hold for ever what the other waits for.
+        Idle, it would hold for ever what the other waits for. One that there is a place for is only
+        slow to start: ended, it would be started again and be no sooner.
         """
+        idle = next((c for c in self._crews if c.single and c.used and c.job is None), None)
+        if idle is None:
+            return
         for crew in self._crews:
-            waits = crew.job is not None and crew.single and crew.up is not None
-            if waits and crew.job and not self._is_there(crew.up):
+            if crew.job is None or crew.used or crew.heard or not crew.single:
+                continue
+            if self._is_there(crew.up):
+                continue
+            surplus = len(self._crews) > self._places(self._fitting())
+            if surplus or time.monotonic() - crew.since > PATIENCE:
                 self._retire(crew)
-                idle.take(crew.job)
+                idle.take(crew.job, *self._width_of(crew.job))
                 return
 
     def _retire(self, crew: Crew) -> None:

@@ -8,11 +8,14 @@ import signal
 import threading
 from pathlib import Path
 
+from filelock import FileLock
+
 from sweep.worker import Line, TrialWorker
 from trial.folder import Result, TrialFolder
 from trial.gang import PeerLost
 
 LOCKS = "TEST_CARD_LOCKS"
+GATE = "TEST_GATE"
 TOLD = (
     "RANK",
     "LOCAL_RANK",
@@ -70,6 +73,14 @@ class NodeWorker(TrialWorker):
         path = folder.path / f"seat-{rank}.json"
         path.with_suffix(".part").write_text(json.dumps(seat))
         os.replace(path.with_suffix(".part"), path)
+
+
+class LateWorker(NodeWorker):
+    """One that is not up as long as somebody else holds the file lock that `GATE` names."""
+
+    def __init__(self, environment: dict[str, str], device: str, hang_seconds: float) -> None:
+        with FileLock(environment[GATE]):
+            super().__init__(environment, device, hang_seconds)
 
 
 def wait(folder: TrialFolder, line: Line) -> Result | None:

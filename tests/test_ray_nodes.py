@@ -13,7 +13,17 @@ from typing import Any
 
 import helpers_nodes
 import pytest
-from helpers_nodes import COMPLETE, LOCKS, RANK_1_DIES, RANK_1_FAILS, WAIT, NodeWorker
+from filelock import FileLock
+from helpers_nodes import (
+    COMPLETE,
+    GATE,
+    LOCKS,
+    RANK_1_DIES,
+    RANK_1_FAILS,
+    WAIT,
+    LateWorker,
+    NodeWorker,
+)
 from helpers_placing import Bench
 
 from sweep import ray_executor
@@ -43,13 +53,12 @@ def bench(cluster, tmp_path, monkeypatch) -> Iterator[Callable[..., Bench]]:
     started = []
 
     def start(**options: Any) -> Bench:
-        environment = {LOCKS: os.environ[LOCKS]}
+        environment = {LOCKS: os.environ[LOCKS], GATE: str(tmp_path / "gate")}
         executor = RayExecutor(
             address=cluster.address,
-            worker=NodeWorker,
             environment=environment,
             expected_jobs=1,
-            **options,
+            **({"worker": NodeWorker} | options),
         )
         executor.start()
         started.append(executor)
@@ -143,3 +152,25 @@ def test_a_node_that_joins_is_used_and_one_that_dies_is_survived(bench, cluster)
     made.until(lambda: bool(made.of(Finished, again)))
     made.prune(survivors[1])
     assert made.of(Lost) == [lost]
+
+
+@pytest.mark.parametrize("patience", [60.0, 0.0])
+def test_a_worker_slow_to_start_keeps_its_trial_for_a_while(bench, tmp_path, monkeypatch, patience):
+    monkeypatch.setattr(ray_executor, "PATIENCE", patience)
+    made = bench(device="cpu", worker=LateWorker)
+    begun = made.submit(COMPLETE)
+    made.until(lambda: bool(made.of(Finished, begun)))
+    (first,) = made.seats(begun)
+    with FileLock(tmp_path / "gate"):
+        blocker = made.submit(WAIT)
+        made.seats(blocker)
+        late = made.submit(COMPLETE)
+        made.prune(blocker)
+        # The idle worker could have the trial at once.
+        again = made.submit(COMPLETE)
+        made.until(lambda: bool(made.of(Finished, again)))
+        if patience == 0.0:
+            made.until(lambda: bool(made.of(Finished, late)))
+        assert bool(made.of(Started, late)) == (patience == 0.0)
+    made.until(lambda: bool(made.of(Finished, late)))
+    assert (made.seats(late)[0]["pid"] == first["pid"]) == (patience == 0.0)
