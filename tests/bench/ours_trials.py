@@ -35,8 +35,9 @@ class Here:
     def __init__(self, slots: int | None) -> None:
         import torch
 
-        from trial.workbench import Workbench
+        from trial.workbench import Workbench, preload
 
+        preload("cpu")  # As every worker of a sweep does.
         torch.set_num_threads(1)
         self.slots = slots
         self.bench = Workbench()
