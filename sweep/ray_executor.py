@@ -92,6 +92,7 @@ class RayExecutor:
     _held: FileLock | None = None
     _reaper: subprocess.Popen[bytes] | None = None
     _ray: Any = None
+    _actor_class: Any = None
     _capacity: tuple[float, int] = (0.0, 1)
 
     def start(self) -> None:
@@ -101,6 +102,8 @@ class RayExecutor:
         import ray
 
         self._ray = ray
+        # Once for all workers: Ray takes a class apart and sends it to its nodes each time.
+        self._actor_class = ray.remote(self.worker)
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self.address:
             ray.init(address=self.address, **options)
@@ -344,7 +347,7 @@ class RayExecutor:
             habana = {k: v for k, v in self.environment.items() if k.startswith("PT_HPU_")}
             options["runtime_env"] = {"env_vars": {**KEEP_MODULES, **habana}}
         # Three threads: one trains, one hears that it should stop, one says where it sits.
-        actor = self._ray.remote(self.worker).options(
+        actor = self._actor_class.options(
             max_concurrency=3,
             max_restarts=0,
             num_cpus=need.pop("CPU", 0),

@@ -107,7 +107,8 @@ def test_a_dead_worker_is_reported_and_replaced(executor, submit):
 def test_a_worker_that_cannot_start_says_why_in_one_line(executor, submit, monkeypatch):
     submit(3), submit(3)
     gather(executor, ends(2))
-    monkeypatch.setattr(executor, "worker", helpers_ray.UnfitWorker)
+    unfit = executor._ray.remote(helpers_ray.UnfitWorker)
+    monkeypatch.setattr(executor, "_actor_class", unfit)
     submit(1)
     last = gather(executor, ends(1))[-1]
     assert last.message == "the worker could not start: ModuleNotFoundError: No module named 'peft'"
