@@ -11,6 +11,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -254,19 +255,28 @@ class RayExecutor:
             # It has not begun: its folder is as it was.
             self._said.append(Interrupted(number))
 
-    def close(self) -> None:
-        """End the workers and the Ray we started."""
+    def close(self, *, wait: bool = True) -> None:
+        """End the workers and the Ray we started.
+
+        Without `wait` Ray goes down in a thread that the process does not end before.
+        """
         if self._ray is None:
             return
         for crew in list(self._crews):
             self._retire(crew)
         with contextlib.suppress(Exception):  # A cluster that is gone wants nothing.
             self._demand(0)
-        self._ray.shutdown()
+        down = threading.Thread(target=self._shut_down, args=(self._ray,))
+        self._ray = None
+        down.start()
+        if wait:
+            down.join()
+
+    def _shut_down(self, ray: Any) -> None:
+        ray.shutdown()
         if self._reaper and self._reaper.stdin:
             # Ray is down: only its folder is left to remove.
             self._reaper.communicate(b".")
-        self._ray = None
 
     def _each(self) -> dict[str, float]:
         """What one rank holds."""

@@ -337,13 +337,16 @@ def _stop_at_once(number: int, frame: object) -> None:
 def _closing(executor: RayExecutor) -> Iterator[None]:
     """Free every device whatever happens. While nothing runs yet, a signal ends the sweep."""
     before = signal.signal(signal.SIGTERM, _stop_at_once)
+    ended = False
     try:
         yield
+        ended = True
     except SystemExit:
         # Ray's own handler of SIGTERM, while Ray starts.
         raise KeyboardInterrupt from None
     finally:
-        executor.close()
+        # After a sweep that ended as it should, the report is written while Ray goes down.
+        executor.close(wait=not ended)
         signal.signal(signal.SIGTERM, before)
 
 
