@@ -115,5 +115,8 @@ class Executor(Protocol):
     def stop(self, number: int, reason: StopReason) -> None:
         """Ask a trial to stop before its next optimizer step."""
 
-    def close(self) -> None:
-        """Free every device and end every process this executor started."""
+    def close(self, *, wait: bool = True) -> None:
+        """Free every device and end every process this executor started.
+
+        Without `wait` this may go on in the background; the process does not end before.
+        """

@@ -333,5 +333,5 @@ class ReplayExecutor:
             finished=time,
         )
 
-    def close(self) -> None:
+    def close(self, *, wait: bool = True) -> None:
         """Nothing was started."""

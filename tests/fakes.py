@@ -51,7 +51,7 @@ class ScriptedExecutor:
         self.stopped.append((number, reason))
         self._stopping[number] = reason
 
-    def close(self) -> None:
+    def close(self, *, wait: bool = True) -> None:
         self.closed = True
 
     def events(self, timeout: float) -> list[Event]:

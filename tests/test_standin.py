@@ -214,7 +214,7 @@ class InProcess:
     def stop(self, number: int, reason: str) -> None:
         raise AssertionError("nothing is pruned here")
 
-    def close(self) -> None:
+    def close(self, *, wait: bool = True) -> None:
         pass
 
 
