@@ -487,8 +487,7 @@ class RayExecutor:
         Idle, it would hold for ever what the other waits for. One that there is a place for is only
         slow to start: ended, it would be started again and be no sooner.
         """
-        idle = next((c for c in self._crews if c.single and c.used and c.job is None), None)
-        if idle is None:
+        if not any(c.single and c.used and c.job is None for c in self._crews):
             return
         for crew in self._crews:
             if crew.job is None or crew.used or crew.heard or not crew.single:
@@ -498,7 +497,8 @@ class RayExecutor:
             surplus = len(self._crews) > self._places(self._fitting())
             if surplus or time.monotonic() - crew.since > PATIENCE:
                 self._retire(crew)
-                idle.take(crew.job, *self._width_of(crew.job))
+                for number in sorted(crew.open):
+                    self._backlog.add(Job((crew.placed[number],), crew.key))
                 return
 
     def _retire(self, crew: Crew) -> None:
