@@ -88,12 +88,15 @@ format: $(STAMP) ## rewrite the code in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-.PHONY: bench bench-quick
+.PHONY: bench bench-quick bench-gpu
 bench: $(STAMP) ## measure everything beside the peers, into docs/bench.md (about 40 minutes, idle machine)
 	$(BIN)/python tests/bench/bench.py $(ARGS)
 
 bench-quick: $(STAMP) ## the same in about five minutes, one round each: for orientation
 	$(BIN)/python tests/bench/bench.py --quick $(ARGS)
+
+bench-gpu: $(STAMP) ## what packing gains on this machine's CUDA GPU, into docs/bench-gpu.md
+	$(BIN)/python tests/bench/bench.py --gpu $(ARGS)
 
 .PHONY: clean
 clean: ## remove the virtual environment and caches, never runs/

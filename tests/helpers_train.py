@@ -13,6 +13,9 @@ from trial.folder import Evaluation, Result, TrialFolder
 from trial.train import train
 from trial.workbench import Workbench
 
+DEVICE = os.environ.get("TEST_DEVICE", "cpu")
+"""What tests train on; `make test-cuda` says another."""
+
 
 class Material:
     """A model folder and a file of rows, made once, and one warm process to train in."""
@@ -44,7 +47,7 @@ class Material:
                 "per_device_train_batch_size": 8,
                 "per_device_eval_batch_size": 4,
             },
-            "device": "cpu",
+            "device": DEVICE,
         }
         for name, value in sections.items():
             merge = isinstance(value, dict) and name in content

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers_models import make_model
-from helpers_train import Material
+from helpers_train import DEVICE, Material
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -109,8 +109,8 @@ def test_mixed_trials_end_as_their_solo_runs(material, solo, slots):
 
 
 def test_a_device_is_asked_for_losses_only_where_they_are_written(material, solo, monkeypatch):
-    away = dataclasses.replace(devices.DEVICES["cpu"], free_reads=False)
-    monkeypatch.setitem(devices.DEVICES, "cpu", away)
+    away = dataclasses.replace(devices.DEVICES[DEVICE], free_reads=False)
+    monkeypatch.setitem(devices.DEVICES, DEVICE, away)
     waits: list[int] = []
     read = PackedJob._read_losses
 
@@ -570,8 +570,8 @@ def test_twenty_refills_compile_nothing(material, monkeypatch):
     """Ranks, scales, dropouts, rates, seeds, lengths, accumulation differ; slots stay empty."""
     from torch._dynamo.utils import counters
 
-    fixed = dataclasses.replace(devices.DEVICES["cpu"], fixed_shapes=True)
-    monkeypatch.setitem(devices.DEVICES, "cpu", fixed)
+    fixed = dataclasses.replace(devices.DEVICES[DEVICE], fixed_shapes=True)
+    monkeypatch.setitem(devices.DEVICES, DEVICE, fixed)
     monkeypatch.setattr(
         adamw, "_move", torch.compile(adamw._move, backend="aot_eager", dynamic=False)
     )

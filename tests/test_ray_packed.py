@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_train import Material
+from helpers_train import DEVICE, Material
 
 from sweep.backlog import PASSES, Backlog
 from sweep.executor import Evaluated, Event, Finished, Interrupted, Job, Lost, Placed, Started
@@ -26,7 +26,7 @@ def material(tmp_path_factory) -> Material:
 
 @pytest.fixture(scope="module")
 def executor() -> Iterator[RayExecutor]:
-    made = RayExecutor(device="cpu", concurrency=1, pack=2, expected_jobs=8)
+    made = RayExecutor(device=DEVICE, concurrency=1, pack=2, expected_jobs=8)
     made.start()
     yield made
     made.close()

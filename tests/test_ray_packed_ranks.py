@@ -54,7 +54,8 @@ def test_a_dead_rank_costs_its_job_alone(ranked, material):
     sweep = Sweep(ranked, material)
     training = {**HALF, "max_steps": 10**5}
     both = [sweep.submit(data={"max_length": 40}, training=training) for _ in range(2)]
-    sweep.until(lambda: len(sweep.of(Evaluated)) == 2)
+    # The checkpoint of an evaluation is there once the next one is told.
+    sweep.until(lambda: all(len(sweep.of(Evaluated).get(number, [])) > 1 for number in both))
     (crew,) = [crew for crew in ranked._crews if crew.open]
     os.kill(ranked._ray.get(crew.actors[1].pid.remote()), signal.SIGKILL)
     sweep.until(lambda: len(sweep.of(Lost)) == 2)

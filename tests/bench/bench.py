@@ -1,9 +1,11 @@
 """Every figure of speed beside its peers, in one run: `make bench`, `make bench-quick`.
 
-python tests/bench/bench.py [--quick] [--only a,d] [--rounds N] [--scratch FOLDER] [--page FILE]
+python tests/bench/bench.py [--gpu] [--quick] [--only a,d] [--rounds N] [--scratch FOLDER]
+    [--page FILE]
 
 Peers live in a virtual environment of their own (build/peers), made on first use from
-requirements-peers.txt. Arms take turns; ratios are taken within a round, medians over rounds.
+requirements-peers.txt; BENCH_PEERS_PYTHON names a Python that has them already. Arms take turns;
+ratios are taken within a round, medians over rounds.
 Writes the page and, beside it, the measured values as JSON.
 """
 
@@ -21,14 +23,16 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
+import bench_figures  # noqa: E402
+import bench_gpu  # noqa: E402
 import bench_peers  # noqa: E402
-from bench_figures import figures  # noqa: E402
 from bench_page import page  # noqa: E402
-from bench_run import Measured, machine, measure  # noqa: E402
+from bench_run import Measured, gpu, machine, measure  # noqa: E402
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gpu", action="store_true", help="the figures of a CUDA GPU")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller work")
     parser.add_argument("--only", help="letters of figures: a,d")
     parser.add_argument("--rounds", type=int, help="rounds of every figure")
@@ -39,16 +43,16 @@ def main() -> int:
     scratch = asked.scratch or Path(tempfile.mkdtemp(prefix="bench-"))
     scratch.mkdir(parents=True, exist_ok=True)
     wanted = asked.only.split(",") if asked.only else None
-    chosen = [
-        f for f in figures(asked.quick, scratch, asked.rounds) if not wanted or f.key in wanted
-    ]
+    made = (bench_gpu if asked.gpu else bench_figures).figures(asked.quick, scratch, asked.rounds)
+    chosen = [figure for figure in made if not wanted or figure.key in wanted]
     began = time.time()
     measured: list[Measured] = []
-    target = asked.page or (scratch if asked.quick or wanted else REPOSITORY / "docs") / "bench.md"
+    folder = scratch if asked.quick or wanted else REPOSITORY / "docs"
+    target = asked.page or folder / ("bench-gpu.md" if asked.gpu else "bench.md")
     for figure in chosen:
         measured.append(measure(figure, scratch, say))
         # After every figure: a run that is cut off has told what it has.
-        write(target, measured, asked.quick, began)
+        write(target, measured, asked, began)
     print(target.read_text())
     say(f"written: {target}")
     if asked.scratch is None and target.parent != scratch:
@@ -56,13 +60,14 @@ def main() -> int:
     return 0
 
 
-def write(target: Path, measured: list[Measured], quick: bool, began: float) -> None:
+def write(target: Path, measured: list[Measured], asked: argparse.Namespace, began: float) -> None:
     """The page and the values behind it."""
     about = {
         "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime(began)) + " UTC",
         "minutes": round((time.time() - began) / 60, 1),
-        "quick": quick,
-        "machine": dict(machine()),
+        "quick": asked.quick,
+        "command": "make bench-gpu" if asked.gpu else "make bench",
+        "machine": {**machine(), **({"gpu": gpu()} if asked.gpu else {})},
         "commit": commit(),
         "peers": bench_peers.versions(),
     }

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import bench_peers
 from bench_material import (
     REPOSITORY,
     Work,
@@ -26,7 +27,6 @@ from trial.config import parse
 from trial.folder import StudyFolder, TrialFolder
 
 HERE = Path(__file__).resolve().parent
-PEERS = REPOSITORY / "build" / "peers" / "bin" / "python"
 COMMAND = Path(sys.executable).with_name("gaudi-sweep")
 PACKS = "pack" in ResourceSpec.model_fields
 SLOTS, PROCESS_TRIALS = 8, 3
@@ -34,7 +34,7 @@ SLOTS, PROCESS_TRIALS = 8, 3
 
 def peers(script: str, *words: str) -> list[str]:
     """A command of the peers' Python."""
-    return [str(PEERS), str(HERE / script), *words]
+    return [str(bench_peers.python()), str(HERE / script), *words]
 
 
 def ours(script: str, *words: str) -> list[str]:
@@ -126,7 +126,7 @@ def makespan(rounds: int, work: Work) -> Figure:
 
 def folders_of(work: Work, folder: Path, first: int = 0) -> Sequence[Path]:
     """Prepared trial folders."""
-    write_rows(folder)
+    write_rows(folder, work.length)
     found = []
     for number, (rank, rate) in enumerate(points(work.trials)):
         content = trial_content(work, folder, rank, rate)
@@ -166,8 +166,7 @@ def steps_figure(rounds: int, works: Sequence[Work]) -> Figure:
     slots = SLOTS
     reaches = []
     for work in works:
-        cell = f"{work.batch}x{work.length}"
-        value = f"step_seconds_{cell}"
+        value = f"step_seconds_{work.cell}"
         shown = f"batch {work.batch} x {work.length}"
         reaches += [
             Reach(f"trainer steps, packed K = {slots}, {shown} / plain PyTorch + PEFT loop",
@@ -439,7 +438,7 @@ def saturated(rounds: int, scratch: Path) -> Figure:
     def written(made: Arm) -> Arm:
         def prepare(folder: Path) -> None:
             if not model.exists():
-                subprocess.run(ours("ours_packed.py", "model", str(model)), check=True)
+                subprocess.run(ours("ours_packed.py", "model", "512", str(model)), check=True)
             made.prepare(folder)
 
         return replace(made, prepare=prepare)

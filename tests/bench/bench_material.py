@@ -55,6 +55,13 @@ class Work:
     eval_batch: int = 16
     eval_rows: int = 32
     model: str = str(MODEL)
+    device: str = "cpu"
+    """On a GPU the base model is in bfloat16, and its products with it."""
+
+    @property
+    def cell(self) -> str:
+        """Batch and length: `2x128`."""
+        return f"{self.batch}x{self.length}"
 
     def words(self) -> list[str]:
         """The work as command-line words; `parse` reads them."""
@@ -66,21 +73,21 @@ class Work:
         return cls(**json.loads(text))
 
 
-def rows() -> list[dict[str, str]]:
+def rows(length: int = 0) -> list[dict[str, str]]:
     """Questions of a few tokens, answers longer than any row: no batch has padding to trim."""
-    draw = random.Random(0)
+    draw, words = random.Random(0), max(160, length * 5 // 4)
     return [
         {
             "question": f"list {number} {draw.choice(WORDS)}:",
-            "answer": " ".join(draw.choice(WORDS) for _ in range(160)),
+            "answer": " ".join(draw.choice(WORDS) for _ in range(words)),
         }
         for number in range(TRAIN_ROWS + EVAL_ROWS)
     ]
 
 
-def write_rows(folder: Path) -> tuple[Path, Path]:
+def write_rows(folder: Path, length: int = 0) -> tuple[Path, Path]:
     """The rows as two JSONL files, to train on and to evaluate on."""
-    lines = [json.dumps(row) + "\n" for row in rows()]
+    lines = [json.dumps(row) + "\n" for row in rows(length)]
     paths = folder / "train.jsonl", folder / "eval.jsonl"
     paths[0].write_text("".join(lines[:TRAIN_ROWS]))
     paths[1].write_text("".join(lines[TRAIN_ROWS:]))
@@ -115,8 +122,9 @@ def points(count: int) -> list[tuple[int, float]]:
 
 def trial_content(work: Work, folder: Path, rank: int, rate: float) -> dict[str, Any]:
     """One trial as `config.json` has it."""
+    half = work.device != "cpu"
     return {
-        "model": {"name_or_path": work.model},
+        "model": {"name_or_path": work.model, "dtype": "bfloat16" if half else "float32"},
         "data": {
             "path": str(folder / "train.jsonl"),
             "eval_path": str(folder / "eval.jsonl"),
@@ -132,8 +140,9 @@ def trial_content(work: Work, folder: Path, rank: int, rate: float) -> dict[str,
             "per_device_eval_batch_size": work.eval_batch,
             "eval_steps": work.eval_every,
             "logging_steps": 10,
+            "bf16": half,
         },
-        "device": "cpu",
+        "device": work.device,
     }
 
 

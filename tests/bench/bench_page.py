@@ -13,18 +13,20 @@ PROFILE = "profile: "
 
 def page(measured: Sequence[Measured], about: Mapping[str, Any]) -> str:
     """Markdown of a whole run."""
-    return "\n".join([*_head(about), *_table(measured), *_arms(measured)]) + "\n"
+    arms = _arms(measured, about["command"])
+    return "\n".join([*_head(about), *_table(measured), *arms]) + "\n"
 
 
 def _head(about: Mapping[str, Any]) -> Iterator[str]:
     machine, quick = about["machine"], about["quick"]
-    command = "make bench-quick" if quick else "make bench"
+    command = about["command"] + (" (quick)" if quick else "")
+    used = machine.get("gpu", "no accelerator used")
     peers = ", ".join(f"{name} {version}" for name, version in about["peers"].items())
     yield "# Speed beside the peers"
     yield ""
     yield f"Written by `{command}` on {about['date']} ({about['minutes']:.0f} minutes) from "
     yield f"`{about['commit']}`: {machine['cores']} cores ({machine['processor']}), "
-    yield f"{machine['memory_gb']} GB, no accelerator used, Python {machine['python']}."
+    yield f"{machine['memory_gb']} GB, {used}, Python {machine['python']}."
     yield f"Peers, in an environment of their own: {peers}."
     yield ""
     yield "Arms take turns, each in a fresh process; a ratio is taken within a round. Shown are the"
@@ -71,12 +73,12 @@ def _cell(text: str) -> str:
     return text.replace("|", "/").replace("\n", " ")[:200]
 
 
-def _arms(measured: Sequence[Measured]) -> Iterator[str]:
+def _arms(measured: Sequence[Measured], command: str) -> Iterator[str]:
     for found in measured:
         figure = found.figure
         yield f"## {figure.key}. {figure.title}"
         yield ""
-        yield f'`make bench ARGS="--only {figure.key}"`. Load average at the rounds: ' + (
+        yield f'`{command} ARGS="--only {figure.key}"`. Load average at the rounds: ' + (
             ", ".join(f"{load:g}" for load in found.load) + "."
         )
         yield from figure.notes

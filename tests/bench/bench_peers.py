@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,14 @@ from bench_material import REPOSITORY
 PINS = Path(__file__).with_name("requirements-peers.txt")
 FOLDER = REPOSITORY / "build" / "peers"
 STAMP = FOLDER / "installed.txt"
+GIVEN = "BENCH_PEERS_PYTHON"
+"""A Python that has the peers already, where none can be installed."""
 NAMED = ("ray", "optuna", "optimum-habana", "transformers", "peft", "torch", "accelerate")
+
+
+def python() -> Path:
+    """The peers' Python."""
+    return Path(os.environ.get(GIVEN) or FOLDER / "bin" / "python")
 
 
 def install(say: Callable[[str], None]) -> None:
@@ -21,6 +29,8 @@ def install(say: Callable[[str], None]) -> None:
 
     Bytecode is compiled: the peers' imports must not be slower than ours.
     """
+    if GIVEN in os.environ:
+        return
     if STAMP.exists() and STAMP.read_text() == PINS.read_text():
         return
     say(f"making the peers' environment in {FOLDER}")
@@ -29,7 +39,7 @@ def install(say: Callable[[str], None]) -> None:
     uv = [sys.executable, "-m", "uv"]
     make = [*uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(FOLDER)]
     subprocess.run(make, check=True, env=environment)
-    words = [*uv, "pip", "install", "--quiet", "--python", str(FOLDER / "bin" / "python")]
+    words = [*uv, "pip", "install", "--quiet", "--python", str(python())]
     words += ["--compile-bytecode", *_find_links(), "--requirement", str(PINS)]
     # Here uv finds the project's overrides: optimum-habana without diffusers.
     subprocess.run(words, check=True, env=environment, cwd=REPOSITORY)
@@ -47,10 +57,10 @@ def _find_links() -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """The pinned versions of the peers themselves."""
-    found = {}
-    for line in PINS.read_text().splitlines():
-        name, _, version = line.partition("==")
-        if version and name.partition("[")[0] in NAMED:
-            found[name] = version
-    return found
+    """The versions of the peers themselves."""
+    code = "import importlib.metadata as m, json, sys; print(json.dumps([m.version(n) for n in "
+    code += "sys.argv[1:]]))"
+    done = subprocess.run(
+        [str(python()), "-c", code, *NAMED], capture_output=True, text=True, check=True
+    )
+    return dict(zip(NAMED, json.loads(done.stdout), strict=True))

@@ -229,6 +229,16 @@ def _process(command: Sequence[str], folder: Path) -> tuple[int, str, str]:
     return process.returncode, output, errors
 
 
+def gpu() -> str:
+    """The GPU that is measured on."""
+    words = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    except OSError:
+        return "no GPU"
+    return f"one {done.stdout.splitlines()[0]}" if done.returncode == 0 else "no GPU"
+
+
 def machine() -> Mapping[str, Any]:
     """What was measured on."""
     import platform

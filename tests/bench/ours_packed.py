@@ -2,7 +2,7 @@
 
 python tests/bench/ours_packed.py refill HOME       trains the folders of HOME in four slots
 python tests/bench/ours_packed.py compile           20 refills under torch.compile
-python tests/bench/ours_packed.py model FOLDER      writes a random Llama, hidden 512, 8 layers
+python tests/bench/ours_packed.py model SIZE FOLDER      writes a Llama of random weights
 
 Compiled by dynamo and AOT autograd, without a code generator: what is compiled again depends on the
 first two, and a recompilation is made an error once the first step is done.
@@ -118,16 +118,31 @@ def step(engine: Any, rates: list[float], rule: Any) -> None:
     engine.step([rule(1, rate, 0.0, (0.9, 0.999), 1e-6, 1.0) for rate in rates])
 
 
-def write_model(folder: Path) -> dict[str, float]:
-    """A Llama of random weights that saturates a core, with the tiny model's tokenizer."""
+SIZES = {
+    "512": (512, 1408, 8, 8, 2048),
+    "0.5b": (1024, 4096, 24, 16, 32000),
+    "7b": (4096, 11008, 32, 32, 32000),
+}
+"""Hidden and intermediate size, layers, heads, vocabulary."""
+
+
+def write_model(size: str, folder: Path) -> dict[str, float]:
+    """A Llama of random weights with the tiny model's tokenizer; the large ones in bfloat16."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
+    hidden, intermediate, layers, heads, tokens = SIZES[size]
     settings = json.loads((MODEL / "config.json").read_text())
-    settings |= {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8}
-    settings |= {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64}
-    LlamaForCausalLM(LlamaConfig(**settings)).save_pretrained(folder)
+    settings |= {"hidden_size": hidden, "intermediate_size": intermediate, "vocab_size": tokens}
+    settings |= {"num_attention_heads": heads, "num_key_value_heads": heads}
+    settings |= {"num_hidden_layers": layers, "head_dim": hidden // heads}
+    settings |= {"max_position_embeddings": 4096}
+    if tokens > 2048:
+        torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = LlamaForCausalLM(LlamaConfig(**settings))
+    model.save_pretrained(folder)
     for file in MODEL.glob("*token*"):
         shutil.copy(file, folder)
     return {}
@@ -140,7 +155,7 @@ def main(how: str, *words: str) -> None:
         elif how == "compile":
             told = compiled()
         else:
-            told = write_model(Path(words[0]))
+            told = write_model(words[0], Path(words[1]))
     except ImportError as error:
         if not str(error.name).startswith("trial.packed"):
             raise

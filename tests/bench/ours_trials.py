@@ -32,12 +32,12 @@ def in_processes(folders: list[Path]) -> None:
 class Here:
     """Trains in this process, over one workbench."""
 
-    def __init__(self, slots: int | None) -> None:
+    def __init__(self, slots: int | None, device: str) -> None:
         import torch
 
         from trial.workbench import Workbench, preload
 
-        preload("cpu")  # As every worker of a sweep does.
+        preload(device)  # As every worker of a sweep does.
         torch.set_num_threads(1)
         self.slots = slots
         self.bench = Workbench()
@@ -81,9 +81,14 @@ def step_seconds(folders: list[Path]) -> float:
     return spent / sum(result.steps for result in results)
 
 
+def content_of(folder: Path) -> dict[str, Any]:
+    """A trial as its file has it."""
+    return json.loads((folder / "config.json").read_text())
+
+
 def cell(folder: Path) -> str:
     """Batch and length of a trial: `2x128`."""
-    content = json.loads((folder / "config.json").read_text())
+    content = content_of(folder)
     batch = content["training"]["per_device_train_batch_size"]
     return f"{batch}x{content['data']['max_length']}"
 
@@ -91,7 +96,10 @@ def cell(folder: Path) -> str:
 def train_homes(how: str, homes: list[Path], slots: int, steps: bool) -> dict[str, float]:
     """Train everything; what an optimizer step costs in each home."""
     told: dict[str, float] = {}
-    here = None if how == "process" else Here(slots if how == "packed" else None)
+    here = None
+    if how != "process":
+        first = next((homes[0] / "trials").iterdir())
+        here = Here(slots if how == "packed" else None, content_of(first)["device"])
     for home in homes:
         folders = sorted((home / "trials").iterdir())
         if here is None:
@@ -104,9 +112,11 @@ def train_homes(how: str, homes: list[Path], slots: int, steps: bool) -> dict[st
         here.train(folders)
         if steps:
             told[f"step_seconds_{cell(folders[0])}"] = step_seconds(folders)
-            told[f"wall_seconds_{cell(folders[0])}"] = time.perf_counter() - began
+            wall = time.perf_counter() - began
+            told[f"wall_seconds_{cell(folders[0])}"] = wall
+            told[f"trials_per_hour_{cell(folders[0])}"] = 3600 * len(folders) / wall
         if here.slots is not None:
-            told["slots"] = here.taken
+            told[f"slots_{cell(folders[0])}"] = here.taken
     return told
 
 

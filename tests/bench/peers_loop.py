@@ -95,7 +95,7 @@ def main(folder: Path, works: list[Work]) -> None:
         for point in points(work.trials):
             base, spent = train(base, work, point, data)
             seconds += spent
-        told[f"{work.batch}x{work.length}"] = seconds / (work.trials * work.steps)
+        told[work.cell] = seconds / (work.trials * work.steps)
     print(json.dumps({f"step_seconds_{cell}": value for cell, value in told.items()}))
 
 

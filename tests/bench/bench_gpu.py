@@ -1,0 +1,98 @@
+"""The figures of `make bench-gpu`: the same trials packed and one at a time, on one CUDA GPU."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bench_figures import ours, peers, trials_arm
+from bench_material import Work
+from bench_run import Arm, Figure, Reach
+
+HALF = Work(trials=4, steps=40, eval_every=20, length=512, model="llama-0.5b", device="cuda")
+"""One at a time; packed arms train more, so that slots are refilled."""
+PACKED_TRIALS = 32
+SEVEN = Work(
+    trials=2, steps=3, eval_every=3, eval_rows=2, eval_batch=2, batch=4, length=2048,
+    model="llama-7b", device="cuda",
+)  # fmt: skip
+
+
+def figures(quick: bool, scratch: Path, rounds: int | None = None) -> list[Figure]:
+    """All of them, at full or quick size."""
+    works = [replace(HALF, batch=batch, model=str(scratch / HALF.model)) for batch in (1, 2)]
+    if quick:
+        works = [replace(works[0], trials=2, steps=20, eval_every=20)]
+    seven = replace(SEVEN, model=str(scratch / SEVEN.model))
+    return [
+        hourly(rounds or (1 if quick else 5), works, 8 if quick else PACKED_TRIALS),
+        saturated(rounds or 1, seven),
+    ]
+
+
+def hourly(rounds: int, works: Sequence[Work], many: int) -> Figure:
+    """Trials an hour, of a half-billion Llama."""
+    more = [replace(work, trials=many) for work in works]
+
+    def trainer(folder: Path) -> list[str]:
+        return peers("peers_trainer.py", str(folder), *(w.words()[0] for w in works))
+
+    reaches = []
+    for work in works:
+        value = f"trials_per_hour_{work.cell}"
+        shown = f"batch {work.batch} x {work.length}"
+        reaches += [
+            Reach(f"trials an hour, packed (K = auto), {shown} / Trainer, one at a time",
+                  ("packed, K = auto", value), ("Trainer", value), 3, at_least=True),
+            Reach(f"trials an hour, unpacked, {shown} / Trainer, one at a time",
+                  ("solo", value), ("Trainer", value)),
+        ]  # fmt: skip
+    return Figure(
+        "i",
+        f"Trials an hour on one GPU: Llama of 0.5 B parameters, bf16, {works[0].steps} steps, "
+        f"evaluated every {works[0].eval_every}",
+        [
+            on("0.5b", works[0], Arm("Trainer", trainer)),
+            on("0.5b", works[0], trials_arm("solo", works, "solo", 1, steps=True)),
+            on("0.5b", works[0], trials_arm("packed, K = auto", more, "packed", 0, steps=True)),
+        ],
+        reaches,
+        rounds,
+        [
+            "Imports and base model are paid beforehand in all three, and one trial is trained "
+            f"unmeasured. One at a time {works[0].trials} trials are measured, packed {many}; the "
+            "measurement of how many slots pay is in the packed arm's time."
+        ],
+    )
+
+
+def saturated(rounds: int, work: Work) -> Figure:
+    """A base model whose every step fills the GPU."""
+    value = f"step_seconds_{work.cell}"
+    hot, auto = "hot job, K = 1", "packed, K = auto"
+    return Figure(
+        "j",
+        f"Where packing does not pay: a 7B Llama, bf16, batch {work.batch} x {work.length}",
+        [
+            on("7b", work, trials_arm(hot, [work], "packed", 1, steps=True)),
+            on("7b", work, trials_arm(auto, [work], "packed", 0, steps=True)),
+        ],
+        [
+            Reach("7B: optimizer step at K = 1 / at the K that `auto` takes",
+                  (hot, value), (auto, value)),
+        ],
+        rounds,
+    )  # fmt: skip
+
+
+def on(size: str, work: Work, arm: Arm) -> Arm:
+    """The arm, after the model of random weights has been written for the first of them."""
+
+    def prepare(folder: Path) -> None:
+        if not Path(work.model).exists():
+            subprocess.run(ours("ours_packed.py", "model", size, work.model), check=True)
+        arm.prepare(folder)
+
+    return replace(arm, prepare=prepare)
