@@ -53,6 +53,10 @@ class Device:
     """Whether a new shape costs a compilation: batches are never trimmed then."""
     free_reads: bool
     """Whether reading a tensor's value waits for nothing: losses are checked at every step then."""
+    record: Callable[[Callable[[], Any], Any], tuple[Any, Any]] | None = None
+    """Records what a function launches, in the memory of an earlier recording if one is given.
+
+    Returns the recording, whose `replay()` launches it again, and what the function returned."""
     counters: Callable[[], dict[str, float]] = lambda: {}
     """What the device has counted since `reset_peak`, by the name of a metric."""
 
@@ -196,6 +200,21 @@ def _cuda_synchronise() -> None:
     torch.cuda.synchronize()
 
 
+def _cuda_record(body: Callable[[], Any], earlier: Any) -> tuple[Any, Any]:
+    import torch
+
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    pool = None if earlier is None else earlier.pool()
+    try:
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            found = body()
+    except BaseException:
+        # A recording that ends badly leaves its own stream behind as the current one.
+        torch.cuda.set_stream(stream)
+        raise
+    return graph, found
+
+
 DEVICES: dict[str, Device] = {
     "hpu": Device(
         name="hpu",
@@ -238,6 +257,7 @@ DEVICES: dict[str, Device] = {
         backend="nccl",
         fixed_shapes=False,
         free_reads=False,
+        record=_cuda_record,
     ),
     "cpu": Device(
         name="cpu",

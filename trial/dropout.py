@@ -52,9 +52,9 @@ class Places:
         self.keys: torch.Tensor | None = None
         """int32 [rows, columns, 1]."""
 
-    def set(self, rows: Sequence[int], columns: int, device: torch.device) -> None:
+    def set(self, rows: Sequence[int] | torch.Tensor, columns: int, device: torch.device) -> None:
         """Say what the next batch is: a `row_key` for each row, and its columns."""
-        keys = torch.tensor(rows, dtype=torch.int32).to(device).view(-1, 1, 1)
+        keys = torch.as_tensor(rows, dtype=torch.int32).to(device).view(-1, 1, 1)
         numbers = torch.arange(columns, dtype=torch.int32, device=device).view(1, -1, 1)
         self.keys = _mixed(keys + numbers * _ODD[0])
 

@@ -70,12 +70,24 @@ def exact_loss(forward: Forward, batches: Iterable[Batch], *, dense: bool, ranks
 
 def total_loss(forward: Forward, batches: Iterable[Batch], *, dense: bool) -> tuple[float, int]:
     """Nats over all tokens of these batches, and how many tokens those are."""
+
+    def nats(batch: Batch) -> torch.Tensor:
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        return summed_loss(forward(inputs), batch["labels"], dense=dense)
+
+    return add_up(nats, batches)
+
+
+def add_up(nats: Callable[[Batch], torch.Tensor], batches: Iterable[Batch]) -> tuple[float, int]:
+    """Nats over all tokens of these batches, and how many tokens those are.
+
+    `nats` gives a batch's as a tensor, which may still lie on the device.
+    """
     sums, count = [], 0
     with torch.no_grad():
         for batch in batches:
             count += int(count_targets(batch))
-            inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-            sums.append(summed_loss(forward(inputs), batch["labels"], dense=dense))
+            sums.append(nats(batch))
     # One transfer from the device; added up there in float64, which not every device has.
     return float(torch.stack(sums).cpu().double().sum()) if sums else 0.0, count
 

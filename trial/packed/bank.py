@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from trial.dropout import LOWEST, Places, feature_keys, survivors, threshold
+from trial.packed.passes import Given
 from trial.packed.skeleton import Drawn
 
 
@@ -142,29 +143,41 @@ class Bank:
 
     # The batch at hand
 
-    def pick(self, slots: Sequence[int]) -> None:
-        """Say which slots the next batch holds, in equally many rows each; nothing is dropped."""
-        every = list(slots) == list(range(self.slots))
-        self.picked = None if every else torch.tensor(list(slots), device=self.device)
-        self.count = len(slots)
-        self._thresholds = self._gains = None
+    def company(self, slots: Sequence[int]) -> Given:
+        """What a batch of these slots, in equally many rows each, tells the layers; on the host."""
+        if list(slots) == list(range(self.slots)):
+            return {}
+        return {"picked": torch.tensor(list(slots))}
 
-    def drop(self, slots: Sequence[int], rows: Sequence[int], columns: int) -> None:
-        """Place the rows of a training batch for dropout.
+    def dropping(self, slots: Sequence[int], rows: Sequence[int]) -> Given:
+        """What a training batch adds to that for dropout: `rows` are its rows' keys.
 
-        Where nobody drops there is nothing to do, unless leaving it out were another graph.
+        Where nobody drops that is nothing, unless leaving it out were another graph.
         """
         drops = [self.drops[slot] for slot in slots]
         if self.flat and not any(drops):
-            return
-        self.places.set(rows, columns, self.device)
+            return {}
         share = len(rows) // len(slots)
         limits = [threshold(p) if p else LOWEST for p in drops for _ in range(share)]
         gains = [1.0 - p for p in drops for _ in range(share)]
-        self._thresholds = torch.tensor(limits, dtype=torch.int32, device=self.device).view(
-            -1, 1, 1
-        )
-        self._gains = torch.tensor(gains, device=self.device).view(-1, 1, 1)
+        return {
+            "rows": torch.tensor(rows, dtype=torch.int32),
+            "thresholds": torch.tensor(limits, dtype=torch.int32).view(-1, 1, 1),
+            "gains": torch.tensor(gains).view(-1, 1, 1),
+        }
+
+    def take(self, given: Given, columns: int) -> None:
+        """Go by what `company` and `dropping` have said, once it is on the device."""
+        self.picked = given.get("picked")
+        self.count = self.slots if self.picked is None else len(self.picked)
+        self._thresholds, self._gains = given.get("thresholds"), given.get("gains")
+        if "rows" in given:
+            self.places.set(given["rows"], columns, self.device)
+
+    @property
+    def drops_none(self) -> bool:
+        """Whether the batch at hand is one without dropout."""
+        return self._gains is None
 
     def dropped(self, x: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """A layer's input after dropout."""
@@ -201,11 +214,14 @@ class SlotLinear(nn.Module):
         bank, layer = self.bank, self.layer
         base = self.base(x)
         a, b, scale = bank.of(layer.a), bank.of(layer.b), bank.of(layer.scale)
-        inner = bank.dropped(x.to(a.dtype), layer.keys)
+        cast = torch.is_autocast_enabled(x.device.type)
+        # Autocast takes the products' inputs down again: to float32 and back changes nothing.
+        inner = x if cast and bank.drops_none else bank.dropped(x.to(a.dtype), layer.keys)
         inner = inner.reshape(bank.count, -1, x.shape[-1])
         inner = torch.bmm(inner, a.transpose(1, 2)) * scale
-        if base.dtype == inner.dtype:
+        if cast or base.dtype == inner.dtype:
             whole = base.reshape(bank.count, -1, base.shape[-1])
+            inner, b = inner.to(base.dtype), b.to(base.dtype)
             return torch.baddbmm(whole, inner, b.transpose(1, 2)).view_as(base)
         return (base + torch.bmm(inner, b.transpose(1, 2)).view_as(base)).to(base.dtype)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,9 +17,11 @@ from torch.nn.functional import cross_entropy
 from trial import gaudi
 from trial.batches import IGNORED, Batch, Collator, open_mask
 from trial.devices import Device
-from trial.loss import total_loss
+from trial.loss import add_up, summed_loss
 from trial.packed.adamw import Rule, SlotAdamW
+from trial.packed.attention import causal_only
 from trial.packed.bank import Bank, install, uninstall
+from trial.packed.passes import Given, Passes
 from trial.packed.skeleton import Drawn, NotPackableError
 
 # Gradients are views of one block on purpose.
@@ -57,12 +59,23 @@ class Engine:
         self.ranks = ranks
         self._extra = device.evaluation_inputs(SimpleNamespace(model=base, args=args))
         self._cast = torch.bfloat16 if args.bf16 else None
+        self._attention = ExitStack()
         install(self.base, self.bank)
+        # Of several ranks each would record by itself, and what fails on one fails on all.
+        able = device.record is not None and ranks == 1
+        able = able and self._attention.enter_context(causal_only(self.base))
+        self._passes = Passes(self.bank.device, device.record if able else None)
 
     def close(self) -> Any:
         """The base model as it was."""
+        self._passes.forget()
+        self._attention.close()
         uninstall(self.base, self.bank)
         return self.base
+
+    def forget_recordings(self) -> bool:
+        """Give their memory back and do without; whether there can have been any."""
+        return self._passes.forget()
 
     def load(self, slot: int, drawn: Drawn, dropout: float) -> None:
         """Put a fresh adapter into a slot."""
@@ -87,14 +100,15 @@ class Engine:
         """
         slots = [slot for slot, _, _, _ in shares]
         self.base.train()
-        self.bank.pick(slots)
         batch = self._batch([row for _, rows, _, _ in shares for row in rows])
         keys = [key for _, _, row_keys, _ in shares for key in row_keys]
-        self.bank.drop(slots, keys, batch["input_ids"].shape[1])
-        labels = batch.pop("labels")
-        sums = self._sums(self._logits(batch), labels, len(slots))
-        targets = torch.tensor([max(1, count) for *_, count in shares], device=self.bank.device)
-        losses = sums / targets
+        batch |= self.bank.company(slots) | self.bank.dropping(slots, keys)
+        batch["targets"] = torch.tensor([max(1, count) for *_, count in shares])
+        return self._passes.run("train", batch, self._train)
+
+    def _train(self, given: Given) -> torch.Tensor:
+        logits, labels = self._logits(given), given["labels"]
+        losses = self._sums(logits, labels, self.bank.count) / given["targets"]
         losses.sum().backward()
         gaudi.mark_step()
         return losses.detach()
@@ -128,26 +142,32 @@ class Engine:
     def evaluate(self, slot: int, batches: Iterable[Batch], alive: Any) -> tuple[float, int]:
         """The eval loss of one slot over these batches: nats, and over how many tokens."""
         self.base.eval()
-        self.bank.pick([slot])
+        company = self.bank.company([slot])
 
-        def forward(inputs: Batch) -> torch.Tensor:
+        def nats(batch: Batch) -> torch.Tensor:
             alive()
-            inputs = inputs if self.device.fixed_shapes else open_mask(inputs)
-            logits = self._logits(self._moved(inputs))
-            gaudi.mark_step()
-            return logits
+            batch = batch if self.device.fixed_shapes else open_mask(batch)
+            return self._passes.run("evaluate", batch | company, self._evaluate)
 
-        return total_loss(forward, batches, dense=self.device.fixed_shapes)
+        return add_up(nats, batches)
+
+    def _evaluate(self, given: Given) -> torch.Tensor:
+        logits = self._logits(given)
+        gaudi.mark_step()
+        return summed_loss(logits, given["labels"], dense=self._dense)
+
+    @property
+    def _dense(self) -> bool:
+        """Whether masked positions cost less than to wait for their number."""
+        return self.device.fixed_shapes or not self.device.free_reads
 
     def _batch(self, rows: list[Batch]) -> Batch:
         batch = {name: tensor[:, : self.columns] for name, tensor in _stacked(rows).items()}
-        return self._moved(batch if self.device.fixed_shapes else open_mask(batch))
+        return batch if self.device.fixed_shapes else open_mask(batch)
 
-    def _moved(self, batch: Batch) -> Batch:
-        device = self.bank.device
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-
-    def _logits(self, inputs: Batch) -> torch.Tensor:
+    def _logits(self, given: Given) -> torch.Tensor:
+        inputs = {name: given[name] for name in ("input_ids", "attention_mask")}
+        self.bank.take(given, inputs["input_ids"].shape[1])
         cast = nullcontext()
         if self._cast is not None:
             cast = torch.autocast(self.bank.device.type, dtype=self._cast)  # type: ignore[assignment]
@@ -158,8 +178,7 @@ class Engine:
     def _sums(self, logits: torch.Tensor, labels: torch.Tensor, slots: int) -> torch.Tensor:
         """Nats over the labelled tokens of each slot's rows, [slots]."""
         predictions, targets = logits[:, :-1], labels[:, 1:]
-        if self.device.fixed_shapes or not self.device.free_reads:
-            # Masked positions cost less than to wait for their number.
+        if self._dense:
             losses = cross_entropy(
                 predictions.flatten(0, 1).float(),
                 targets.flatten(),

@@ -422,21 +422,30 @@ class PackedJob:
     def _failed_turn(self, slots: list[Slot], error: Exception) -> None:
         """Out of memory halves the slots; any other failure of the whole lets each train alone."""
         full, whole = _is_full(error), _name(error) != HalfSteppedError.__name__
+        if full and whole and self.floor.engine.forget_recordings():
+            # With their memory it may fit.
+            self._again(slots)
+            release()
+            return
         if len(slots) == 1 and not (full and self.floor.slots > 1):
             self._leave(slots[0])
             self._fail(slots[0].entry, slots[0].session, error)
             self.bench.reusable = False
             return
-        self.floor.engine.forget_gradients()
-        self._read_losses()
-        for slot in slots:
-            slot.step_again()
+        self._again(slots)
         if not full:
             self._clear_out(alone=True, keep=whole)
             raise error
         self._too_many(self.floor.slots if self.floor.device.fixed_shapes else len(slots), error)
         if not whole:
             self._clear_out(alone=False, keep=False)
+
+    def _again(self, slots: list[Slot]) -> None:
+        """Forget what has been done of the step at hand."""
+        self.floor.engine.forget_gradients()
+        self._read_losses()
+        for slot in slots:
+            slot.step_again()
 
     def _too_many(self, crowd: int, error: Exception) -> None:
         """So many trials at once take more memory than there is."""
