@@ -21,11 +21,14 @@ from trial.packed.skeleton import Drawn
 class SlotLayer:
     """The adapters of one layer in all slots."""
 
-    def __init__(self, name: str, a: torch.Tensor, b: torch.Tensor, site: int) -> None:
+    def __init__(
+        self, name: str, a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor, site: int
+    ) -> None:
         self.name = name
         self.a = a
         self.b = b
-        self.scale = torch.zeros(len(a), 1, 1, device=a.device)
+        self.scale = scale
+        """[K, 1, 1]."""
         self.keys = feature_keys(site, a.shape[2]).to(a.device)
 
 
@@ -60,9 +63,12 @@ class Bank:
         self.blocks: list[tuple[torch.Tensor, torch.Tensor]] = []
         """Values and gradients, each [K, ...]."""
         tensors = list(self._flat(shapes) if flat else self._apart(shapes))
+        self.scales = torch.zeros(len(drawn.layers), slots, 1, 1, device=device)
         self.layers = [
-            SlotLayer(layer.name, tensors[2 * index], tensors[2 * index + 1], layer.site)
-            for index, layer in enumerate(drawn.layers)
+            SlotLayer(layer.name, a, b, scale, layer.site)
+            for layer, a, b, scale in zip(
+                drawn.layers, tensors[::2], tensors[1::2], self.scales, strict=True
+            )
         ]
 
     def _flat(self, shapes: Sequence[tuple[int, int]]) -> Iterator[torch.Tensor]:
@@ -89,12 +95,10 @@ class Bank:
     def load(self, slot: int, drawn: Drawn, dropout: float) -> None:
         """Put a fresh adapter into a slot; nothing of what was there remains, NaN included."""
         self.clear(slot)
+        self.write(slot, [(layer.a, layer.b) for layer in drawn.layers])
         with torch.no_grad():
-            for layer, fresh in zip(self.layers, drawn.layers, strict=True):
-                r = len(fresh.a)
-                layer.a[slot, :r] = fresh.a.to(self.device)
-                layer.b[slot, :, :r] = fresh.b.to(self.device)
-                layer.scale[slot] = fresh.scale
+            scales = torch.tensor([layer.scale for layer in drawn.layers])
+            self.scales[:, slot] = scales.view(-1, 1, 1).to(self.device)
         self.drops[slot] = dropout
 
     def clear(self, slot: int) -> None:
@@ -103,43 +107,42 @@ class Bank:
             for value, grad in self.blocks:
                 value[slot].zero_()
                 grad[slot].zero_()
-            for layer in self.layers:
-                layer.scale[slot] = 0.0
+            self.scales[:, slot] = 0.0
         self.drops[slot] = 0.0
 
     def read(self, slot: int, drawn: Drawn, of: Sequence[torch.Tensor] | None = None) -> list[Any]:
         """A and B of every layer at the trial's true rank, on the CPU; of other blocks if given."""
-        found = []
-        for (a, b), fresh in zip(self.pairs(of), drawn.layers, strict=True):
-            r = len(fresh.a)
-            found.append(
-                (a[slot, :r].detach().cpu().clone(), b[slot, :, :r].detach().cpu().clone())
-            )
-        return found
+        here = [block[slot].detach().cpu() for block in self._values(of)]
+        return [
+            (a[: len(fresh.a)].clone(), b[:, : len(fresh.a)].clone())
+            for (a, b), fresh in zip(self._pairs(here), drawn.layers, strict=True)
+        ]
 
     def write(
         self, slot: int, tensors: Sequence[Any], of: Sequence[torch.Tensor] | None = None
     ) -> None:
         """What `read` gave, back into a slot."""
+        blocks = self._values(of)
+        here = [torch.zeros(block.shape[1:]) for block in blocks]
+        for (a, b), (saved_a, saved_b) in zip(self._pairs(here), tensors, strict=True):
+            a[: len(saved_a)] = saved_a
+            b[:, : len(saved_a)] = saved_b
+        # One copy for each block: a GPU takes hundreds of small ones as slowly as large ones.
         with torch.no_grad():
-            for (a, b), (saved_a, saved_b) in zip(self.pairs(of), tensors, strict=True):
-                r = len(saved_a)
-                a[slot, :r] = saved_a.to(self.device)
-                b[slot, :, :r] = saved_b.to(self.device)
+            for block, whole in zip(blocks, here, strict=True):
+                block[slot].copy_(whole)
 
-    def pairs(self, of: Sequence[torch.Tensor] | None = None) -> list[tuple[Any, Any]]:
-        """A and B of every layer; or what lies in the same places of blocks like `blocks`."""
-        if of is None:
-            return [(layer.a, layer.b) for layer in self.layers]
-        if len(of) > 1:
-            return list(zip(of[::2], of[1::2], strict=True))
-        tensors, at = [], 0
-        for layer in self.layers:
-            for like in (layer.a, layer.b):
-                size = like.shape[1] * like.shape[2]
-                tensors.append(of[0][:, at : at + size].unflatten(1, like.shape[1:]))
-                at += size
-        return list(zip(tensors[::2], tensors[1::2], strict=True))
+    def _values(self, of: Sequence[torch.Tensor] | None) -> Sequence[torch.Tensor]:
+        return [value for value, _ in self.blocks] if of is None else of
+
+    def _pairs(self, row: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """A and B of every layer, of one slot's row of each block."""
+        parts: Sequence[torch.Tensor] = row
+        if self.flat:
+            shapes = [like.shape[1:] for layer in self.layers for like in (layer.a, layer.b)]
+            pieces = row[0].split([shape.numel() for shape in shapes])
+            parts = [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+        return list(zip(parts[::2], parts[1::2], strict=True))
 
     # The batch at hand
 

@@ -48,6 +48,14 @@ class Drawn:
     parameters: tuple[int, int]
     """Trainable and all parameters."""
 
+    def size(self) -> int:
+        """Bytes."""
+        return sum(layer.a.nbytes + layer.b.nbytes for layer in self.layers)
+
+
+KEPT = 1 << 29
+"""Bytes of drawn adapters that are kept: trials of one seed and rank start from the same one."""
+
 
 class Skeleton:
     """A copy of a base model whose weights take no memory."""
@@ -55,6 +63,7 @@ class Skeleton:
     def __init__(self, base: Any) -> None:
         memo: dict[int, Any] = {id(p): _hollow(p) for p in base.parameters()}
         self.model = copy.deepcopy(base, memo)
+        self._drawn: dict[tuple[str, int], Drawn] = {}
 
     def draw(self, config: TrialConfig) -> Drawn:
         """The adapter that the trial's seed gives, as in a run of its own.
@@ -62,6 +71,15 @@ class Skeleton:
         Raises:
             NotPackableError: PEFT adapts something else than linear layers.
         """
+        # All that the draw depends on; what else a trial says is the slot's.
+        key = config.lora.model_dump_json(), config.training["seed"]
+        found = self._drawn.pop(key, None) or self._draw(config)
+        self._drawn[key] = found
+        while sum(drawn.size() for drawn in self._drawn.values()) > KEPT and len(self._drawn) > 1:
+            del self._drawn[next(iter(self._drawn))]
+        return found
+
+    def _draw(self, config: TrialConfig) -> Drawn:
         import transformers
         from peft import LoraConfig, get_peft_model
 
