@@ -65,9 +65,13 @@ dashboard: $(STAMP) ## serve Optuna Dashboard over STUDY=name on loopback
 doctor: $(STAMP) ## is this machine ready?
 	$(BIN)/gaudi-sweep doctor $(ARGS)
 
-.PHONY: test test-faults lint format
+ON_CUDA := $(addprefix tests/test_,cuda.py packed.py train_trial.py train_resume.py devices.py ray_packed.py)
+.PHONY: test test-cuda test-faults lint format
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest --numprocesses logical --dist loadfile -m "not faults" $(ARGS)
+
+test-cuda: $(STAMP) ## the tests that train, on this machine's CUDA GPU
+	TEST_DEVICE=cuda $(BIN)/python -m pytest $(ON_CUDA) $(ARGS)
 
 test-faults: $(STAMP) ## kill real sweeps more than fifty times, fuzz for longer (an hour or more)
 	$(BIN)/python -m pytest -m faults

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 import transformers
 from helpers_train import Material
 
@@ -74,6 +75,7 @@ def material(tmp_path_factory):
     return Material(tmp_path_factory.mktemp("devices"))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is the real thing: make test-cuda")
 @pytest.mark.parametrize("stage", [None, 1, 3])
 def test_transformers_own_trainer_learns_as_gaudis(material, monkeypatch, stage):
     """The CUDA entry with a CPU under it: all that is shared, and the empty parameter group."""

@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 from helpers_models import make_model
-from helpers_train import Material, Recorder
+from helpers_train import DEVICE, Material, Recorder
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from trial.data import prepare
+from trial.devices import DEVICES
 from trial.train import train
 
 
@@ -178,7 +179,7 @@ def test_the_last_step_is_evaluated_once_whatever_the_interval(material):
     steps = [row.step for row in folder.read_evaluations()]
     assert steps == [0, 3, 6, 7] == [row.step for row in recorder.told]
     assert result.initial_eval_loss == folder.read_evaluations()[0].eval_loss
-    assert recorder.starts == [("cpu", 7)]
+    assert recorder.starts == [(DEVICES[DEVICE].label(), 7)]
 
 
 def test_epochs_are_evaluated_at_their_ends_and_the_last_step_once(material):

@@ -2,8 +2,8 @@
 
 python tests/bench/peers_trainer.py FOLDER WORK [WORK ...]
 
-Imports and base model are paid once, as in no script that is started for each trial. The first
-trial of each work is not measured.
+Imports and base model are paid once, as in no script that is started for each trial. A few steps
+of each work are not measured.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from transformers import (
     default_data_collator,
     set_seed,
 )
+
+WARM = 5
+"""Steps of a trial before the first that counts, which pay what is paid once."""
 
 
 class Steps(TrainerCallback):
@@ -90,7 +94,8 @@ def main(folder: Path, works: list[Work]) -> None:
         base = AutoModelForCausalLM.from_pretrained(work.model, torch_dtype="bfloat16")
         base.config.use_cache = False
         data = [encode(tokenizer, path, work.length) for path in write_rows(home, work.length)]
-        base, _ = train(base, work, (8, 1e-3), data, home / "first")
+        short = replace(work, steps=WARM, eval_every=WARM)
+        base, _ = train(base, short, (8, 1e-3), data, home / "first")
         seconds, began = 0.0, time.perf_counter()
         for number, point in enumerate(points(work.trials)):
             base, spent = train(base, work, point, data, home / str(number))
