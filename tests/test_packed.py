@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import shutil
+import time
 from typing import Any
 
 import pytest
@@ -182,6 +183,23 @@ def test_passes_that_are_played_back_are_the_passes(material, record, monkeypatc
         assert deviation(plain, recorded) <= COMPANY
     base = material.bench()._base
     assert base.config._attn_implementation == "sdpa"
+
+
+def test_what_a_device_still_works_on_is_training(material, monkeypatch):
+    """A device that is 50 ms behind its host whenever it is waited for."""
+    own = devices.DEVICES[DEVICE]
+
+    def late() -> None:
+        own.synchronise()
+        time.sleep(0.05)
+
+    behind = dataclasses.replace(own, free_reads=False, synchronise=late)
+    monkeypatch.setitem(devices.DEVICES, DEVICE, behind)
+    training = {"logging_steps": 20, "eval_steps": 4, "max_steps": 20}
+    (result,) = train_packed(
+        [material.folder(material.config(training=training))], slots=1, bench=material.bench()
+    )
+    assert result.seconds.train > 5 * 0.05
 
 
 def test_where_recording_fails_passes_are_launched_as_ever(material, monkeypatch, caplog):

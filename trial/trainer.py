@@ -42,6 +42,8 @@ class TrialTrainer(Base):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The exact eval loss, logged and handed to the callbacks."""
+        # What the device still works on is training.
+        self.run.device.synchronise()
         with self.run.clock.during("eval"):
             metrics = {"eval_loss": self._eval_loss(), **self._further_figures()}
         self.log(dict(metrics))

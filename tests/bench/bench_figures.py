@@ -135,7 +135,7 @@ def folders_of(work: Work, folder: Path, first: int = 0) -> Sequence[Path]:
     return found
 
 
-def trials_arm(name: str, works: Sequence[Work], how: str, slots: int, *, steps: bool) -> Arm:
+def trials_arm(name: str, works: Sequence[Work], how: str, slots: int | str, *, steps: bool) -> Arm:
     """Prepared folders in one process; with `steps` a command for each cell of work.
 
     The scripts of several cells run one after the other in one shell.

@@ -5,7 +5,8 @@ python tests/bench/ours_trials.py process|solo|packed HOME... [--slots K] [--ste
 Each HOME has folders under `trials/`. `process` is `python -m trial` once for each, `solo` trains
 one after the other in this process, `packed` as one job of K slots (K = 1: the hot job). `--steps`
 trains the first folder of each home beforehand, unmeasured, and says what an optimizer step costs:
-seconds of all trials in their steps, by the trials' own clocks, over the number of steps.
+seconds of all trials in their steps, by the trials' own clocks, over the number of steps. `--slots
+1,0` packs the first home in one slot and the second in as many as pay, over one base model.
 """
 
 from __future__ import annotations
@@ -93,15 +94,19 @@ def cell(folder: Path) -> str:
     return f"{batch}x{content['data']['max_length']}"
 
 
-def train_homes(how: str, homes: list[Path], slots: int, steps: bool) -> dict[str, float]:
+def train_homes(how: str, homes: list[Path], slots: list[int], steps: bool) -> dict[str, float]:
     """Train everything; what an optimizer step costs in each home."""
     told: dict[str, float] = {}
     here = None
     if how != "process":
         first = next((homes[0] / "trials").iterdir())
-        here = Here(slots if how == "packed" else None, content_of(first)["device"])
-    for home in homes:
+        here = Here(slots[0] if how == "packed" else None, content_of(first)["device"])
+    for number, home in enumerate(homes):
         folders = sorted((home / "trials").iterdir())
+        name = cell(folders[0])
+        if here is not None and len(slots) > 1:
+            here.slots = slots[number]
+            name = f"{name}_K={here.slots or 'auto'}"
         if here is None:
             in_processes(folders)
             continue
@@ -111,12 +116,12 @@ def train_homes(how: str, homes: list[Path], slots: int, steps: bool) -> dict[st
         began = time.perf_counter()
         here.train(folders)
         if steps:
-            told[f"step_seconds_{cell(folders[0])}"] = step_seconds(folders)
+            told[f"step_seconds_{name}"] = step_seconds(folders)
             wall = time.perf_counter() - began
-            told[f"wall_seconds_{cell(folders[0])}"] = wall
-            told[f"trials_per_hour_{cell(folders[0])}"] = 3600 * len(folders) / wall
+            told[f"wall_seconds_{name}"] = wall
+            told[f"trials_per_hour_{name}"] = 3600 * len(folders) / wall
         if here.slots is not None:
-            told[f"slots_{cell(folders[0])}"] = here.taken
+            told[f"slots_{name}"] = here.taken
     return told
 
 
@@ -124,12 +129,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("how", choices=["process", "solo", "packed"])
     parser.add_argument("homes", nargs="+", type=Path)
-    parser.add_argument("--slots", type=int, default=1)
+    parser.add_argument("--slots", default="1")
     parser.add_argument("--steps", action="store_true")
     asked = parser.parse_args()
     began = time.perf_counter()
     try:
-        told = train_homes(asked.how, asked.homes, asked.slots, asked.steps)
+        slots = [int(number) for number in asked.slots.split(",")]
+        told = train_homes(asked.how, asked.homes, slots, asked.steps)
     except ImportError as error:
         if not str(error.name).startswith("trial.packed"):
             raise

@@ -215,6 +215,9 @@ class PackedJob:
                 raise
             self._failed_turn(slots, error)
             return
+        if any(slot.tells_next() for slot in slots):
+            # What the device has been given is training: no evaluation shall wait for it.
+            self.floor.device.synchronise()
         seconds = (time.perf_counter() - began) / max(1, len(slots))
         for slot in slots:
             first = slot.run.steps == slot.began

@@ -109,6 +109,12 @@ class Slot:
         self.micro, self.loss = 0, 0.0
         self.run.forget_step()
 
+    def tells_next(self) -> bool:
+        """Whether the step just done, not yet counted, is followed by a report."""
+        step, plan = self.run.steps + 1, self.plan
+        evaluated = plan.evaluates(step)
+        return not self.rows and (plan.logs(step) or evaluated or plan.saves(step, evaluated))
+
     def end_step(self) -> None:
         """Count an optimizer step.
 
