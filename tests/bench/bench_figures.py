@@ -124,13 +124,14 @@ def makespan(rounds: int, work: Work) -> Figure:
 # b. Trainer steps only
 
 
-def folders_of(work: Work, folder: Path, first: int = 0) -> Sequence[Path]:
+def folders_of(work: Work, folder: Path, *, dropout: float = 0.0) -> Sequence[Path]:
     """Prepared trial folders."""
     write_rows(folder, work.length)
     found = []
     for number, (rank, rate) in enumerate(points(work.trials)):
         content = trial_content(work, folder, rank, rate)
-        path = folder / "trials" / f"{number + first:05d}"
+        content["lora"]["lora_dropout"] = dropout
+        path = folder / "trials" / f"{number:05d}"
         found.append(TrialFolder.create(path, parse(content)).path)
     return found
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench_figures import ours, peers, trials_arm
+from bench_figures import folders_of, ours, peers, trials_arm
 from bench_material import Work
 from bench_run import Arm, Figure, Reach
 
@@ -29,6 +29,7 @@ def figures(quick: bool, scratch: Path, rounds: int | None = None) -> list[Figur
     return [
         hourly(rounds or (1 if quick else 5), works, 8 if quick else PACKED_TRIALS),
         saturated(rounds or 1, seven),
+        recorded(rounds or 1, works[0]),
     ]
 
 
@@ -79,6 +80,35 @@ def saturated(rounds: int, work: Work) -> Figure:
         rounds,
         ["Without gradient checkpointing, which packed jobs do not know: 4 x 2048 tokens at once "
          "do not fit into 80 GB."],
+    )  # fmt: skip
+
+
+def recorded(rounds: int, work: Work) -> Figure:
+    """Passes launched kernel by kernel, and played back from their recording."""
+    arms = []
+    for dropout in (0.0, 0.05):
+
+        def prepare(folder: Path, dropout: float = dropout) -> None:
+            folders_of(work, folder, dropout=dropout)
+
+        made = Arm(
+            f"dropout {dropout:g}",
+            lambda folder: ours("ours_packed.py", "passes", str(folder)),
+            prepare=prepare,
+        )
+        arms.append(on("0.5b", work, made))
+    return Figure(
+        "k",
+        f"A pass over a 0.5 B Llama by number of slots, batch {work.batch} x {work.length}",
+        arms,
+        [
+            Reach(f"a pass at K = {slots}: recorded / launched kernel by kernel",
+                  (arms[0].name, f"recorded_pass_seconds_K={slots}"),
+                  (arms[0].name, f"pass_seconds_K={slots}"))
+            for slots in (1, 8, 16)
+        ],
+        rounds,
+        across=True,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 python tests/bench/ours_packed.py refill HOME       trains the folders of HOME in four slots
 python tests/bench/ours_packed.py compile           20 refills under torch.compile
+python tests/bench/ours_packed.py passes HOME       passes in 1 to 16 slots, launched and recorded
 python tests/bench/ours_packed.py model SIZE FOLDER      writes a Llama of random weights
 
 Compiled by dynamo and AOT autograd, without a code generator: what is compiled again depends on the
@@ -101,6 +102,59 @@ def compiled() -> dict[str, float]:
     }
 
 
+PASSED = (1, 2, 4, 8, 16)
+TIMED = 6
+"""Passes of which the middle one counts."""
+
+
+def passes(home: Path) -> dict[str, float]:
+    """Seconds of a pass, forward and backward, kernel by kernel and played back, and of a step."""
+    import torch
+
+    from trial.folder import TrialFolder
+    from trial.packed.floor import open_floor
+    from trial.workbench import Workbench
+
+    torch.set_num_threads(1)
+    folder, bench = TrialFolder(next((home / "trials").iterdir())), Workbench()
+    told = {}
+    for slots in PASSED:
+        floor = open_floor(bench, folder.read_config(), folder, slots, slots)
+        told |= {f"{name}_K={slots}": value for name, value in times(floor, folder).items()}
+        floor.close()
+    return told
+
+
+def times(floor: Any, folder: Any) -> dict[str, float]:
+    """The same with all slots of one engine."""
+    from trial.packed.adamw import Rule
+
+    config, engine, slots = folder.read_config(), floor.engine, range(floor.slots)
+    batch = config.training["per_device_train_batch_size"]
+    rows = [floor.data.train[row] for row in range(batch)]
+    shares = [(slot, rows, list(range(batch)), COLUMNS) for slot in slots]
+    rules = [Rule(1, 1e-4, 0.0, (0.9, 0.999), 1e-6, 1.0)] * floor.slots
+
+    def timed(act: Any) -> float:
+        taken = []
+        for _ in range(TIMED):
+            floor.device.synchronise()
+            began = time.perf_counter()
+            act()
+            floor.device.synchronise()
+            taken.append(time.perf_counter() - began)
+        return statistics.median(taken[TIMED // 2 :])
+
+    for slot in slots:
+        engine.load(slot, floor.skeleton.draw(config), config.lora.lora_dropout)
+    record, engine._passes.record = engine._passes.record, None
+    told = {"pass_seconds": timed(lambda: engine.accumulate(shares))}
+    if record is not None:
+        engine._passes.record = record
+        told["recorded_pass_seconds"] = timed(lambda: engine.accumulate(shares))
+    return told | {"step_seconds": timed(lambda: engine.step(rules))}
+
+
 def graphs() -> int:
     """Graphs that dynamo has compiled so far."""
     from torch._dynamo.utils import counters
@@ -154,6 +208,8 @@ def main(how: str, *words: str) -> None:
             told = refill(Path(words[0]))
         elif how == "compile":
             told = compiled()
+        elif how == "passes":
+            told = passes(Path(words[0]))
         else:
             told = write_model(words[0], Path(words[1]))
     except ImportError as error:
