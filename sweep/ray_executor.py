@@ -13,8 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
@@ -23,10 +24,12 @@ from sweep import local_ray, scratch
 from sweep.backlog import Backlog
 from sweep.crew import Crew
 from sweep.executor import Bumped, Event, Finished, Interrupted, Job, Lost, Sized
+from sweep.nursery import NURSERY, Nursery
 from sweep.seat import Wish
 from sweep.slots import SIZES, per_node
 from sweep.worker import TrialWorker
 from trial.control import StopReason
+from trial.fit import device_here
 from trial.folder import CauseKind
 
 log = logging.getLogger(__name__)
@@ -76,6 +79,9 @@ class RayExecutor:
     """A trial without a sign of life for so long is ended."""
     pack: int = 1
     """Trials that a job trains at once, where they may share it; 0: as many as pay."""
+    nursery: bool = False
+    """Fork workers on this machine's CPUs from one process that imports for all: see
+    `sweep.nursery`."""
     worker: type = TrialWorker
     resources: Mapping[str, float] = field(default_factory=dict)
     """Ray resources that a Ray of our own is told to have: tests place HPU jobs without any."""
@@ -92,6 +98,7 @@ class RayExecutor:
     _folder: str = ""
     _held: FileLock | None = None
     _reaper: subprocess.Popen[bytes] | None = None
+    _nursery: Nursery | None = None
     _ray: Any = None
     _actor_class: Any = None
     _capacity: tuple[float, int] = (0.0, 1)
@@ -112,7 +119,7 @@ class RayExecutor:
             self._folder, self._held = scratch.make()
             self._reaper = _start_reaper(self._folder)
             cores = len(os.sched_getaffinity(0))
-            with local_ray.loopback(), local_ray.lean():
+            with local_ray.loopback(), self._with_nursery() as begin, local_ray.lean(begin):
                 ray.init(
                     address="local",
                     include_dashboard=False,
@@ -130,6 +137,20 @@ class RayExecutor:
         self._demand(self.concurrency or 0)
         first = min(self.slots(), self.expected_jobs or self.slots())
         self._crews = [self._new_crew() for _ in range(first)]
+
+    @contextlib.contextmanager
+    def _with_nursery(self) -> Iterator[Callable[[], None] | None]:
+        """Tell a Ray that starts here of a nursery, if there is to be one; yields how it begins."""
+        here = self.device if self.device != "auto" else device_here()
+        if not self.nursery or here != "cpu":
+            yield None
+            return
+        self._nursery = Nursery(Path(self._folder, "nursery"), here, self._environment())
+        os.environ[NURSERY] = str(self._nursery.path)
+        try:
+            yield self._nursery.start
+        finally:
+            del os.environ[NURSERY]
 
     def _demand(self, jobs: int) -> None:
         """Tell a cluster's autoscaler how many jobs there will be at once; 0 takes it back."""
@@ -274,6 +295,8 @@ class RayExecutor:
 
     def _shut_down(self, ray: Any) -> None:
         ray.shutdown()
+        if self._nursery is not None:
+            self._nursery.close()
         if self._reaper and self._reaper.stdin:
             # Ray is down: only its folder is left to remove.
             self._reaper.communicate(b".")
@@ -365,14 +388,17 @@ class RayExecutor:
             resources=need,
             **options,
         )
+        return actor.remote(self._environment(), self.device, self.hang_seconds)
+
+    def _environment(self) -> dict[str, str]:
+        """What must be set in a worker before it imports torch."""
         threads = str(self.cpus_per_trial)
-        environment = {
+        return {
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
             "TOKENIZERS_PARALLELISM": "false",
             **self.environment,
         }
-        return actor.remote(environment, self.device, self.hang_seconds)
 
     def _take(self, crew: Crew, rank: int) -> list[Event]:
         """The next event of a rank's stream, which is ready."""

@@ -406,6 +406,7 @@ def make_executor(spec: SweepSpec, options: Options, folder: StudyFolder) -> Ray
             zero_stage=spec.base.get("zero_stage"),
             several_nodes=cluster,
         ),
+        nursery=True,
         hang_seconds=hung * 60 if (hung := spec.failures.hung_minutes) else None,
     )
 

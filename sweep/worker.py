@@ -158,7 +158,7 @@ class TrialWorker:
         """Trials of a packed job that has not begun: Ray's calls may overtake each other."""
         self._door = threading.Lock()
         # The imports take seconds: begin while Ray is still starting other workers.
-        self._importing = threading.Thread(target=_import_trial, args=(preload,), daemon=True)
+        self._importing = threading.Thread(target=import_trial, args=(preload,), daemon=True)
         if preload:
             self._importing.start()
 
@@ -335,7 +335,7 @@ class TrialWorker:
             return train(folder, line, self._bench)
 
 
-def _import_trial(device: str) -> None:
+def import_trial(device: str) -> None:
     """Pay torch, transformers and PEFT once, before the first trial asks for them."""
     from trial.workbench import preload
 

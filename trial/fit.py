@@ -106,6 +106,9 @@ def device_for(config: TrialConfig, here: bool) -> str | None:
     """The kind of device; None when only another machine knows what `auto` is."""
     if config.device != "auto":
         return config.device
-    if not here:
-        return None
+    return device_here() if here else None
+
+
+def device_here() -> str:
+    """What `auto` is on this machine, without a look at the device itself."""
     return "hpu" if on_gaudi() else "cuda" if has_cuda() else "cpu"

@@ -165,6 +165,11 @@ def preload(device: str) -> None:
     _import_seconds.append(time.perf_counter() - began)
 
 
+def forgive_imports() -> None:
+    """Charge no trial with the imports made so far."""
+    _import_seconds.clear()
+
+
 def _import_all(device: Device) -> None:
     _spare_unused()
     import peft  # noqa: F401

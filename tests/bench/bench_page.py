@@ -31,7 +31,8 @@ def _head(about: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield "Arms take turns, each in a fresh process; a ratio is taken within a round. Shown are the"
     yield "median and, in brackets, the lowest and highest of the rounds. `cpu_seconds` are those"
-    yield "of an arm's process and its children, without the processes that Ray starts."
+    yield "of an arm's process and its children, without the processes that Ray starts: our workers"
+    yield "are among them, forked by a child of the command, the peers' are not."
     if quick:
         yield "**A quick run: fewer than five rounds and smaller work; for orientation only.**"
     yield ""
