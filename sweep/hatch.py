@@ -8,17 +8,20 @@ started by that.
 
 import sys
 
-# The folder of this script comes first, and its modules are not for this process.
-del sys.path[0]
+if __name__ == "__main__":
+    # The folder of this script comes first, and its modules are not for this process.
+    del sys.path[0]
 
-import json  # noqa: E402
-import os  # noqa: E402
-import socket  # noqa: E402
+import json
+import os
+import socket
 
 NURSERY = "GAUDI_SWEEP_NURSERY"
 """Path of the socket."""
 SET_UP = "setup_worker.py"
 """Ray's own script, beside the worker's."""
+OOM_SCORE = "/proc/self/oom_score_adj"
+"""How soon the kernel ends this process when memory runs out."""
 FOR_SET_UP = ("--language", "--serialized-runtime-env-context")
 """Words that Ray's script takes out."""
 PLAIN = ("--language=PYTHON", "--serialized-runtime-env-context={}")
@@ -45,8 +48,11 @@ def _is_plain(words: list[str]) -> bool:
 def ask(path: str, words: list[str]) -> int | None:
     """Have the nursery start a worker, and wait for its end; None when it cannot."""
     asked = {"words": words, "environment": dict(os.environ), "folder": os.getcwd()}
-    message = json.dumps(asked).encode()
     try:
+        with open(OOM_SCORE) as file:
+            # Ray lets the kernel end workers first when memory runs out.
+            asked["oom_score"] = file.read()
+        message = json.dumps(asked).encode()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
             line.connect(path)
             socket.send_fds(line, [len(message).to_bytes(4, "big")], [0, 1, 2])

@@ -26,9 +26,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-NURSERY = "GAUDI_SWEEP_NURSERY"
-"""Where `sweep.hatch` reads the socket's path."""
+from sweep.hatch import OOM_SCORE
+
 CALLERS = 128
 """Workers that Ray starts at once at most, and that may have to wait."""
 PATIENCE = 5.0
@@ -112,7 +113,7 @@ class _Room:
         child = os.fork()
         if not child:
             self._leave(line)
-            _become(asked["words"], asked["environment"], asked["folder"], files)
+            _become(asked, files)
         for file in files:
             os.close(file)
         self.waiting[child] = line
@@ -125,6 +126,7 @@ class _Room:
         os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         for key in list(self.ears.get_map().values()):
             if key.fd != 0:
                 os.close(key.fd)
@@ -167,20 +169,19 @@ def _read(line: socket.socket, size: int) -> bytes:
     return found
 
 
-def _become(
-    words: Sequence[str], environment: Mapping[str, str], folder: str, files: Sequence[int]
-) -> None:
+def _become(asked: Mapping[str, Any], files: Sequence[int]) -> None:
     """Be the worker that Ray has asked for; never returns."""
     code = 1
     try:
         for place, file in enumerate(files):
             os.dup2(file, place)
             os.close(file)
+        Path(OOM_SCORE).write_text(asked["oom_score"])
         os.environ.clear()
-        os.environ.update(environment)
-        os.chdir(folder)
-        sys.argv[:] = words
-        runpy.run_path(words[0], run_name="__main__")
+        os.environ.update(asked["environment"])
+        os.chdir(asked["folder"])
+        sys.argv[:] = asked["words"]
+        runpy.run_path(sys.argv[0], run_name="__main__")
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)

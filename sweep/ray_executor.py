@@ -24,7 +24,8 @@ from sweep import local_ray, scratch
 from sweep.backlog import Backlog
 from sweep.crew import Crew
 from sweep.executor import Bumped, Event, Finished, Interrupted, Job, Lost, Sized
-from sweep.nursery import NURSERY, Nursery
+from sweep.hatch import NURSERY
+from sweep.nursery import Nursery
 from sweep.seat import Wish
 from sweep.slots import SIZES, per_node
 from sweep.worker import TrialWorker

@@ -18,7 +18,8 @@ from test_train_resume import losses_of
 
 from sweep import local_ray
 from sweep.executor import Finished, Job, Lost, Placed, Started
-from sweep.nursery import NURSERY, Nursery
+from sweep.hatch import NURSERY
+from sweep.nursery import Nursery
 from sweep.ray_executor import RayExecutor
 from trial.config import TrialConfig
 from trial.folder import TrialFolder
@@ -30,7 +31,9 @@ import trial.workbench
 print(json.dumps({
     "words": sys.argv[1:], "had": had, "main": __name__, "folder": os.getcwd(), "pid": os.getpid(),
     "parent": os.getppid(), "told": os.environ.get("TOLD"), "left": os.environ.get("ONLY_NURSERY"),
-    "unpaid": len(trial.workbench._import_seconds),
+    "unpaid": len(trial.workbench._import_seconds), "alone": os.getpgid(0) == os.getpid(),
+    "score": open("/proc/self/oom_score_adj").read().strip(),
+    "interrupt": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
 }), flush=True)
 match sys.argv[1]:
     case "wait":
@@ -66,7 +69,10 @@ def hatch(
     own: Mapping[str, str] = {**os.environ, **environment}
     if room is not None:
         own = {**own, NURSERY: str(room.path)}
-    command = [sys.executable, str(local_ray.HATCH), str(home / "default_worker.py"), *words]
+    # As Ray does, which lets the kernel end workers first.
+    begin = 'echo 7 > /proc/self/oom_score_adj; exec "$@"'
+    hatch = [sys.executable, str(local_ray.HATCH), str(home / "default_worker.py"), *words]
+    command = ["sh", "-c", begin, "sh", *hatch]
     return subprocess.Popen(
         command, env=own, cwd=home, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -85,6 +91,7 @@ def test_a_worker_is_a_child_that_has_imported_everything(home, room):
     assert told == {
         "words": ["0", "--more=x y"], "had": True, "main": "__main__", "folder": str(home),
         "parent": room.process.pid, "told": "something", "left": None, "unpaid": 0,
+        "alone": True, "score": "7", "interrupt": True,
     }  # fmt: skip
 
 
