@@ -104,8 +104,17 @@ def test_all_that_was_drawn_before_the_space_was_exhausted_is_trained(tmp_path, 
 
 
 def test_what_was_drawn_and_not_started_is_given_back_and_comes_again_on_a_resume(tmp_path):
-    decider = fakes.ScriptedDecider()
-    executor = fakes.ScriptedExecutor(lambda n: [2.0] * (n + 1), width=1)
+    class Telling(fakes.ScriptedDecider):
+        fourth = threading.Event()
+
+        def ask(self):
+            if self.asked == 3:
+                self.fourth.set()
+            return super().ask()
+
+    decider = Telling()
+    # The trial ends when the sampler has been asked for the third one after it.
+    executor = Watched(lambda n: [2.0] * (n + 1), width=1, turn=lambda: decider.fourth.wait(LONG))
     make(tmp_path, decider, executor, ask_ahead=3, target=2.0).run()
     assert executor.submitted == [0]
     assert decider.given_back == [1, 2, 3]
