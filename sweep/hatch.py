@@ -1,4 +1,4 @@
-"""What Ray starts for a worker of ours, a script: `python hatch.py WORKER_SCRIPT WORDS...`.
+"""What Ray starts for a worker of ours, a script: `python hatch.py [-s] WORKER_SCRIPT WORDS...`.
 
 It asks the nursery (`sweep.nursery`) for a process that has imported everything already, and stays
 until that process ends. Where there is none it becomes the worker itself; Ray's own script, which
@@ -30,14 +30,16 @@ PLAIN = ("--language=PYTHON", "--serialized-runtime-env-context={}")
 
 def main(words: list[str]) -> int:
     """The worker's exit code."""
+    # Before the script there may be flags of Python's.
+    script = next(place for place, word in enumerate(words) if not word.startswith("-"))
     if not _is_plain(words):
-        script = os.path.join(os.path.dirname(words[0]), SET_UP)
-        os.execv(sys.executable, [sys.executable, script, *words])
-    own = [word for word in words if not word.startswith(FOR_SET_UP)]
+        set_up = os.path.join(os.path.dirname(words[script]), SET_UP)
+        os.execv(sys.executable, [sys.executable, set_up, *words])
+    own = [word for word in words[script:] if not word.startswith(FOR_SET_UP)]
     path = os.environ.pop(NURSERY, "")
     code = ask(path, own) if path else None
     if code is None:
-        os.execv(sys.executable, [sys.executable, *own])
+        os.execv(sys.executable, [sys.executable, *words[:script], *own])
     return code
 
 

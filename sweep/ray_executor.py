@@ -143,7 +143,7 @@ class RayExecutor:
     def _with_nursery(self) -> Iterator[Callable[[], None] | None]:
         """Tell a Ray that starts here of a nursery, if there is to be one; yields how it begins."""
         here = self.device if self.device != "auto" else device_here()
-        if not self.nursery or here != "cpu":
+        if not self.nursery or here != "cpu" or sys.platform != "linux":
             yield None
             return
         self._nursery = Nursery(Path(self._folder, "nursery"), here, self._environment())

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ print(json.dumps({
     "unpaid": len(trial.workbench._import_seconds), "alone": os.getpgid(0) == os.getpid(),
     "score": open("/proc/self/oom_score_adj").read().strip(),
     "interrupt": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
+    "flag": sys.flags.no_user_site,
 }), flush=True)
 match sys.argv[1]:
     case "wait":
@@ -64,14 +65,15 @@ def room(home) -> Iterator[Nursery]:
 
 
 def hatch(
-    home: Path, *words: str, room: Nursery | None, **environment: str
+    home: Path, *words: str, room: Nursery | None, flags: Sequence[str] = (), **environment: str
 ) -> subprocess.Popen[str]:
     own: Mapping[str, str] = {**os.environ, **environment}
     if room is not None:
         own = {**own, NURSERY: str(room.path)}
     # As Ray does, which lets the kernel end workers first.
     begin = 'echo 7 > /proc/self/oom_score_adj; exec "$@"'
-    hatch = [sys.executable, str(local_ray.HATCH), str(home / "default_worker.py"), *words]
+    script = str(home / "default_worker.py")
+    hatch = [sys.executable, str(local_ray.HATCH), *flags, script, *words]
     command = ["sh", "-c", begin, "sh", *hatch]
     return subprocess.Popen(
         command, env=own, cwd=home, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -84,14 +86,14 @@ def told_by(worker: subprocess.Popen[str]) -> dict[str, Any]:
 
 def test_a_worker_is_a_child_that_has_imported_everything(home, room):
     words = ("0", "--language=PYTHON", "--serialized-runtime-env-context={}", "--more=x y")
-    worker = hatch(home, *words, room=room, TOLD="something")
+    worker = hatch(home, *words, room=room, flags=["-s"], TOLD="something")
     told = told_by(worker)
     assert worker.wait(60) == 0
     assert told.pop("pid") != worker.pid
     assert told == {
         "words": ["0", "--more=x y"], "had": True, "main": "__main__", "folder": str(home),
         "parent": room.process.pid, "told": "something", "left": None, "unpaid": 0,
-        "alone": True, "score": "7", "interrupt": True,
+        "alone": True, "score": "7", "interrupt": True, "flag": 0,
     }  # fmt: skip
 
 
@@ -119,10 +121,11 @@ def test_whoever_is_ended_takes_the_worker_along(home, room):
 @pytest.mark.parametrize("path", [None, "nobody-listens"])
 def test_without_a_nursery_it_becomes_the_worker(home, path):
     told = {} if path is None else {NURSERY: str(home / path)}
-    worker = hatch(home, "3", "--language=PYTHON", room=None, **told)
+    worker = hatch(home, "3", "--language=PYTHON", room=None, flags=["-s"], **told)
     assert worker.wait(60) == 3
     found = told_by(worker)
     assert (found["had"], found["pid"], found["words"]) == (False, worker.pid, ["3"])
+    assert found["flag"] == 1
     worker.communicate()
 
 
@@ -130,8 +133,8 @@ def test_without_a_nursery_it_becomes_the_worker(home, path):
     "word", ['--serialized-runtime-env-context={"env_vars": {"A": "1"}}', "--language=JAVA"]
 )
 def test_a_worker_with_an_environment_of_its_own_is_rays_to_start(home, room, word):
-    output, _ = hatch(home, "0", word, room=room).communicate(timeout=60)
-    assert eval(output) == ["set up", str(home / "default_worker.py"), "0", word]
+    output, _ = hatch(home, "0", word, room=room, flags=["-s"]).communicate(timeout=60)
+    assert eval(output) == ["set up", "-s", str(home / "default_worker.py"), "0", word]
 
 
 def test_it_ends_with_its_driver_and_leaves_nobody(home, tmp_path):

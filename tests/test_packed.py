@@ -16,11 +16,14 @@ from helpers_models import make_model
 from helpers_train import DEVICE, Material
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
 
 from trial import devices
+from trial.batches import IGNORED
 from trial.checkpoints import Checkpoints
 from trial.control import Free
 from trial.folder import TrialFolder
+from trial.loss import token_nats
 from trial.packed import adamw, floor, job
 from trial.packed.adamw import Rule, SlotAdamW
 from trial.packed.job import PackedJob, train_packed
@@ -579,6 +582,26 @@ def test_a_model_with_dropout_of_its_own_is_not_packed(material, tmp_path):
         train_packed([material.folder(config)], slots=2, bench=material.bench())
     _, result = material.train(config)
     assert result.state == "complete"
+
+
+def test_a_tokens_loss_and_its_gradient_are_torchs_own():
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(40, 300, generator=generator) * 20).requires_grad_()
+    targets = torch.randint(0, 300, (40,), generator=generator)
+    targets[::3] = IGNORED
+    weights = torch.rand(40, generator=generator)
+    told = []
+    for nats in (
+        token_nats(logits, targets),
+        cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none"),
+    ):
+        (slope,) = torch.autograd.grad((nats * weights).sum(), logits)
+        told.append((nats.detach(), slope))
+    (ours, our_slope), (theirs, their_slope) = told
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(our_slope, their_slope, atol=1e-7, rtol=1e-5)
+    assert not ours[::3].any()
+    assert not our_slope[::3].any()
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -70,6 +70,7 @@ def write(target: Path, measured: list[Measured], asked: argparse.Namespace, beg
         "machine": {**machine(), **({"gpu": gpu()} if asked.gpu else {})},
         "commit": commit(),
         "peers": bench_peers.versions(),
+        "apart": bench_peers.python() != Path(sys.executable),
     }
     target.write_text(page(measured, about), encoding="utf-8")
     values = about | {"figures": {found.figure.key: found.record() for found in measured}}

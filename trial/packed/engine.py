@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812 (as torch names it)
 from trial import gaudi
 from trial.batches import IGNORED, Batch, Collator, open_mask
 from trial.devices import Device
-from trial.loss import add_up, summed_loss
+from trial.loss import add_up, summed_loss, token_nats
 from trial.packed.adamw import Rule, SlotAdamW
 from trial.packed.attention import causal_only
 from trial.packed.bank import Bank, install, uninstall
@@ -184,10 +184,10 @@ class Engine:
         targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
         flat, wanted = logits.flatten(0, 1), targets != IGNORED
         if self._dense or 2 * int(wanted.sum()) > len(wanted):
-            losses = F.cross_entropy(flat.float(), targets, ignore_index=IGNORED, reduction="none")
+            losses = token_nats(flat.float(), targets)
         else:
             places = wanted.nonzero().squeeze(1)
-            few = F.cross_entropy(flat[places].float(), targets[places], reduction="none")
+            few = token_nats(flat[places].float(), targets[places])
             losses = few.new_zeros(len(targets)).index_copy(0, places, few)
         return losses.view(slots, -1).sum(dim=1)
 
