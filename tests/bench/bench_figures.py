@@ -124,13 +124,17 @@ def makespan(rounds: int, work: Work) -> Figure:
 # b. Trainer steps only
 
 
-def folders_of(work: Work, folder: Path, *, dropout: float = 0.0) -> Sequence[Path]:
-    """Prepared trial folders."""
+def folders_of(
+    work: Work, folder: Path, *, dropout: float = 0.0, seeds: bool = False
+) -> Sequence[Path]:
+    """Prepared trial folders; with `seeds` each has its own."""
     write_rows(folder, work.length)
     found = []
     for number, (rank, rate) in enumerate(points(work.trials)):
         content = trial_content(work, folder, rank, rate)
         content["lora"]["lora_dropout"] = dropout
+        if seeds:
+            content["training"]["seed"] = number
         path = folder / "trials" / f"{number:05d}"
         found.append(TrialFolder.create(path, parse(content)).path)
     return found
@@ -415,12 +419,23 @@ def refilling(rounds: int) -> Figure:
             Arm(
                 "refill",
                 lambda folder: ours("ours_packed.py", "refill", str(folder)),
+                prepare=lambda folder: void(folders_of(work, folder, seeds=True)),
+            ),
+            Arm(
+                "seen before",
+                lambda folder: ours("ours_packed.py", "refill", str(folder)),
                 prepare=lambda folder: void(folders_of(work, folder)),
             ),
             Arm("compile", lambda folder: ours("ours_packed.py", "compile")),
         ],
         [
             Reach("seconds of a slot refill", ("refill", "refill_seconds"), None, 0.05),
+            Reach(
+                "seconds of a slot refill, rank and seed seen before",
+                ("seen before", "refill_seconds"),
+                None,
+                0.05,
+            ),
             Reach("recompilations over 20 refills", ("compile", "recompilations"), None, 0),
         ],
         rounds,
