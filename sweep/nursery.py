@@ -147,7 +147,10 @@ class _Room:
 
     def _let_go(self, child: int) -> None:
         """Who waits for a child has been ended: Ray wants it gone."""
-        with self.waiting.pop(child) as line:
+        line = self.waiting.pop(child, None)
+        if line is None:
+            return  # Both have ended between two looks, and the child came first.
+        with line:
             self.ears.unregister(line)
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)

@@ -146,7 +146,12 @@ class RayExecutor:
         if not self.nursery or here != "cpu" or sys.platform != "linux":
             yield None
             return
-        self._nursery = Nursery(Path(self._folder, "nursery"), here, self._environment())
+        try:
+            self._nursery = Nursery(Path(self._folder, "nursery"), here, self._environment())
+        except OSError as error:
+            log.warning("workers are not forked, each imports by itself: %s", error)
+            yield None
+            return
         os.environ[NURSERY] = str(self._nursery.path)
         try:
             yield self._nursery.start

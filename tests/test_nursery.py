@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +15,8 @@ from typing import Any
 import psutil
 import pytest
 from helpers_train import Material
-from test_train_resume import losses_of
 
-from sweep import local_ray
+from sweep import local_ray, nursery
 from sweep.executor import Finished, Job, Lost, Placed, Started
 from sweep.hatch import NURSERY
 from sweep.nursery import Nursery
@@ -189,7 +189,7 @@ def test_a_forked_worker_trains_as_a_fresh_process(material):
                 until(executor, Lost)
             else:
                 until(executor, Finished)
-                assert losses_of(folder) == losses_of(reference)
+                assert losses(folder) == losses(reference)
         assert worker_of(folders[0]) != worker_of(folders[1])
     finally:
         executor.close()
@@ -198,5 +198,26 @@ def test_a_forked_worker_trains_as_a_fresh_process(material):
     assert not [process for process in left if process.is_running()]
 
 
+def losses(folder: TrialFolder) -> list[tuple[int, float]]:
+    return [(row.step, row.eval_loss) for row in folder.read_evaluations()]
+
+
 def worker_of(folder: TrialFolder) -> int:
     return folder.read_attempts()[-1].pid
+
+
+def test_two_ends_at_once_are_one_end(tmp_path):
+    """A child is buried, and whoever waited for it is gone in the same look."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        room = nursery._Room(listener)
+        room._let_go(2**22 + 1)
+        assert not room.waiting
+
+
+def test_where_no_socket_can_be_made_workers_start_by_themselves(tmp_path, caplog):
+    executor = RayExecutor(device="cpu", nursery=True)
+    executor._folder = str(tmp_path / "nowhere")
+    with executor._with_nursery() as begin:
+        assert begin is None
+    assert NURSERY not in os.environ
+    assert "each imports by itself" in caplog.text

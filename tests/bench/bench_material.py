@@ -111,6 +111,32 @@ def encode(tokenizer: Any, path: Path, length: int) -> list[dict[str, list[int]]
     return found
 
 
+def lora_settings(rank: int) -> dict[str, Any]:
+    """The peers' `LoraConfig`."""
+    return {
+        "r": rank, "lora_alpha": 2 * rank, "target_modules": "all-linear",
+        "task_type": "CAUSAL_LM",
+    }  # fmt: skip
+
+
+def trainer_settings(work: Work, rate: float) -> dict[str, Any]:
+    """What all peers' training arguments have in common."""
+    return {
+        "max_steps": work.steps,
+        "learning_rate": rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_ratio": 0.03,
+        "per_device_train_batch_size": work.batch,
+        "per_device_eval_batch_size": work.eval_batch,
+        "eval_strategy": "steps",
+        "eval_steps": work.eval_every,
+        "logging_steps": 10,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
 def points(count: int) -> list[tuple[int, float]]:
     """Rank and learning rate of so many trials, mixed, for arms that run no sampler."""
     low, high = RATES

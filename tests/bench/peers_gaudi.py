@@ -17,7 +17,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-from bench_material import Work, encode, points
+from bench_material import Work, encode, lora_settings, points, trainer_settings
 
 FLAGS = (
     "attn_softmax_bf16",
@@ -57,26 +57,13 @@ def train(folder: Path, work: Work, number: int) -> None:
     base.config.use_cache = False
     for name in FLAGS:
         setattr(base.generation_config, name, False)
-    lora = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+    lora = LoraConfig(**lora_settings(rank))
     arguments = GaudiTrainingArguments(
         output_dir=str(folder / f"out-{number}"),
         use_habana=False,
         use_cpu=True,
         use_lazy_mode=False,
-        max_steps=work.steps,
-        learning_rate=rate,
-        lr_scheduler_type="cosine",
-        warmup_ratio=0.03,
-        per_device_train_batch_size=work.batch,
-        per_device_eval_batch_size=work.eval_batch,
-        eval_strategy="steps",
-        eval_steps=work.eval_every,
-        logging_steps=10,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+        **trainer_settings(work, rate),
         dataloader_pin_memory=False,
     )
     trainer = trainer_module.GaudiTrainer(

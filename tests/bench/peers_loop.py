@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_material import Work, encode, points
+from bench_material import Work, encode, lora_settings, points
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -42,9 +42,7 @@ def train(
     """One trial; returns the base model as it was and the seconds of its optimizer steps."""
     torch.manual_seed(42)
     rank, learning_rate = point
-    lora = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+    lora = LoraConfig(**lora_settings(rank))
     model = get_peft_model(base, lora)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, eps=1e-6, weight_decay=0.0)

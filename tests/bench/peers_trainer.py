@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench_material import Work, encode, points, write_rows
+from bench_material import Work, encode, lora_settings, points, trainer_settings, write_rows
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -48,23 +48,10 @@ def train(base: Any, work: Work, point: tuple[int, float], data: list[Any], out:
     """One trial; returns the base model as it was, and the seconds of its optimizer steps."""
     set_seed(42)
     rank, rate = point
-    lora = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+    lora = LoraConfig(**lora_settings(rank))
     arguments = TrainingArguments(
         output_dir=str(out),
-        max_steps=work.steps,
-        learning_rate=rate,
-        lr_scheduler_type="cosine",
-        warmup_ratio=0.03,
-        per_device_train_batch_size=work.batch,
-        per_device_eval_batch_size=work.eval_batch,
-        eval_strategy="steps",
-        eval_steps=work.eval_every,
-        logging_steps=10,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+        **trainer_settings(work, rate),
         bf16=True,
         use_cpu=work.device == "cpu",
         # The loss alone: without it every evaluation gathers all logits.

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench_material import RANKS, RATES, Work, encode
+from bench_material import RANKS, RATES, Work, encode, lora_settings, trainer_settings
 
 
 def train(config: dict[str, Any]) -> None:
@@ -39,23 +39,10 @@ def train(config: dict[str, Any]) -> None:
     base = AutoModelForCausalLM.from_pretrained(work.model, torch_dtype="float32")
     base.config.use_cache = False
     rank = config["r"]
-    lora = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+    lora = LoraConfig(**lora_settings(rank))
     arguments = TrainingArguments(
         output_dir="out",
-        max_steps=work.steps,
-        learning_rate=config["learning_rate"],
-        lr_scheduler_type="cosine",
-        warmup_ratio=0.03,
-        per_device_train_batch_size=work.batch,
-        per_device_eval_batch_size=work.eval_batch,
-        eval_strategy="steps",
-        eval_steps=work.eval_every,
-        logging_steps=10,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+        **trainer_settings(work, config["learning_rate"]),
         use_cpu=True,
         dataloader_pin_memory=False,
     )
