@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import optuna
@@ -39,7 +40,8 @@ def _pruner(name: str, options: dict[str, Any], spec: SweepSpec) -> BasePruner:
         return optuna.pruners.PatientPruner(None if none else inner, **given)
     if name in ("successive_halving", "hyperband"):
         # Optuna guesses the first rung from the first trial; we know where trials are evaluated.
-        given.setdefault("min_resource", first_evaluation(spec))
+        first = first_rung if name == "successive_halving" else first_evaluation
+        given.setdefault("min_resource", first(spec))
     if name == "hyperband" and (steps := last_step(spec)):
         # It would prune nothing before the first trial has shown how long trials are.
         given.setdefault("max_resource", steps)
@@ -47,6 +49,16 @@ def _pruner(name: str, options: dict[str, Any], spec: SweepSpec) -> BasePruner:
         return Halving(**given)
     made: BasePruner = PRUNERS[name].type(**given)
     return made
+
+
+EARLIEST = 8
+"""Halving starts after this fraction of a trial: curves cross before (docs/defaults.md)."""
+
+
+def first_rung(spec: SweepSpec) -> int:
+    """Optimizer step of the first evaluation that is not before an eighth of a trial."""
+    first, last = first_evaluation(spec), last_step(spec)
+    return first if last is None else first * max(1, math.ceil(last / EARLIEST / first))
 
 
 def first_evaluation(spec: SweepSpec) -> int:

@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from sweep.dimension import Choices, Derived, Range
-from sweep.samplers import first_evaluation, make_pruner
+from sweep.samplers import make_pruner
 from sweep.spec import ConfirmSpec, ObjectiveSpec, PrunerSpec, SamplerSpec, StopSpec, SweepSpec
 from sweep.study import OptunaDecider, memory, open_storage
 from trial.folder import Cause, Evaluation, Result, StudyFolder
@@ -66,9 +66,24 @@ def test_rungs_lie_where_trials_are_evaluated(training, given, rungs):
     pruner = PrunerSpec(name="hyperband", options={"reduction_factor": 3, **given})
     made = make_pruner(make_spec(base={"training": training}, pruner=pruner))
     assert (made._min_resource, made._max_resource) == rungs
-    halving = PrunerSpec(name="successive_halving", options={})
+
+
+@pytest.mark.parametrize(
+    ("training", "given", "first"),
+    [
+        ({"max_steps": 60, "eval_steps": 15}, {}, 15),
+        ({"max_steps": 64, "eval_steps": 4}, {}, 8),
+        ({"max_steps": 100, "eval_steps": 5}, {}, 15),
+        ({"max_steps": 1000, "eval_steps": 0.01}, {}, 130),
+        ({"max_steps": 64, "eval_steps": 4}, {"min_resource": 4}, 4),
+        ({"num_train_epochs": 2, "eval_steps": 5}, {}, 5),
+        ({"max_steps": 10, "eval_steps": 20}, {}, 20),
+    ],
+)
+def test_halving_begins_at_the_first_evaluation_after_an_eighth(training, given, first):
+    halving = PrunerSpec(name="successive_halving", options=given)
     made = make_pruner(make_spec(base={"training": training}, pruner=halving))
-    assert made.first == first_evaluation(make_spec(base={"training": training}))
+    assert made.first == first
 
 
 def test_hyperband_prunes_before_any_trial_is_complete():

@@ -5,12 +5,13 @@ python tests/bench/replay_record.py runs/tiny_llama tests/bench/curves/tiny_llam
 python tests/bench/replay_record.py --losses runs/tiny_llama_joint \
     tests/bench/curves/tiny_llama_joint.csv
 python tests/bench/replay_record.py --share runs/tiny_llama_packed runs/tiny_llama
+python tests/bench/replay_record.py --start runs/tiny_llama
 
 A row a trial: its parameters, the seconds it spent by phase, its eval loss at every step. With
 `--losses` without the seconds: those of a packed or a busy worker are no trial's own.
 
-The last form says what a trial takes of a device in the same grid with `resources.pack`, over what
-it takes alone.
+`--share` says what a trial takes of a device in the same grid with `resources.pack`, over what it
+takes alone; `--start` what a worker's first trial takes more than a later one, until it trains.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ def main() -> int:
         packed, alone = (taken(StudyFolder(Path(path))) for path in sys.argv[2:])
         print(f"share {packed / alone:.3f}: {packed:.2f} and {alone:.2f} seconds a trial")
         return 0
+    if sys.argv[1] == "--start":
+        print(f"start {start(StudyFolder(Path(sys.argv[2]))):.2f} seconds")
+        return 0
     study, target = StudyFolder(Path(sys.argv[-2])), Path(sys.argv[-1])
     phases = () if sys.argv[1] == "--losses" else PHASES
     with open(target, "w", encoding="utf-8", newline="") as file:
@@ -45,6 +49,13 @@ def taken(study: StudyFolder) -> float:
     results = [folder.read_result() for _, folder in study.all_trials()]
     complete = [result.seconds for result in results if result and result.state == "complete"]
     return median(sum(seconds.model_dump().values()) - seconds.startup for seconds in complete)
+
+
+def start(study: StudyFolder) -> float:
+    """Seconds that a worker's first trial takes more than a later one before it trains."""
+    results = [folder.read_result() for _, folder in study.all_trials()]
+    spent = [result.seconds.startup + result.seconds.load for result in results if result]
+    return spent[0] - median(spent[1:])
 
 
 def rows(study: StudyFolder, phases: Sequence[str] = PHASES) -> list[list[object]]:
