@@ -50,9 +50,9 @@ PACK, SHARE = 4, 0.72
 """Trials that share a device, and what each takes of it over what it takes alone; measured by
 `replay_record.py --share`."""
 FORKED = 1.17
-"""Seconds of start-up of a worker that is forked from a process with all imports done, as ours are on
-CPUs (`sweep/nursery.py`); measured by `replay_record.py --start`. That process comes up while Ray
-does, for which nobody pays here."""
+"""Seconds of start-up of a worker that is forked from a process with all imports done, as ours are
+on CPUs (`sweep/nursery.py`); measured by `replay_record.py --start`. That process comes up while
+Ray does, for which nobody pays here."""
 
 
 @dataclass(frozen=True)
