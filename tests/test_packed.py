@@ -17,6 +17,7 @@ from helpers_train import DEVICE, Material
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
 
 from trial import devices
 from trial.batches import IGNORED
@@ -24,10 +25,12 @@ from trial.checkpoints import Checkpoints
 from trial.control import Free
 from trial.folder import TrialFolder
 from trial.loss import token_nats
-from trial.packed import adamw, floor, job
+from trial.packed import adamw, floor, head, job
 from trial.packed.adamw import Rule, SlotAdamW
+from trial.packed.head import Head, taken
 from trial.packed.job import PackedJob, train_packed
-from trial.packed.skeleton import NotPackableError
+from trial.packed.product import adapted
+from trial.packed.skeleton import NotPackableError, Skeleton
 from trial.packed.slot import STATE
 from trial.sharing import share_key, why_alone
 
@@ -252,8 +255,6 @@ def test_recordings_go_before_slots_do_when_memory_runs_out(material, record, mo
     ],
 )
 def test_attention_without_a_mask_where_that_is_the_same(tmp_path, family, change, expected):
-    from transformers import AutoModelForCausalLM
-
     from trial.packed.attention import causal_only
 
     base = AutoModelForCausalLM.from_pretrained(make_model(tmp_path, family))
@@ -352,7 +353,6 @@ def test_a_schedule_is_the_trainers_own(material, schedule, more):
 def test_families_and_types_end_as_their_solo_runs(material, family, sections, bound):
     """Beside a trial of another rank, rate and dropout; the adapter is one that PEFT reads."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     path = material.root / family
     if not path.exists():
@@ -604,8 +604,120 @@ def test_a_tokens_loss_and_its_gradient_are_torchs_own():
     assert not our_slope[::3].any()
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_slots_step_as_torchs_own_adamw(masked):
+def head_of(out: int, inside: int, cast: Any = None, *, bias: bool = False) -> Head:
+    layer = torch.nn.Linear(inside, out, bias=bias).requires_grad_(False)
+    return Head(layer, cast)
+
+
+@pytest.mark.parametrize(
+    ("bias", "cast", "bound"),
+    [(False, None, 1e-5), (True, None, 1e-5), (True, torch.bfloat16, 2e-2)],
+)
+def test_output_layer_and_loss_in_pieces_are_those_of_the_whole(monkeypatch, bias, cast, bound):
+    monkeypatch.setattr(head, "PIECE", 7)
+    torch.manual_seed(0)
+    ours = head_of(50, 12, cast, bias=bias)
+    hidden = torch.randn(3, 40, 12, requires_grad=True)
+    targets = torch.randint(0, 50, (3, 40))
+    targets[0, ::3] = IGNORED
+    targets[2] = IGNORED
+    weights = torch.tensor([0.3, 2.0, 1.0])
+    told = []
+    for nats in (
+        ours.nats(hidden, targets),
+        torch.stack([
+            cross_entropy(ours.layer(rows), aims, ignore_index=IGNORED, reduction="sum")
+            for rows, aims in zip(hidden, targets, strict=True)
+        ]),
+    ):  # fmt: skip
+        (slope,) = torch.autograd.grad((nats * weights).sum(), hidden)
+        told.append((nats.detach(), slope))
+    (found, slope), (expected, expected_slope) = told
+    torch.testing.assert_close(found, expected, atol=bound, rtol=bound)
+    torch.testing.assert_close(slope, expected_slope, atol=bound, rtol=bound)
+    assert found[2] == 0.0
+    assert not slope[2].any()
+    assert not slope[0, ::3].any()
+    with torch.no_grad():
+        assert torch.equal(ours.nats(hidden, targets), found)
+
+
+def test_neighbours_labels_change_no_bit_of_a_slots_loss():
+    torch.manual_seed(0)
+    ours, hidden = head_of(300, 32), torch.randn(2, 500, 32, requires_grad=True)
+    targets = torch.randint(0, 300, (2, 500))
+    told = []
+    for labelled in (500, 3):
+        targets[1, labelled:] = IGNORED
+        nats = ours.nats(hidden, targets)
+        (slope,) = torch.autograd.grad(nats.sum(), hidden)
+        told.append((nats.detach(), slope))
+    (many, slope), (few, other_slope) = told
+    assert many[1] != few[1]
+    assert torch.equal(many[0], few[0])
+    assert torch.equal(slope[0], other_slope[0])
+
+
+@pytest.mark.parametrize(
+    ("family", "targets", "expected"),
+    [("llama", ["q_proj"], True), ("gpt2", ["c_attn"], True), ("qwen2", ["q_proj"], True),
+     ("llama", ["q_proj", "lm_head"], False)],
+)  # fmt: skip
+def test_the_output_layer_is_taken_where_no_adapter_sits_on_it(
+    material, tmp_path, family, targets, expected
+):
+    base = AutoModelForCausalLM.from_pretrained(make_model(tmp_path, family))
+    drawn = Skeleton(base).draw(material.config(lora={"r": 2, "target_modules": targets}))
+    assert_taken(base, drawn, expected)
+
+
+def test_the_output_layer_stays_where_its_logits_are_bent(material):
+    from transformers import Gemma2Config
+
+    bent = Gemma2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=16,
+        num_attention_heads=2, num_key_value_heads=1, final_logit_softcapping=3.0,
+    )  # fmt: skip
+    base = AutoModelForCausalLM.from_config(bent)
+    drawn = Skeleton(base).draw(material.config(lora={"r": 2}))
+    assert_taken(base, drawn, False)
+
+
+def assert_taken(base: Any, drawn: Any, expected: bool) -> None:
+    layer = base.get_output_embeddings()
+    ids = torch.randint(3, 60, (2, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = base(input_ids=ids).logits
+        with taken(base, drawn, None, {}) as found:
+            assert (found is not None) is expected
+            made = base(input_ids=ids).logits
+            assert torch.equal(found.layer(made) if found else made, whole)
+        assert base.get_output_embeddings() is layer
+        assert torch.equal(base(input_ids=ids).logits, whole)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("drops", [False, True])
+def test_a_layer_and_its_adapters_have_the_slopes_of_the_plain_expression(bias, drops):
+    torch.manual_seed(0)
+    x, weight, a, b, scale = (
+        torch.randn(shape, dtype=torch.double)
+        for shape in ((2, 5, 4), (3, 4), (2, 2, 4), (2, 3, 2), (2, 1, 1))
+    )
+    constant = torch.randn(3, dtype=torch.double) if bias else None
+    keep = torch.randint(0, 2, x.shape) * 1.25 if drops else None
+    for leaf in (x, a, b):
+        leaf.requires_grad_()
+    inner = (x if keep is None else x * keep) @ a.transpose(1, 2) * scale
+    expected = torch.nn.functional.linear(x, weight, constant) + inner @ b.transpose(1, 2)
+    torch.testing.assert_close(adapted(x, weight, constant, a, b, scale, keep), expected)
+    assert torch.autograd.gradcheck(
+        lambda x, a, b: adapted(x, weight, constant, a, b, scale, keep), (x, a, b)
+    )
+
+
+@pytest.mark.parametrize("how", [{}, {"masked": True}, {"fused": True}], ids=str)
+def test_slots_step_as_torchs_own_adamw(how):
     torch.manual_seed(0)
     rules = [
         Rule(1, 1e-2, 0.1, (0.9, 0.999), 1e-8, 1.0),
@@ -613,7 +725,7 @@ def test_slots_step_as_torchs_own_adamw(masked):
         None,
     ]
     value, grad = torch.randn(3, 40), torch.zeros(3, 40)
-    ours = SlotAdamW([(value, grad)], masked=masked)
+    ours = SlotAdamW([(value, grad)], **how)
     singles = [torch.nn.Parameter(value[slot].clone()) for slot in range(2)]
     theirs = [
         torch.optim.AdamW([p], lr=rule.rate, betas=rule.betas, eps=rule.epsilon,

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.optim.adamw import adamw
 
 _CLIP_EPSILON = 1e-6
 """As in torch's `clip_grad_norm_`."""
@@ -37,14 +38,20 @@ class SlotAdamW:
     """Moments for blocks of values [K, ...], and the step that moves them.
 
     Where a new shape costs a compilation (`masked`), all slots are computed at every step, and
-    those that are not due get back what they were.
+    those that are not due get back what they were. Where a launch costs nothing and memory traffic
+    all (`fused`), each slot takes torch's own fused step by itself.
     """
 
     def __init__(
-        self, blocks: Sequence[tuple[torch.Tensor, torch.Tensor]], *, masked: bool = False
+        self,
+        blocks: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        *,
+        masked: bool = False,
+        fused: bool = False,
     ) -> None:
         self.blocks = blocks
         self.masked = masked
+        self.fused = fused
         self.first = [torch.zeros_like(value) for value, _ in blocks]
         self.second = [torch.zeros_like(value) for value, _ in blocks]
 
@@ -71,6 +78,9 @@ class SlotAdamW:
             mask = torch.tensor([rule is not None for rule in rules]).to(norms.device)
             self._step_all(norms, self._table([rule or _IDLE for rule in rules]), mask)
             return norms
+        if self.fused:
+            self._step_fused(norms, rules)
+            return norms
         table = self._table([rule for rule in rules if rule is not None])
         chosen = None if len(due) == len(rules) else due
         for tensors in self._tensors():
@@ -82,6 +92,13 @@ class SlotAdamW:
                     rows = tuple(tensor[here] for tensor in tensors)
                     _move(rows, norms[here], table[:, row : row + 1])
         return norms
+
+    def _step_fused(self, norms: torch.Tensor, rules: Sequence[Rule | None]) -> None:
+        found = norms.tolist()
+        for tensors in self._tensors():
+            for slot, (rule, norm) in enumerate(zip(rules, found, strict=True)):
+                if rule is not None:
+                    _move_fused([tensor[slot] for tensor in tensors], norm, rule)
 
     def _step_all(self, norms: torch.Tensor, table: torch.Tensor, due: torch.Tensor) -> None:
         """Step every slot, and take back what was done to those that are not due."""
@@ -127,4 +144,18 @@ def _move(tensors: tuple[torch.Tensor, ...], norms: torch.Tensor, table: torch.T
     second.mul_(beta2).addcmul_(grad * gain2, grad)
     value.mul_(keep)
     value.sub_(first / (second.sqrt().mul_(root).add_(epsilon)) * rate)
+    grad.zero_()
+
+
+def _move_fused(tensors: Sequence[torch.Tensor], norm: float, rule: Rule) -> None:
+    value, grad, first, second = tensors
+    share = (rule.max_norm or float("inf")) / (norm + _CLIP_EPSILON)
+    # A norm that is no number makes the gradient none, as torch's clipping does.
+    if not share >= 1.0:
+        grad.mul_(share)
+    adamw(
+        [value], [grad], [first], [second], [], [torch.tensor(rule.step - 1.0)],
+        fused=True, foreach=False, amsgrad=False, maximize=False, lr=rule.rate,
+        beta1=rule.betas[0], beta2=rule.betas[1], weight_decay=rule.decay, eps=rule.epsilon,
+    )  # fmt: skip
     grad.zero_()

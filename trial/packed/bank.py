@@ -15,6 +15,7 @@ from torch import nn
 
 from trial.dropout import LOWEST, Places, feature_keys, survivors, threshold
 from trial.packed.passes import Given
+from trial.packed.product import adapted
 from trial.packed.skeleton import Drawn
 
 
@@ -182,13 +183,13 @@ class Bank:
         """Whether the batch at hand is one without dropout."""
         return self._gains is None
 
-    def dropped(self, x: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """A layer's input after dropout."""
+    def kept(self, x: torch.Tensor, keys: torch.Tensor) -> torch.Tensor | None:
+        """What dropout multiplies a layer's input with, in its type; None where nobody drops."""
         gains = self._gains
         if gains is None or self._thresholds is None or self.places.keys is None:
-            return x
+            return None
         kept = survivors(self.places.keys, keys, self._thresholds)
-        return x * (kept.to(x.dtype) / gains.to(x.dtype))
+        return kept.to(x.dtype) / gains.to(x.dtype)
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """The slots at hand of a tensor over slots."""
@@ -215,11 +216,18 @@ class SlotLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x` [slots * rows, columns, in]; as PEFT's own layer does for each slot's rows."""
         bank, layer = self.bank, self.layer
-        base = self.base(x)
         a, b, scale = bank.of(layer.a), bank.of(layer.b), bank.of(layer.scale)
         cast = torch.is_autocast_enabled(x.device.type)
+        if not cast and type(self.base) is nn.Linear and self.base.weight.dtype == a.dtype:
+            given, keep = x.reshape(bank.count, -1, x.shape[-1]), bank.kept(x, layer.keys)
+            keep = None if keep is None else keep.view_as(given)
+            whole = adapted(given, self.base.weight, self.base.bias, a, b, scale, keep)
+            return whole.view(*x.shape[:-1], -1)
+        base = self.base(x)
         # Autocast takes the products' inputs down again: to float32 and back changes nothing.
-        inner = x if cast and bank.drops_none else bank.dropped(x.to(a.dtype), layer.keys)
+        inner = x if cast and bank.drops_none else x.to(a.dtype)
+        if (keep := bank.kept(inner, layer.keys)) is not None:
+            inner = inner * keep
         inner = inner.reshape(bank.count, -1, x.shape[-1])
         inner = torch.bmm(inner, a.transpose(1, 2)) * scale
         if cast or base.dtype == inner.dtype:
@@ -232,18 +240,19 @@ class SlotLinear(nn.Module):
 def install(model: Any, bank: Bank) -> None:
     """Put the bank's layers over the layers of the base model that they adapt."""
     for layer in bank.layers:
-        parent, name = _parent(model, layer.name)
+        parent, name = parent_of(model, layer.name)
         setattr(parent, name, SlotLinear(getattr(parent, name), layer, bank))
 
 
 def uninstall(model: Any, bank: Bank) -> None:
     """Give the base model its own layers back, untouched."""
     for layer in bank.layers:
-        parent, name = _parent(model, layer.name)
+        parent, name = parent_of(model, layer.name)
         if isinstance(wrapped := getattr(parent, name), SlotLinear):
             setattr(parent, name, wrapped.base)
 
 
-def _parent(model: Any, path: str) -> tuple[Any, str]:
+def parent_of(model: Any, path: str) -> tuple[Any, str]:
+    """The module that holds the one at `path`, and under which name."""
     head, _, name = path.rpartition(".")
     return model.get_submodule(head), name

@@ -21,6 +21,7 @@ from trial.loss import add_up, summed_loss, token_nats
 from trial.packed.adamw import Rule, SlotAdamW
 from trial.packed.attention import causal_only
 from trial.packed.bank import Bank, install, uninstall
+from trial.packed.head import taken
 from trial.packed.passes import Given, Passes
 from trial.packed.skeleton import Drawn, NotPackableError
 
@@ -54,23 +55,28 @@ class Engine:
         self.device = device
         self.base = base.to(args.device).requires_grad_(False)
         self.bank = Bank(drawn, slots, rank, args.device, flat=not device.fixed_shapes)
-        self.adamw = SlotAdamW(self.bank.blocks, masked=device.fixed_shapes)
+        self.adamw = SlotAdamW(
+            self.bank.blocks, masked=device.fixed_shapes, fused=device.free_reads
+        )
         self.columns = None if device.fixed_shapes else columns
         self.ranks = ranks
         self._extra = device.evaluation_inputs(SimpleNamespace(model=base, args=args))
         self._cast = torch.bfloat16 if args.bf16 else None
-        self._attention = ExitStack()
+        self._changed = ExitStack()
+        # Pieces are as many as there are labels: for that a device must be asked, and waited for.
+        pieces = taken(self.base, drawn, self._cast, self._extra) if device.free_reads else None
+        self._head = self._changed.enter_context(pieces or nullcontext())
         install(self.base, self.bank)
         # Of several ranks each would record by itself, and what fails on one fails on all.
         able = device.record is not None and ranks == 1
-        able = able and self._attention.enter_context(causal_only(self.base))
+        able = able and self._changed.enter_context(causal_only(self.base))
         self._passes = Passes(self.bank.device, device.record if able else None)
 
     def close(self) -> Any:
         """The base model as it was."""
         self._passes.forget()
-        self._attention.close()
         uninstall(self.base, self.bank)
+        self._changed.close()
         return self.base
 
     def forget_recordings(self) -> bool:
@@ -107,8 +113,8 @@ class Engine:
         return self._passes.run("train", batch, self._train)
 
     def _train(self, given: Given) -> torch.Tensor:
-        logits, labels = self._logits(given), given["labels"]
-        losses = self._sums(logits, labels, self.bank.count) / given["targets"]
+        found = self._forward(given)
+        losses = self._nats(found, given["labels"], self.bank.count) / given["targets"]
         losses.sum().backward()
         gaudi.mark_step()
         return losses.detach()
@@ -152,44 +158,39 @@ class Engine:
         return add_up(nats, batches)
 
     def _evaluate(self, given: Given) -> torch.Tensor:
-        logits = self._logits(given)
+        found, labels = self._forward(given), given["labels"]
         gaudi.mark_step()
-        return summed_loss(logits, given["labels"], dense=self._dense)
-
-    @property
-    def _dense(self) -> bool:
-        """Whether masked positions cost less than to wait for their number."""
-        return self.device.fixed_shapes or not self.device.free_reads
+        if self._head is None:
+            return summed_loss(found, labels, dense=True)
+        return self._nats(found, labels, 1).sum()
 
     def _batch(self, rows: list[Batch]) -> Batch:
         batch = {name: tensor[:, : self.columns] for name, tensor in _stacked(rows).items()}
         return batch if self.device.fixed_shapes else open_mask(batch)
 
-    def _logits(self, given: Given) -> torch.Tensor:
+    def _nats(self, found: torch.Tensor, labels: torch.Tensor, slots: int) -> torch.Tensor:
+        """Nats over the labelled tokens of each slot's rows, [slots].
+
+        Labels are moved, not what they are compared with, which is large: the last column has no
+        label then.
+        """
+        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED).view(slots, -1)
+        found = found.view(*targets.shape, -1)
+        if self._head is not None:
+            return self._head.nats(found, targets)
+        losses = token_nats(found.flatten(0, 1).float(), targets.flatten())
+        return losses.view(slots, -1).sum(dim=1)
+
+    def _forward(self, given: Given) -> torch.Tensor:
+        """Logits, or the hidden states that the head makes them of, [rows, columns, ...]."""
         inputs = {name: given[name] for name in ("input_ids", "attention_mask")}
         self.bank.take(given, inputs["input_ids"].shape[1])
         cast = nullcontext()
         if self._cast is not None:
             cast = torch.autocast(self.bank.device.type, dtype=self._cast)  # type: ignore[assignment]
         with cast:
-            logits: torch.Tensor = self.base(**inputs, **self._extra).logits
-        return logits
-
-    def _sums(self, logits: torch.Tensor, labels: torch.Tensor, slots: int) -> torch.Tensor:
-        """Nats over the labelled tokens of each slot's rows, [slots].
-
-        Labels are moved, not logits, which are large: the last column has no label then. Where few
-        positions have one, the others are left out first; each loss is the same to the bit.
-        """
-        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
-        flat, wanted = logits.flatten(0, 1), targets != IGNORED
-        if self._dense or 2 * int(wanted.sum()) > len(wanted):
-            losses = token_nats(flat.float(), targets)
-        else:
-            places = wanted.nonzero().squeeze(1)
-            few = token_nats(flat[places].float(), targets[places])
-            losses = few.new_zeros(len(targets)).index_copy(0, places, few)
-        return losses.view(slots, -1).sum(dim=1)
+            found: torch.Tensor = self.base(**inputs, **self._extra).logits
+        return found
 
 
 _stacked = Collator(trim=False)
