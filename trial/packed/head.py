@@ -39,10 +39,9 @@ class Head:
         `hidden` is [K, positions, in], `targets` [K, positions]. Each slot is computed by itself:
         how many tokens its neighbours have to predict does not change its numbers.
         """
-        weight, bias = self.layer.weight, self.layer.bias
-        if self.cast is not None:
-            weight, bias = weight.to(self.cast), None if bias is None else bias.to(self.cast)
-        found: torch.Tensor = _Nats.apply(hidden, weight, bias, targets)
+        layer, cast = self.layer, self.cast or self.layer.weight.dtype
+        bias = None if layer.bias is None else layer.bias.to(cast)
+        found: torch.Tensor = _Nats.apply(hidden, layer.weight.to(cast), bias, targets)
         return found
 
 
