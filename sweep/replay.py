@@ -50,6 +50,7 @@ class Costs:
     load: float
     step: float
     evaluation: float
+    """With what is written then: the adapter where it is the best so far, a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +117,9 @@ def _costs(rows: Sequence[Mapping[str, str]], steps: Sequence[int]) -> Costs:
     took = {name: float(np.median([float(row[name]) for row in later])) for name in PHASES}
     return Costs(
         startup=float(first["startup"]) + float(first["load"]) - took["load"],
-        load=took["load"] + took["save"],
+        load=took["load"],
         step=(took["first_step"] + took["train"]) / steps[-1],
-        evaluation=took["eval"] / len(steps),
+        evaluation=(took["eval"] + took["save"]) / len(steps),
     )
 
 

@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trial import builtin
 from trial.builtin import docs, make
+from trial.builtin.kept import kept
 from trial.config import DataConfig
 from trial.data import prepare
 
@@ -99,6 +101,31 @@ def test_rows_are_enough_and_different():
     assert len({row["answer"] for row in rows}) == len(rows)
     assert all(docs.SHORTEST <= len(row["answer"]) <= docs.LONGEST for row in rows)
     assert len({row["question"].split("`")[0] for row in rows}) >= 4
+
+
+def test_rows_are_drawn_once_from_the_same_sources(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source, drawn = tmp_path / "module.py", []
+    source.write_text("x = 1")
+
+    def draw() -> list[Any]:
+        drawn.append(source.read_text())
+        return [{"question": "x?", "answer": drawn[-1]}]
+
+    first = kept("rows", [source], draw)
+    assert kept("rows", [source], draw) == first == [{"question": "x?", "answer": "x = 1"}]
+    source.write_text("x = 22")
+    assert kept("rows", [source], draw)[0]["answer"] == "x = 22"
+    for broken in (tmp_path / "cache").rglob("*.json"):
+        broken.write_text("[{")
+    assert kept("rows", [source], draw)[0]["answer"] == "x = 22"
+    assert drawn == ["x = 1", "x = 22", "x = 22"]
+
+
+def test_rows_come_also_where_none_can_be_kept(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert kept("rows", [], lambda: [{"question": "x?", "answer": "1"}])
 
 
 def test_the_modules_asked_about_are_not_imported():

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from trial.cache import cache_folder
 from trial.config import DataConfig
 from trial.problems import ConfigError, Problem
 from trial.prompts import CHAT_TEMPLATE, PROMPT_FORMATS, choose_format, render
@@ -181,9 +182,8 @@ def _log(prepared: Prepared) -> None:
 
 
 def default_cache() -> Path:
-    """Where tokens are kept: `gaudi-sweep` under `XDG_CACHE_HOME` or `~/.cache`."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root, "gaudi-sweep", "tokens")
+    """Where tokens are kept."""
+    return cache_folder("tokens")
 
 
 def _digest(parts: Sequence[str]) -> str:

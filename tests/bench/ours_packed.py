@@ -3,6 +3,7 @@
 python tests/bench/ours_packed.py refill HOME       trains the folders of HOME in four slots
 python tests/bench/ours_packed.py compile           20 refills under torch.compile
 python tests/bench/ours_packed.py passes HOME       passes in 1 to 16 slots, launched and recorded
+python tests/bench/ours_packed.py head whole|pieces      a pass over 32,000 words, K = 8
 python tests/bench/ours_packed.py model SIZE FOLDER      writes a Llama of random weights
 
 Compiled by dynamo and AOT autograd, without a code generator: what is compiled again depends on the
@@ -18,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +157,50 @@ def times(floor: Any, folder: Any) -> dict[str, float]:
     return told | {"step_seconds": timed(lambda: engine.step(rules))}
 
 
+def heads(how: str) -> dict[str, float]:
+    """A pass over a tiny Llama of a usual vocabulary: its logits whole, or a piece at a time."""
+    import resource
+
+    import torch
+    from bench_figures import folders_of
+    from bench_material import Work
+
+    from trial.folder import TrialFolder
+    from trial.packed import engine
+    from trial.packed.floor import open_floor
+    from trial.workbench import Workbench
+
+    torch.set_num_threads(1)
+    told: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as place:
+        model, slots = Path(place) / "model", 8
+        write_model("words", model)
+        (path,) = folders_of(Work(trials=1, batch=2, length=128, model=str(model)), Path(place))
+        folder = TrialFolder(path)
+        if how == "whole":
+            engine.taken = lambda *_: nullcontext()
+        floor = open_floor(Workbench(), folder.read_config(), folder, slots, slots)
+        for slot in range(slots):
+            floor.engine.load(slot, floor.skeleton.draw(folder.read_config()), 0.0)
+        rows = [dict(floor.data.train[row]) for row in range(2)]
+        shares = [(slot, rows, [0, 1], COLUMNS) for slot in range(slots)]
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for masked in (0, 64):
+            for row in rows:
+                row["labels"] = row["labels"].clone()
+                row["labels"][:masked] = -100
+            taken = []
+            for _ in range(TIMED):
+                began = time.perf_counter()
+                floor.engine.accumulate(shares)
+                taken.append(time.perf_counter() - began)
+            told[f"ms_per_trial_{masked}_masked"] = 1e3 * statistics.median(taken) / slots
+            if not masked:
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                told["megabytes"] = (peak - before) / 1024
+    return told
+
+
 def graphs() -> int:
     """Graphs that dynamo has compiled so far."""
     from torch._dynamo.utils import counters
@@ -173,6 +219,7 @@ def step(engine: Any, rates: list[float], rule: Any) -> None:
 
 
 SIZES = {
+    "words": (128, 352, 4, 4, 32000),
     "512": (512, 1408, 8, 8, 2048),
     "0.5b": (1024, 4096, 24, 16, 32000),
     "7b": (4096, 11008, 32, 32, 32000),
@@ -192,7 +239,7 @@ def write_model(size: str, folder: Path) -> dict[str, float]:
     settings |= {"num_attention_heads": heads, "num_key_value_heads": heads}
     settings |= {"num_hidden_layers": layers, "head_dim": hidden // heads}
     settings |= {"max_position_embeddings": 4096}
-    if tokens > 2048:
+    if hidden > 512:
         torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = LlamaForCausalLM(LlamaConfig(**settings))
@@ -208,6 +255,8 @@ def main(how: str, *words: str) -> None:
             told = refill(Path(words[0]))
         elif how == "compile":
             told = compiled()
+        elif how == "head":
+            told = heads(words[0])
         elif how == "passes":
             told = passes(Path(words[0]))
         else:

@@ -214,7 +214,7 @@ class Policy:
     ray: dict[str, Any] | None = None
     """Keywords of ASHAScheduler."""
     warm: bool = True
-    startup: float | None = None
+    startup: float | None = FORKED
     """Seconds of a worker's start; None for the recorded ones, with all imports in them."""
     pack: int = 1
 
@@ -225,7 +225,7 @@ def ours(name: str, sampler: str, pruner: str, s: Any = None, p: Any = None, **m
         name,
         SamplerSpec(name=sampler, options={**tpe, **(s or {})}),
         PrunerSpec(name=pruner, options=p or {}),
-        **{"startup": FORKED, **more},
+        **more,
     )
 
 
@@ -251,8 +251,8 @@ def policies(recorded: Recorded) -> list[Policy]:
         ours("ours: random, successive halving / 2", "random", "successive_halving", p=halving),
         Policy("random search", SamplerSpec(name="random")),
         Policy("plain TPE", plain),
-        Policy("Ray Tune: OptunaSearch, ASHA", plain, ray=asha, warm=False),
-        Policy("Ray Tune: the same, reuse_actors", plain, ray=asha),
+        Policy("Ray Tune: OptunaSearch, ASHA", plain, ray=asha, warm=False, startup=None),
+        Policy("Ray Tune: the same, reuse_actors", plain, ray=asha, startup=None),
         Policy("Ray Tune: the same, start-up free", plain, ray=asha, startup=0.0),
     ]  # fmt: skip
 

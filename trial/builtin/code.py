@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import ast
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from trial.builtin import docs
+from trial.builtin.kept import kept
 
 FORGET = ("importlib",)
 RETAIN = (
@@ -40,8 +41,13 @@ def read_retain() -> list[Mapping[str, str]]:
 
 @cache
 def _rows(names: tuple[str, ...]) -> list[Mapping[str, str]]:
+    files = _files(names)
+    return kept("python-code", files, lambda: _drawn(files))
+
+
+def _drawn(files: Sequence[Path]) -> list[Mapping[str, str]]:
     rows: dict[str, Mapping[str, str]] = {}
-    for file in _files(names):
+    for file in files:
         for question, answer in _continuations(file.read_text(encoding="utf-8")):
             rows.setdefault(question, {"question": question, "answer": answer})
     return list(rows.values())

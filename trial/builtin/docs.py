@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
+from trial.builtin.kept import kept
+
 _NAMES = """
 abc argparse ast asyncio.base_events asyncio.events asyncio.futures asyncio.locks
 asyncio.protocols asyncio.queues asyncio.runners asyncio.streams asyncio.tasks asyncio.transports
@@ -52,11 +54,14 @@ _FUNCTION_QUESTIONS = (
 @cache
 def read() -> list[Mapping[str, str]]:
     """All rows (`question`, `answer`), in the order of the modules and of their source."""
+    files = {name: file for name in MODULES if (file := source_file(name)) is not None}
+    return kept("python-docs", files.values(), lambda: _drawn(files))
+
+
+def _drawn(files: Mapping[str, Path]) -> list[Mapping[str, str]]:
     rows: list[Mapping[str, str]] = []
     answered: set[str] = set()
-    for module in MODULES:
-        if (file := source_file(module)) is None:
-            continue
+    for module, file in files.items():
         for name, node in _definitions(ast.parse(file.read_bytes()), module):
             answer = summary(ast.get_docstring(node) or "")
             # One text under two names would stand on both sides of the split.
