@@ -115,7 +115,7 @@ class RayExecutor:
         self._actor_class = ray.remote(self.worker)
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self.address:
-            ray.init(address=self.address, **options)
+            self._join(options)
         else:
             self._folder, self._held = scratch.make()
             self._reaper = _start_reaper(self._folder)
@@ -138,6 +138,16 @@ class RayExecutor:
         self._demand(self.concurrency or 0)
         first = min(self.slots(), self.expected_jobs or self.slots())
         self._crews = [self._new_crew() for _ in range(first)]
+
+    def _join(self, options: dict[str, Any]) -> None:
+        """Connect to a Ray that is there already."""
+        try:
+            self._ray.init(address=self.address, **options)
+        except ConnectionError as error:
+            raise ConnectionError(
+                f"{error}. Is Ray up there, and was it started with the RAY_AUTH_MODE and "
+                "RAY_AUTH_TOKEN that are set here? See docs/cluster.md"
+            ) from error
 
     @contextlib.contextmanager
     def _with_nursery(self) -> Iterator[Callable[[], None] | None]:

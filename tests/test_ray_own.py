@@ -23,6 +23,19 @@ def test_a_machine_that_cannot_hold_a_trial_is_refused(devices):
         executor.close()
 
 
+def test_where_no_ray_can_be_joined_it_is_said_what_to_look_at(monkeypatch):
+    import ray
+
+    def refuse(address: str, **_: object) -> None:
+        raise ConnectionError(f"Failed to connect to Ray cluster at {address}")
+
+    # Ray itself takes twenty seconds to give up.
+    monkeypatch.setattr(ray, "init", refuse)
+    executor = RayExecutor(device="cpu", address="127.0.0.1:1")
+    with pytest.raises(ConnectionError, match=r"at 127\.0\.0\.1:1\. .*RAY_AUTH_TOKEN"):
+        executor.start()
+
+
 def test_single_cards_on_a_ray_of_our_own(tmp_path, monkeypatch):
     import ray
 

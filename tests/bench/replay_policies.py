@@ -46,10 +46,10 @@ RANK, RATE, DROPOUT = "lora.r", "training.learning_rate", "lora.lora_dropout"
 SCALE = "alpha_over_r"
 RANKS = Choices(choices=(2, 4, 8, 16, 32))
 MOST_TRIALS = 100
-PACK, SHARE = 4, 0.72
+PACK, SHARE = 4, 0.66
 """Trials that share a device, and what each takes of it over what it takes alone; measured by
 `replay_record.py --share`."""
-FORKED = 1.17
+FORKED = 0.31
 """Seconds of start-up of a worker that is forked from a process with all imports done, as ours are
 on CPUs (`sweep/nursery.py`); measured by `replay_record.py --start`. That process comes up while
 Ray does, for which nobody pays here."""
