@@ -94,7 +94,11 @@ def known_trials(spec: SweepSpec) -> int | None:
 
 def evaluations_of(spec: SweepSpec, steps: int) -> int:
     """Evaluations of one whole trial."""
-    training = base_config(spec).training
+    config = base_config(spec)
+    training = config.training
+    if config.evaluation.steps:
+        before = sum(step < steps for step in config.evaluation.steps)
+        return before + 1 + bool(training.get("eval_on_start"))
     every = training["eval_steps"] or steps
     interval = every if every >= 1 else max(1.0, every * steps)
     if training["eval_strategy"] != "steps":

@@ -19,6 +19,7 @@ from sweep import checks, dimension, optuna_names
 from sweep.dimension import Choices, Dimension, Range
 from sweep.failures import FailuresSpec
 from sweep.places import absolute_places
+from sweep.rungs import HALVING, evaluated_at_rungs, rungs
 from sweep.secret import refuse_secrets
 from sweep.sheet import Sheet, is_at_or_below, read
 from sweep.space import Space
@@ -115,6 +116,7 @@ def examine(source: Path, overrides: Sequence[str] = ()) -> tuple[SweepSpec, lis
     )
     spec = spec.model_copy(update={"sampler": _sampler(sheet, spec)})
     spec = spec.model_copy(update={"pruner": _pruner(sheet, spec)})
+    spec = _evaluated(sheet, spec)
     _check_stop(sheet, spec)
     spec = spec.model_copy(update={"warm_start": _warm_start(sheet, spec)})
     spec = spec.model_copy(update={"enqueue": _check_space(sheet, spec)})
@@ -297,15 +299,34 @@ def _pruner_spec(sheet: Sheet, key: str, raw: Any) -> PrunerSpec:
     if not isinstance(content, dict):
         sheet.refuse(Problem(key, "is {name: ..., keywords}", repr(raw)))
         return PrunerSpec()
-    options = {name: value for name, value in content.items() if name != "name"}
+    own = ("name", "evaluate") if key == "pruner" else ("name",)
+    options = {name: value for name, value in content.items() if name not in own}
     if "name" not in content:
         sheet.refuse(Problem(f"{key}.name", "which pruner?", repr(dict(content))))
         return PrunerSpec()
-    pruner = _section(sheet, key, PrunerSpec, {"name": content["name"]})
+    given = {name: content[name] for name in own if name in content}
+    pruner = _section(sheet, key, PrunerSpec, given)
     if pruner.name == "patient" and options.get("wrapped") is not None:
         inner = _pruner_spec(sheet, f"{key}.wrapped", options["wrapped"])
         options["wrapped"] = inner.model_dump()
     return pruner.model_copy(update={"options": options})
+
+
+def _evaluated(sheet: Sheet, spec: SweepSpec) -> SweepSpec:
+    """The sweep with its evaluations where the pruner wants them."""
+    if spec.pruner.evaluate == "steps":
+        return spec
+    got, key = spec.pruner.name, "pruner.evaluate"
+    if spec.pruner.name not in HALVING:
+        sheet.refuse(Problem(key, f"rungs are those of {' and '.join(HALVING)}", got))
+    elif "evaluation.steps" in spec.space or "steps" in (spec.base.get("evaluation") or {}):
+        sheet.refuse(Problem(key, "evaluation.steps says already when to evaluate", "rungs"))
+    elif rungs(spec) is None:
+        rule = "rungs need a number of steps in base.training.max_steps, and of min_resource"
+        sheet.refuse(Problem(key, rule, "rungs"))
+    else:
+        return evaluated_at_rungs(spec)
+    return spec
 
 
 def _has_curve(spec: SweepSpec) -> bool:

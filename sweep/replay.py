@@ -11,7 +11,7 @@ import csv
 import heapq
 import itertools
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -39,6 +39,13 @@ class Curve:
     eval_seconds: float = 0.0
     load_seconds: float = 0.0
     """Paid by every trial; what a worker pays once is the executor's."""
+
+    def at(self, steps: Collection[int]) -> Curve:
+        """The same trial evaluated at these of its steps alone."""
+        kept = [pair for pair in zip(self.steps, self.losses, strict=True) if pair[0] in steps]
+        return replace(
+            self, steps=tuple(step for step, _ in kept), losses=tuple(loss for _, loss in kept)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +220,10 @@ class ReplayExecutor:
         slot = heapq.heappop(self._idle)
         worker = slot % self._devices()
         folder = TrialFolder(placed.folder)
-        curve = self._slowed(self.curve(placed.number, folder.read_config()))
+        config = folder.read_config()
+        curve = self._slowed(self.curve(placed.number, config))
+        if config.evaluation.steps is not None:
+            curve = curve.at({*config.evaluation.steps, curve.steps[-1]})
         paid = curve.load_seconds + self._startup(worker)
         play = _Play(folder, slot, curve, self.now, paid)
         self._plays[placed.number] = play

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import optuna
@@ -11,8 +10,8 @@ from optuna.samplers import BaseSampler
 
 from sweep.halving import Halving
 from sweep.optuna_names import PRUNERS, SAMPLERS
+from sweep.rungs import HALVING, last_step, min_resource
 from sweep.spec import SweepSpec
-from trial.config import TRAINING_DEFAULTS
 
 
 def make_sampler(spec: SweepSpec, seed: int) -> BaseSampler:
@@ -38,10 +37,9 @@ def _pruner(name: str, options: dict[str, Any], spec: SweepSpec) -> BasePruner:
         # Without a pruner to hold back, patience alone decides.
         none = isinstance(inner, optuna.pruners.NopPruner)
         return optuna.pruners.PatientPruner(None if none else inner, **given)
-    if name in ("successive_halving", "hyperband"):
+    if name in HALVING:
         # Optuna guesses the first rung from the first trial; we know where trials are evaluated.
-        first = first_rung if name == "successive_halving" else first_evaluation
-        given.setdefault("min_resource", first(spec))
+        given.setdefault("min_resource", min_resource(spec, name))
     if name == "hyperband" and (steps := last_step(spec)):
         # It would prune nothing before the first trial has shown how long trials are.
         given.setdefault("max_resource", steps)
@@ -49,29 +47,3 @@ def _pruner(name: str, options: dict[str, Any], spec: SweepSpec) -> BasePruner:
         return Halving(**given)
     made: BasePruner = PRUNERS[name].type(**given)
     return made
-
-
-EARLIEST = 8
-"""Halving starts after this fraction of a trial: curves cross before (docs/defaults.md)."""
-
-
-def first_rung(spec: SweepSpec) -> int:
-    """Optimizer step of the first evaluation that is not before an eighth of a trial."""
-    first, last = first_evaluation(spec), last_step(spec)
-    return first if last is None else first * max(1, math.ceil(last / EARLIEST / first))
-
-
-def first_evaluation(spec: SweepSpec) -> int:
-    """Optimizer step of the first evaluation; 1 when it depends on the length of the data."""
-    training = {**TRAINING_DEFAULTS, **spec.base.get("training", {})}
-    every, total = training["eval_steps"], training["max_steps"]
-    if every >= 1:
-        return int(every)
-    return max(1, int(every * total)) if total > 0 else 1
-
-
-def last_step(spec: SweepSpec) -> int | None:
-    """Optimizer step at which every trial ends; None where that is searched, or up to the data."""
-    steps = {**TRAINING_DEFAULTS, **spec.base.get("training", {})}["max_steps"]
-    known = steps > first_evaluation(spec) and "training.max_steps" not in spec.space
-    return int(steps) if known else None

@@ -46,6 +46,9 @@ class PrunerSpec(Section):
     options: dict[str, Any] = Field(default_factory=dict)
     """Keywords of the Optuna pruner; in the file they stand beside `name`. `patient` takes
     `wrapped: {name: ...}`."""
+    evaluate: Literal["steps", "rungs"] = "steps"
+    """Evaluate trials every `training.eval_steps`, or only where `successive_halving` or
+    `hyperband` decides, and at the end: fewer seconds of a device, a coarser curve."""
 
 
 class StopSpec(Section):

@@ -69,6 +69,11 @@ def test_evaluations_of_a_trial(training, expected):
     assert cost.evaluations_of(spec, 40) == expected
 
 
+def test_evaluations_that_are_named_are_counted():
+    base = {"training": {"max_steps": 40}, "evaluation": {"steps": [5, 10, 20, 40, 80]}}
+    assert cost.evaluations_of(make(base=base), 40) == 4
+
+
 def test_a_grid_runs_no_more_than_it_has_points():
     space = {"lora.r": (Choices(choices=(2, 4, 8)),)}
     grid = make(space=space, sampler=SamplerSpec(name="grid"), stop=StopSpec())

@@ -381,6 +381,42 @@ def test_find_lists_the_names(tmp_path, name, near):
     assert near in str(caught.value)
 
 
+# Evaluations where the pruner decides
+
+HALVED = "pruner: {name: successive_halving, reduction_factor: 2, evaluate: rungs}\n"
+
+
+def test_evaluations_at_the_rungs_alone(tmp_path):
+    path = write(tmp_path, f"{RATED}stop: {{trials: 9}}\n{HALVED}")
+    overrides = ["base.training.max_steps=64", "base.training.eval_steps=4"]
+    spec = loader.load(path, overrides)
+    assert spec.base["evaluation"] == {"steps": [8, 16, 32]}
+    assert spec.pruner.options == {"reduction_factor": 2, "min_resource": 8}
+    assert "evaluation" not in loader.load(path, [*overrides, "pruner.evaluate=steps"]).base
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("pruner=median", None),
+        ("pruner.name=patient", "rungs are those of successive_halving and hyperband"),
+        ("pruner.evaluate=often", "'steps' or 'rungs'"),
+        ("base.training.max_steps=-1", "rungs need a number of steps in base.training.max_steps"),
+        ("pruner.min_resource=auto", "rungs need a number of steps"),
+        ("base.evaluation.steps=[3]", "evaluation.steps says already when to evaluate"),
+        ("base.evaluation.steps=[]", "optimizer steps from 1 on, ascending"),
+        ("base.evaluation.steps=[4, 2]", "optimizer steps from 1 on, ascending"),
+    ],
+)
+def test_rungs_that_cannot_be(tmp_path, override, expected):
+    path = write(tmp_path, f"{RATED}stop: {{trials: 9}}\n{HALVED}")
+    overrides = ["base.training.max_steps=64", "base.training.eval_steps=4", override]
+    if expected is None:
+        assert loader.load(path, overrides).pruner.evaluate == "steps"
+    else:
+        assert any(expected in line for line in refused(path, overrides))
+
+
 # The wall
 
 

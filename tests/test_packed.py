@@ -337,6 +337,22 @@ def test_a_schedule_is_the_trainers_own(material, schedule, more):
     assert deviation(alone, folder) < FLOAT32
 
 
+def test_evaluations_at_chosen_steps_alone_packed_or_not(material):
+    """An epoch ends within the trial, and at its end."""
+    config = material.config(
+        evaluation={"steps": [3, 7, 11, 90]},
+        training={"num_train_epochs": 2, "max_steps": -1, "eval_steps": 2},
+    )
+    alone, result = material.train(config)
+    folder = material.folder(config)
+    train_packed([folder], slots=1, bench=material.bench())
+    last = result.steps
+    assert 11 < last < 90
+    for one in (alone, folder):
+        assert [shown.step for shown in one.read_evaluations()] == [3, 7, 11, last]
+    assert deviation(alone, folder) < FLOAT32
+
+
 @pytest.mark.parametrize(
     ("family", "sections", "bound"),
     [

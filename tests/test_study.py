@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterable
 
 import optuna
 import pytest
 
 from sweep.dimension import Choices, Derived, Range
+from sweep.rungs import evaluated_at_rungs, rungs
 from sweep.samplers import make_pruner
 from sweep.spec import ConfirmSpec, ObjectiveSpec, PrunerSpec, SamplerSpec, StopSpec, SweepSpec
 from sweep.study import OptunaDecider, memory, open_storage
@@ -84,6 +86,50 @@ def test_halving_begins_at_the_first_evaluation_after_an_eighth(training, given,
     halving = PrunerSpec(name="successive_halving", options=given)
     made = make_pruner(make_spec(base={"training": training}, pruner=halving))
     assert made.first == first
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("successive_halving", {"reduction_factor": 2}, [8, 16, 32]),
+        ("successive_halving", {}, [8, 32]),
+        ("successive_halving", {"reduction_factor": 3, "min_resource": 4}, [4, 12, 36]),
+        ("successive_halving", {"reduction_factor": 2, "min_early_stopping_rate": 2}, [32]),
+        ("hyperband", {}, [4, 12, 36]),
+        ("successive_halving", {"min_resource": "auto"}, None),
+        ("median", {}, None),
+    ],
+)
+def test_a_trial_shown_at_its_rungs_alone_is_pruned_as_one_shown_always(name, given, expected):
+    training = {"max_steps": 64, "eval_steps": 4}
+    pruner = PrunerSpec(name=name, options=given, evaluate="rungs")
+    spec = make_spec(base={"training": training}, pruner=pruner, sampler=SamplerSpec(seed=1))
+    assert rungs(spec) == expected
+    thin = evaluated_at_rungs(spec)
+    assert (thin.base.get("evaluation") or {}).get("steps") == expected
+    if expected is None:
+        return
+    assert rungs(thin) == expected
+    ends = []
+    for shown, one in ((range(4, 65, 4), spec), ((*expected, 64), thin)):
+        decider = OptunaDecider(one, "study", memory())
+        ends.append(pruned_at(decider, shown))
+    assert ends[0] == ends[1]
+    assert set(ends[0]) > {64}
+
+
+def pruned_at(decider: OptunaDecider, steps: Iterable[int]) -> list[int]:
+    """The last step of thirty trials whose curves cross."""
+    found = []
+    for number in range(30):
+        proposal, last = decider.ask(), 0
+        for step in steps:
+            last = step
+            loss = math.sin(7.0 * number) + math.cos(number) * step / 64
+            if decider.report(proposal.number, Evaluation(step=step, eval_loss=loss)):
+                break
+        found.append(last)
+    return found
 
 
 def test_hyperband_prunes_before_any_trial_is_complete():

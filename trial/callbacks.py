@@ -218,6 +218,8 @@ class Reporter(TrainerCallback):
             self.first = False
             self.run.device.synchronise()
             self.run.clock.switch("train")
+        if (chosen := self.run.config.evaluation.steps) is not None:
+            control.should_evaluate = state.global_step in chosen
         if state.global_step >= state.max_steps:
             control.should_evaluate, control.should_save = True, self.run.config.keep_checkpoint
         elif (reason := self.run.ask()) is not None:
@@ -232,7 +234,8 @@ class Reporter(TrainerCallback):
         inside = state.epoch is not None and not float(state.epoch).is_integer()
         ended = state.global_step >= state.max_steps
         seen = last is not None and last.step == state.global_step
-        if self.run.stop == "prune" or seen or (self.run.stop and inside):
+        chosen = self.run.config.evaluation.steps is not None
+        if self.run.stop == "prune" or seen or chosen or (self.run.stop and inside):
             control.should_evaluate = False
         if self.run.stop == "prune" or ended:
             control.should_save = False

@@ -268,8 +268,14 @@ class ObjectiveSection(BaseModel):
 
 
 class EvaluationSection(Section):
-    """What an evaluation reports beside the eval loss; the built-in figures need a forget set."""
+    """When a trial is evaluated, and what that reports beside the eval loss.
 
+    The built-in figures need a forget set.
+    """
+
+    steps: list[int] | None = None
+    """Evaluate after these optimizer steps and after the last one, and at no other; null goes by
+    `training.eval_steps`."""
     metrics: list[str] | None = None
     """Names of figures (docs/objectives.md), or your own `package.module:function`; null takes
     every figure that the data allow."""
@@ -280,6 +286,13 @@ class EvaluationSection(Section):
     retain_model: str | None = None
     """Folder of a trial that never saw the forget set (`objective: sft` with the same
     `data.forget_path`); forget quality compares with it."""
+
+    @field_validator("steps")
+    @classmethod
+    def _ascending(cls, steps: list[int] | None) -> list[int] | None:
+        if steps is not None and (not steps or steps[0] < 1 or steps != sorted(set(steps))):
+            raise ValueError("optimizer steps from 1 on, ascending")
+        return steps
 
     @field_validator("metrics")
     @classmethod
@@ -323,7 +336,7 @@ class TrialConfig(Section):
     objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
     """What training minimises: a name, or `{name: ..., its arguments}`."""
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
-    """What an evaluation reports beside the eval loss."""
+    """When the trial is evaluated, and what that reports beside the eval loss."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
     """DeepSpeed ZeRO stage; null trains without DeepSpeed."""
     deepspeed: DeepSpeedSection = DeepSpeedSection()

@@ -198,6 +198,7 @@ def steps_figure(rounds: int, works: Sequence[Work]) -> Figure:
 
 
 GRIDS = ("rank x rate", "joint")
+RUNGS = "ours: default, evaluated at its rungs"
 SEEDS = 20
 """Sweeps of each policy in a round; every round has seeds of its own."""
 
@@ -209,7 +210,7 @@ def policies(rounds: int) -> Figure:
         Reach(f"device-seconds to within noise of the {grid} grid's best, {our} / {other}",
               (grid, our), (grid, other), 1 / 4 if other == peer else None)
         for grid in GRIDS
-        for our in ("ours: default", "ours: default, packed", "floor")
+        for our in ("ours: default", RUNGS, f"{RUNGS}, packed", "floor")
         for other in (peer, reused)
         if our != "floor" or other == peer
     ]  # fmt: skip

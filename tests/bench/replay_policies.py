@@ -36,9 +36,10 @@ from sweep.driver import Decider, Driver, Proposal
 from sweep.executor import Event, Finished
 from sweep.progress import Progress
 from sweep.replay import Costs, Recorded, ReplayExecutor
+from sweep.rungs import evaluated_at_rungs
 from sweep.spec import PrunerSpec, SamplerSpec, StopSpec, SweepSpec
 from sweep.study import OptunaDecider, memory
-from trial.config import Origin, TrialConfig
+from trial.config import EvaluationSection, Origin, TrialConfig
 from trial.folder import Evaluation, Result, StudyFolder
 
 CURVES = Path(__file__).parent / "curves"
@@ -66,16 +67,17 @@ class Grid:
     """What `lora_alpha` is."""
 
     def spec(self, sampler: SamplerSpec, pruner: PrunerSpec) -> SweepSpec:
-        """A sweep of the recorded trials' length and evaluations."""
+        """A sweep of the recorded trials' length, evaluated as recorded or as its pruner wants."""
         steps = self.recorded.steps
         space: dict[str, Any] = {name: (one,) for name, one in self.drawn.items() if "." in name}
-        return SweepSpec(
+        spec = SweepSpec(
             name="replay",
             base={"training": {"max_steps": steps[-1], "eval_steps": steps[0]}},
             space={**space, "lora.lora_alpha": (Derived(expression=self.alpha),)},
             variables={name: (one,) for name, one in self.drawn.items() if "." not in name},
             sampler=sampler, pruner=pruner, stop=StopSpec(trials=MOST_TRIALS),
         )  # fmt: skip
+        return evaluated_at_rungs(spec)
 
 
 def grids() -> list[Grid]:
@@ -109,7 +111,8 @@ class RayTune:
     drawn: Mapping[str, Choices | Range]
     seed: int
     asha: dict[str, Any] = field(default_factory=dict)
-    ask_seconds: float = 0.0
+    steps: list[int] | None = None
+    """Evaluations, where they are not all that were recorded."""
     ready: Proposal | None = None
     """Drawn when the last one was taken, as Ray Tune's controller does."""
 
@@ -144,7 +147,8 @@ class RayTune:
         drawn = self.search.suggest(f"t{number}")
         self.scheduler.on_trial_add(None, SimpleNamespace(trial_id=f"t{number}"))
         origin = Origin(study="replay", number=number, params=drawn)
-        return Proposal(number, drawn, TrialConfig(origin=origin))
+        evaluation = EvaluationSection(steps=self.steps)
+        return Proposal(number, drawn, TrialConfig(origin=origin, evaluation=evaluation))
 
     def report(self, number: int, evaluation: Evaluation) -> bool:
         trial = SimpleNamespace(trial_id=f"t{number}")
@@ -217,14 +221,19 @@ class Policy:
     startup: float | None = FORKED
     """Seconds of a worker's start; None for the recorded ones, with all imports in them."""
     pack: int = 1
+    steps: tuple[int, ...] | None = None
+    """Evaluations of a peer's trials, where they are not all that were recorded."""
 
 
-def ours(name: str, sampler: str, pruner: str, s: Any = None, p: Any = None, **more: Any) -> Policy:
+def ours(
+    name: str, sampler: str, pruner: str, s: Any = None, p: Any = None, evaluate: Any = "steps",
+    **more: Any,
+) -> Policy:  # fmt: skip
     tpe = {"multivariate": True, "group": True, "constant_liar": True} if sampler == "tpe" else {}
     return Policy(
         name,
         SamplerSpec(name=sampler, options={**tpe, **(s or {})}),
-        PrunerSpec(name=pruner, options=p or {}),
+        PrunerSpec(name=pruner, options=p or {}, evaluate=evaluate),
         **more,
     )
 
@@ -237,6 +246,9 @@ def policies(recorded: Recorded) -> list[Policy]:
     default = ("tpe", "successive_halving")
     return [
         ours("ours: default", *default, p=halving),
+        ours("ours: default, evaluated at its rungs", *default, p=halving, evaluate="rungs"),
+        ours("ours: default, evaluated at its rungs, packed", *default, p=halving,
+             evaluate="rungs", pack=PACK),
         ours("ours: default, packed", *default, p=halving, pack=PACK),
         ours("ours: default, start-up free", *default, p=halving, startup=0.0),
         ours("ours: default, workers not forked", *default, p=halving, startup=None),
@@ -253,7 +265,11 @@ def policies(recorded: Recorded) -> list[Policy]:
         Policy("plain TPE", plain),
         Policy("Ray Tune: OptunaSearch, ASHA", plain, ray=asha, warm=False, startup=None),
         Policy("Ray Tune: the same, reuse_actors", plain, ray=asha, startup=None),
-        Policy("Ray Tune: the same, start-up free", plain, ray=asha, startup=0.0),
+        Policy("Ray Tune: evaluated half as often", plain, startup=None, warm=False,
+               ray={"max_t": len(recorded.steps) // 2}, steps=recorded.steps[1::2]),
+        Policy("Ray Tune: reuse_actors, evaluated half as often", plain, startup=None,
+               ray={"max_t": len(recorded.steps) // 2}, steps=recorded.steps[1::2]),
+        Policy("Ray Tune: reuse_actors, start-up free", plain, ray=asha, startup=0.0),
     ]  # fmt: skip
 
 
@@ -277,9 +293,16 @@ def play(grid: Grid, policy: Policy, seed: int, slots: int, goal: float) -> Watc
     if policy.ray is None:
         decider = OptunaDecider(spec, "replay", memory())
     else:
-        decider = RayTune(grid.drawn, seed, policy.ray)
+        decider = RayTune(grid.drawn, seed, policy.ray, policy.steps and list(policy.steps))
+    shown = policy.steps or (spec.base.get("evaluation") or {}).get("steps") or recorded.steps
+
+    def truth(number: int) -> float:
+        """What the trial is worth: the best that it was seen to be, on the mean of the seeds."""
+        losses = zip(recorded.steps, recorded.at(points[number]), strict=True)
+        return min(loss for step, loss in losses if step in {*shown, recorded.steps[-1]})
+
     watch = Watch(
-        executor, slots, lambda n: min(recorded.at(points[n])), goal,
+        executor, slots, truth, goal,
         counts_stopped=policy.ray is not None,
     )  # fmt: skip
     progress = Progress(planned=MOST_TRIALS, clock=executor.clock)

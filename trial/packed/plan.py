@@ -27,6 +27,8 @@ class Plan:
     """Optimizer steps of one epoch."""
     logging_steps: int
     eval_steps: int
+    chosen: frozenset[int] | None
+    """Evaluations before the last one, where they are not every `eval_steps`."""
     save_steps: int
     """0 saves with each evaluation."""
     schedule: Any
@@ -62,6 +64,8 @@ class Plan:
     def evaluates(self, step: int) -> bool:
         """Whether the trial is evaluated after this step."""
         due = step % self.eval_steps == 0 and self.args.eval_delay <= step
+        if self.chosen is not None:
+            due = step in self.chosen
         return due or step >= self.max_steps
 
     def saves(self, step: int, evaluated: bool) -> bool:
@@ -86,6 +90,7 @@ def make_plan(args: Any, config: TrialConfig, rows: int, ranks: int = 1) -> Plan
         epoch_steps=epoch_steps,
         logging_steps=_steps(args.logging_steps, max_steps),
         eval_steps=_steps(args.eval_steps, max_steps),
+        chosen=None if config.evaluation.steps is None else frozenset(config.evaluation.steps),
         save_steps=0 if saves_with_each_evaluation(config) else _steps(args.save_steps, max_steps),
         schedule=_schedule(args, max_steps),
         ranks=ranks,
