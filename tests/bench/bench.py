@@ -45,14 +45,14 @@ def main() -> int:
     wanted = asked.only.split(",") if asked.only else None
     made = (bench_gpu if asked.gpu else bench_figures).figures(asked.quick, scratch, asked.rounds)
     chosen = [figure for figure in made if not wanted or figure.key in wanted]
-    began = time.time()
+    began, version = time.time(), commit()
     measured: list[Measured] = []
     folder = scratch if asked.quick or wanted else REPOSITORY / "docs"
     target = asked.page or folder / ("bench-gpu.md" if asked.gpu else "bench.md")
     for figure in chosen:
         measured.append(measure(figure, scratch, say))
         # After every figure: a run that is cut off has told what it has.
-        write(target, measured, asked, began)
+        write(target, measured, asked, began, version)
     print(target.read_text())
     say(f"written: {target}")
     if asked.scratch is None and target.parent != scratch:
@@ -60,7 +60,13 @@ def main() -> int:
     return 0
 
 
-def write(target: Path, measured: list[Measured], asked: argparse.Namespace, began: float) -> None:
+def write(
+    target: Path,
+    measured: list[Measured],
+    asked: argparse.Namespace,
+    began: float,
+    version: str,
+) -> None:
     """The page and the values behind it."""
     about = {
         "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime(began)) + " UTC",
@@ -68,7 +74,7 @@ def write(target: Path, measured: list[Measured], asked: argparse.Namespace, beg
         "quick": asked.quick,
         "command": "make bench-gpu" if asked.gpu else "make bench",
         "machine": {**machine(), **({"gpu": gpu()} if asked.gpu else {})},
-        "commit": commit(),
+        "commit": version,
         "peers": bench_peers.versions(),
         "apart": bench_peers.python() != Path(sys.executable),
     }
@@ -78,7 +84,7 @@ def write(target: Path, measured: list[Measured], asked: argparse.Namespace, beg
 
 
 def commit() -> str:
-    """What was measured, as far as git knows."""
+    """What is measured, as far as git knows; a page that is written changes the tree."""
     words = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
     return done.stdout.strip()
