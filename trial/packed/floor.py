@@ -189,7 +189,7 @@ def pays(seconds: Callable[[int], float | None], most: int) -> int:
 def _seconds(engine: Engine, device: Device, rows: list[Batch], slots: int) -> float | None:
     """The fastest of a few batches of `slots` slots; the first one warms up."""
     shares = [(slot, rows, list(range(len(rows))), 1) for slot in range(slots)]
-    taken = []
+    taken: list[float] = []
     try:
         while len(taken) <= TIMED and sum(taken[1:]) < LONG:
             began = time.perf_counter()
