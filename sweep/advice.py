@@ -90,7 +90,8 @@ def _objective(spec: SweepSpec) -> Iterator[str]:
                 " it counts as failed"
             )
     training = spec.base.get("training") or {}
-    if spec.pruner.name != "none" and training.get("eval_strategy") == "no":
+    chosen = (spec.base.get("evaluation") or {}).get("steps")
+    if spec.pruner.name != "none" and training.get("eval_strategy") == "no" and not chosen:
         yield "training.eval_strategy is `no`: the pruner sees nothing before a trial ends"
 
 

@@ -116,10 +116,11 @@ def examine(source: Path, overrides: Sequence[str] = ()) -> tuple[SweepSpec, lis
     )
     spec = spec.model_copy(update={"sampler": _sampler(sheet, spec)})
     spec = spec.model_copy(update={"pruner": _pruner(sheet, spec)})
-    spec = _evaluated(sheet, spec)
     _check_stop(sheet, spec)
     spec = spec.model_copy(update={"warm_start": _warm_start(sheet, spec)})
     spec = spec.model_copy(update={"enqueue": _check_space(sheet, spec)})
+    if not sheet.problems:
+        spec = _evaluated(sheet, spec)
     return spec, in_order(sheet.problems)
 
 
@@ -291,6 +292,9 @@ def _pruner(sheet: Sheet, spec: SweepSpec) -> PrunerSpec:
     elif pruner.name != "none" and not _has_curve(spec):
         rule = f"{spec.objectives[0].metric} is known only at the end; say `pruner: none`"
         sheet.refuse(Problem("pruner", rule, pruner.name))
+    if pruner.evaluate == "rungs" and pruner.name not in HALVING:
+        rule = f"rungs are those of {' and '.join(HALVING)}"
+        sheet.refuse(Problem("pruner.evaluate", rule, pruner.name))
     return pruner
 
 
@@ -313,20 +317,16 @@ def _pruner_spec(sheet: Sheet, key: str, raw: Any) -> PrunerSpec:
 
 
 def _evaluated(sheet: Sheet, spec: SweepSpec) -> SweepSpec:
-    """The sweep with its evaluations where the pruner wants them."""
-    if spec.pruner.evaluate == "steps":
+    """The sweep with its evaluations where the pruner wants them; nothing else is wrong with it."""
+    key, given = "pruner.evaluate", spec.pruner.evaluate
+    if given == "steps":
         return spec
-    got, key = spec.pruner.name, "pruner.evaluate"
-    if spec.pruner.name not in HALVING:
-        sheet.refuse(Problem(key, f"rungs are those of {' and '.join(HALVING)}", got))
-    elif "evaluation.steps" in spec.space or "steps" in (spec.base.get("evaluation") or {}):
-        sheet.refuse(Problem(key, "evaluation.steps says already when to evaluate", "rungs"))
-    elif rungs(spec) is None:
-        rule = "rungs need a number of steps in base.training.max_steps, and of min_resource"
-        sheet.refuse(Problem(key, rule, "rungs"))
-    else:
-        return evaluated_at_rungs(spec)
-    return spec
+    if "evaluation.steps" in spec.space or (spec.base.get("evaluation") or {}).get("steps"):
+        sheet.refuse(Problem(key, "evaluation.steps says already when to evaluate", given))
+    elif not rungs(spec):
+        rule = "no rung is known before the last step: say base.training.max_steps, as a number"
+        sheet.refuse(Problem(key, f"{rule}, and a min_resource below it", given))
+    return evaluated_at_rungs(spec)
 
 
 def _has_curve(spec: SweepSpec) -> bool:

@@ -46,13 +46,17 @@ def min_resource(spec: SweepSpec, name: str) -> int:
 
 
 def rungs(spec: SweepSpec) -> list[int] | None:
-    """The rungs before the last step; None where the pruner has none, or they are not known."""
+    """The rungs before the last step; None where the pruner has none, or they are not known.
+
+    The pruner's options are such as Optuna takes.
+    """
     name, options, last = spec.pruner.name, spec.pruner.options, last_step(spec)
     first = options.get("min_resource", min_resource(spec, name))
     if name not in HALVING or last is None or not isinstance(first, int):
         return None
     factor = options.get("reduction_factor", FACTORS[name])
-    step = first * factor ** options.get("min_early_stopping_rate", 0)
+    # A power beyond the last step may be as large as somebody has typed.
+    step = first * factor ** min(options.get("min_early_stopping_rate", 0), last.bit_length())
     found = []
     while step < last:
         found.append(step)

@@ -401,8 +401,14 @@ def test_evaluations_at_the_rungs_alone(tmp_path):
         ("pruner=median", None),
         ("pruner.name=patient", "rungs are those of successive_halving and hyperband"),
         ("pruner.evaluate=often", "'steps' or 'rungs'"),
-        ("base.training.max_steps=-1", "rungs need a number of steps in base.training.max_steps"),
-        ("pruner.min_resource=auto", "rungs need a number of steps"),
+        ("base.training.max_steps=-1", "no rung is known before the last step"),
+        ("pruner.min_resource=auto", "no rung is known before the last step"),
+        ("pruner.min_resource=64", "and a min_resource below it"),
+        ("pruner.min_resource=0", "min_resource"),
+        ("pruner.reduction_factor=1", "reduction_factor"),
+        ("pruner.reduction_factor=x", "reduction_factor"),
+        ("pruner.min_early_stopping_rate=x", "min_early_stopping_rate"),
+        ("base.training.eval_steps=x", "training.eval_steps"),
         ("base.evaluation.steps=[3]", "evaluation.steps says already when to evaluate"),
         ("base.evaluation.steps=[]", "optimizer steps from 1 on, ascending"),
         ("base.evaluation.steps=[4, 2]", "optimizer steps from 1 on, ascending"),
@@ -514,12 +520,14 @@ WORDS = [
     "lora", "training", "model", "data", "deepspeed", "config", "gaudi_config", "zero_stage", "x",
     "lora.r", "lora.lora_alpha", "lora.lora_dropout", "training.learning_rate", "lora.use_rslora",
     "training.lr_scheduler_kwargs.num_cycles", "lora.target_modules", "r", "path", "max_steps",
-    "data.path", "deepspeed.config.bf16", "gaudi_config.a",
+    "data.path", "deepspeed.config.bf16", "gaudi_config.a", "evaluate", "reduction_factor",
+    "min_resource", "evaluation", "steps",
 ]  # fmt: skip
 LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(-2, 10**19), st.floats(), st.text(max_size=5),
     st.sampled_from([4, 8, 0.1, 1e-4, "tpe", "grid", "none", "median", "2 * lora.r", "x", "lora.r",
-                     "int", "float", "eval_loss", "builtin:python-docs", "patient"]),
+                     "int", "float", "eval_loss", "builtin:python-docs", "patient", "rungs",
+                     "successive_halving", "hyperband"]),
 )  # fmt: skip
 TREES = st.recursive(
     LEAVES,
