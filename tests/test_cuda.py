@@ -10,6 +10,17 @@ import torch
 from helpers_models import make_model
 from helpers_train import DEVICE, Material
 
+from trial.dropout import (
+    LOWEST,
+    ByKernel,
+    ByMask,
+    PlacedDropout,
+    Places,
+    drop,
+    feature_keys,
+    row_key,
+    threshold,
+)
 from trial.packed.job import train_packed
 from trial.workbench import Workbench
 
@@ -73,3 +84,42 @@ def test_memory_stays_flat_over_trials(material, packed):
         held.append(torch.cuda.memory_allocated())
     assert len(set(held[3:])) == 1, held
     assert bench.reusable
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("features", [96, 1536])
+def test_the_dropout_kernel_drops_what_is_dropped_step_by_step(dtype, features):
+    torch.manual_seed(0)
+    places, limits = Places(), [threshold(0.1), threshold(0.5), LOWEST]
+    places.set([row_key(7, 1, row) for row in range(3)], 33, torch.device("cpu"))
+    given = (
+        places.keys,
+        feature_keys(2, features),
+        torch.tensor(limits, dtype=torch.int32).view(-1, 1, 1),
+        1.0 / torch.tensor([0.9, 0.5, 1.0]).view(-1, 1, 1),
+    )
+    here, there = drop(*given), drop(*(tensor.cuda() for tensor in given))
+    assert isinstance(here, ByMask)
+    assert isinstance(there, ByKernel)
+    x, total = (torch.randn(3, 33, features).to(dtype) for _ in range(2))
+    for kind in {dtype, torch.bfloat16}:
+        assert torch.equal(there.of(x.cuda(), kind).cpu(), here.of(x, kind))
+    sums = total.cuda()
+    there.onto(sums, x.cuda())
+    here.onto(total, x)
+    torch.testing.assert_close(sums.cpu(), total)
+
+
+def test_a_solo_trials_dropout_is_the_kernels_too():
+    torch.manual_seed(0)
+    told = []
+    for device in ("cpu", "cuda"):
+        places = Places()
+        places.set([row_key(3, 5, row) for row in range(4)], 12, torch.device(device))
+        x = torch.linspace(-1, 1, 4 * 12 * 40).view(4, 12, 40).to(device).requires_grad_()
+        found = PlacedDropout(0.3, places, 1, 40).to(device)(x)
+        (slope,) = torch.autograd.grad((found * found.detach()).sum(), x)
+        told.append((found.detach().cpu(), slope.cpu()))
+    for ours, plain in zip(*told, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-7, rtol=1e-6)
+        assert torch.equal(ours == 0, plain == 0)

@@ -23,13 +23,14 @@ from trial import devices
 from trial.batches import IGNORED
 from trial.checkpoints import Checkpoints
 from trial.control import Free
+from trial.dropout import ByMask
 from trial.folder import TrialFolder
 from trial.loss import token_nats
 from trial.packed import adamw, floor, head, job
 from trial.packed.adamw import Rule, SlotAdamW
 from trial.packed.head import Head, taken
 from trial.packed.job import PackedJob, train_packed
-from trial.packed.product import adapted
+from trial.packed.product import Slopes, adapted
 from trial.packed.skeleton import NotPackableError, Skeleton
 from trial.packed.slot import STATE
 from trial.sharing import share_key, why_alone
@@ -620,19 +621,25 @@ def test_a_tokens_loss_and_its_gradient_are_torchs_own():
     assert not our_slope[::3].any()
 
 
-def head_of(out: int, inside: int, cast: Any = None, *, bias: bool = False) -> Head:
+def head_of(
+    out: int, inside: int, cast: Any = None, *, bias: bool = False, counted: bool = True
+) -> Head:
     layer = torch.nn.Linear(inside, out, bias=bias).requires_grad_(False)
-    return Head(layer, cast)
+    return Head(layer, cast, counted=counted)
 
 
+@pytest.mark.parametrize("counted", [True, False])
 @pytest.mark.parametrize(
     ("bias", "cast", "bound"),
     [(False, None, 1e-5), (True, None, 1e-5), (True, torch.bfloat16, 2e-2)],
 )
-def test_output_layer_and_loss_in_pieces_are_those_of_the_whole(monkeypatch, bias, cast, bound):
+def test_output_layer_and_loss_in_pieces_are_those_of_the_whole(
+    monkeypatch, bias, cast, bound, counted
+):
     monkeypatch.setattr(head, "PIECE", 7)
+    monkeypatch.setattr(head, "LOGITS", 50 * 33)
     torch.manual_seed(0)
-    ours = head_of(50, 12, cast, bias=bias)
+    ours = head_of(50, 12, cast, bias=bias, counted=counted)
     hidden = torch.randn(3, 40, 12, requires_grad=True)
     targets = torch.randint(0, 50, (3, 40))
     targets[0, ::3] = IGNORED
@@ -658,9 +665,11 @@ def test_output_layer_and_loss_in_pieces_are_those_of_the_whole(monkeypatch, bia
         assert torch.equal(ours.nats(hidden, targets), found)
 
 
-def test_neighbours_labels_change_no_bit_of_a_slots_loss():
+@pytest.mark.parametrize("counted", [True, False])
+def test_neighbours_labels_change_no_bit_of_a_slots_loss(counted):
     torch.manual_seed(0)
-    ours, hidden = head_of(300, 32), torch.randn(2, 500, 32, requires_grad=True)
+    ours = head_of(300, 32, counted=counted)
+    hidden = torch.randn(2, 500, 32, requires_grad=True)
     targets = torch.randint(0, 300, (2, 500))
     told = []
     for labelled in (500, 3):
@@ -704,7 +713,7 @@ def assert_taken(base: Any, drawn: Any, expected: bool) -> None:
     ids = torch.randint(3, 60, (2, 16), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         whole = base(input_ids=ids).logits
-        with taken(base, drawn, None, {}) as found:
+        with taken(base, drawn, None, {}, counted=True) as found:
             assert (found is not None) is expected
             made = base(input_ids=ids).logits
             assert torch.equal(found.layer(made) if found else made, whole)
@@ -726,10 +735,58 @@ def test_a_layer_and_its_adapters_have_the_slopes_of_the_plain_expression(bias, 
         leaf.requires_grad_()
     inner = (x if keep is None else x * keep) @ a.transpose(1, 2) * scale
     expected = torch.nn.functional.linear(x, weight, constant) + inner @ b.transpose(1, 2)
-    torch.testing.assert_close(adapted(x, weight, constant, a, b, scale, keep), expected)
+    by = None if keep is None else ByMask(keep)
+    torch.testing.assert_close(adapted(x, weight, constant, a, b, scale, by), expected)
     assert torch.autograd.gradcheck(
-        lambda x, a, b: adapted(x, weight, constant, a, b, scale, keep), (x, a, b)
+        lambda x, a, b: adapted(x, weight, constant, a, b, scale, by), (x, a, b)
     )
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("drops", [False, True])
+def test_a_layer_and_its_adapters_are_computed_as_autocast_would(drops, apart):
+    """Two passes add up; `apart`: the adapters' gradients do so in tensors of their own."""
+    torch.manual_seed(0)
+    x, a, b = torch.randn(2, 5, 64).bfloat16(), torch.randn(2, 4, 64), torch.randn(2, 32, 4)
+    weight, scale = torch.randn(32, 64).bfloat16(), torch.rand(2, 1, 1)
+    keep = torch.randint(0, 2, x.shape) * 1.25 if drops else None
+    leaves, outward = [leaf.requires_grad_() for leaf in (x, a, b)], torch.randn(2, 5, 32)
+
+    def plain() -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inner = x if keep is None else x.float() * keep
+            inner = torch.bmm(inner, a.transpose(1, 2)) * scale
+            return torch.nn.functional.linear(x, weight) + inner.bfloat16() @ b.mT
+
+    low = [leaf.detach().bfloat16() for leaf in (a, b)]
+    slopes = Slopes(*(torch.zeros_like(part) for part in low), torch.zeros((), requires_grad=True))
+
+    def ours() -> torch.Tensor:
+        by = None if keep is None else ByMask(keep)
+        given = (
+            (*low, scale, by, torch.bfloat16, slopes)
+            if apart
+            else (a, b, scale, by, torch.bfloat16)
+        )
+        return adapted(x, weight, None, *given)
+
+    told = []
+    for act in (ours, plain):
+        for leaf in leaves:
+            leaf.grad = None
+        for _ in range(2):
+            found = act()
+            assert found.dtype == torch.bfloat16
+            (found * outward).sum().backward()
+        grads = [leaf.grad for leaf in leaves]
+        if apart and act is ours:
+            assert grads[1:] == [None, None]
+            grads[1:] = [slopes.a.float(), slopes.b.float()]
+        told.append((found.float(), *grads))
+    for mine, expected in zip(*told, strict=True):
+        assert mine.dtype == expected.dtype
+        off = (mine.float() - expected.float()).norm() / expected.float().norm()
+        assert off < 0.01
 
 
 @pytest.mark.parametrize("how", [{}, {"masked": True}, {"fused": True}], ids=str)

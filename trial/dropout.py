@@ -8,11 +8,18 @@ optimizer step into micro-batches and ranks, alone or packed.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
+
+logger = logging.getLogger(__name__)
 
 _ODD = (-1640531535, -2048144789, -1028477387, 668265263, 374761393)
 """Odd 32-bit multipliers."""
@@ -75,6 +82,105 @@ def survivors(
     return numbers.mul_(_ODD[4]) >= threshold
 
 
+class Drop(Protocol):
+    """What the inputs of one layer are multiplied with in one batch."""
+
+    def of(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """`x` multiplied, [..., features], computed in float32 or finer, as `dtype`."""
+        ...
+
+    def onto(self, total: torch.Tensor, x: torch.Tensor) -> None:
+        """The same added to `total`, in place."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ByMask:
+    """The factors of all places, worked out beforehand, [rows, columns, features]."""
+
+    factors: torch.Tensor
+
+    def of(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """As `Drop` says."""
+        return (x * self.factors.view_as(x)).to(dtype)
+
+    def onto(self, total: torch.Tensor, x: torch.Tensor) -> None:
+        """As `Drop` says."""
+        factors = self.factors.view_as(x)
+        if total.dtype == factors.dtype:
+            total.addcmul_(x, factors)
+        else:
+            total.add_(x * factors)
+
+
+@dataclass(frozen=True, slots=True)
+class ByKernel:
+    """Factors that a kernel works out where it needs them: they take neither memory nor time."""
+
+    kernel: ModuleType
+    drawn: tuple[torch.Tensor, ...]
+
+    def of(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """As `Drop` says."""
+        found: torch.Tensor = self.kernel.multiply(x, *self.drawn, dtype)
+        return found
+
+    def onto(self, total: torch.Tensor, x: torch.Tensor) -> None:
+        """As `Drop` says."""
+        self.kernel.multiply(x, *self.drawn, total.dtype, total)
+
+
+def drop(
+    places: torch.Tensor, features: torch.Tensor, limits: torch.Tensor, factors: torch.Tensor
+) -> Drop:
+    """In the way that suits the device.
+
+    `limits` and `factors` are [rows, 1, 1]: a row's `threshold`, and what its kept elements are
+    multiplied with.
+    """
+    # A compiler of whole graphs makes a kernel of its own.
+    if not torch.compiler.is_compiling() and (kernel := _kernel(places.device)):
+        return ByKernel(kernel, (places, features, limits, factors))
+    return ByMask(survivors(places, features, limits) * factors)
+
+
+@cache
+def _kernel(device: torch.device) -> ModuleType | None:
+    """`trial.dropout_kernel`, where it can be built and run."""
+    if device.type != "cuda":
+        return None
+    try:
+        from trial import dropout_kernel
+
+        one = torch.ones(1, 1, 1, device=device)
+        word = one.int()
+        dropout_kernel.multiply(one, word, word.flatten(), word, one, one.dtype)
+    except Exception as error:
+        logger.warning("LoRA dropout goes step by step: %s: %s", type(error).__name__, error)
+        return None
+    return dropout_kernel
+
+
+def dropped(x: torch.Tensor, by: Drop) -> torch.Tensor:
+    """`x` [..., features] multiplied, in its own type, for autograd."""
+    if isinstance(by, ByMask):
+        return by.of(x, x.dtype)
+    found: torch.Tensor = _Dropped.apply(x, by)
+    return found
+
+
+class _Dropped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, by: Drop) -> torch.Tensor:
+        ctx.by = by
+        return by.of(x, x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return ctx.by.of(gradient, gradient.dtype), None
+
+
 class PlacedDropout(nn.Module):
     """Dropout of one adapted layer's input, by place."""
 
@@ -83,6 +189,9 @@ class PlacedDropout(nn.Module):
         self.p = p
         self.places = places
         self.register_buffer("keys", feature_keys(site, features), persistent=False)
+        limit, gain = torch.tensor(threshold(p), dtype=torch.int32), torch.tensor(1.0 - p)
+        self.register_buffer("limit", limit.view(1, 1, 1), persistent=False)
+        self.register_buffer("factor", 1.0 / gain.view(1, 1, 1), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x` [rows, columns, features]; inputs of another shape are dropped by torch's draws."""
@@ -91,7 +200,12 @@ class PlacedDropout(nn.Module):
         places = self.places.keys
         if places is None or x.shape[:-1] != places.shape[:-1]:
             return torch.nn.functional.dropout(x, self.p)
-        keys = self.get_buffer("keys").to(x.device)
+        keys, limit, factor = (buffer.to(x.device) for buffer in self.buffers())
+        # A compiler of whole graphs makes a kernel of its own.
+        if _kernel(x.device) and not torch.compiler.is_compiling():
+            rows = len(places)
+            by = drop(places, keys, limit.expand(rows, 1, 1), factor.expand(rows, 1, 1))
+            return dropped(x, by)
         kept = survivors(places, keys, threshold(self.p))
         return x * (kept.to(x.dtype) / (1.0 - self.p))
 

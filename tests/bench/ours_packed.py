@@ -3,7 +3,7 @@
 python tests/bench/ours_packed.py refill HOME       trains the folders of HOME in four slots
 python tests/bench/ours_packed.py compile           20 refills under torch.compile
 python tests/bench/ours_packed.py passes HOME       passes in 1 to 16 slots, launched and recorded
-python tests/bench/ours_packed.py head whole|pieces      a pass over 32,000 words, K = 8
+python tests/bench/ours_packed.py head whole|pieces      a pass over many words, K = 8
 python tests/bench/ours_packed.py model SIZE FOLDER      writes a Llama of random weights
 
 Compiled by dynamo and AOT autograd, without a code generator: what is compiled again depends on the
@@ -158,46 +158,52 @@ def times(floor: Any, folder: Any) -> dict[str, float]:
 
 
 def heads(how: str) -> dict[str, float]:
-    """A pass over a tiny Llama of a usual vocabulary: its logits whole, or a piece at a time."""
-    import resource
+    """A pass over a Llama of a usual vocabulary: its logits whole, or a piece at a time.
 
+    Tiny on a CPU, of half a billion parameters on a GPU.
+    """
     import torch
     from bench_figures import folders_of
     from bench_material import Work
 
+    from trial.devices import pick
     from trial.folder import TrialFolder
     from trial.packed import engine
     from trial.packed.floor import open_floor
     from trial.workbench import Workbench
 
     torch.set_num_threads(1)
-    told: dict[str, float] = {}
+    device, told, slots = pick("auto"), {}, 8
+    size, batch, length = ("words", 2, 128) if device.name == "cpu" else ("0.5b-words", 1, 512)
     with tempfile.TemporaryDirectory() as place:
-        model, slots = Path(place) / "model", 8
-        write_model("words", model)
-        (path,) = folders_of(Work(trials=1, batch=2, length=128, model=str(model)), Path(place))
-        folder = TrialFolder(path)
+        model = Path(place) / "model"
+        write_model(size, model)
+        work = Work(trials=1, batch=batch, length=length, model=str(model), device=device.name)
+        folder = TrialFolder(folders_of(work, Path(place))[0])
         if how == "whole":
-            engine.taken = lambda *_: nullcontext()
+            engine.taken = lambda *_, **_named: nullcontext()
         floor = open_floor(Workbench(), folder.read_config(), folder, slots, slots)
         for slot in range(slots):
             floor.engine.load(slot, floor.skeleton.draw(folder.read_config()), 0.0)
-        rows = [dict(floor.data.train[row]) for row in range(2)]
-        shares = [(slot, rows, [0, 1], COLUMNS) for slot in range(slots)]
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        for masked in (0, 64):
+        rows = [dict(floor.data.train[row]) for row in range(batch)]
+        shares = [(slot, rows, list(range(batch)), COLUMNS) for slot in range(slots)]
+        device.reset_peak()
+        before = device.read_peak()
+        for masked in (0, length // 2):
             for row in rows:
                 row["labels"] = row["labels"].clone()
                 row["labels"][:masked] = -100
             taken = []
             for _ in range(TIMED):
+                device.synchronise()
                 began = time.perf_counter()
                 floor.engine.accumulate(shares)
+                device.synchronise()
                 taken.append(time.perf_counter() - began)
-            told[f"ms_per_trial_{masked}_masked"] = 1e3 * statistics.median(taken) / slots
+            middle = statistics.median(taken[TIMED // 2 :])
+            told[f"ms_per_trial_{masked}_masked"] = 1e3 * middle / slots
             if not masked:
-                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-                told["megabytes"] = (peak - before) / 1024
+                told["megabytes"] = (device.read_peak() - before) / 2**20
     return told
 
 
@@ -222,6 +228,7 @@ SIZES = {
     "words": (128, 352, 4, 4, 32000),
     "512": (512, 1408, 8, 8, 2048),
     "0.5b": (1024, 4096, 24, 16, 32000),
+    "0.5b-words": (1024, 4096, 24, 16, 128256),
     "7b": (4096, 11008, 32, 32, 32000),
 }
 """Hidden and intermediate size, layers, heads, vocabulary."""

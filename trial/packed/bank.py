@@ -8,14 +8,15 @@ differ in (scale, dropout) are tensors over slots: a new trial in a slot changes
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from trial.dropout import LOWEST, Places, feature_keys, survivors, threshold
+from trial.dropout import LOWEST, Drop, Places, drop, dropped, feature_keys, threshold
 from trial.packed.passes import Given
-from trial.packed.product import adapted
+from trial.packed.product import Slopes, adapted
 from trial.packed.skeleton import Drawn
 
 
@@ -30,7 +31,17 @@ class SlotLayer:
         self.b = b
         self.scale = scale
         """[K, 1, 1]."""
+        self.lower: Lower | None = None
         self.keys = feature_keys(site, a.shape[2]).to(a.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Lower:
+    """A layer's A and B of all slots in the type that autocast computes in, and their gradients."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    slopes: Slopes
 
 
 class Bank:
@@ -38,11 +49,19 @@ class Bank:
 
     With `flat`, all layers are views of one block [K, parameters]; else each tensor is a block of
     its own, which compilers of whole graphs like better. Gradients have blocks of the same shapes,
-    into which autograd adds: they must be zeroed in place and never replaced.
+    into which autograd adds: they must be zeroed in place and never replaced. Where products are
+    computed in a lower type (`cast`), a flat block is cast as a whole, and so are its gradients.
     """
 
     def __init__(
-        self, drawn: Drawn, slots: int, rank: int, device: torch.device, *, flat: bool = True
+        self,
+        drawn: Drawn,
+        slots: int,
+        rank: int,
+        device: torch.device,
+        *,
+        flat: bool = True,
+        cast: torch.dtype | None = None,
     ) -> None:
         self.slots = slots
         self.rank = rank
@@ -55,7 +74,7 @@ class Bank:
         """How many slots the batch at hand holds."""
         self.drops: list[float] = [0.0] * slots
         self._thresholds: torch.Tensor | None = None
-        self._gains: torch.Tensor | None = None
+        self._factors: torch.Tensor | None = None
         shapes = [
             shape
             for layer in drawn.layers
@@ -71,6 +90,13 @@ class Bank:
                 drawn.layers, tensors[::2], tensors[1::2], self.scales, strict=True
             )
         ]
+        self._lower: tuple[torch.Tensor, torch.Tensor] | None = None
+        if flat and cast is not None:
+            values, grads = (torch.zeros_like(self.blocks[0][0], dtype=cast) for _ in range(2))
+            self._lower, anchor = (values, grads), torch.zeros((), device=device, requires_grad=True)
+            pairs = zip(self._pairs([values]), self._pairs([grads]), strict=True)
+            for layer, ((a, b), slopes) in zip(self.layers, pairs, strict=True):
+                layer.lower = Lower(a, b, Slopes(*slopes, anchor))
 
     def _flat(self, shapes: Sequence[tuple[int, int]]) -> Iterator[torch.Tensor]:
         size = sum(rows * columns for rows, columns in shapes)
@@ -136,13 +162,15 @@ class Bank:
     def _values(self, of: Sequence[torch.Tensor] | None) -> Sequence[torch.Tensor]:
         return [value for value, _ in self.blocks] if of is None else of
 
-    def _pairs(self, row: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """A and B of every layer, of one slot's row of each block."""
-        parts: Sequence[torch.Tensor] = row
+    def _pairs(self, tensors: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """A and B of every layer, of one slot's row of each block or of all slots'."""
+        parts: Sequence[torch.Tensor] = tensors
         if self.flat:
             shapes = [like.shape[1:] for layer in self.layers for like in (layer.a, layer.b)]
-            pieces = row[0].split([shape.numel() for shape in shapes])
-            parts = [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+            pieces = tensors[0].split([shape.numel() for shape in shapes], dim=-1)
+            parts = [
+                piece.unflatten(-1, shape) for piece, shape in zip(pieces, shapes, strict=True)
+            ]
         return list(zip(parts[::2], parts[1::2], strict=True))
 
     # The batch at hand
@@ -174,22 +202,26 @@ class Bank:
         """Go by what `company` and `dropping` have said, once it is on the device."""
         self.picked = given.get("picked")
         self.count = self.slots if self.picked is None else len(self.picked)
-        self._thresholds, self._gains = given.get("thresholds"), given.get("gains")
+        if self._lower is not None and self.picked is None:
+            values, grads = self._lower
+            values.copy_(self.blocks[0][0])
+            grads.zero_()
+        self._thresholds = self._factors = None
         if "rows" in given:
+            self._thresholds, self._factors = given["thresholds"], 1.0 / given["gains"]
             self.places.set(given["rows"], columns, self.device)
 
-    @property
-    def drops_none(self) -> bool:
-        """Whether the batch at hand is one without dropout."""
-        return self._gains is None
+    def gather(self) -> None:
+        """After a backward pass: take up the gradients that it left in a lower type."""
+        if self._lower is not None and self.picked is None:
+            self.blocks[0][1].add_(self._lower[1])
 
-    def kept(self, x: torch.Tensor, keys: torch.Tensor) -> torch.Tensor | None:
-        """What dropout multiplies a layer's input with, in its type; None where nobody drops."""
-        gains = self._gains
-        if gains is None or self._thresholds is None or self.places.keys is None:
+    def drop_of(self, keys: torch.Tensor) -> Drop | None:
+        """What a layer's input is multiplied with; None where nobody drops."""
+        places, limits, factors = self.places.keys, self._thresholds, self._factors
+        if places is None or limits is None or factors is None:
             return None
-        kept = survivors(self.places.keys, keys, self._thresholds)
-        return kept.to(x.dtype) / gains.to(x.dtype)
+        return drop(places, keys, limits, factors)
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """The slots at hand of a tensor over slots."""
@@ -217,24 +249,32 @@ class SlotLinear(nn.Module):
         """`x` [slots * rows, columns, in]; as PEFT's own layer does for each slot's rows."""
         bank, layer = self.bank, self.layer
         a, b, scale = bank.of(layer.a), bank.of(layer.b), bank.of(layer.scale)
-        cast = torch.is_autocast_enabled(x.device.type)
-        if not cast and type(self.base) is nn.Linear and self.base.weight.dtype == a.dtype:
-            given, keep = x.reshape(bank.count, -1, x.shape[-1]), bank.kept(x, layer.keys)
-            keep = None if keep is None else keep.view_as(given)
-            whole = adapted(given, self.base.weight, self.base.bias, a, b, scale, keep)
+        kind, by = x.device.type, bank.drop_of(layer.keys)
+        cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        rows = x.reshape(bank.count, -1, x.shape[-1])
+        # A compiler of whole graphs sees by itself what can be done where it lies.
+        own, lower = self.base, layer.lower
+        if bank.flat and type(own) is nn.Linear and (cast or own.weight.dtype == a.dtype):
+            slopes = None
+            if cast and lower is not None and bank.picked is None and _eager():
+                a, b, slopes = lower.a, lower.b, lower.slopes
+            whole = adapted(rows, own.weight, own.bias, a, b, scale, by, cast, slopes)
             return whole.view(*x.shape[:-1], -1)
-        base = self.base(x)
+        base = own(x)
         # Autocast takes the products' inputs down again: to float32 and back changes nothing.
-        inner = x if cast and bank.drops_none else x.to(a.dtype)
-        if (keep := bank.kept(inner, layer.keys)) is not None:
-            inner = inner * keep
-        inner = inner.reshape(bank.count, -1, x.shape[-1])
+        inner = rows if cast and by is None else rows.to(a.dtype)
+        inner = inner if by is None else dropped(inner, by)
         inner = torch.bmm(inner, a.transpose(1, 2)) * scale
         if cast or base.dtype == inner.dtype:
             whole = base.reshape(bank.count, -1, base.shape[-1])
             inner, b = inner.to(base.dtype), b.to(base.dtype)
             return torch.baddbmm(whole, inner, b.transpose(1, 2)).view_as(base)
         return (base + torch.bmm(inner, b.transpose(1, 2)).view_as(base)).to(base.dtype)
+
+
+def _eager() -> bool:
+    """Whether what is done behind autograd's back is seen by no compiler."""
+    return not torch.compiler.is_compiling()
 
 
 def install(model: Any, bank: Bank) -> None:

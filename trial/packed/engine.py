@@ -54,18 +54,18 @@ class Engine:
         _refuse_own_dropout(base)
         self.device = device
         self.base = base.to(args.device).requires_grad_(False)
-        self.bank = Bank(drawn, slots, rank, args.device, flat=not device.fixed_shapes)
+        self._cast = torch.bfloat16 if args.bf16 else None
+        flat = not device.fixed_shapes
+        self.bank = Bank(drawn, slots, rank, args.device, flat=flat, cast=self._cast)
         self.adamw = SlotAdamW(
             self.bank.blocks, masked=device.fixed_shapes, fused=device.free_reads
         )
         self.columns = None if device.fixed_shapes else columns
         self.ranks = ranks
         self._extra = device.evaluation_inputs(SimpleNamespace(model=base, args=args))
-        self._cast = torch.bfloat16 if args.bf16 else None
         self._changed = ExitStack()
-        # Pieces are as many as there are labels: for that a device must be asked, and waited for.
-        pieces = taken(self.base, drawn, self._cast, self._extra) if device.free_reads else None
-        self._head = self._changed.enter_context(pieces or nullcontext())
+        head = taken(self.base, drawn, self._cast, self._extra, counted=device.free_reads)
+        self._head = self._changed.enter_context(head)
         install(self.base, self.bank)
         # Of several ranks each would record by itself, and what fails on one fails on all.
         able = device.record is not None and ranks == 1
@@ -116,6 +116,7 @@ class Engine:
         found = self._forward(given)
         losses = self._nats(found, given["labels"], self.bank.count) / given["targets"]
         losses.sum().backward()
+        self.bank.gather()
         gaudi.mark_step()
         return losses.detach()
 

@@ -7,7 +7,7 @@ gradient, and positions without a label have none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,64 +21,88 @@ from trial.packed.bank import parent_of
 from trial.packed.skeleton import Drawn
 
 PIECE = 256
-"""Positions: their logits stay in a CPU's caches where the vocabulary is small, and are no burden
-where it is large."""
+"""Positions at a time on a CPU: their logits stay in its caches where the vocabulary is small, and
+are no burden where it is large."""
+LOGITS = 1 << 26
+"""Logits at a time elsewhere: a quarter of a gigabyte, and enough to fill the device."""
 
 
 class Head:
-    """A base model's output layer, while the model itself ends with its hidden states."""
+    """A base model's output layer, while the model itself ends with its hidden states.
 
-    def __init__(self, layer: nn.Linear, cast: torch.dtype | None) -> None:
+    Where nothing may wait for the device (`counted` is false) positions without a label are
+    computed like the others, and dropped.
+    """
+
+    def __init__(self, layer: nn.Linear, cast: torch.dtype | None, *, counted: bool) -> None:
         self.layer = layer
         self.cast = cast
         """What autocast would compute the layer in."""
+        self.counted = counted
 
     def nats(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Nats over the labelled tokens of each slot, float32 [K]; no second derivative.
 
-        `hidden` is [K, positions, in], `targets` [K, positions]. Each slot is computed by itself:
-        how many tokens its neighbours have to predict does not change its numbers.
+        `hidden` is [K, positions, in], `targets` [K, positions]. How many tokens a slot's
+        neighbours have to predict does not change its numbers.
         """
         layer, cast = self.layer, self.cast or self.layer.weight.dtype
         bias = None if layer.bias is None else layer.bias.to(cast)
-        found: torch.Tensor = _Nats.apply(hidden, layer.weight.to(cast), bias, targets)
+        pieces = _labelled(targets) if self.counted else _all(targets, layer.out_features)
+        found: torch.Tensor = _Nats.apply(hidden, layer.weight.to(cast), bias, targets, pieces)
         return found
+
+
+def _labelled(targets: torch.Tensor) -> list[torch.Tensor]:
+    """Flat positions, PIECE of one slot at a time."""
+    found, length = [], targets.shape[1]
+    for slot, aims in enumerate(targets):
+        places = (aims != IGNORED).nonzero().squeeze(1)
+        found += [piece + slot * length for piece in places.split(PIECE) if len(piece)]
+    return found
+
+
+def _all(targets: torch.Tensor, vocabulary: int) -> list[slice]:
+    count, size = targets.numel(), max(PIECE, LOGITS // vocabulary)
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 class _Nats(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
-        targets: torch.Tensor,
+        targets: torch.Tensor, pieces: Sequence[torch.Tensor | slice],
     ) -> torch.Tensor:  # fmt: skip
-        gradient = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
-        sums = []
-        for slot, aims in enumerate(targets):
-            places = (aims != IGNORED).nonzero().squeeze(1)
-            parts = [hidden.new_zeros(0, dtype=torch.float32)]
-            for piece in places.split(PIECE):
-                inputs, wanted = hidden[slot, piece].to(weight.dtype), aims[piece].unsqueeze(1)
-                logarithms = F.linear(inputs, weight, bias).float().log_softmax(dim=1)
-                parts.append(-logarithms.gather(1, wanted).squeeze(1))
-                if gradient is not None:
-                    of_logits = logarithms.exp_()
-                    of_logits.scatter_add_(1, wanted, of_logits.new_full(wanted.shape, -1.0))
-                    gradient[slot, piece] = (of_logits.to(weight.dtype) @ weight).to(hidden.dtype)
-            sums.append(torch.cat(parts).sum())
+        rows, aims = hidden.flatten(0, 1), targets.flatten()
+        gradient = torch.zeros_like(rows) if ctx.needs_input_grad[0] else None
+        nats = rows.new_zeros(len(rows), dtype=torch.float32)
+        for piece in pieces:
+            wanted = aims[piece].unsqueeze(1)
+            ignored, wanted = wanted == IGNORED, wanted.clamp(min=0)
+            logits = F.linear(rows[piece].to(weight.dtype), weight, bias)
+            logarithms = logits.float().log_softmax(dim=1)
+            nats[piece] = -logarithms.gather(1, wanted).masked_fill_(ignored, 0.0).squeeze(1)
+            if gradient is not None:
+                of_logits = logarithms.exp_()
+                of_logits.scatter_add_(1, wanted, of_logits.new_full(wanted.shape, -1.0))
+                of_rows = of_logits.to(weight.dtype) @ weight
+                gradient[piece] = of_rows.masked_fill_(ignored, 0.0).to(rows.dtype)
         if gradient is not None:
-            ctx.save_for_backward(gradient)
-        return torch.stack(sums)
+            ctx.save_for_backward(gradient.view_as(hidden))
+        return nats.view(targets.shape).sum(dim=1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (of_hidden,) = ctx.saved_tensors
-        return of_hidden * gradient.view(-1, 1, 1).to(of_hidden.dtype), None, None, None
+        # In float32: a slot's share rounded to bfloat16 would be wrong for all its positions.
+        found = (of_hidden * gradient.view(-1, 1, 1)).to(of_hidden.dtype)
+        return found, None, None, None, None
 
 
 @contextmanager
 def taken(
-    base: Any, drawn: Drawn, cast: torch.dtype | None, extra: dict[str, Any]
+    base: Any, drawn: Drawn, cast: torch.dtype | None, extra: dict[str, Any], *, counted: bool
 ) -> Iterator[Head | None]:
     """Take a base model's output layer out of it, where its logits are that layer's and no more.
 
@@ -102,6 +126,6 @@ def taken(
             plain = hidden.dtype == layer.weight.dtype and torch.equal(layer(hidden), expected)
         if not plain:
             setattr(parent, name, layer)
-        yield Head(layer, cast) if plain else None
+        yield Head(layer, cast, counted=counted) if plain else None
     finally:
         setattr(parent, name, layer)

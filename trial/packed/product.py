@@ -6,11 +6,14 @@ gradient likewise; both are added where they lie.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812 (as torch names it)
+
+from trial.dropout import Drop
 
 Maybe = torch.Tensor | None
 
@@ -22,41 +25,71 @@ def adapted(
     a: torch.Tensor,
     b: torch.Tensor,
     scale: torch.Tensor,
-    keep: Maybe,
+    drop: Drop | None = None,
+    cast: torch.dtype | None = None,
+    slopes: Slopes | None = None,
 ) -> torch.Tensor:
-    """`x W' + bias + scale (keep x) A' B'` of each slot, [K, rows, out], all of one type.
+    """`x W' + bias + scale (dropped x) A' B'` of each slot, [K, rows, out].
 
     `x` is [K, rows, in], `weight` [out, in] and `bias` [out], both frozen; `a` [K, R, in], `b`
-    [K, out, R], `scale` [K, 1, 1]. `keep` [K, rows, in] is what dropout multiplies with. It has no
-    second derivative.
+    [K, out, R], `scale` [K, 1, 1]. All are of one type, or the products are computed in `cast`, as
+    autocast would. With `slopes`, the gradients of `a` and `b` are added to these and autograd does
+    not see them. It has no second derivative.
     """
-    found: torch.Tensor = _Adapted.apply(x, weight, bias, a, b, scale, keep)
+    dtype, into = cast or weight.dtype, slopes or Slopes()
+    found: torch.Tensor = _Adapted.apply(
+        x, weight, bias, a, b, scale, drop, dtype, into, into.anchor
+    )
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Slopes:
+    """Where the gradients of a layer's A and B are added."""
+
+    a: torch.Tensor | None = None
+    b: torch.Tensor | None = None
+    anchor: torch.Tensor | None = None
+    """Anything with a gradient: what comes of the layer has one too, then."""
 
 
 class _Adapted(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: Maybe, a: torch.Tensor,
-        b: torch.Tensor, scale: torch.Tensor, keep: Maybe,
+        b: torch.Tensor, scale: torch.Tensor, drop: Drop | None, dtype: torch.dtype,
+        slopes: Slopes, anchor: Maybe,
     ) -> torch.Tensor:  # fmt: skip
-        dropped = x if keep is None else x * keep
+        ctx.types, ctx.drop, ctx.slopes = (x.dtype, a.dtype), drop, slopes
+        whole, weight, a, b = (tensor.to(dtype) for tensor in (x, weight, a, b))
+        bias = None if bias is None else bias.to(dtype)
+        dropped = whole if drop is None else drop.of(x, dtype)
         inner = torch.bmm(dropped, a.transpose(1, 2)).mul_(scale)
-        ctx.save_for_backward(dropped, keep, weight, a, b, scale, inner)
-        return F.linear(x, weight, bias).baddbmm_(inner, b.transpose(1, 2))
+        ctx.save_for_backward(dropped, weight, a, b, scale, inner)
+        return F.linear(whole, weight, bias).baddbmm_(inner, b.transpose(1, 2))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Maybe, ...]:
-        dropped, keep, weight, a, b, scale, inner = ctx.saved_tensors
+        dropped, weight, a, b, scale, inner = ctx.saved_tensors
+        of_input, of_adapter = ctx.types
         back = torch.bmm(gradient, b).mul_(scale)
         of_x = None
         if ctx.needs_input_grad[0]:
             of_x = gradient @ weight
-            if keep is None:
+            if ctx.drop is None:
                 of_x.baddbmm_(back, a)
             else:
-                of_x.addcmul_(torch.bmm(back, a), keep)
-        of_a = torch.bmm(back.transpose(1, 2), dropped)
-        of_b = torch.bmm(gradient.transpose(1, 2), inner)
-        return of_x, None, None, of_a, of_b, None, None
+                ctx.drop.onto(of_x, torch.bmm(back, a))
+            of_x = of_x.to(of_input)
+        of_a = _product(back, dropped, ctx.slopes.a, of_adapter)
+        of_b = _product(gradient, inner, ctx.slopes.b, of_adapter)
+        return of_x, None, None, of_a, of_b, None, None, None, None, None
+
+
+def _product(left: torch.Tensor, right: torch.Tensor, into: Maybe, dtype: torch.dtype) -> Maybe:
+    """`left' right` of each slot as `dtype`, or added to what is there already."""
+    if into is None:
+        return torch.bmm(left.transpose(1, 2), right).to(dtype)
+    into.baddbmm_(left.transpose(1, 2), right)
+    return None
