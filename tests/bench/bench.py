@@ -50,9 +50,10 @@ def main() -> int:
     folder = scratch if asked.quick or wanted else REPOSITORY / "docs"
     target = asked.page or folder / ("bench-gpu.md" if asked.gpu else "bench.md")
     for figure in chosen:
-        measured.append(measure(figure, scratch, say))
-        # After every figure: a run that is cut off has told what it has.
-        write(target, measured, asked, began, version)
+        for found in measure(figure, scratch, say):
+            # After every round: a run that is cut off has told what it has.
+            write(target, [*measured, found], asked, began, version)
+        measured.append(found)
     print(target.read_text())
     say(f"written: {target}")
     if asked.scratch is None and target.parent != scratch:

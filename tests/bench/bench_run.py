@@ -128,8 +128,8 @@ class Measured:
         return {"told": self.told, "failures": self.failures, "load": self.load}
 
 
-def measure(figure: Figure, scratch: Path, say: Callable[[str], None]) -> Measured:
-    """Run all arms in turn, round after round; an arm that fails is left out from then on."""
+def measure(figure: Figure, scratch: Path, say: Callable[[str], None]) -> Iterator[Measured]:
+    """What is known after each round of all arms; an arm that fails is left out from then on."""
     found = Measured(figure)
     for number in range(figure.rounds):
         found.load.append(round(os.getloadavg()[0], 2))
@@ -147,7 +147,7 @@ def measure(figure: Figure, scratch: Path, say: Callable[[str], None]) -> Measur
             found.told.setdefault(arm.name, []).append(told)
             shown = ", ".join(f"{name} {value:.4g}" for name, value in told.items())
             say(f"{figure.key} round {number + 1}/{figure.rounds} {arm.name}: {shown}")
-    return found
+        yield found
 
 
 def run(arm: Arm, folder: Path) -> Told:

@@ -93,7 +93,10 @@ class Bank:
         self._lower: tuple[torch.Tensor, torch.Tensor] | None = None
         if flat and cast is not None:
             values, grads = (torch.zeros_like(self.blocks[0][0], dtype=cast) for _ in range(2))
-            self._lower, anchor = (values, grads), torch.zeros((), device=device, requires_grad=True)
+            self._lower, anchor = (
+                (values, grads),
+                torch.zeros((), device=device, requires_grad=True),
+            )
             pairs = zip(self._pairs([values]), self._pairs([grads]), strict=True)
             for layer, ((a, b), slopes) in zip(self.layers, pairs, strict=True):
                 layer.lower = Lower(a, b, Slopes(*slopes, anchor))

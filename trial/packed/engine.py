@@ -114,7 +114,7 @@ class Engine:
 
     def _train(self, given: Given) -> torch.Tensor:
         found = self._forward(given)
-        losses = self._nats(found, given["labels"], self.bank.count) / given["targets"]
+        losses = self._losses(found, given["labels"], 1.0 / given["targets"])
         losses.sum().backward()
         self.bank.gather()
         gaudi.mark_step()
@@ -163,24 +163,26 @@ class Engine:
         gaudi.mark_step()
         if self._head is None:
             return summed_loss(found, labels, dense=True)
-        return self._nats(found, labels, 1).sum()
+        return self._losses(found, labels, torch.ones(1, device=labels.device)).sum()
 
     def _batch(self, rows: list[Batch]) -> Batch:
         batch = {name: tensor[:, : self.columns] for name, tensor in _stacked(rows).items()}
         return batch if self.device.fixed_shapes else open_mask(batch)
 
-    def _nats(self, found: torch.Tensor, labels: torch.Tensor, slots: int) -> torch.Tensor:
-        """Nats over the labelled tokens of each slot's rows, [slots].
+    def _losses(
+        self, found: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor
+    ) -> torch.Tensor:
+        """Nats over the labelled tokens of each slot's rows, times its share, [slots].
 
         Labels are moved, not what they are compared with, which is large: the last column has no
         label then.
         """
-        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED).view(slots, -1)
+        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED).view(len(shares), -1)
         found = found.view(*targets.shape, -1)
         if self._head is not None:
-            return self._head.nats(found, targets)
+            return self._head.nats(found, targets, shares)
         losses = token_nats(found.flatten(0, 1).float(), targets.flatten())
-        return losses.view(slots, -1).sum(dim=1)
+        return losses.view(len(shares), -1).sum(dim=1) * shares
 
     def _forward(self, given: Given) -> torch.Tensor:
         """Logits, or the hidden states that the head makes them of, [rows, columns, ...]."""

@@ -40,16 +40,20 @@ class Head:
         """What autocast would compute the layer in."""
         self.counted = counted
 
-    def nats(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Nats over the labelled tokens of each slot, float32 [K]; no second derivative.
+    def nats(
+        self, hidden: torch.Tensor, targets: torch.Tensor, shares: torch.Tensor
+    ) -> torch.Tensor:
+        """Nats over the labelled tokens of each slot times its share, float32 [K].
 
-        `hidden` is [K, positions, in], `targets` [K, positions]. How many tokens a slot's
-        neighbours have to predict does not change its numbers.
+        `hidden` is [K, positions, in], `targets` [K, positions], `shares` [K], float32. How many
+        tokens a slot's neighbours have to predict does not change its numbers. It has no second
+        derivative.
         """
         layer, cast = self.layer, self.cast or self.layer.weight.dtype
         bias = None if layer.bias is None else layer.bias.to(cast)
         pieces = _labelled(targets) if self.counted else _all(targets, layer.out_features)
-        found: torch.Tensor = _Nats.apply(hidden, layer.weight.to(cast), bias, targets, pieces)
+        weight = layer.weight.to(cast)
+        found: torch.Tensor = _Nats.apply(hidden, weight, bias, targets, shares, pieces)
         return found
 
 
@@ -71,9 +75,10 @@ class _Nats(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
-        targets: torch.Tensor, pieces: Sequence[torch.Tensor | slice],
+        targets: torch.Tensor, shares: torch.Tensor, pieces: Sequence[torch.Tensor | slice],
     ) -> torch.Tensor:  # fmt: skip
         rows, aims = hidden.flatten(0, 1), targets.flatten()
+        weights = shares.unsqueeze(1).expand(targets.shape).flatten()
         gradient = torch.zeros_like(rows) if ctx.needs_input_grad[0] else None
         nats = rows.new_zeros(len(rows), dtype=torch.float32)
         for piece in pieces:
@@ -85,19 +90,20 @@ class _Nats(torch.autograd.Function):
             if gradient is not None:
                 of_logits = logarithms.exp_()
                 of_logits.scatter_add_(1, wanted, of_logits.new_full(wanted.shape, -1.0))
+                # Before it is rounded, as for a trial alone.
+                of_logits.mul_(weights[piece].unsqueeze(1))
                 of_rows = of_logits.to(weight.dtype) @ weight
                 gradient[piece] = of_rows.masked_fill_(ignored, 0.0).to(rows.dtype)
         if gradient is not None:
             ctx.save_for_backward(gradient.view_as(hidden))
-        return nats.view(targets.shape).sum(dim=1)
+        return nats.view(targets.shape).sum(dim=1) * shares
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (of_hidden,) = ctx.saved_tensors
-        # In float32: a slot's share rounded to bfloat16 would be wrong for all its positions.
         found = (of_hidden * gradient.view(-1, 1, 1)).to(of_hidden.dtype)
-        return found, None, None, None, None
+        return found, None, None, None, None, None
 
 
 @contextmanager
