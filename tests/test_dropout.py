@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from trial import dropout
 from trial.dropout import (
     LOWEST,
     PlacedDropout,
@@ -74,3 +75,19 @@ def test_kept_elements_are_scaled_up_and_evaluation_drops_nothing():
     assert torch.equal(dropout.eval()(ones), ones)
     assert threshold(0.0) == LOWEST
     assert bool(survivors(places.keys, feature_keys(0, 8), LOWEST).all())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a kernel")
+def test_without_a_kernel_dropout_goes_on_step_by_step_and_says_so(caplog):
+    with caplog.at_level("WARNING"):
+        assert dropout._kernel.__wrapped__(torch.device("cuda")) is None
+    assert "step by step" in caplog.text
+    places = Places()
+    places.set([row_key(0, 0, 0)], 8, CPU)
+    limits = torch.tensor(threshold(0.5), dtype=torch.int32).view(1, 1, 1)
+    by = dropout.drop(places.keys, feature_keys(0, 8), limits, torch.tensor(2.0).view(1, 1, 1))
+    ones = torch.ones(1, 8, 8)
+    assert by.of(ones, torch.bfloat16).unique().tolist() == [0.0, 2.0]
+    total = ones.bfloat16()
+    by.onto(total, ones.bfloat16())
+    assert torch.equal(total, ones + by.of(ones, torch.float32))
