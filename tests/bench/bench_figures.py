@@ -199,26 +199,27 @@ def steps_figure(rounds: int, works: Sequence[Work]) -> Figure:
 
 GRIDS = ("rank x rate", "joint")
 RUNGS = "ours: default, evaluated at its rungs"
-SEEDS = 20
+OURS = ("ours: default", RUNGS, f"{RUNGS}, packed")
+TUNE, REUSED = "Ray Tune: OptunaSearch, ASHA", "Ray Tune: the same, reuse_actors"
+SEEDS = 100
 """Sweeps of each policy in a round; every round has seeds of its own."""
 
 
-def policies(rounds: int) -> Figure:
+def policies(rounds: int, seeds: int = SEEDS) -> Figure:
     """Whole sweeps played from recorded curves; nothing in it depends on the machine."""
-    peer, reused = "Ray Tune: OptunaSearch, ASHA", "Ray Tune: the same, reuse_actors"
     reaches = [
         Reach(f"device-seconds to within noise of the {grid} grid's best, {our} / {other}",
-              (grid, our), (grid, other), 1 / 4 if other == peer else None)
+              (grid, our), (grid, other), 1 / 4 if other == TUNE else None)
         for grid in GRIDS
-        for our in ("ours: default", RUNGS, f"{RUNGS}, packed", "floor")
-        for other in (peer, reused)
-        if our != "floor" or other == peer
+        for our in (*OURS, "floor")
+        for other in (TUNE, REUSED)
+        if our != "floor" or other == TUNE
     ]  # fmt: skip
     return Figure(
         "c",
         "Device-seconds until the trial that a sweep would name its best is within noise of the "
-        f"full grid's best, replayed on two devices: medians over {SEEDS} seeds a round",
-        [policies_arm(grid) for grid in GRIDS],
+        f"full grid's best, replayed on two devices: medians over {seeds} seeds a round",
+        [policies_arm(grid, seeds) for grid in GRIDS],
         reaches,
         rounds,
         [
@@ -230,13 +231,14 @@ def policies(rounds: int) -> Figure:
     )  # fmt: skip
 
 
-def policies_arm(grid: str) -> Arm:
-    """All policies on one recorded grid, with the round's own seeds."""
+def policies_arm(grid: str, seeds: int) -> Arm:
+    """These policies on one recorded grid, with the round's own seeds."""
 
     def command(folder: Path) -> Sequence[str]:
-        first = int(folder.name.partition("-")[0]) * SEEDS
-        words = ["--grid", grid, "--seeds", str(SEEDS), "--first", str(first)]
-        return ours("replay_policies.py", *words)
+        first = int(folder.name.partition("-")[0]) * seeds
+        words = ["--grid", grid, "--seeds", str(seeds), "--first", str(first)]
+        names = [word for name in (*OURS, TUNE, REUSED) for word in ("--policy", name)]
+        return ours("replay_policies.py", *words, *names)
 
     return Arm(grid, command)
 
@@ -530,7 +532,7 @@ def figures(quick: bool, scratch: Path, rounds: int | None = None) -> list[Figur
     return [
         makespan(many, sweep),
         steps_figure(many, cells),
-        policies(many),
+        policies(many, SEEDS // 5 if quick else SEEDS),
         trivial(many, QUICK if quick else FULL),
         start(many),
         whole(many, Work(trials=8 if quick else 24, steps=40, eval_every=20)),

@@ -1,7 +1,7 @@
 """Which sampler and pruner find a good configuration soonest? Sweeps replayed from real curves.
 
 python tests/bench/replay_policies.py [--seeds 20] [--first 0] [--slots 2] [--grid joint]
-    [--only ours] [--json FILE]
+    [--only ours] [--policy NAME ...] [--jobs 2] [--json FILE]
 
 The curves are full grids of real trials: `curves/tiny_llama.csv` (rank x learning rate) and
 `curves/tiny_llama_joint.csv` (rank x alpha/r x learning rate x dropout), each over several seeds.
@@ -20,11 +20,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -331,24 +335,44 @@ def target(recorded: Recorded, widths: float = 1.0) -> tuple[float, float]:
     return best, best + widths * float(np.sqrt(2 * variance))
 
 
-def row(name: str, watches: list[Watch], spent: list[float]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Outcome:
+    """What one sweep came to."""
+
+    spent: float
+    """Device-seconds until the goal, or all that it took."""
+    trials: int
+    steps: int
+    arrived: bool
+
+
+def outcome(grid: Grid, policy: Policy, slots: int, goal: float, seed: int) -> Outcome:
+    """One sweep, played."""
+    watch = play(grid, policy, seed, slots, goal)
+    spent = watch.executor.now * slots if watch.reached is None else watch.reached
+    return Outcome(spent, watch.ended, watch.steps, watch.reached is not None)
+
+
+def row(name: str, found: Sequence[Outcome]) -> dict[str, Any]:
     """Medians and spread of one policy; a sweep that did not arrive counts with all it spent."""
-    low, middle, high = np.percentile(spent, [25, 50, 75])
+    low, middle, high = np.percentile([one.spent for one in found], [25, 50, 75])
     return {
         "policy": name,
-        "device_seconds": round(float(middle)),
-        "quartiles": [round(float(low)), round(float(high))],
-        "trials": float(np.median([watch.ended for watch in watches])),
-        "steps": float(np.median([watch.steps for watch in watches])),
-        "arrived": sum(watch.reached is not None for watch in watches),
-        "seeds": len(watches),
+        "device_seconds": round(float(middle), 1),
+        "quartiles": [round(float(low), 1), round(float(high), 1)],
+        "trials": float(np.median([one.trials for one in found])),
+        "steps": float(np.median([one.steps for one in found])),
+        "arrived": sum(one.arrived for one in found),
+        "seeds": len(found),
     }
 
 
-def measure(grid: Grid, policy: Policy, seeds: Iterable[int], slots: int, goal: float) -> Any:
-    watches = [play(grid, policy, seed, slots, goal) for seed in seeds]
-    spent = [w.executor.now * slots if w.reached is None else w.reached for w in watches]
-    return row(policy.name, watches, spent)
+def measure(
+    pool: Executor, grid: Grid, policy: Policy, seeds: Sequence[int], slots: int, goal: float
+) -> dict[str, Any]:
+    """One policy's row."""
+    one = partial(outcome, grid, policy, slots, goal)
+    return row(policy.name, list(pool.map(one, seeds, chunksize=5)))
 
 
 HEAD = """\
@@ -364,7 +388,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         ratio = f"{r['device_seconds'] / peer['device_seconds']:.2f}" if peer else "-"
         low, high = r["quartiles"]
         lines.append(
-            f"| {r['policy']} | {r['device_seconds']} ({low} to {high}) | {ratio} | {r['trials']:g}"
+            f"| {r['policy']} | {r['device_seconds']:.0f} ({low:.0f} to {high:.0f}) | {ratio} "
+            f"| {r['trials']:g}"
             f" | {r['steps']:g} | {r['arrived']} of {r['seeds']} |"
         )
     return "\n".join(lines)
@@ -384,11 +409,12 @@ def table(grid: Grid, asked: argparse.Namespace) -> dict[str, Any]:
     recorded = grid.recorded
     best, goal = target(recorded, asked.noise)
     seeds = range(asked.first, asked.first + asked.seeds)
-    rows = [
-        measure(grid, policy, seeds, asked.slots, goal)
-        for policy in policies(recorded)
-        if asked.only in policy.name
-    ]
+    with ProcessPoolExecutor(asked.jobs, multiprocessing.get_context("spawn")) as pool:
+        rows = [
+            measure(pool, grid, policy, seeds, asked.slots, goal)
+            for policy in policies(recorded)
+            if asked.only in policy.name and policy.name in (asked.policy or [policy.name])
+        ]
     lowest = floor(recorded.costs, recorded.steps, asked.slots)
     finals = recorded.losses.min(axis=-1).mean(axis=-1)
     return {
@@ -405,6 +431,8 @@ def main() -> int:
     parser.add_argument("--noise", type=float, default=1.0, help="widths of the noise allowed")
     parser.add_argument("--grid", default="", help="grids with this in their name")
     parser.add_argument("--only", default="", help="policies with this in their name")
+    parser.add_argument("--policy", action="append", help="a policy's name; may be repeated")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="sweeps at a time")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     tables = [table(grid, asked) for grid in grids() if asked.grid in grid.name]
