@@ -28,6 +28,7 @@ from trial.folder import TrialFolder
 from trial.loss import token_nats
 from trial.packed import adamw, floor, head, job
 from trial.packed.adamw import Rule, SlotAdamW
+from trial.packed.bank import Bank, SlotLinear
 from trial.packed.head import Head, taken
 from trial.packed.job import PackedJob, train_packed
 from trial.packed.product import Slopes, adapted
@@ -801,6 +802,35 @@ def test_a_layer_and_its_adapters_are_computed_as_autocast_would(drops, apart):
         assert mine.dtype == expected.dtype
         off = (mine.float() - expected.float()).norm() / expected.float().norm()
         assert off < 0.01
+
+
+@pytest.mark.parametrize("drops", [False, True])
+def test_a_small_adapters_share_of_a_float32_input_is_not_lost_in_rounding(drops):
+    torch.manual_seed(0)
+    leaf, a = torch.randn(2, 50, 64, requires_grad=True), torch.randn(2, 4, 64)
+    b, weight, scale = 1e-3 * torch.randn(2, 32, 4), torch.randn(32, 64), torch.ones(2, 1, 1)
+    by = ByMask(torch.full(leaf.shape, 1.25)) if drops else None
+    outward = torch.randn(2, 50, 32)
+
+    def slope(b: torch.Tensor) -> torch.Tensor:
+        found = adapted(leaf * 1.0, weight, None, a, b, scale, by, torch.bfloat16)
+        return torch.autograd.grad((found * outward).sum(), leaf)[0]
+
+    share = slope(b) - slope(torch.zeros_like(b))
+    expected = outward @ b @ a * (1.25 if drops else 1.0)
+    assert (share - expected).norm() / expected.norm() < 0.02
+
+
+def test_a_layer_that_gets_part_of_a_batch_is_refused(material):
+    base = AutoModelForCausalLM.from_pretrained(material.model)
+    drawn = Skeleton(base).draw(material.config(lora={"r": 2}))
+    bank = Bank(drawn, 2, 16, torch.device("cpu"))
+    bank.take({"input_ids": torch.zeros(2, 8, dtype=torch.long)}, 8)
+    layer = bank.layers[0]
+    part = SlotLinear(torch.nn.Linear(layer.a.shape[2], layer.b.shape[1]), layer, bank)
+    assert part(torch.zeros(2, 8, layer.a.shape[2])).shape == (2, 8, layer.b.shape[1])
+    with pytest.raises(ValueError, match="whole batch"):
+        part(torch.zeros(6, layer.a.shape[2]))
 
 
 @pytest.mark.parametrize("how", [{}, {"masked": True}, {"fused": True}], ids=str)

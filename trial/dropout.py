@@ -155,6 +155,8 @@ def _kernel(device: torch.device) -> ModuleType | None:
         one = torch.ones(1, 1, 1, device=device)
         word = one.int()
         dropout_kernel.multiply(one, word, word.flatten(), word, one, one.dtype)
+    except torch.OutOfMemoryError:
+        raise  # That says nothing of the kernel.
     except Exception as error:
         logger.warning("LoRA dropout goes step by step: %s: %s", type(error).__name__, error)
         return None
@@ -202,7 +204,7 @@ class PlacedDropout(nn.Module):
             return torch.nn.functional.dropout(x, self.p)
         keys, limit, factor = (buffer.to(x.device) for buffer in self.buffers())
         # A compiler of whole graphs makes a kernel of its own.
-        if _kernel(x.device) and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and _kernel(x.device):
             rows = len(places)
             by = drop(places, keys, limit.expand(rows, 1, 1), factor.expand(rows, 1, 1))
             return dropped(x, by)

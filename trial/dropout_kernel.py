@@ -56,6 +56,8 @@ def multiply(
     """
     x, (_, columns, _) = x.contiguous(), places.shape
     width = x.shape[-1]
+    if x.numel() != places.numel() * width or not (total is None or total.is_contiguous()):
+        raise ValueError(f"{tuple(x.shape)} is not what {tuple(places.shape)} places hold")
     found = torch.empty_like(x, dtype=dtype) if total is None else total
     block = min(_WIDEST, triton.next_power_of_2(width))
     grid: Any = (places.numel(), triton.cdiv(width, block))

@@ -72,6 +72,8 @@ class Bank:
         """Slots that the batch at hand holds, in its order; None for all."""
         self.count = slots
         """How many slots the batch at hand holds."""
+        self.positions = 0
+        """Rows times columns of the batch at hand."""
         self.drops: list[float] = [0.0] * slots
         self._thresholds: torch.Tensor | None = None
         self._factors: torch.Tensor | None = None
@@ -205,6 +207,7 @@ class Bank:
         """Go by what `company` and `dropping` have said, once it is on the device."""
         self.picked = given.get("picked")
         self.count = self.slots if self.picked is None else len(self.picked)
+        self.positions = given["input_ids"].numel()
         if self._lower is not None and self.picked is None:
             values, grads = self._lower
             values.copy_(self.blocks[0][0])
@@ -254,6 +257,9 @@ class SlotLinear(nn.Module):
         a, b, scale = bank.of(layer.a), bank.of(layer.b), bank.of(layer.scale)
         kind, by = x.device.type, bank.drop_of(layer.keys)
         cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        if x.numel() != bank.positions * x.shape[-1]:
+            # Experts get some of the tokens: whose they are is not to be seen here.
+            raise ValueError(f"{layer.name} does not get the whole batch: its trials train alone")
         rows = x.reshape(bank.count, -1, x.shape[-1])
         # A compiler of whole graphs sees by itself what can be done where it lies.
         own, lower = self.base, layer.lower

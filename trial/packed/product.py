@@ -76,12 +76,14 @@ class _Adapted(torch.autograd.Function):
         back = torch.bmm(gradient, b).mul_(scale)
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_x = gradient @ weight
-            if ctx.drop is None:
+            # In the input's own type, as autograd adds: the adapters' share may be small beside it.
+            of_x = (gradient @ weight).to(of_input)
+            if ctx.drop is not None:
+                ctx.drop.onto(of_x, torch.bmm(back, a))
+            elif of_x.dtype == back.dtype:
                 of_x.baddbmm_(back, a)
             else:
-                ctx.drop.onto(of_x, torch.bmm(back, a))
-            of_x = of_x.to(of_input)
+                of_x.add_(torch.bmm(back, a))
         of_a = _product(back, dropped, ctx.slopes.a, of_adapter)
         of_b = _product(gradient, inner, ctx.slopes.b, of_adapter)
         return of_x, None, None, of_a, of_b, None, None, None, None, None
