@@ -177,9 +177,13 @@ def record(monkeypatch):
     return counted
 
 
-def test_passes_that_are_played_back_are_the_passes(material, record, monkeypatch):
+@pytest.mark.parametrize("low", [False, True], ids=["float32", "bf16"])
+def test_passes_that_are_played_back_are_the_passes(material, record, monkeypatch, low):
     """Slots that come and go, dropout here and there, evaluations of batches of several widths."""
-    configs = [material.config(**sections) for sections in (*MIXED, *MIXED[::-1])]
+    configs = [
+        material.config(**{**sections, "training": {**sections.get("training", {}), "bf16": low}})
+        for sections in (*MIXED, *MIXED[::-1])
+    ]
     folders: list[list[TrialFolder]] = []
     for way in (None, record):
         let_record(monkeypatch, way)
@@ -829,8 +833,33 @@ def test_a_layer_that_gets_part_of_a_batch_is_refused(material):
     layer = bank.layers[0]
     part = SlotLinear(torch.nn.Linear(layer.a.shape[2], layer.b.shape[1]), layer, bank)
     assert part(torch.zeros(2, 8, layer.a.shape[2])).shape == (2, 8, layer.b.shape[1])
-    with pytest.raises(ValueError, match="whole batch"):
+    with pytest.raises(NotPackableError, match="part of the batch"):
         part(torch.zeros(6, layer.a.shape[2]))
+
+
+def test_experts_are_not_packed(material, tmp_path):
+    from transformers import AutoTokenizer, MixtralConfig
+
+    about = json.loads((material.model / "config.json").read_text())
+    routed = MixtralConfig(
+        vocab_size=about["vocab_size"], hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, num_local_experts=4,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(routed).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(material.model).save_pretrained(tmp_path)
+    model = {"name_or_path": str(tmp_path)}
+    for targets, packs in ((["w1"], False), (["q_proj"], True)):
+        lora = {"r": 4, "target_modules": targets, "lora_dropout": 0.1}
+        config = material.config(model=model, lora=lora)
+        folders = [material.folder(config) for _ in range(2)]
+        if packs:
+            results = train_packed(folders, slots=2, bench=material.bench())
+        else:
+            for slots in (0, 2):
+                with pytest.raises(NotPackableError):
+                    train_packed(folders, slots=slots, bench=material.bench())
+            results = [material.train(config)[1]]
+        assert {result.state for result in results} == {"complete"}
 
 
 @pytest.mark.parametrize("how", [{}, {"masked": True}, {"fused": True}], ids=str)

@@ -191,9 +191,10 @@ class PlacedDropout(nn.Module):
         self.p = p
         self.places = places
         self.register_buffer("keys", feature_keys(site, features), persistent=False)
-        limit, gain = torch.tensor(threshold(p), dtype=torch.int32), torch.tensor(1.0 - p)
+        limit, factor = torch.tensor(threshold(p), dtype=torch.int32), 1.0 / torch.tensor(1.0 - p)
         self.register_buffer("limit", limit.view(1, 1, 1), persistent=False)
-        self.register_buffer("factor", 1.0 / gain.view(1, 1, 1), persistent=False)
+        # As bits, which no cast of the model to a lower type touches.
+        self.register_buffer("factor", factor.view(1, 1, 1).view(torch.int32), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x` [rows, columns, features]; inputs of another shape are dropped by torch's draws."""
@@ -203,13 +204,9 @@ class PlacedDropout(nn.Module):
         if places is None or x.shape[:-1] != places.shape[:-1]:
             return torch.nn.functional.dropout(x, self.p)
         keys, limit, factor = (buffer.to(x.device) for buffer in self.buffers())
-        # A compiler of whole graphs makes a kernel of its own.
-        if not torch.compiler.is_compiling() and _kernel(x.device):
-            rows = len(places)
-            by = drop(places, keys, limit.expand(rows, 1, 1), factor.expand(rows, 1, 1))
-            return dropped(x, by)
-        kept = survivors(places, keys, threshold(self.p))
-        return x * (kept.to(x.dtype) / (1.0 - self.p))
+        rows = (len(places), 1, 1)
+        by = drop(places, keys, limit.expand(rows), factor.view(torch.float32).expand(rows))
+        return dropped(x, by)
 
     def extra_repr(self) -> str:
         """As torch's dropout shows itself."""

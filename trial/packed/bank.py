@@ -17,7 +17,7 @@ from torch import nn
 from trial.dropout import LOWEST, Drop, Places, drop, dropped, feature_keys, threshold
 from trial.packed.passes import Given
 from trial.packed.product import Slopes, adapted
-from trial.packed.skeleton import Drawn
+from trial.packed.skeleton import Drawn, NotPackableError
 
 
 class SlotLayer:
@@ -95,10 +95,8 @@ class Bank:
         self._lower: tuple[torch.Tensor, torch.Tensor] | None = None
         if flat and cast is not None:
             values, grads = (torch.zeros_like(self.blocks[0][0], dtype=cast) for _ in range(2))
-            self._lower, anchor = (
-                (values, grads),
-                torch.zeros((), device=device, requires_grad=True),
-            )
+            self._lower = (values, grads)
+            anchor = torch.zeros((), device=device, requires_grad=True)
             pairs = zip(self._pairs([values]), self._pairs([grads]), strict=True)
             for layer, ((a, b), slopes) in zip(self.layers, pairs, strict=True):
                 layer.lower = Lower(a, b, Slopes(*slopes, anchor))
@@ -258,14 +256,15 @@ class SlotLinear(nn.Module):
         kind, by = x.device.type, bank.drop_of(layer.keys)
         cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         if x.numel() != bank.positions * x.shape[-1]:
-            # Experts get some of the tokens: whose they are is not to be seen here.
-            raise ValueError(f"{layer.name} does not get the whole batch: its trials train alone")
+            raise NotPackableError(f"{layer.name} gets a part of the batch")
         rows = x.reshape(bank.count, -1, x.shape[-1])
         # A compiler of whole graphs sees by itself what can be done where it lies.
         own, lower = self.base, layer.lower
         if bank.flat and type(own) is nn.Linear and (cast or own.weight.dtype == a.dtype):
             slopes = None
-            if cast and lower is not None and bank.picked is None and _eager():
+            # What is done behind autograd's back no compiler must see.
+            eager = not torch.compiler.is_compiling()
+            if cast and lower is not None and bank.picked is None and eager:
                 a, b, slopes = lower.a, lower.b, lower.slopes
             whole = adapted(rows, own.weight, own.bias, a, b, scale, by, cast, slopes)
             return whole.view(*x.shape[:-1], -1)
@@ -279,11 +278,6 @@ class SlotLinear(nn.Module):
             inner, b = inner.to(base.dtype), b.to(base.dtype)
             return torch.baddbmm(whole, inner, b.transpose(1, 2)).view_as(base)
         return (base + torch.bmm(inner, b.transpose(1, 2)).view_as(base)).to(base.dtype)
-
-
-def _eager() -> bool:
-    """Whether what is done behind autograd's back is seen by no compiler."""
-    return not torch.compiler.is_compiling()
 
 
 def install(model: Any, bank: Bank) -> None:

@@ -64,8 +64,12 @@ class Engine:
         self.ranks = ranks
         self._extra = device.evaluation_inputs(SimpleNamespace(model=base, args=args))
         self._changed = ExitStack()
-        head = taken(self.base, drawn, self._cast, self._extra, counted=device.free_reads)
-        self._head = self._changed.enter_context(head)
+        self._head = None
+        # Where a new shape costs a compilation, a look with a few tokens is dear.
+        if not device.fixed_shapes:
+            _refuse_routed(self.base, drawn, self._extra)
+            head = taken(self.base, drawn, self._cast, self._extra, counted=device.free_reads)
+            self._head = self._changed.enter_context(head)
         install(self.base, self.bank)
         # Of several ranks each would record by itself, and what fails on one fails on all.
         able = device.record is not None and ranks == 1
@@ -205,3 +209,21 @@ def _refuse_own_dropout(base: Any) -> None:
     modules = any(isinstance(part, torch.nn.Dropout) and part.p for part in base.modules())
     if modules or getattr(config, "attention_dropout", None) or getattr(config, "attn_pdrop", None):
         raise NotPackableError("the base model has dropout of its own")
+
+
+def _refuse_routed(base: Any, drawn: Drawn, extra: dict[str, Any]) -> None:
+    """A layer that gets some of the tokens, as an expert does, cannot tell whose they are."""
+    ids = torch.arange(4, device=base.device).unsqueeze(0)
+    missed = {layer.name for layer in drawn.layers}
+    with ExitStack() as hooks, torch.no_grad():
+        for name in tuple(missed):
+
+            def seen(_: Any, given: tuple[torch.Tensor, ...], name: str = name) -> None:
+                if given[0].shape[:-1].numel() == ids.numel():
+                    missed.discard(name)
+
+            hook = base.get_submodule(name).register_forward_pre_hook(seen)
+            hooks.callback(hook.remove)
+        base.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), **extra)
+    if missed:
+        raise NotPackableError(f"{min(missed)} gets a part of the batch")
