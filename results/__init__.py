@@ -5,6 +5,7 @@ Names are loaded when first used: importing `results` costs nothing, drawing cos
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -40,9 +41,13 @@ _HEAVY = (
 
 
 def preload() -> None:
-    """Import what a report takes, for a thread that does so while there is nothing else to do."""
-    for name in _HEAVY:
-        importlib.import_module(name)
+    """Import what a report takes, for a thread that does so while there is nothing else to do.
+
+    What fails here fails again where it is needed, or the command has ended meanwhile.
+    """
+    with contextlib.suppress(Exception):
+        for name in _HEAVY:
+            importlib.import_module(name)
 
 
 def __getattr__(name: str) -> Any:

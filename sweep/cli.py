@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from trial.disk import FULL
 from trial.folder import StudyFolder
 from trial.problems import ConfigError, Problem, unknown
 
@@ -69,7 +70,10 @@ def _clear_errors() -> Iterator[None]:
             err.print(str(problem), markup=False, soft_wrap=True)
         raise typer.Exit(2) from None
     except (StudyBusyError, OSError, ValueError) as error:
-        err.print(str(error), style="bold red", markup=False, soft_wrap=True)
+        text = str(error)
+        if isinstance(error, OSError) and error.errno in FULL:
+            text += ": make room and give the command again; what had ended is kept"
+        err.print(text, style="bold red", markup=False, soft_wrap=True)
         raise typer.Exit(2) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import helpers_models
 import pandas
 import pytest
+import typer
 import yaml
 from click.testing import Result
 from rich.console import Console
@@ -349,3 +351,21 @@ def test_compare_refuses_what_it_cannot_find(finished):
         done = inside("compare", "tiny", "--runs", study.path.parent, "--trials", trials)
         assert done.exit_code == 2
         assert said in done.stderr
+
+
+def test_a_full_disk_says_how_to_go_on(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "err", Console(stderr=True, highlight=False))
+    for number, hint in ((errno.ENOSPC, True), (errno.EACCES, False)):
+        with pytest.raises(typer.Exit), cli._clear_errors():
+            raise OSError(number, "no such luck")
+        told = capsys.readouterr().err
+        assert "no such luck" in told
+        assert ("give the command again" in told) is hint
+
+
+def test_what_is_imported_ahead_ends_without_a_word(monkeypatch, capfd):
+    import results
+
+    monkeypatch.setattr(results, "_HEAVY", ("results.no_such_module",))
+    results.preload()
+    assert not any(capfd.readouterr())

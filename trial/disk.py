@@ -9,6 +9,9 @@ from pathlib import Path
 
 from trial.folder import sync_folder
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the numbers of an OSError say of it."""
+
 SIGNS = ("no space left on device", "storagefull", "disk is full", "disk quota exceeded")
 """Text, lower case, of errors that libraries put in the place of an OSError."""
 
@@ -28,7 +31,7 @@ def is_full(error: BaseException, folder: Path) -> bool:
     seen: BaseException | None = error
     while seen is not None:
         text = str(seen).lower()
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(seen, OSError) and seen.errno in FULL:
             return True
         if any(sign in text for sign in SIGNS):
             return True
