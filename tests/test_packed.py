@@ -26,7 +26,7 @@ from trial.control import Free
 from trial.dropout import ByMask
 from trial.folder import TrialFolder
 from trial.loss import token_nats
-from trial.packed import adamw, floor, head, job
+from trial.packed import adamw, engine, floor, head, job
 from trial.packed.adamw import Rule, SlotAdamW
 from trial.packed.bank import Bank, SlotLinear
 from trial.packed.head import Head, taken
@@ -505,6 +505,34 @@ def test_no_number_of_one_slot_reaches_another(material):
         assert torch.equal(one, other)
 
 
+@pytest.mark.skipif(DEVICE != "cpu", reason="elsewhere all slots go through the model at once")
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear"], ids=str)
+@pytest.mark.parametrize("slots", [[0, 1, 2, 3, 4], [1, 2, 3], [0, 2, 4]], ids=str)
+@pytest.mark.parametrize("low", [False, True], ids=["float32", "bf16"])
+def test_slots_go_through_the_model_in_parts_and_no_bit_tells(
+    material, monkeypatch, slots, targets, low
+):
+    lora = {"lora_dropout": 0.1, "target_modules": targets}
+    config = material.config(lora=lora, training={"bf16": low})
+    found = []
+    for enough in (1 << 20, 1, 100):
+        monkeypatch.setattr(engine, "ENOUGH", enough)
+        stand = floor.open_floor(material.bench(), config, material.folder(config), 5, 5)
+        for slot in range(5):
+            drawn = stand.skeleton.draw(material.config(lora=lora, training={"seed": slot}))
+            stand.engine.load(slot, drawn, 0.1 * (slot % 2))
+        rows = [stand.data.train[index] for index in range(2)]
+        shares = [(slot, rows, [slot, -slot], 40 + slot) for slot in slots]
+        losses = [stand.engine.accumulate(shares) for _ in range(2)]
+        found.append([*losses, *(grad.clone() for _, grad in stand.engine.bank.blocks)])
+        stand.close()
+    whole, *others = found
+    assert whole[0].shape == (len(slots),)
+    assert sorted(set(whole[-1].flatten(1).any(dim=1).nonzero().flatten().tolist())) == slots
+    for other in others:
+        assert all(torch.equal(one, two) for one, two in zip(whole, other, strict=True))
+
+
 @pytest.mark.parametrize("slots", [1, 2])
 def test_an_interrupted_trial_goes_on_in_any_slot_as_if_nothing_had_happened(material, slots):
     configs = [material.config(**MIXED[index]) for index in (2, 0)]
@@ -642,6 +670,7 @@ def test_output_layer_and_loss_in_pieces_are_those_of_the_whole(
     monkeypatch, bias, cast, bound, counted
 ):
     monkeypatch.setattr(head, "PIECE", 7)
+    monkeypatch.setattr(head, "EVEN", 4)
     monkeypatch.setattr(head, "LOGITS", 50 * 33)
     torch.manual_seed(0)
     ours = head_of(50, 12, cast, bias=bias, counted=counted)

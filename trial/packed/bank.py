@@ -15,9 +15,12 @@ import torch
 from torch import nn
 
 from trial.dropout import LOWEST, Drop, Places, drop, dropped, feature_keys, threshold
+from trial.packed.frozen import is_plain
 from trial.packed.passes import Given
 from trial.packed.product import Slopes, adapted
 from trial.packed.skeleton import Drawn, NotPackableError
+
+ALL = slice(None)
 
 
 class SlotLayer:
@@ -31,17 +34,23 @@ class SlotLayer:
         self.b = b
         self.scale = scale
         """[K, 1, 1]."""
-        self.lower: Lower | None = None
+        self.direct: Direct | None = None
         self.keys = feature_keys(site, a.shape[2]).to(a.device)
 
 
 @dataclass(frozen=True, slots=True)
-class Lower:
-    """A layer's A and B of all slots in the type that autocast computes in, and their gradients."""
+class Direct:
+    """A layer's A and B in the type that they are multiplied in, and their gradients."""
 
     a: torch.Tensor
     b: torch.Tensor
     slopes: Slopes
+
+    def part(self, span: slice) -> Direct:
+        """The same of some slots."""
+        if span == ALL:
+            return self
+        return Direct(self.a[span], self.b[span], self.slopes.part(span))
 
 
 class Bank:
@@ -70,6 +79,8 @@ class Bank:
         self.places = Places()
         self.picked: torch.Tensor | None = None
         """Slots that the batch at hand holds, in its order; None for all."""
+        self.span: slice | None = ALL
+        """The same as a slice; None where they do not lie side by side, or it would cost a wait."""
         self.count = slots
         """How many slots the batch at hand holds."""
         self.positions = 0
@@ -93,13 +104,15 @@ class Bank:
             )
         ]
         self._lower: tuple[torch.Tensor, torch.Tensor] | None = None
-        if flat and cast is not None:
-            values, grads = (torch.zeros_like(self.blocks[0][0], dtype=cast) for _ in range(2))
-            self._lower = (values, grads)
+        if flat:
+            values, grads = self.blocks[0]
+            if cast is not None:
+                values, grads = (torch.zeros_like(values, dtype=cast) for _ in range(2))
+                self._lower = (values, grads)
             anchor = torch.zeros((), device=device, requires_grad=True)
             pairs = zip(self._pairs([values]), self._pairs([grads]), strict=True)
             for layer, ((a, b), slopes) in zip(self.layers, pairs, strict=True):
-                layer.lower = Lower(a, b, Slopes(*slopes, anchor))
+                layer.direct = Direct(a, b, Slopes(*slopes, anchor))
 
     def _flat(self, shapes: Sequence[tuple[int, int]]) -> Iterator[torch.Tensor]:
         size = sum(rows * columns for rows, columns in shapes)
@@ -205,11 +218,12 @@ class Bank:
         """Go by what `company` and `dropping` have said, once it is on the device."""
         self.picked = given.get("picked")
         self.count = self.slots if self.picked is None else len(self.picked)
+        self.span = _span(self.picked)
         self.positions = given["input_ids"].numel()
-        if self._lower is not None and self.picked is None:
+        if self._lower is not None and self.span is not None:
             values, grads = self._lower
-            values.copy_(self.blocks[0][0])
-            grads.zero_()
+            values[self.span].copy_(self.blocks[0][0][self.span])
+            grads[self.span].zero_()
         self._thresholds = self._factors = None
         if "rows" in given:
             self._thresholds, self._factors = given["thresholds"], 1.0 / given["gains"]
@@ -217,8 +231,8 @@ class Bank:
 
     def gather(self) -> None:
         """After a backward pass: take up the gradients that it left in a lower type."""
-        if self._lower is not None and self.picked is None:
-            self.blocks[0][1].add_(self._lower[1])
+        if self._lower is not None and self.span is not None:
+            self.blocks[0][1][self.span].add_(self._lower[1][self.span])
 
     def drop_of(self, keys: torch.Tensor) -> Drop | None:
         """What a layer's input is multiplied with; None where nobody drops."""
@@ -231,7 +245,19 @@ class Bank:
         """The slots at hand of a tensor over slots."""
         if self.picked is None:
             return tensor
+        if self.span is not None:
+            return tensor[self.span]
         return tensor.index_select(0, self.picked)
+
+
+def _span(picked: torch.Tensor | None) -> slice | None:
+    if picked is None:
+        return ALL
+    if picked.device.type != "cpu":
+        return None
+    slots = picked.tolist()
+    found = slice(slots[0], slots[0] + len(slots))
+    return found if slots == list(range(found.start, found.stop)) else None
 
 
 def _leaf(value: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
@@ -259,13 +285,14 @@ class SlotLinear(nn.Module):
             raise NotPackableError(f"{layer.name} gets a part of the batch")
         rows = x.reshape(bank.count, -1, x.shape[-1])
         # A compiler of whole graphs sees by itself what can be done where it lies.
-        own, lower = self.base, layer.lower
-        if bank.flat and type(own) is nn.Linear and (cast or own.weight.dtype == a.dtype):
+        own, direct = self.base, layer.direct
+        if bank.flat and is_plain(own) and (cast or own.weight.dtype == a.dtype):
             slopes = None
             # What is done behind autograd's back no compiler must see.
             eager = not torch.compiler.is_compiling()
-            if cast and lower is not None and bank.picked is None and eager:
-                a, b, slopes = lower.a, lower.b, lower.slopes
+            if direct is not None and bank.span is not None and eager:
+                direct = direct.part(bank.span)
+                a, b, slopes = direct.a, direct.b, direct.slopes
             whole = adapted(rows, own.weight, own.bias, a, b, scale, by, cast, slopes)
             return whole.view(*x.shape[:-1], -1)
         base = own(x)

@@ -6,8 +6,9 @@ Knows tensors and slots, nothing of folders: what a slot does when is `trial.pac
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from trial import gaudi
 from trial.batches import IGNORED, Batch, Collator, open_mask
 from trial.devices import Device
 from trial.loss import add_up, summed_loss, token_nats
+from trial.packed import frozen
 from trial.packed.adamw import Rule, SlotAdamW
 from trial.packed.attention import causal_only
 from trial.packed.bank import Bank, install, uninstall
@@ -28,6 +30,10 @@ from trial.packed.skeleton import Drawn, NotPackableError
 # Gradients are views of one block on purpose.
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout")
 
+ENOUGH = 1024
+"""Tokens at a time on a CPU: more leave its caches and gain nothing."""
+FEW = 8
+"""Shapes of eval batches that it pays to build products for."""
 Share = tuple[int, list[Batch], list[int], int]
 """A slot's part of a batch: slot, rows, their dropout keys, and over how many tokens of the whole
 optimizer step its loss is taken."""
@@ -70,6 +76,8 @@ class Engine:
             _refuse_routed(self.base, drawn, self._extra)
             head = taken(self.base, drawn, self._cast, self._extra, counted=device.free_reads)
             self._head = self._changed.enter_context(head)
+        if self.bank.device.type == "cpu":
+            frozen.freeze(self.base)
         install(self.base, self.bank)
         # Of several ranks each would record by itself, and what fails on one fails on all.
         able = device.record is not None and ranks == 1
@@ -80,6 +88,7 @@ class Engine:
         """The base model as it was."""
         self._passes.forget()
         uninstall(self.base, self.bank)
+        frozen.thaw(self.base)
         self._changed.close()
         return self.base
 
@@ -108,8 +117,22 @@ class Engine:
         Returns each slot's share of its step's loss, [slots at hand], without waiting for it; of
         several ranks, this one's part of that.
         """
-        slots = [slot for slot, _, _, _ in shares]
         self.base.train()
+        with frozen.steady():
+            losses = [self._pass(part) for part in self._parts(shares)]
+        return losses[0] if len(losses) == 1 else torch.cat(losses)
+
+    def _parts(self, shares: Sequence[Share]) -> Iterator[Sequence[Share]]:
+        """What goes through the model at once."""
+        count = 1
+        if self.device.free_reads:
+            tokens = sum(len(rows) for _, rows, _, _ in shares) * (self.columns or 1)
+            count = max(1, min(len(shares), round(tokens / ENOUGH)))
+        ends = [len(shares) * part // count for part in range(count + 1)]
+        return (shares[start:end] for start, end in pairwise(ends))
+
+    def _pass(self, shares: Sequence[Share]) -> torch.Tensor:
+        slots = [slot for slot, _, _, _ in shares]
         batch = self._batch([row for _, rows, _, _ in shares for row in rows])
         keys = [key for _, _, row_keys, _ in shares for key in row_keys]
         batch |= self.bank.company(slots) | self.bank.dropping(slots, keys)
@@ -160,7 +183,8 @@ class Engine:
             batch = batch if self.device.fixed_shapes else open_mask(batch)
             return self._passes.run("evaluate", batch | company, self._evaluate)
 
-        return add_up(nats, batches)
+        with frozen.steady() if _few_shapes(batches) else nullcontext():
+            return add_up(nats, batches)
 
     def _evaluate(self, given: Given) -> torch.Tensor:
         found, labels = self._forward(given), given["labels"]
@@ -198,6 +222,13 @@ class Engine:
         with cast:
             found: torch.Tensor = self.base(**inputs, **self._extra).logits
         return found
+
+
+def _few_shapes(batches: Iterable[Batch]) -> bool:
+    """Whether batches that are all at hand, to be evaluated many times, are of few shapes."""
+    if not isinstance(batches, list):
+        return False
+    return len({batch["input_ids"].shape for batch in batches}) <= FEW
 
 
 _stacked = Collator(trim=False)

@@ -14,15 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F  # noqa: N812 (as torch names it)
 
 from trial.batches import IGNORED
+from trial.packed import frozen
 from trial.packed.bank import parent_of
 from trial.packed.skeleton import Drawn
 
 PIECE = 256
 """Positions at a time on a CPU: their logits stay in its caches where the vocabulary is small, and
 are no burden where it is large."""
+EVEN = 16
+"""Pieces are of so many positions, or a multiple: few shapes, for which products are built."""
 LOGITS = 1 << 26
 """Logits at a time elsewhere: a quarter of a gigabyte, and enough to fill the device."""
 
@@ -58,10 +60,11 @@ class Head:
 
 
 def _labelled(targets: torch.Tensor) -> list[torch.Tensor]:
-    """Flat positions, PIECE of one slot at a time."""
+    """Flat positions, PIECE of one slot at a time; the last is there more than once, to be even."""
     found, length = [], targets.shape[1]
     for slot, aims in enumerate(targets):
         places = (aims != IGNORED).nonzero().squeeze(1)
+        places = torch.cat([places, places[-1:].expand(-len(places) % EVEN)])
         found += [piece + slot * length for piece in places.split(PIECE) if len(piece)]
     return found
 
@@ -84,15 +87,16 @@ class _Nats(torch.autograd.Function):
         for piece in pieces:
             wanted = aims[piece].unsqueeze(1)
             ignored, wanted = wanted == IGNORED, wanted.clamp(min=0)
-            logits = F.linear(rows[piece].to(weight.dtype), weight, bias)
-            logarithms = logits.float().log_softmax(dim=1)
-            nats[piece] = -logarithms.gather(1, wanted).masked_fill_(ignored, 0.0).squeeze(1)
+            logits = frozen.linear(rows[piece].to(weight.dtype), weight, bias).float()
+            logits.sub_(logits.amax(dim=1, keepdim=True))
+            chosen = logits.gather(1, wanted)
+            total = logits.exp_().sum(dim=1, keepdim=True)
+            nats[piece] = (total.log() - chosen).masked_fill_(ignored, 0.0).squeeze(1)
             if gradient is not None:
-                of_logits = logarithms.exp_()
-                of_logits.scatter_add_(1, wanted, of_logits.new_full(wanted.shape, -1.0))
                 # Before it is rounded, as for a trial alone.
-                of_logits.mul_(weights[piece].unsqueeze(1))
-                of_rows = of_logits.to(weight.dtype) @ weight
+                share = weights[piece].unsqueeze(1)
+                of_logits = logits.mul_(share / total).scatter_add_(1, wanted, -share)
+                of_rows = frozen.back(of_logits.to(weight.dtype), weight)
                 gradient[piece] = of_rows.masked_fill_(ignored, 0.0).to(rows.dtype)
         if gradient is not None:
             ctx.save_for_backward(gradient.view_as(hidden))

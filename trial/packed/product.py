@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F  # noqa: N812 (as torch names it)
 
 from trial.dropout import Drop
+from trial.packed import frozen
 
 Maybe = torch.Tensor | None
 
@@ -47,10 +47,15 @@ def adapted(
 class Slopes:
     """Where the gradients of a layer's A and B are added."""
 
-    a: torch.Tensor | None = None
-    b: torch.Tensor | None = None
-    anchor: torch.Tensor | None = None
+    a: Maybe = None
+    b: Maybe = None
+    anchor: Maybe = None
     """Anything with a gradient: what comes of the layer has one too, then."""
+
+    def part(self, span: slice) -> Slopes:
+        """Those of some slots."""
+        a, b = (None if all_slots is None else all_slots[span] for all_slots in (self.a, self.b))
+        return Slopes(a, b, self.anchor)
 
 
 class _Adapted(torch.autograd.Function):
@@ -66,7 +71,7 @@ class _Adapted(torch.autograd.Function):
         dropped = whole if drop is None else drop.of(x, dtype)
         inner = torch.bmm(dropped, a.transpose(1, 2)).mul_(scale)
         ctx.save_for_backward(dropped, weight, a, b, scale, inner)
-        return F.linear(whole, weight, bias).baddbmm_(inner, b.transpose(1, 2))
+        return frozen.linear(whole, weight, bias).baddbmm_(inner, b.transpose(1, 2))
 
     @staticmethod
     @once_differentiable
@@ -77,7 +82,7 @@ class _Adapted(torch.autograd.Function):
         of_x = None
         if ctx.needs_input_grad[0]:
             # In the input's own type, as autograd adds: the adapters' share may be small beside it.
-            of_x = (gradient @ weight).to(of_input)
+            of_x = frozen.back(gradient, weight).to(of_input)
             if ctx.drop is not None:
                 ctx.drop.onto(of_x, torch.bmm(back, a))
             elif of_x.dtype == back.dtype:
@@ -93,5 +98,9 @@ def _product(left: torch.Tensor, right: torch.Tensor, into: Maybe, dtype: torch.
     """`left' right` of each slot as `dtype`, or added to what is there already."""
     if into is None:
         return torch.bmm(left.transpose(1, 2), right).to(dtype)
-    into.baddbmm_(left.transpose(1, 2), right)
+    if into.device.type == "cpu":
+        # There it would go matrix by matrix.
+        into.add_(torch.bmm(left.transpose(1, 2), right))
+    else:
+        into.baddbmm_(left.transpose(1, 2), right)
     return None
