@@ -233,6 +233,8 @@ class Driver:
                 self.progress.end(number, result, origin.params if origin else {})
                 if self.disk:
                     self.disk.ended(number, result)
+        # Whoever goes on with a study that has ended by it knows, and has mended something.
+        self.progress.alike = ("", 0)
         for proposal in self.decider.pending():
             folder = self._folder_of(proposal)
             result = folder.read_result()

@@ -139,6 +139,12 @@ def test_when_all_fail_alike_the_sweep_stops_and_says_why(tmp_path):
     assert ending.failed
     assert "failed alike: diverged: loss is NaN" in ending.reason
     assert len(decider.told) == 3
+    # Somebody goes on with it: as many again may fail, and once mended all is well.
+    make(tmp_path, decider, executor, trials=50).run()
+    assert len(decider.told) == 6
+    ending = make(tmp_path, decider, fakes.ScriptedExecutor(falling), trials=8).run()
+    assert not ending.failed
+    assert [result.state for result in decider.told.values()] == ["failed"] * 6 + ["complete"] * 2
 
 
 def test_process_and_actor_ids_make_no_failure_another():

@@ -4,6 +4,7 @@ python tests/bench/ours_packed.py refill HOME       trains the folders of HOME i
 python tests/bench/ours_packed.py compile           20 refills under torch.compile
 python tests/bench/ours_packed.py passes HOME       passes in 1 to 16 slots, launched and recorded
 python tests/bench/ours_packed.py head whole|pieces      a pass over many words, K = 8
+python tests/bench/ours_packed.py products          frozen weights on a CPU, by library
 python tests/bench/ours_packed.py model SIZE FOLDER      writes a Llama of random weights
 
 Compiled by dynamo and AOT autograd, without a code generator: what is compiled again depends on the
@@ -207,6 +208,28 @@ def heads(how: str) -> dict[str, float]:
     return told
 
 
+def products() -> dict[str, float]:
+    """Billions of operations a second on one core, in float32, by either of torch's libraries."""
+    import torch
+
+    from trial.packed import frozen
+
+    torch.set_num_threads(1)
+    told = {}
+    for inside, out in ((128, 128), (128, 352), (352, 128), (512, 1408)):
+        x, weight = torch.randn(2048, inside), torch.randn(out, inside)
+        for name, how in (("torch", nullcontext), ("oneDNN", frozen.steady)):
+            taken = []
+            with how():
+                for _ in range(TIMED * 10):
+                    began = time.perf_counter()
+                    frozen.linear(x, weight, None)
+                    taken.append(time.perf_counter() - began)
+            speed = 2e-9 * x.numel() * out / statistics.median(taken)
+            told[f"{name}_2048x{inside}x{out}"] = round(speed, 1)
+    return told
+
+
 def graphs() -> int:
     """Graphs that dynamo has compiled so far."""
     from torch._dynamo.utils import counters
@@ -264,6 +287,8 @@ def main(how: str, *words: str) -> None:
             told = compiled()
         elif how == "head":
             told = heads(words[0])
+        elif how == "products":
+            told = products()
         elif how == "passes":
             told = passes(Path(words[0]))
         else:

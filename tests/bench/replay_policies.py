@@ -51,7 +51,7 @@ RANK, RATE, DROPOUT = "lora.r", "training.learning_rate", "lora.lora_dropout"
 SCALE = "alpha_over_r"
 RANKS = Choices(choices=(2, 4, 8, 16, 32))
 MOST_TRIALS = 100
-PACK, SHARE = 4, 0.66
+PACK, SHARE = 4, 0.57
 """Trials that share a device, and what each takes of it over what it takes alone; measured by
 `replay_record.py --share`."""
 FORKED = 0.31
