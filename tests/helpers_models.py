@@ -129,3 +129,17 @@ def make_model(folder: Path, family: str = "llama", hidden: int = 32, seed: int 
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def make_routed(folder: Path, like: Path) -> Path:
+    """A tiny Mixtral of four experts, with the tokenizer of another model."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig
+
+    about = json.loads((like / "config.json").read_text())
+    routed = MixtralConfig(
+        vocab_size=about["vocab_size"], hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, num_local_experts=4,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(routed).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(like).save_pretrained(folder)
+    return folder

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
+from helpers_models import make_routed
+from helpers_train import DEVICE, Material
 from torch import nn
 
-from trial.packed import frozen
+from trial.packed import engine, frozen, head
+from trial.packed.floor import Floor, open_floor
 
 pytestmark = pytest.mark.skipif(
     not frozen.available(), reason="torch has no product of oneDNN's here"
@@ -37,7 +43,7 @@ def test_both_libraries_find_the_same_product(counted, shape, bias):
     for exact in (layer.weight.double(), layer.weight):
         x, slope = x.to(exact.dtype), slope.to(exact.dtype)
         constant = None if layer.bias is None else layer.bias.to(exact.dtype)
-        with frozen.steady():
+        with frozen.steady(1):
             told.append((frozen.linear(x, exact, constant), frozen.back(slope, exact)))
     assert counted == [shape, slope.shape]
     for exact, ours in zip(*told, strict=True):
@@ -48,10 +54,10 @@ def test_shapes_that_may_not_come_again_are_left_to_torch(counted):
     weight = torch.randn(8, 8)
     assert torch.equal(frozen.linear(weight, weight, None), nn.functional.linear(weight, weight))
     assert torch.equal(frozen.back(weight, weight), weight @ weight)
-    with frozen.steady(), frozen.steady():
+    with frozen.steady(8):
         pass
     frozen.linear(weight, weight, None)
-    with frozen.steady():
+    with frozen.steady(8):
         frozen.linear(weight.bfloat16(), weight.bfloat16(), None)
     assert not counted
 
@@ -61,7 +67,7 @@ def test_a_rows_bits_are_the_same_among_many_and_few(inside, out):
     """So that a trial's losses do not tell in which company it was trained."""
     torch.manual_seed(0)
     x, slope, weight = torch.randn(700, inside), torch.randn(700, out), torch.randn(out, inside)
-    with frozen.steady():
+    with frozen.steady(700):
         whole, back = frozen.linear(x, weight, None), frozen.back(slope, weight)
         for count in (2, 16, 31, 64, 100, 512):
             here = slice(5, 5 + count)
@@ -76,9 +82,86 @@ def test_a_frozen_models_layers_have_their_slopes_and_become_plain_again(counted
     (expected,) = torch.autograd.grad(model(x).square().sum(), x)
     frozen.freeze(model)
     assert all(frozen.is_plain(layer) for layer in model[::2])
-    with frozen.steady():
-        (found,) = torch.autograd.grad(model(x).square().sum(), x)
-    torch.testing.assert_close(found, expected)
-    assert len(counted) == 4
+    for positions in (4, 3):
+        with frozen.steady(positions):
+            (found,) = torch.autograd.grad(model[1:](model[0](input=x)).square().sum(), x)
+        torch.testing.assert_close(found, expected)
+        # Forward and backward of each layer; a pass over three positions has other shapes.
+        assert len(counted) == 4
     frozen.thaw(model)
     assert [type(layer) for layer in model] == [nn.Linear, nn.Tanh, nn.Linear]
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory) -> Material:
+    return Material(tmp_path_factory.mktemp("frozen"))
+
+
+def opened(material: Material, **sections: Any) -> Floor:
+    """Four slots with adapters on a part of the layers."""
+    config = material.config(lora={"r": 4, "target_modules": ["q_proj", "v_proj"]}, **sections)
+    stand = open_floor(material.bench(), config, material.folder(config), 4, 4)
+    for slot in range(4):
+        stand.engine.load(slot, stand.skeleton.draw(config), 0.0)
+    return stand
+
+
+def passes(stand: Floor, count: int) -> Iterator[None]:
+    """Training passes, each with other rows."""
+    for turn in range(count):
+        rows = [stand.data.train[2 * turn + row] for row in range(2)]
+        stand.engine.accumulate([(slot, rows, [0, 1], 40) for slot in range(4)])
+        yield
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="elsewhere torch has one library")
+@pytest.mark.parametrize(("enough", "parts"), [(1 << 20, {4}), (1, {1})])
+def test_a_job_multiplies_in_few_shapes_and_leaves_the_base_model_plain(
+    material, counted, monkeypatch, enough, parts
+):
+    monkeypatch.setattr(engine, "ENOUGH", enough)
+    stand = opened(material)
+    base, width = stand.engine.base, stand.engine.columns
+    list(passes(stand, 3))
+    # Adapted layers see slots apart, the others rows of the batch, the output layer pieces.
+    slots = {shape for shape in counted if shape[:-1] in {(n, 2 * width) for n in parts}}
+    rows = {shape for shape in counted if shape[:-1] in {(2 * n, width) for n in parts}}
+    pieces = {shape for shape in counted if len(shape) == 2}
+    assert slots
+    assert rows
+    assert pieces
+    assert slots | rows | pieces == set(counted)
+    assert all(count % head.EVEN == 0 for count, _ in pieces)
+    stand.close()
+    assert not any(type(part) is frozen.FrozenLinear for part in base.modules())
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="elsewhere torch has one library")
+def test_evaluations_in_many_shapes_are_left_to_torch(material, counted, monkeypatch):
+    stand = opened(material)
+    batches = list(stand.eval_batches(4))
+    found = []
+    for given, few in ((batches, 100), (batches, 0), (iter(batches), 100)):
+        counted.clear()
+        monkeypatch.setattr(engine, "FEW", few)
+        found.append((stand.engine.evaluate(0, given, lambda: None), bool(counted)))
+    (fast, first), (plain, second), (same, third) = found
+    assert (first, second, third) == (True, False, False)
+    assert plain == same
+    assert fast == pytest.approx(plain, rel=1e-6)
+    stand.close()
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="elsewhere torch has one library")
+def test_experts_whose_shapes_differ_from_pass_to_pass_are_left_to_torch(
+    material, counted, tmp_path
+):
+    stand = opened(material, model={"name_or_path": str(make_routed(tmp_path, material.model))})
+    found = []
+    for _ in passes(stand, 4):
+        found.append({shape for shape in counted if len(shape) > 2})
+    assert found[0]
+    assert found[-1] == found[0]
+    positions = {torch.Size(shape[:-1]).numel() for shape in found[0]}
+    assert positions == {4 * 2 * stand.engine.columns}
+    stand.close()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_models import make_model
+from helpers_models import make_model, make_routed
 from helpers_train import DEVICE, Material
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -521,6 +521,9 @@ def test_slots_go_through_the_model_in_parts_and_no_bit_tells(
         for slot in range(5):
             drawn = stand.skeleton.draw(material.config(lora=lora, training={"seed": slot}))
             stand.engine.load(slot, drawn, 0.1 * (slot % 2))
+            torch.manual_seed(slot)
+            trained = [(one.a, 0.1 * torch.randn(one.b.shape)) for one in drawn.layers]
+            stand.engine.bank.write(slot, trained)
         rows = [stand.data.train[index] for index in range(2)]
         shares = [(slot, rows, [slot, -slot], 40 + slot) for slot in slots]
         losses = [stand.engine.accumulate(shares) for _ in range(2)]
@@ -866,17 +869,25 @@ def test_a_layer_that_gets_part_of_a_batch_is_refused(material):
         part(torch.zeros(6, layer.a.shape[2]))
 
 
-def test_experts_are_not_packed(material, tmp_path):
-    from transformers import AutoTokenizer, MixtralConfig
+def test_a_layer_that_takes_no_part_in_autocast_has_its_adapters_whole(material):
+    base = AutoModelForCausalLM.from_pretrained(material.model)
+    drawn = Skeleton(base).draw(material.config(lora={"r": 2}))
+    bank = Bank(drawn, 1, 16, torch.device("cpu"), cast=torch.bfloat16)
+    bank.load(0, drawn, 0.0)
+    trained = [(one.a, torch.randn(one.b.shape)) for one in drawn.layers]
+    bank.write(0, trained)
+    bank.take({"input_ids": torch.zeros(1, 8, dtype=torch.long)}, 8)
+    layer, (a, b) = bank.layers[0], trained[0]
+    own = torch.nn.Linear(a.shape[1], len(b), bias=False).requires_grad_(False)
+    x, scale = torch.randn(1, 8, a.shape[1]), float(bank.scales[0, 0])
+    part = SlotLinear(own, layer, bank)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.autocast("cpu", enabled=False):
+        found = part(x)
+    torch.testing.assert_close(found, own(x) + x @ a.T @ b.T * scale)
 
-    about = json.loads((material.model / "config.json").read_text())
-    routed = MixtralConfig(
-        vocab_size=about["vocab_size"], hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, num_local_experts=4,
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(routed).save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(material.model).save_pretrained(tmp_path)
-    model = {"name_or_path": str(tmp_path)}
+
+def test_experts_are_not_packed(material, tmp_path):
+    model = {"name_or_path": str(make_routed(tmp_path, material.model))}
     for targets, packs in ((["w1"], False), (["q_proj"], True)):
         lora = {"r": 4, "target_modules": targets, "lora_dropout": 0.1}
         config = material.config(model=model, lora=lora)

@@ -290,7 +290,8 @@ class SlotLinear(nn.Module):
             slopes = None
             # What is done behind autograd's back no compiler must see.
             eager = not torch.compiler.is_compiling()
-            if direct is not None and bank.span is not None and eager:
+            wanted = cast or own.weight.dtype
+            if direct is not None and direct.a.dtype == wanted and bank.span is not None and eager:
                 direct = direct.part(bank.span)
                 a, b, slopes = direct.a, direct.b, direct.slopes
             whole = adapted(rows, own.weight, own.bias, a, b, scale, by, cast, slopes)

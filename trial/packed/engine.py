@@ -69,26 +69,27 @@ class Engine:
         self.columns = None if device.fixed_shapes else columns
         self.ranks = ranks
         self._extra = device.evaluation_inputs(SimpleNamespace(model=base, args=args))
-        self._changed = ExitStack()
         self._head = None
-        # Where a new shape costs a compilation, a look with a few tokens is dear.
-        if not device.fixed_shapes:
-            _refuse_routed(self.base, drawn, self._extra)
-            head = taken(self.base, drawn, self._cast, self._extra, counted=device.free_reads)
-            self._head = self._changed.enter_context(head)
-        if self.bank.device.type == "cpu":
-            frozen.freeze(self.base)
-        install(self.base, self.bank)
-        # Of several ranks each would record by itself, and what fails on one fails on all.
-        able = device.record is not None and ranks == 1
-        able = able and self._changed.enter_context(causal_only(self.base))
-        self._passes = Passes(self.bank.device, device.record if able else None)
+        with ExitStack() as changed:
+            # Where a new shape costs a compilation, a look with a few tokens is dear.
+            if not device.fixed_shapes:
+                _refuse_routed(self.base, drawn, self._extra)
+                head = taken(self.base, drawn, self._cast, self._extra, counted=device.free_reads)
+                self._head = changed.enter_context(head)
+            if self.bank.device.type == "cpu":
+                changed.callback(frozen.thaw, self.base)
+                frozen.freeze(self.base)
+            changed.callback(uninstall, self.base, self.bank)
+            install(self.base, self.bank)
+            # Of several ranks each would record by itself, and what fails on one fails on all.
+            able = device.record is not None and ranks == 1
+            able = able and changed.enter_context(causal_only(self.base))
+            self._passes = Passes(self.bank.device, device.record if able else None)
+            self._changed = changed.pop_all()
 
     def close(self) -> Any:
         """The base model as it was."""
         self._passes.forget()
-        uninstall(self.base, self.bank)
-        frozen.thaw(self.base)
         self._changed.close()
         return self.base
 
@@ -118,8 +119,7 @@ class Engine:
         several ranks, this one's part of that.
         """
         self.base.train()
-        with frozen.steady():
-            losses = [self._pass(part) for part in self._parts(shares)]
+        losses = [self._pass(part) for part in self._parts(shares)]
         return losses[0] if len(losses) == 1 else torch.cat(losses)
 
     def _parts(self, shares: Sequence[Share]) -> Iterator[Sequence[Share]]:
@@ -137,7 +137,8 @@ class Engine:
         keys = [key for _, _, row_keys, _ in shares for key in row_keys]
         batch |= self.bank.company(slots) | self.bank.dropping(slots, keys)
         batch["targets"] = torch.tensor([max(1, count) for *_, count in shares])
-        return self._passes.run("train", batch, self._train)
+        with frozen.steady(batch["input_ids"].numel()):
+            return self._passes.run("train", batch, self._train)
 
     def _train(self, given: Given) -> torch.Tensor:
         found = self._forward(given)
@@ -176,15 +177,15 @@ class Engine:
     def evaluate(self, slot: int, batches: Iterable[Batch], alive: Any) -> tuple[float, int]:
         """The eval loss of one slot over these batches: nats, and over how many tokens."""
         self.base.eval()
-        company = self.bank.company([slot])
+        company, few = self.bank.company([slot]), _few_shapes(batches)
 
         def nats(batch: Batch) -> torch.Tensor:
             alive()
             batch = batch if self.device.fixed_shapes else open_mask(batch)
-            return self._passes.run("evaluate", batch | company, self._evaluate)
+            with frozen.steady(batch["input_ids"].numel() if few else 0):
+                return self._passes.run("evaluate", batch | company, self._evaluate)
 
-        with frozen.steady() if _few_shapes(batches) else nullcontext():
-            return add_up(nats, batches)
+        return add_up(nats, batches)
 
     def _evaluate(self, given: Given) -> torch.Tensor:
         found, labels = self._forward(given), given["labels"]

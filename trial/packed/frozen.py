@@ -2,7 +2,7 @@
 
 On a CPU torch takes MKL for float32, which keeps to narrow registers where the processor is not
 Intel's. oneDNN, which torch brings along, knows them all, and is as exact. It builds code for every
-shape, a megabyte or two of it: good for shapes that come again and again, ruinous for others.
+shape, about a megabyte of it: good for shapes that come again and again, ruinous for others.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812 (as torch names it)
 
-_steady: ContextVar[bool] = ContextVar("steady", default=False)
+_steady: ContextVar[int] = ContextVar("steady", default=0)
+"""Positions of the pass at hand, if passes over so many come again."""
 
 
 @contextmanager
-def steady() -> Iterator[None]:
-    """What is multiplied meanwhile, forward and backward, is of shapes that come again."""
-    token = _steady.set(True)
+def steady(positions: int) -> Iterator[None]:
+    """A pass over so many positions, forward and backward, is of shapes that come again."""
+    token = _steady.set(positions)
     try:
         yield
     finally:
@@ -49,7 +50,7 @@ def back(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
-        and _steady.get()
+        and _steady.get() > 0
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and available()
@@ -90,11 +91,14 @@ class _Product(torch.autograd.Function):
 class FrozenLinear(nn.Linear):
     """A linear layer that is not trained, of a model whose other layers have adapters."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As `nn.Linear`; there is no gradient for the weight."""
-        if not _by_onednn(x, self.weight) or torch.is_autocast_enabled(x.device.type):
-            return super().forward(x)
-        found: torch.Tensor = _Product.apply(x, self.weight, self.bias)
+        if torch.is_autocast_enabled(input.device.type) or not _by_onednn(input, self.weight):
+            return super().forward(input)
+        # An expert gets another number of positions in every pass.
+        if input.shape[:-1].numel() != _steady.get():
+            return super().forward(input)
+        found: torch.Tensor = _Product.apply(input, self.weight, self.bias)
         return found
 
 
