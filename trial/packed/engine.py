@@ -113,7 +113,7 @@ class Engine:
             grad.zero_()
 
     def accumulate(self, shares: Sequence[Share]) -> torch.Tensor:
-        """One forward and backward pass; every slot's rows are equally many.
+        """Forward and backward, a micro-batch of each slot; every slot's rows are equally many.
 
         Returns each slot's share of its step's loss, [slots at hand], without waiting for it; of
         several ranks, this one's part of that.
