@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml Makefile
 	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
 	printf '%s\n' $(if $(ON_GAUDI),$(foreach p,$(IMAGE_OWN),"$(p) ; python_version < '3'")) > $(VENV)/image-own.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --override $(VENV)/image-own.txt $(FIND_LINKS) --editable '.[dev]'
-	$(if $(ON_GAUDI),$(BIN)/python -m trial.stack)
+	$(if $(ON_GAUDI),$(BIN)/python -m trial.devices.gaudi_release)
 	touch $@
 
 .PHONY: sweep
@@ -65,7 +65,8 @@ dashboard: $(STAMP) ## serve Optuna Dashboard over STUDY=name on loopback
 doctor: $(STAMP) ## is this machine ready?
 	$(BIN)/gaudi-sweep doctor $(ARGS)
 
-ON_CUDA := $(addprefix tests/test_,cuda.py packed.py train_trial.py train_resume.py devices.py ray_packed.py)
+ON_CUDA := tests/whole/test_cuda.py tests/test_sweep/ray_backend/test_packed.py $(addprefix \
+  tests/test_trial/,packed/test_job.py training/test_one_trial.py training/test_resume.py devices)
 .PHONY: test test-cuda test-faults lint format
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest --numprocesses logical --dist loadfile -m "not faults" $(ARGS)
@@ -75,12 +76,12 @@ test-cuda: $(STAMP) ## the tests that train, on this machine's CUDA GPU
 
 test-faults: $(STAMP) ## kill real sweeps more than fifty times, fuzz for longer (an hour or more)
 	$(BIN)/python -m pytest -m faults
-	FUZZ_TIMES=20 $(BIN)/python -m pytest tests/test_loader.py tests/test_folder.py -k "fuzzed or mutated or any_bytes" --timeout 1800
-	PYTHONPATH=tests:. $(BIN)/python tests/faults_writes.py grid
-	PYTHONPATH=tests:. $(BIN)/python tests/faults_writes.py random
-	FAULTS_STORAGE="sqlite:///{path}.db" PYTHONPATH=tests:. $(BIN)/python tests/faults_writes.py random --stride 7
-	PYTHONPATH=tests:. $(BIN)/python tests/netns_nodes.py
-	PYTHONPATH=tests:. $(BIN)/python tests/faults_sweep.py $(ARGS)
+	FUZZ_TIMES=20 $(BIN)/python -m pytest tests/test_sweep/loading tests/test_trial/store -k "fuzzed or mutated or any_bytes" --timeout 1800
+	PYTHONPATH=tests:. $(BIN)/python tests/faults/kill_writes.py grid
+	PYTHONPATH=tests:. $(BIN)/python tests/faults/kill_writes.py random
+	FAULTS_STORAGE="sqlite:///{path}.db" PYTHONPATH=tests:. $(BIN)/python tests/faults/kill_writes.py random --stride 7
+	PYTHONPATH=tests:. $(BIN)/python tests/faults/netns_nodes.py
+	PYTHONPATH=tests:. $(BIN)/python tests/faults/kill_sweeps.py $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy and the import walls
 	$(BIN)/ruff check .

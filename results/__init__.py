@@ -10,33 +10,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from results.analysis.recommend import recommended
+    from results.analysis.study_analysis import ReportOptions
     from results.comparison import compare
-    from results.findings import Options
-    from results.recommend import recommended
+    from results.data.trials_table import trials_table, write_table
+    from results.render.console import print_status, print_table
     from results.report import write, write_report
-    from results.show import print_status, print_table
-    from results.table import trials_table, write_table
 
 __all__ = [
-    "Options", "compare", "preload", "print_status", "print_table", "recommended",
+    "ReportOptions", "compare", "preload", "print_status", "print_table", "recommended",
     "trials_table", "write", "write_report", "write_table",
 ]  # fmt: skip
 
 _HOME = {
-    "Options": "results.findings",
+    "ReportOptions": "results.analysis.study_analysis",
     "compare": "results.comparison",
-    "print_status": "results.show",
-    "print_table": "results.show",
-    "recommended": "results.recommend",
-    "trials_table": "results.table",
+    "print_status": "results.render.console",
+    "print_table": "results.render.console",
+    "recommended": "results.analysis.recommend",
+    "trials_table": "results.data.trials_table",
     "write": "results.report",
     "write_report": "results.report",
-    "write_table": "results.table",
+    "write_table": "results.data.trials_table",
 }
 
 _HEAVY = (
-    "results.report", "results.show", "matplotlib.backends.backend_svg", "matplotlib.figure",
-    "optuna.importance",
+    "results.report", "results.render.console", "matplotlib.backends.backend_svg",
+    "matplotlib.figure", "optuna.importance",
 )  # fmt: skip
 
 

@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from results import grids, noise, units
-from results.chart import Axis, Chart, Series, plain, robust_limits
-from results.findings import Findings, Options, find, settings
-from results.page import Block, Cell, Code, Fact, Grid, Head, Page, Section, Text
-from results.reading import TrialRead, read_study
+from results.analysis import significance
+from results.analysis.study_analysis import ReportOptions, StudyAnalysis, find, settings
+from results.data import format
+from results.data.folders import TrialRead, read_study
+from results.data.naming import sentence
+from results.page import tables
+from results.page.chart import Axis, Chart, Series, plain, robust_limits
+from results.page.page import Block, Cell, Code, Fact, Grid, Head, Page, Section, Text
 from results.report import write_page
-from results.show import sentence
-from trial.folder import StudyFolder, TrialFolder, read_lines
+from trial.store.files import read_lines
+from trial.store.folders import StudyFolder, TrialFolder
 
 SAMPLES = "samples.jsonl"
 """Generations of fixed prompts in a trial's folder: lines with `prompt` and `completion`."""
@@ -30,10 +33,10 @@ class Pick:
     """One trial to compare."""
 
     label: str
-    found: Findings
+    found: StudyAnalysis
     trial: TrialRead
     row: dict[str, Any]
-    group: noise.Group | None
+    group: significance.Group | None
     """The repeats of its configuration over seeds; None unless it was completed."""
 
     @property
@@ -48,14 +51,14 @@ class Pick:
     def ending(self) -> str:
         """How a trial without a value stands."""
         steps = self.row["steps"]
-        at = "" if units.is_missing(steps) else f" at step {steps}"
+        at = "" if format.is_missing(steps) else f" at step {steps}"
         return f"{self.label} ({self.row['state']}{at})"
 
 
 def compare(
     studies: Sequence[StudyFolder],
     trials: Sequence[int | str] = (),
-    options: Options | None = None,
+    options: ReportOptions | None = None,
     before: Callable[[Sequence[TrialFolder]], None] | None = None,
 ) -> Path:
     """Write a page that holds trials side by side, under the first study's `report` folder.
@@ -90,7 +93,7 @@ def _label(studies: Sequence[StudyFolder], study: StudyFolder) -> str:
     return study.name if len(alike) == 1 else f"{study.name}#{studies.index(study) + 1}"
 
 
-def _wanted(found: dict[str, Findings], trials: Sequence[int | str]) -> list[tuple[str, int]]:
+def _wanted(found: dict[str, StudyAnalysis], trials: Sequence[int | str]) -> list[tuple[str, int]]:
     """Study and number of every trial asked for, each once."""
     only = next(iter(found)) if len(found) == 1 else ""
     if not trials:
@@ -107,7 +110,7 @@ def _wanted(found: dict[str, Findings], trials: Sequence[int | str]) -> list[tup
     return list(dict.fromkeys(wanted))
 
 
-def _best(found: dict[str, Findings]) -> list[tuple[str, int]]:
+def _best(found: dict[str, StudyAnalysis]) -> list[tuple[str, int]]:
     if len(found) == 1:
         [(label, item)] = found.items()
         return [(label, standing.group.trials[0]) for standing in item.board.standings[:3]]
@@ -115,7 +118,7 @@ def _best(found: dict[str, Findings]) -> list[tuple[str, int]]:
     return [(label, group.trials[0]) for label, group in taken.items() if group]
 
 
-def _pick(found: dict[str, Findings], study: str, number: int) -> Pick:
+def _pick(found: dict[str, StudyAnalysis], study: str, number: int) -> Pick:
     item = found[study]
     trial = next((trial for trial in item.study.trials if trial.number == number), None)
     if trial is None:
@@ -193,18 +196,18 @@ def _against(best: Pick, other: Pick) -> str:
     return f"{lead} (95% interval {low} to {high}, {how}): {verdict}."
 
 
-def _test(best: Pick, other: Pick) -> noise.Comparison | None:
+def _test(best: Pick, other: Pick) -> significance.Comparison | None:
     if best.group is None or other.group is None or best.group is other.group:
         return None
     if not (best.group.repeated and other.group.repeated):
         return None
     if best.found is not other.found:
-        return noise.compare(other.group, best.group, best.found.sign)
+        return significance.compare(other.group, best.group, best.found.sign)
     board = best.found.board
     if best.group is board.leader:  # the report's own test, corrected as it is there
         return next(s.comparison for s in board.standings if s.group is other.group)
     among = [standing.group for standing in board.standings if standing.group.repeated]
-    return noise.compare(other.group, best.group, best.found.sign, among)
+    return significance.compare(other.group, best.group, best.found.sign, among)
 
 
 def _head(label: str) -> str:
@@ -216,7 +219,7 @@ def _warnings(picks: Sequence[Pick]) -> list[str]:
     """What makes the values incomparable."""
     told = []
     for column, what in (("data_hash", "data"), ("model_hash", "base models")):
-        known = {str(pick.row[column]) for pick in picks if not units.is_missing(pick.row[column])}
+        known = {str(pick.row[column]) for pick in picks if not format.is_missing(pick.row[column])}
         if len(known) > 1:
             told.append(f"Warning: these trials used different {what}: do not compare the values.")
     if len({pick.found.metric for pick in picks}) > 1:
@@ -226,7 +229,7 @@ def _warnings(picks: Sequence[Pick]) -> list[str]:
 
 def _settings(picks: Sequence[Pick]) -> Section:
     keys = dict.fromkeys(key for pick in picks for key in pick.trial.config)
-    texts = {key: [units.number(pick.trial.config.get(key)) for pick in picks] for key in keys}
+    texts = {key: [format.number(pick.trial.config.get(key)) for pick in picks] for key in keys}
     same = {key: values[0] for key, values in texts.items() if len(set(values)) == 1}
     heads = [Head("setting", False), *(Head(pick.label, False) for pick in picks)]
     rows = [
@@ -242,14 +245,14 @@ def _settings(picks: Sequence[Pick]) -> Section:
     return Section("settings", "Settings", tuple(blocks))
 
 
-_OUTCOMES: tuple[tuple[str, str, grids.Text], ...] = (
+_OUTCOMES: tuple[tuple[str, str, tables.Text], ...] = (
     ("state", "state", str), ("best_step", "best step", str), ("steps", "steps", str),
-    ("tokens", "training tokens", units.count),
-    ("trainable_parameters", "trained parameters", units.count),
-    ("seconds_per_step", "seconds per step", units.number),
-    ("tokens_per_second", "tokens per second", units.number),
-    ("device_seconds", "device time", units.seconds),
-    ("peak_memory_bytes", "peak memory", units.size), ("device", "device", str),
+    ("tokens", "training tokens", format.count),
+    ("trainable_parameters", "trained parameters", format.count),
+    ("seconds_per_step", "seconds per step", format.number),
+    ("tokens_per_second", "tokens per second", format.number),
+    ("device_seconds", "device time", format.seconds),
+    ("peak_memory_bytes", "peak memory", format.size), ("device", "device", str),
     ("seed", "seed", str), ("cause", "cause of its end", str),
 )  # fmt: skip
 
@@ -259,9 +262,9 @@ def _outcome(picks: Sequence[Pick]) -> Section:
     values = [Cell(picks[0].found.metric), *(Cell(p.found.value(p.row["value"])) for p in picks)]
     rows = [values, *_means(picks)]
     for name, title, text in _OUTCOMES:
-        cells = [Cell(units.MISSING if units.is_missing(p.row[name]) else text(p.row[name]))
+        cells = [Cell(format.MISSING if format.is_missing(p.row[name]) else text(p.row[name]))
                  for p in picks]  # fmt: skip
-        if any(cell.text != units.MISSING for cell in cells):
+        if any(cell.text != format.MISSING for cell in cells):
             rows.append([Cell(title), *cells])
     grid = Grid("outcome", "What came of it", heads, rows, brief=100)
     return Section("outcome", "Results", (grid,))
@@ -274,7 +277,7 @@ def _means(picks: Sequence[Pick]) -> list[list[Cell]]:
     for pick in picks:
         ends = pick.group.interval if pick.group else None
         if pick.group is None or ends is None:
-            texts.append(units.MISSING)
+            texts.append(format.MISSING)
             continue
         low, high = pick.found.value(ends.low), pick.found.value(ends.high)
         runs = len(pick.group.values)
@@ -326,7 +329,7 @@ def _progress(pick: Pick, column: str) -> np.ndarray:
     if column != "device":
         return np.asarray(getattr(curve, column))
     devices = pick.row["devices"]
-    return curve.train_seconds * (1 if units.is_missing(devices) else int(devices))
+    return curve.train_seconds * (1 if format.is_missing(devices) else int(devices))
 
 
 def _samples(picks: Sequence[Pick]) -> Section:
@@ -341,7 +344,7 @@ def _samples(picks: Sequence[Pick]) -> Section:
         return Section("samples", "Generations")
     heads = [Head("prompt", False), *(Head(pick.label, False) for pick in picks)]
     rows = [
-        [Cell(prompt), *(Cell(texts.get(pick.label, units.MISSING)) for pick in picks)]
+        [Cell(prompt), *(Cell(texts.get(pick.label, format.MISSING)) for pick in picks)]
         for prompt, texts in said.items()
     ]
     grid = Grid("samples", "What each says to the same prompt", heads, rows, brief=10)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from results import draw_svg, report_html, report_md
-from results.findings import Options, find
-from results.page import Page
-from results.reading import read_study
-from results.sections import page_of
-from results.table import write_table
-from trial.folder import StudyFolder, write_atomically
+from results.analysis.study_analysis import ReportOptions, find
+from results.data.folders import read_study
+from results.data.trials_table import write_table
+from results.page.page import Page
+from results.page.sections import page_of
+from results.render import html as report_html
+from results.render import markdown, matplotlib_svg
+from trial.store.files import write_atomically
+from trial.store.folders import StudyFolder
 
 
-def write_report(study: StudyFolder, options: Options | None = None) -> Path:
+def write_report(study: StudyFolder, options: ReportOptions | None = None) -> Path:
     """Write the whole report under the study's `report` folder, at any moment.
 
     `report.html` is one file that needs no network; beside it `report.md` with its pictures in
@@ -39,8 +41,8 @@ def write_page(page: Page, folder: Path, name: str) -> Path:
     shutil.rmtree(pictures, ignore_errors=True)
     pictures.mkdir(parents=True)
     for chart in page.charts():
-        (pictures / f"{chart.key}.svg").write_text(draw_svg.svg(chart), encoding="utf-8")
-    write_atomically(folder / f"{name}.md", report_md.render(page, pictures.name))
+        (pictures / f"{chart.key}.svg").write_text(matplotlib_svg.svg(chart), encoding="utf-8")
+    write_atomically(folder / f"{name}.md", markdown.render(page, pictures.name))
     html = folder / f"{name}.html"
     write_atomically(html, report_html.render(page))
     return html

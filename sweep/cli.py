@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from trial.disk import FULL
-from trial.folder import StudyFolder
-from trial.problems import ConfigError, Problem, unknown
+from trial.config.errors import ConfigError, Problem, unknown
+from trial.store.disk_full import FULL
+from trial.store.folders import StudyFolder
 
 if TYPE_CHECKING:
-    from sweep.session import Options
-    from sweep.spec import SweepSpec
-    from trial.folder import TrialFolder
+    from sweep.run import RunOptions
+    from sweep.spec.spec import SweepSpec
+    from trial.store.folders import TrialFolder
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
@@ -59,7 +59,7 @@ StudyArgument = Annotated[
 @contextmanager
 def _clear_errors() -> Iterator[None]:
     """Bad input ends with exit code 2 and every mistake on its own line, never a traceback."""
-    from sweep.lease import StudyBusyError
+    from sweep.study.study_lock import StudyBusyError
 
     try:
         yield
@@ -88,8 +88,8 @@ def _load(
 
     When `planning`, a device or a model that is not on this machine is said and not refused.
     """
-    from sweep import loader
-    from sweep.preflight import glance, preflight
+    from sweep.loading import loader
+    from sweep.planning.preflight import glance, preflight
 
     source, said = loader.find(space), overrides or ()
     spec, wrong = loader.examine(source, said)
@@ -108,15 +108,16 @@ def _load(
 @app.command()
 def check(space: SpaceArgument, overrides: SetOption = None) -> None:
     """Check a sweep file, its model and its data; train nothing."""
-    from sweep import fits
-    from sweep.space import Space, advice
+    from sweep.planning import memory_check
+    from sweep.planning.lint import advice
+    from sweep.spec.space import Space
 
     with _clear_errors():
         spec, source = _load(space, overrides, planning=True)
     size = Space.of(spec).size()
     count = "continuous" if size is None else f"{size} configurations"
     out.print(f"{source}: ok ({count}; sampler {spec.sampler.name}; pruner {spec.pruner.name})")
-    for line in [*fits.lines(spec), *(f"advice: {line}" for line in advice(spec))]:
+    for line in [*memory_check.lines(spec), *(f"advice: {line}" for line in advice(spec))]:
         out.print(f"  {line}", markup=False, soft_wrap=True)
 
 
@@ -131,8 +132,8 @@ def plan(
     price: Annotated[float | None, typer.Option(min=0, help="Price of a device-hour.")] = None,
 ) -> None:
     """Show what would run and what it costs, by an earlier study or a profiled trial."""
-    from sweep import cost
-    from sweep.plan import cost_lines, plan_table
+    from sweep.planning import cost
+    from sweep.planning.plan import cost_lines, plan_table
 
     with _clear_errors():
         spec, _ = _load(space, overrides, planning=True)
@@ -163,21 +164,21 @@ def run(
     ray_address: AddressOption = None,
 ) -> None:
     """Start a sweep, or go on with it."""
-    from sweep import session
+    from sweep import run as session
 
     named = {"stop.trials": trials, "resources.concurrency": workers, "base.device": device}
     extra = [f"{key}={value}" for key, value in named.items() if value is not None]
     with _clear_errors():
         spec, source = _load(space, [*(overrides or ()), *extra], ray_address)
-        options = session.Options(
+        options = session.RunOptions(
             runs, study, fresh, fork, storage=storage, ray_address=ray_address, command=sys.argv
         )
         _go(spec, source, options)
 
 
-def _go(spec: SweepSpec, source: Path, options: Options) -> None:
+def _go(spec: SweepSpec, source: Path, options: RunOptions) -> None:
     """Run the sweep, explain it, and end with the exit code that says how it went."""
-    from sweep import session
+    from sweep import run as session
 
     folder = session.study_folder(spec.name, options)
     try:
@@ -209,10 +210,10 @@ def train(
     verbose: Annotated[bool, typer.Option("--verbose", help="The libraries' output too.")] = False,
 ) -> None:
     """Train once, without a sweep; the same command goes on with what was interrupted."""
-    from sweep import train as single
+    from sweep import single_run as single
 
     with _clear_errors():
-        options = single.Options(
+        options = single.SingleRunOptions(
             overrides or (), run_dir, world_size, use_deepspeed, merge, verbose
         )
         code = single.train(config, options, out)
@@ -233,8 +234,8 @@ def resume(
     ray_address: AddressOption = None,
 ) -> None:
     """Go on with a study by its name, with the sweep file it keeps."""
-    from sweep import session
-    from sweep.preflight import preflight
+    from sweep import run as session
+    from sweep.planning.preflight import preflight
 
     with _clear_errors():
         folder = _existing(study, runs)
@@ -243,7 +244,7 @@ def resume(
             raise ConfigError([Problem("--set", rule, " ".join(overrides))])
         spec = session.stored_spec(folder, trials=trials, concurrency=workers)
         preflight(spec, here=not ray_address)
-        options = session.Options(
+        options = session.RunOptions(
             folder.path.parent,
             folder.name,
             prolong=prolong,
@@ -260,8 +261,8 @@ def verify(
     study: StudyArgument, runs: RunsOption = Path("runs"), storage: StorageOption = None
 ) -> None:
     """Check a study's folders against its journal and say what differs."""
-    from sweep import session
-    from sweep.verify import verify as differences
+    from sweep import run as session
+    from sweep.study.verify import verify as differences
 
     with _clear_errors():
         folder = _existing(study, runs)
@@ -307,7 +308,7 @@ def export(
 ) -> None:
     """Write a trial's adapter (or merged model), its model card and its configuration."""
     from results import recommended
-    from sweep.choose import choose
+    from sweep.study.select_trial import choose
 
     with _clear_errors():
         source = _existing(study, runs)
@@ -332,7 +333,7 @@ def compare(
 ) -> None:
     """Write a page that holds trials of one or more studies side by side."""
     from results import compare as write
-    from sweep.session import check_links
+    from sweep.run import check_links
 
     with _clear_errors():
         folders = [_existing(study, runs) for study in studies]
@@ -360,7 +361,7 @@ def dashboard(
     storage: StorageOption = None,
 ) -> None:
     """Serve Optuna Dashboard over a study, on loopback, until Ctrl-C."""
-    from sweep import session
+    from sweep import run as session
 
     with _clear_errors():
         opened = session.stored_storage(_existing(study, runs), storage)
@@ -370,7 +371,7 @@ def dashboard(
 @app.command()
 def doctor(runs: RunsOption = Path("runs")) -> None:
     """Look at Python, packages, devices, Ray, disk, model and data; say what to do."""
-    from sweep.doctor import examine
+    from sweep.planning.doctor import examine
 
     colours = {"ok": "green", "warning": "yellow", "error": "red"}
     errors = 0
@@ -396,12 +397,12 @@ def _existing(study: str, runs: Path) -> StudyFolder:
 
 def _explain(folder: StudyFolder, price: float | None = None) -> None:
     """Print the table; write it and the report."""
-    from results import Options, print_table, trials_table, write_report
-    from sweep.session import check_links
+    from results import ReportOptions, print_table, trials_table, write_report
+    from sweep.run import check_links
 
     check_links(folder)
     print_table(trials_table(folder), out)
-    page = write_report(folder, Options(price_per_device_hour=price))
+    page = write_report(folder, ReportOptions(price_per_device_hour=price))
     out.print(f"report: {page}", soft_wrap=True)
 
 

@@ -20,22 +20,24 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from trial import ranks, single
-from trial.check import preflight, rank_problems
-from trial.config import problems_of
-from trial.control import Free, StopReason
-from trial.disk import DiskFullError
-from trial.folder import Evaluation, Result, TrialFolder
-from trial.gang import PeerLost, own
-from trial.launch import prepare
-from trial.logs import capture
-from trial.problems import ConfigError, Problem
-from trial.spawn import end_with_parent, spawn
+from trial import single_run
+from trial.config.errors import ConfigError, Problem
+from trial.config.trial_config import problems_of
+from trial.devices.environment import prepare
+from trial.distributed import rank_env
+from trial.distributed.rank_group import PeerLost, folder_of_rank
+from trial.distributed.spawn import end_with_parent, spawn
+from trial.preflight.checks import preflight, rank_problems
+from trial.store.control import NullControl, StopReason
+from trial.store.disk_full import DiskFullError
+from trial.store.folders import TrialFolder
+from trial.store.log_capture import capture
+from trial.store.records import Evaluation, Result
 
 COMPLETE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
 
-class Terminal(Free):
+class Terminal(NullControl):
     """Prints evaluations; the first Ctrl-C asks for a checkpoint, the second stops at once."""
 
     def __init__(self) -> None:
@@ -83,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     end_with_parent()
     try:
-        folder = own(_folder(given))
+        folder = folder_of_rank(_folder(given))
         _check(folder, given.world_size)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
@@ -99,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         code = spawn(command, given.world_size)
     else:
         code = _train(folder, given.verbose)
-    return _merge(folder) if given.merge and code == COMPLETE and not ranks.rank() else code
+    return _merge(folder) if given.merge and code == COMPLETE and not rank_env.rank() else code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("path", type=Path, help="a folder with config.json, or a configuration file")
     add("--verbose", action="store_true", help="show the libraries' output too")
-    size = ranks.world_size()
+    size = rank_env.world_size()
     add("--world-size", "--world_size", type=int, default=size, metavar="N", help="start N ranks")
     add("--use-deepspeed", "--use_deepspeed", action="store_true", help="refuse to do without")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of a file")
@@ -124,14 +126,14 @@ def _folder(given: argparse.Namespace) -> TrialFolder:
         return TrialFolder(given.path)
     if "RANK" in os.environ:
         raise ValueError(f"{given.path}: a file starts its ranks itself, with --world-size N")
-    found = single.read(
+    found = single_run.read(
         given.path,
         given.set,
         run_dir=given.run_dir,
         deepspeed=given.use_deepspeed,
         world_size=given.world_size,
     )
-    return single.open_folder(found, given.world_size)
+    return single_run.open_folder(found, given.world_size)
 
 
 def _merge(folder: TrialFolder) -> int:
@@ -149,7 +151,7 @@ def _merge(folder: TrialFolder) -> int:
 
 def _check(folder: TrialFolder, size: int) -> None:
     """Refuse a folder that cannot be trained, before anything is loaded."""
-    if size < 1 or size != ranks.world_size() > 1:
+    if size < 1 or size != rank_env.world_size() > 1:
         raise ValueError(f"--world-size: must be at least 1, and not beside RANK, got {size}")
     if not folder.config.is_file():
         raise ValueError(f"{folder.path}: no config.json here")
@@ -174,8 +176,8 @@ def _train(folder: TrialFolder, verbose: bool) -> int:
         with capture(folder, echo=verbose) as terminal.out:
             from trial.train import train
 
-            result = train(folder, None if ranks.rank() else terminal)
-            if not ranks.rank():
+            result = train(folder, None if rank_env.rank() else terminal)
+            if not rank_env.rank():
                 _tell(terminal, folder, result)
     except KeyboardInterrupt:
         return INTERRUPTED

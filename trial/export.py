@@ -13,8 +13,10 @@ from pathlib import Path
 
 import jinja2
 
-from trial.config import TrialConfig
-from trial.folder import Result, TrialFolder, write_atomically
+from trial.config.trial_config import TrialConfig
+from trial.store.files import write_atomically
+from trial.store.folders import TrialFolder
+from trial.store.records import Result
 
 CARD = """\
 ---
@@ -86,7 +88,7 @@ def card(config: TrialConfig, result: Result, merged: bool) -> str:
 def _merge(config: TrialConfig, adapter: Path, target: Path) -> None:
     from peft import PeftModel
 
-    from trial.model import load_base, load_tokenizer
+    from trial.model.load import load_base, load_tokenizer
 
     model = PeftModel.from_pretrained(
         load_base(config.model, None), str(adapter)

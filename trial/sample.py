@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from trial.folder import TrialFolder, write_atomically
+from trial.store.files import write_atomically
+from trial.store.folders import TrialFolder
 
 COUNT = 4
 """Prompts of each trial."""
@@ -30,10 +31,10 @@ def sample(folder: TrialFolder) -> Path | None:
         return folder.samples
     if not weights.exists():
         return None
-    from trial.data import prepare
-    from trial.devices import pick
-    from trial.model import load_tokenizer
-    from trial.workbench import preload
+    from trial.data.prepare import prepare
+    from trial.devices.device import pick
+    from trial.model.load import load_tokenizer
+    from trial.preload import preload
 
     # The imports on this device's own terms: optimum-habana cannot be imported just so off a Gaudi.
     preload(pick(config.device).name)
@@ -50,7 +51,7 @@ def _load(folder: TrialFolder) -> Any:
     """The trained model, ready to generate."""
     from transformers import AutoModelForCausalLM
 
-    from trial.model import load_base
+    from trial.model.load import load_base
 
     config = folder.read_config()
     if not config.lora.r:

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import contextlib
 
-from trial import failure, gang, ranks
-from trial.checkpoints import Checkpoints
-from trial.clock import Clock
-from trial.control import Control, Free
-from trial.disk import refuse_if_full
-from trial.folder import Result, State, TrialFolder
-from trial.session import Session
-from trial.sharing import why_alone
-from trial.workbench import Workbench
+from trial.config.packing_rules import why_alone
+from trial.distributed import rank_env, rank_group
+from trial.preload import finish_imports
+from trial.store import failure_kinds
+from trial.store.control import Control, NullControl
+from trial.store.disk_full import refuse_if_full
+from trial.store.folders import TrialFolder
+from trial.store.phase_timer import Clock
+from trial.store.records import Result, State
+from trial.training.context import AttemptContext, commit
+from trial.training.process_cache import ProcessCache
 
 
 def train(
-    folder: TrialFolder, control: Control | None = None, bench: Workbench | None = None
+    folder: TrialFolder, control: Control | None = None, process_cache: ProcessCache | None = None
 ) -> Result | None:
     """Train a trial to its end, from its newest checkpoint when there is one.
 
@@ -34,71 +36,63 @@ def train(
         PeerLost: another rank of the trial is gone, or another process has taken the trial up.
         DiskFullError: the disk is full; the trial goes on from its newest checkpoint.
     """
-    folder = gang.own(folder)
+    folder = rank_group.folder_of_rank(folder)
     if (result := folder.read_result()) is not None:
         return result
     config = folder.read_config()
-    bench = bench or Workbench()
+    process_cache = process_cache or ProcessCache(finish_imports)
     if config.packed and not why_alone(config):
-        bench.start(config)
+        process_cache.start(config)
+        from trial.multi_lora.adapter_init import NotPackableError
         from trial.packed.job import train_packed
-        from trial.packed.skeleton import NotPackableError
 
         with contextlib.suppress(NotPackableError):
-            return train_packed([folder], slots=1, bench=bench, controls=[control or Free()])[0]
-    return _train_alone(Session(folder, config, control or Free(), bench, Clock()))
+            return train_packed(
+                [folder], slots=1, process_cache=process_cache, controls=[control or NullControl()]
+            )[0]
+    return _train_alone(
+        AttemptContext(folder, config, control or NullControl(), process_cache, Clock())
+    )
 
 
-def _train_alone(session: Session) -> Result | None:
-    with session.bench.lent(session.config):
+def _train_alone(session: AttemptContext) -> Result | None:
+    with session.process_cache.use(session.config):
         result = _outcome(session)
     if result is not None:
         commit(session, result)
     return result
 
 
-def commit(session: Session, result: Result) -> None:
-    """Write the result; then what was needed to go on may go, unless the trial may be continued."""
-    if session.run is not None:
-        session.run.stay_in_turn()
-    session.folder.write_result(result)
-    checkpoints = Checkpoints(session.folder)
-    if result.state == "complete" and session.config.keep_checkpoint and session.run:
-        checkpoints.complete(session.run.progress)
-    else:
-        checkpoints.clear()
-
-
-def _outcome(session: Session) -> Result | None:
+def _outcome(session: AttemptContext) -> Result | None:
     try:
         state = _attempt(session)
-    except gang.PeerLost:
-        session.bench.reusable = False
+    except rank_group.PeerLost:
+        session.process_cache.reusable = False
         raise
     except Exception as error:
-        session.bench.reusable = False
+        session.process_cache.reusable = False
         refuse_if_full(error, session.folder.path)
         with open(session.folder.log, "a", encoding="utf-8") as log:
-            log.write(failure.trace(error))
-        if session.gang.size > 1 and gang.is_peer_loss(error):
-            raise gang.PeerLost(failure.cause_of(error, None).message) from error
+            log.write(failure_kinds.trace(error))
+        if session.rank_group.size > 1 and rank_group.is_peer_loss(error):
+            raise rank_group.PeerLost(failure_kinds.cause_of(error, None).message) from error
         step = session.run.steps if session.run else None
-        return session.result("failed", failure.cause_of(error, step))
-    session.bench.give_back(session.model, session.config)
+        return session.result("failed", failure_kinds.cause_of(error, step))
+    session.process_cache.give_back(session.model, session.config)
     return None if state is None else session.result(state)
 
 
-def _attempt(session: Session) -> State | None:
+def _attempt(session: AttemptContext) -> State | None:
     config = session.config
     try:
         with session.clock.during("startup"):
-            device = session.device = session.bench.start(config)
-            from trial.attempt import attempt
-        session.bench.pay(session.clock)
-        if ranks.world_size() > 1 and config.zero_stage is None and device.name == "cpu":
+            device = session.device = session.process_cache.start(config)
+            from trial.training.attempt import attempt
+        session.process_cache.charge_import_time(session.clock)
+        if rank_env.world_size() > 1 and config.zero_stage is None and device.name == "cpu":
             raise ValueError("several ranks on cpu need a `zero_stage`: they drift apart without")
-        session.gang = gang.join()
+        session.rank_group = rank_group.join()
         return attempt(session, device)
     finally:
         if session.device is not None:
-            ranks.put_away(session.trainer)
+            rank_env.put_away(session.trainer)

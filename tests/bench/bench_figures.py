@@ -22,9 +22,9 @@ from bench_material import (
 from bench_profile import profile
 from bench_run import Arm, Figure, NotMeasuredError, Reach, Told
 
-from sweep.spec import ResourceSpec
-from trial.config import parse
-from trial.folder import StudyFolder, TrialFolder
+from sweep.spec.spec import ResourceSpec
+from trial.config.trial_config import parse
+from trial.store.folders import StudyFolder, TrialFolder
 
 HERE = Path(__file__).resolve().parent
 COMMAND = Path(sys.executable).with_name("gaudi-sweep")
@@ -308,7 +308,7 @@ print(json.dumps({"ready": told}))
 IMPORTS_ALONE = """
 import sys
 sys.path.insert(0, {repository!r})
-from trial.workbench import Workbench, preload
+from trial.preload import preload
 preload("cpu")
 import json, time
 print(json.dumps({{"ready": time.time()}}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from trial.folder import StudyFolder
+from trial.store.folders import StudyFolder
 
 BEFORE, IMPORTS = "command, Ray and workers up", "imports (torch, transformers, ...)"
 BETWEEN, WAITING, AFTER = "between trials", "waiting for the last trial", "table, report, shutdown"

@@ -39,8 +39,8 @@ def refill(home: Path) -> dict[str, float]:
     """Seconds from a free slot to a trial in it, of the trials that found the job running."""
     import torch
 
-    from trial.folder import TrialFolder
     from trial.packed.job import train_packed
+    from trial.store.folders import TrialFolder
 
     torch.set_num_threads(1)
     folders = [TrialFolder(path) for path in sorted((home / "trials").iterdir())]
@@ -58,13 +58,14 @@ def compiled() -> dict[str, float]:
     """Refill slots with other ranks, dropouts, rates and seeds; any recompilation ends the run."""
     import torch
 
-    from trial.arguments import build_arguments, labels, training_keywords
-    from trial.config import parse
-    from trial.folder import TrialFolder
-    from trial.packed.adamw import Rule
-    from trial.packed.engine import Engine
-    from trial.packed.skeleton import Skeleton
-    from trial.workbench import Workbench
+    from trial.config.trial_config import parse
+    from trial.multi_lora.adamw import Rule
+    from trial.multi_lora.adapter_init import AdapterInitializer
+    from trial.multi_lora.engine import Engine
+    from trial.preload import finish_imports
+    from trial.store.folders import TrialFolder
+    from trial.training.arguments import build_arguments, labels, training_keywords
+    from trial.training.process_cache import ProcessCache
 
     torch.set_num_threads(1)
     draw = random.Random(0)
@@ -74,17 +75,17 @@ def compiled() -> dict[str, float]:
         lora = {"r": rank, "lora_alpha": 2 * rank, "lora_dropout": draw.choice(DROPOUTS)}
         return parse({"lora": lora, "training": {"seed": number}, "device": "cpu"})
 
-    first, bench = config(3), Workbench()
+    first, bench = config(3), ProcessCache(finish_imports)
     device = bench.start(first)
     base = bench.take_base(first, device)
-    skeleton = Skeleton(base)
+    initializer = AdapterInitializer(base)
     keywords = training_keywords(first, device, TrialFolder(tempfile.mkdtemp()))
     arguments = build_arguments(keywords, device, labels(first))
-    engine = Engine(base, device, arguments, skeleton.draw(first), SLOTS, max(RANKS))
+    engine = Engine(base, device, arguments, initializer.draw(first), SLOTS, max(RANKS))
     base.forward = torch.compile(base.forward, backend="aot_eager")
     rates = [1e-3] * SLOTS
     for slot in range(SLOTS):
-        engine.load(slot, skeleton.draw(config(slot)), 0.05 if slot == 0 else 0.0)
+        engine.load(slot, initializer.draw(config(slot)), 0.05 if slot == 0 else 0.0)
     step(engine, rates, Rule)
     counted = graphs()
     torch._dynamo.config.error_on_recompile = True
@@ -92,7 +93,7 @@ def compiled() -> dict[str, float]:
     for number in range(REFILLS):
         slot, fresh = number % SLOTS, config(SLOTS + number)
         began = time.perf_counter()
-        engine.load(slot, skeleton.draw(fresh), fresh.lora.lora_dropout)
+        engine.load(slot, initializer.draw(fresh), fresh.lora.lora_dropout)
         seconds.append(time.perf_counter() - began)
         rates[slot] = 10 ** draw.uniform(-4, -2)
         for _ in range(STEPS):
@@ -114,15 +115,16 @@ def passes(home: Path) -> dict[str, float]:
     """Seconds of a pass, forward and backward, kernel by kernel and played back, and of a step."""
     import torch
 
-    from trial.folder import TrialFolder
-    from trial.packed.floor import open_floor
-    from trial.workbench import Workbench
+    from trial.packed.setup import open_setup
+    from trial.preload import finish_imports
+    from trial.store.folders import TrialFolder
+    from trial.training.process_cache import ProcessCache
 
     torch.set_num_threads(1)
-    folder, bench = TrialFolder(next((home / "trials").iterdir())), Workbench()
+    folder, bench = TrialFolder(next((home / "trials").iterdir())), ProcessCache(finish_imports)
     told = {}
     for slots in PASSED:
-        floor = open_floor(bench, folder.read_config(), folder, slots, slots)
+        floor = open_setup(bench, folder.read_config(), folder, slots, slots)
         told |= {f"{name}_K={slots}": value for name, value in times(floor, folder).items()}
         floor.close()
     return told
@@ -130,7 +132,7 @@ def passes(home: Path) -> dict[str, float]:
 
 def times(floor: Any, folder: Any) -> dict[str, float]:
     """The same with all slots of one engine."""
-    from trial.packed.adamw import Rule
+    from trial.multi_lora.adamw import Rule
 
     config, engine, slots = folder.read_config(), floor.engine, range(floor.slots)
     batch = config.training["per_device_train_batch_size"]
@@ -149,7 +151,7 @@ def times(floor: Any, folder: Any) -> dict[str, float]:
         return statistics.median(taken[TIMED // 2 :])
 
     for slot in slots:
-        engine.load(slot, floor.skeleton.draw(config), config.lora.lora_dropout)
+        engine.load(slot, floor.initializer.draw(config), config.lora.lora_dropout)
     record, engine._passes.record = engine._passes.record, None
     told = {"pass_seconds": timed(lambda: engine.accumulate(shares))}
     if record is not None:
@@ -167,11 +169,12 @@ def heads(how: str) -> dict[str, float]:
     from bench_figures import folders_of
     from bench_material import Work
 
-    from trial.devices import pick
-    from trial.folder import TrialFolder
-    from trial.packed import engine
-    from trial.packed.floor import open_floor
-    from trial.workbench import Workbench
+    from trial.devices.device import pick
+    from trial.multi_lora import engine
+    from trial.packed.setup import open_setup
+    from trial.preload import finish_imports
+    from trial.store.folders import TrialFolder
+    from trial.training.process_cache import ProcessCache
 
     torch.set_num_threads(1)
     device, told, slots = pick("auto"), {}, 8
@@ -183,9 +186,9 @@ def heads(how: str) -> dict[str, float]:
         folder = TrialFolder(folders_of(work, Path(place))[0])
         if how == "whole":
             engine.taken = lambda *_, **_named: nullcontext()
-        floor = open_floor(Workbench(), folder.read_config(), folder, slots, slots)
+        floor = open_setup(ProcessCache(finish_imports), folder.read_config(), folder, slots, slots)
         for slot in range(slots):
-            floor.engine.load(slot, floor.skeleton.draw(folder.read_config()), 0.0)
+            floor.engine.load(slot, floor.initializer.draw(folder.read_config()), 0.0)
         rows = [dict(floor.data.train[row]) for row in range(batch)]
         shares = [(slot, rows, list(range(batch)), COLUMNS) for slot in range(slots)]
         device.reset_peak()
@@ -212,7 +215,7 @@ def products() -> dict[str, float]:
     """Billions of operations a second on one core, in float32, by either of torch's libraries."""
     import torch
 
-    from trial.packed import frozen
+    from trial.multi_lora import onednn_linear
 
     torch.set_num_threads(1)
     told = {}
@@ -220,10 +223,10 @@ def products() -> dict[str, float]:
         x, weight = torch.randn(2048, inside), torch.randn(out, inside)
         for name, positions in (("torch", 0), ("oneDNN", len(x))):
             taken = []
-            with frozen.steady(positions):
+            with onednn_linear.steady(positions):
                 for _ in range(TIMED * 10):
                     began = time.perf_counter()
-                    frozen.linear(x, weight, None)
+                    onednn_linear.linear(x, weight, None)
                     taken.append(time.perf_counter() - began)
             speed = 2e-9 * x.numel() * out / statistics.median(taken)
             told[f"{name}_2048x{inside}x{out}"] = round(speed, 1)

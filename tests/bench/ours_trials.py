@@ -36,12 +36,13 @@ class Here:
     def __init__(self, slots: int | None, device: str) -> None:
         import torch
 
-        from trial.workbench import Workbench, preload
+        from trial.preload import finish_imports, preload
+        from trial.training.process_cache import ProcessCache
 
         preload(device)  # As every worker of a sweep does.
         torch.set_num_threads(1)
         self.slots = slots
-        self.bench = Workbench()
+        self.bench = ProcessCache(finish_imports)
         self.taken = 0
         """Slots of the last job; 0 when nobody says."""
 
@@ -51,7 +52,7 @@ class Here:
         Raises:
             RuntimeError: one did not complete.
         """
-        from trial.folder import TrialFolder
+        from trial.store.folders import TrialFolder
 
         trials = [TrialFolder(folder) for folder in folders]
         if self.slots is None:
@@ -66,7 +67,7 @@ class Here:
                 raise RuntimeError(f"{trial.path}: {result}")
 
     def _solo(self, trial: Any) -> Any:
-        from trial.logs import capture
+        from trial.store.log_capture import capture
         from trial.train import train
 
         with capture(trial):
@@ -75,7 +76,7 @@ class Here:
 
 def step_seconds(folders: list[Path]) -> float:
     """Seconds in optimizer steps over the number of steps, of all trials together."""
-    from trial.folder import TrialFolder
+    from trial.store.folders import TrialFolder
 
     results = [result for path in folders if (result := TrialFolder(path).read_result())]
     spent = sum(result.seconds.first_step + result.seconds.train for result in results)

@@ -18,15 +18,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rich.console import Console  # noqa: E402
 
-from sweep import live, loader  # noqa: E402
-from sweep.disk import Disk  # noqa: E402
-from sweep.driver import Driver  # noqa: E402
-from sweep.executor import Finished  # noqa: E402
-from sweep.progress import Progress  # noqa: E402
-from sweep.ray_executor import RayExecutor  # noqa: E402
-from sweep.spec import SweepSpec  # noqa: E402
-from sweep.worker import Line, TrialWorker  # noqa: E402
-from trial.folder import Evaluation, Result, StudyFolder, StudyRecord, TrialFolder  # noqa: E402
+from sweep import console  # noqa: E402
+from sweep.driver.disk_guard import DiskGuard  # noqa: E402
+from sweep.driver.driver import Driver  # noqa: E402
+from sweep.driver.executor import Finished  # noqa: E402
+from sweep.driver.progress import SweepProgress  # noqa: E402
+from sweep.loading import loader  # noqa: E402
+from sweep.ray_backend.executor import RayExecutor  # noqa: E402
+from sweep.ray_backend.worker import TrialWorker, WorkerControl  # noqa: E402
+from sweep.spec.spec import SweepSpec  # noqa: E402
+from trial.store.folders import StudyFolder, TrialFolder  # noqa: E402
+from trial.store.records import Evaluation, Result, StudyRecord  # noqa: E402
 
 REPORTS, VALUE = 5, 0.5
 
@@ -43,7 +45,7 @@ class TrivialWorker(TrialWorker):
     def __init__(self, environment: dict[str, str], device: str, hang_seconds: float) -> None:
         super().__init__(environment, preload=None, hang_seconds=hang_seconds)
 
-    def _train_here(self, folder: TrialFolder, line: Line) -> Result | None:
+    def _train_here(self, folder: TrialFolder, line: WorkerControl) -> Result | None:
         self._bench = self._bench or Bench()
         folder.read_config()
         line.started(folder, "trivial", REPORTS)
@@ -58,14 +60,14 @@ class TrivialWorker(TrialWorker):
         return result
 
 
-class Watch(live.PlainView):
+class Watch(console.PlainView):
     """The view of a sweep without a terminal; notes when trials end."""
 
     def __init__(self) -> None:
         super().__init__(Console(file=open("/dev/null", "w")), "eval_loss")  # noqa: SIM115
         self.ends: list[float] = []
 
-    def happened(self, event: Any, progress: Progress) -> None:
+    def happened(self, event: Any, progress: SweepProgress) -> None:
         super().happened(event, progress)
         if isinstance(event, Finished):
             self.ends.append(time.perf_counter())
@@ -100,12 +102,13 @@ def main() -> None:
     )
     executor.start()
     try:
-        from sweep.study import OptunaDecider, open_storage
+        from sweep.storage.open import open_storage
+        from sweep.study.decider import OptunaDecider
 
         watch = Watch()
-        progress = Progress("eval_loss", False, planned=asked.trials)
+        progress = SweepProgress("eval_loss", False, planned=asked.trials)
         decider = OptunaDecider(asked_spec, "trivial", open_storage(study))
-        disk = Disk(study, asked_spec.resources, asked_spec.objectives[0])
+        disk = DiskGuard(study, asked_spec.resources, asked_spec.objectives[0])
         Driver(study, decider, executor, asked_spec.stop, watch, progress, disk=disk).run()
     finally:
         executor.close()

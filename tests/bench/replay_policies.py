@@ -35,16 +35,19 @@ from typing import Any
 
 import numpy as np
 
-from sweep.dimension import Choices, Derived, Range
-from sweep.driver import Decider, Driver, Proposal
-from sweep.executor import Event, Finished
-from sweep.progress import Progress
-from sweep.replay import Costs, Recorded, ReplayExecutor
-from sweep.rungs import evaluated_at_rungs
-from sweep.spec import PrunerSpec, SamplerSpec, StopSpec, SweepSpec
-from sweep.study import OptunaDecider, memory
-from trial.config import EvaluationSection, Origin, TrialConfig
-from trial.folder import Evaluation, Result, StudyFolder
+from sweep.driver.driver import Driver
+from sweep.driver.executor import Event, Finished
+from sweep.driver.interfaces import Decider, Proposal
+from sweep.driver.progress import SweepProgress
+from sweep.driver.simulated_executor import Costs, Recorded, SimulatedExecutor
+from sweep.spec.dimension import Choices, Derived, Range
+from sweep.spec.rungs import evaluated_at_rungs
+from sweep.spec.spec import PrunerSpec, SamplerSpec, StopSpec, SweepSpec
+from sweep.storage.open import memory
+from sweep.study.decider import OptunaDecider
+from trial.config.trial_config import EvaluationSection, Origin, TrialConfig
+from trial.store.folders import StudyFolder
+from trial.store.records import Evaluation, Result
 
 CURVES = Path(__file__).parent / "curves"
 RANK, RATE, DROPOUT = "lora.r", "training.learning_rate", "lora.lora_dropout"
@@ -56,8 +59,8 @@ PACK, SHARE = 4, 0.57
 `replay_record.py --share`."""
 FORKED = 0.31
 """Seconds of start-up of a worker that is forked from a process with all imports done, as ours are
-on CPUs (`sweep/nursery.py`); measured by `replay_record.py --start`. That process comes up while
-Ray does, for which nobody pays here."""
+on CPUs (`sweep/ray_backend/fork_server.py`); measured by `replay_record.py --start`. It comes up
+while Ray does, for which nobody pays here."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,7 @@ class RayTune:
 class Watch:
     """A view that looks for the moment at which the sweep's best is good enough."""
 
-    executor: ReplayExecutor
+    executor: SimulatedExecutor
     devices: int
     truth: Callable[[int], float]
     goal: float
@@ -195,11 +198,11 @@ class Watch:
     ended: int = 0
     steps: int = 0
 
-    def update(self, progress: Progress) -> None: ...
+    def update(self, progress: SweepProgress) -> None: ...
 
     def note(self, text: str) -> None: ...
 
-    def happened(self, event: Event, progress: Progress) -> None:
+    def happened(self, event: Event, progress: SweepProgress) -> None:
         if not isinstance(event, Finished) or self.reached is not None:
             return
         result = event.result
@@ -286,7 +289,7 @@ def play(grid: Grid, policy: Policy, seed: int, slots: int, goal: float) -> Watc
         return recorded.curve(points[number], random.Random(f"{seed}/{number}").randrange(1000))
 
     startup = recorded.costs.startup if policy.startup is None else policy.startup
-    executor = ReplayExecutor(
+    executor = SimulatedExecutor(
         curve, devices=slots, startup_seconds=startup, warm=policy.warm,
         pack=policy.pack, share=SHARE if policy.pack > 1 else 1.0,
     )  # fmt: skip
@@ -309,7 +312,7 @@ def play(grid: Grid, policy: Policy, seed: int, slots: int, goal: float) -> Watc
         executor, slots, truth, goal,
         counts_stopped=policy.ray is not None,
     )  # fmt: skip
-    progress = Progress(planned=MOST_TRIALS, clock=executor.clock)
+    progress = SweepProgress(planned=MOST_TRIALS, clock=executor.clock)
     with tempfile.TemporaryDirectory(dir=scratch()) as folder:
         driver = Driver(
             StudyFolder(Path(folder) / "replay"), decider, executor, spec.stop, watch, progress,

@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from sweep.replay import PHASES
-from trial.folder import StudyFolder
+from sweep.driver.simulated_executor import PHASES
+from trial.store.folders import StudyFolder
 
 
 def main() -> int:

@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from trial.config import Origin, TrialConfig
-from trial.folder import Attempt, Cause, Evaluation, Result, Seconds, StudyFolder, StudyRecord
+from trial.config.trial_config import Origin, TrialConfig
+from trial.store.folders import StudyFolder
+from trial.store.records import Attempt, Cause, Evaluation, Result, Seconds, StudyRecord
 
 LIMITS = {"seconds": 20.0, "memory_gb": 2.0, "html_mb": 15.0}
 START = 1_790_000_000.0

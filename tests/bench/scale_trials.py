@@ -4,7 +4,7 @@ python tests/bench/scale_trials.py [--trials 10000]
 
 Trials that do nothing, with five evaluations each, through the real driver, journal file, trial
 folders and two Ray workers; then the finished study once more, as a resume opens it. Devices by the
-hundred are simulated by tests/scale_nodes.py.
+hundred are simulated by tests/bench/scale_nodes.py.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import ours_trivial
 
-from sweep.disk import Disk
-from sweep.driver import Driver
-from sweep.executor import Event, Finished
-from sweep.progress import Progress
-from sweep.ray_executor import RayExecutor
-from sweep.replay import ReplayExecutor
-from sweep.spec import PrunerSpec, SweepSpec
-from sweep.study import OptunaDecider, open_storage
-from trial.config import TrialConfig
-from trial.folder import StudyFolder, StudyRecord
+from sweep.driver.disk_guard import DiskGuard
+from sweep.driver.driver import Driver
+from sweep.driver.executor import Event, Finished
+from sweep.driver.progress import SweepProgress
+from sweep.driver.simulated_executor import SimulatedExecutor
+from sweep.ray_backend.executor import RayExecutor
+from sweep.spec.spec import PrunerSpec, SweepSpec
+from sweep.storage.open import open_storage
+from sweep.study.decider import OptunaDecider
+from trial.config.trial_config import TrialConfig
+from trial.store.folders import StudyFolder
+from trial.store.records import StudyRecord
 
 
 @dataclass
@@ -43,11 +45,11 @@ class Milestones:
     count: int = 0
     rows: list[tuple[int, float, float]] = field(default_factory=list)
 
-    def update(self, progress: Progress) -> None: ...
+    def update(self, progress: SweepProgress) -> None: ...
 
     def note(self, text: str) -> None: ...
 
-    def happened(self, event: Event, progress: Progress) -> None:
+    def happened(self, event: Event, progress: SweepProgress) -> None:
         if isinstance(event, Finished):
             self.count += 1
             if self.count == 1 or self.count % self.every == 0:
@@ -81,7 +83,7 @@ def trials(count: int) -> None:
         ):
             print(f"| {now} | {1e3 * (clock - then) / (now - before):.1f} | {megabytes:.0f} |")
         began = time.perf_counter()
-        ending = _drive(spec, study, ReplayExecutor(no_curve), Milestones(1), count)
+        ending = _drive(spec, study, SimulatedExecutor(no_curve), Milestones(1), count)
         seconds, size = time.perf_counter() - began, study.journal.stat().st_size / 1e6
         print(f"opened again in {seconds:.1f} s ({ending.reason}); journal {size:.1f} MB")
 
@@ -93,8 +95,8 @@ def no_curve(number: int, config: TrialConfig) -> Any:
 
 def _drive(spec: SweepSpec, study: StudyFolder, executor: Any, view: Any, count: int) -> Any:
     decider = OptunaDecider(spec, "trivial", open_storage(study))
-    progress = Progress("eval_loss", False, planned=count)
-    disk = Disk(study, spec.resources, spec.objectives[0])
+    progress = SweepProgress("eval_loss", False, planned=count)
+    disk = DiskGuard(study, spec.resources, spec.objectives[0])
     return Driver(study, decider, executor, spec.stop, view, progress, disk=disk).run()
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from trial.cache import cache_folder
-from trial.folder import write_atomically
+from trial.store.cache_dir import cache_folder
+from trial.store.files import write_atomically
 
 Rows = list[Mapping[str, str]]
 

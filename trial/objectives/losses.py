@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch.nn.functional import kl_div, logsigmoid
 
-from trial.objectives import outside
-from trial.objectives.names import KEY, is_outside
-from trial.objectives.sides import Batch, Logits, Model, Side, row_nats, token_nats, wide
+from trial.config import user_functions
+from trial.config.objective_registry import KEY, is_outside
+from trial.objectives.batch import Batch, BatchPart, Logits, Model, row_nats, token_nats, wide
 
 Objective = Callable[..., torch.Tensor]
 
@@ -107,7 +107,7 @@ FUNCTIONS: dict[str, Objective] = {
     "npo": npo,
     "simnpo": simnpo,
 }
-"""By the names of `trial.objectives.names.OBJECTIVES`."""
+"""By the names of `trial.config.objective_registry.OBJECTIVES`."""
 
 
 def find(name: str) -> Objective:
@@ -116,7 +116,7 @@ def find(name: str) -> Objective:
     Raises:
         ConfigError: the user's own cannot be imported.
     """
-    return outside.load(f"{KEY}.name", name) if is_outside(name) else FUNCTIONS[name]
+    return user_functions.load(f"{KEY}.name", name) if is_outside(name) else FUNCTIONS[name]
 
 
 def compute(
@@ -148,7 +148,7 @@ def row_divergence(before: torch.Tensor, now: torch.Tensor, lengths: torch.Tenso
     return (each * inside).sum(dim=1) / followed.squeeze(1).clamp(min=1)
 
 
-def _per_token(logits: torch.Tensor, side: Side) -> torch.Tensor:
+def _per_token(logits: torch.Tensor, side: BatchPart) -> torch.Tensor:
     return side.per_token(token_nats(logits, side.labels))
 
 

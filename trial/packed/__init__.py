@@ -1,1 +1,1 @@
-"""Several LoRA trials trained at once in one process, over one frozen base model."""
+"""The job that trains several trials at once over one frozen base model."""

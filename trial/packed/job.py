@@ -6,7 +6,7 @@ Every trial keeps its own data order, dropout, clipping, schedule, evaluations, 
 Trials that end make room for the next at once; the others never notice.
 
 Several ranks train the same slots, each its part of every trial's rows: all do the same at the same
-turn, and what fails on one fails on all (`Gang.together`).
+turn, and what fails on one fails on all (`RankGroup.together`).
 """
 
 from __future__ import annotations
@@ -20,28 +20,39 @@ from typing import Any, Protocol
 
 import torch
 
-from trial import failure, ranks
-from trial.attempt import note_attempt, open_run, place_weights
-from trial.batches import IGNORED
-from trial.clock import ShareClock
-from trial.config import TrialConfig
-from trial.control import Control, Free, StopReason
-from trial.disk import DiskFullError, refuse_if_full
-from trial.dropout import row_key
-from trial.folder import Result, TrialFolder
-from trial.gang import Gang, PeerLost, TakenOver, is_peer_loss, join, own
-from trial.model import model_hash
-from trial.packed.engine import Share
-from trial.packed.floor import Floor, open_floor, release
-from trial.packed.skeleton import NotPackableError
+from trial.config.trial_config import TrialConfig
+from trial.data.collate import IGNORED
+from trial.distributed import rank_env
+from trial.distributed.rank_group import (
+    PeerLost,
+    RankGroup,
+    TakenOver,
+    folder_of_rank,
+    is_peer_loss,
+    join,
+)
+from trial.model.dropout_hash import row_key
+from trial.model.load import model_hash
+from trial.multi_lora.adapter_init import NotPackableError
+from trial.multi_lora.engine import Share
+from trial.packed.setup import PackedSetup, open_setup
 from trial.packed.slot import STATE, Entry, Slot, rows_from
-from trial.session import Session
-from trial.workbench import Workbench
+from trial.packed.slot_count import release
+from trial.preload import finish_imports
+from trial.store import failure_kinds
+from trial.store.control import Control, NullControl, StopReason
+from trial.store.disk_full import DiskFullError, refuse_if_full
+from trial.store.folders import TrialFolder
+from trial.store.phase_timer import ShareClock
+from trial.store.records import Result
+from trial.training.attempt import note_attempt, open_run, place_weights
+from trial.training.context import AttemptContext
+from trial.training.process_cache import ProcessCache
 
 logger = logging.getLogger(__name__)
 
 
-class Desk(Protocol):
+class TrialSource(Protocol):
     """Where a job gets its trials and takes their ends; of several ranks, each tells its own."""
 
     def next(self, wait: bool) -> Entry | None:
@@ -53,7 +64,7 @@ class Desk(Protocol):
     def ended(self, entry: Entry, result: Result | None) -> None:
         """The trial has a result, on disk; without one it was interrupted at a checkpoint."""
 
-    def bumped(self, entry: Entry, *, alone: bool) -> None:
+    def evicted(self, entry: Entry, *, alone: bool) -> None:
         """The trial has left its slot at a checkpoint, to go on later; by itself if `alone`."""
 
     def gone(self, entry: Entry, error: Exception) -> None:
@@ -70,9 +81,11 @@ class HalfSteppedError(RuntimeError):
 class PackedJob:
     """Trains what a desk hands out, in `slots` slots; 0 slots: as many as pay."""
 
-    def __init__(self, desk: Desk, bench: Workbench, slots: int, *, limit: int = 16) -> None:
+    def __init__(
+        self, desk: TrialSource, process_cache: ProcessCache, slots: int, *, limit: int = 16
+    ) -> None:
         self.desk = desk
-        self.bench = bench
+        self.process_cache = process_cache
         self.slots = slots
         self.limit = limit
         """Most slots that are taken where nobody said how many."""
@@ -82,11 +95,11 @@ class PackedJob:
         """Losses that are still on the device: of which slots, at which steps, in which places."""
         self._crowd = 0
         """So many trials at once were too many for the memory; 0 as long as all is well."""
-        self._floor: Floor | None = None
-        self.gang = Gang()
+        self._floor: PackedSetup | None = None
+        self.rank_group = RankGroup()
 
     @property
-    def floor(self) -> Floor:
+    def floor(self) -> PackedSetup:
         """What the trials stand on; there once the first has been taken up."""
         if self._floor is None:
             raise RuntimeError("no trial has been taken up yet")
@@ -99,18 +112,18 @@ class PackedJob:
             PeerLost: another rank is gone.
         """
         try:
-            with ranks.environment(deepspeed=False):
-                self.gang = join()
+            with rank_env.environment(deepspeed=False):
+                self.rank_group = join()
                 while self._fill():
                     if not self._crowd:
                         self._turn()
                     if self._crowd:
                         self._shrink()
-                self.gang.part()
+                self.rank_group.part()
         except Exception as error:
-            self.bench.reusable = False
-            if _is_loss(error) or (self.gang.size > 1 and is_peer_loss(error)):
-                raise PeerLost(failure.cause_of(error, None).message) from error
+            self.process_cache.reusable = False
+            if _is_loss(error) or (self.rank_group.size > 1 and is_peer_loss(error)):
+                raise PeerLost(failure_kinds.cause_of(error, None).message) from error
             raise
         finally:
             if self._floor is not None:
@@ -129,23 +142,25 @@ class PackedJob:
 
     def _next(self) -> Entry | None:
         """The next trial: the first rank asks for it, the others hear where it lies."""
-        entry = None if self.gang.rank else self.desk.next(wait=not self.busy)
-        path = self.gang.agree(str(entry.folder.path) if entry else None, patient=True)
+        entry = None if self.rank_group.rank else self.desk.next(wait=not self.busy)
+        path = self.rank_group.broadcast(str(entry.folder.path) if entry else None, patient=True)
         if path is None or entry is not None:
             return entry
-        return Entry(own(TrialFolder(path)), Free())
+        return Entry(folder_of_rank(TrialFolder(path)), NullControl())
 
     def _take_up(self, entry: Entry) -> None:
         if (result := entry.folder.read_result()) is not None:
             self.desk.ended(entry, result)
             return
         clock, config = ShareClock(), entry.folder.read_config()
-        session = Session(entry.folder, config, entry.control, self.bench, clock, self.gang)
+        session = AttemptContext(
+            entry.folder, config, entry.control, self.process_cache, clock, self.rank_group
+        )
         try:
             with clock.during("load"):
-                slot = self.gang.together(lambda: self._load(entry, session, clock))
+                slot = self.rank_group.run_on_all(lambda: self._load(entry, session, clock))
         except NotPackableError:
-            self.desk.bumped(entry, alone=True)
+            self.desk.evicted(entry, alone=True)
             return
         except Exception as error:
             if _is_loss(error):
@@ -156,23 +171,25 @@ class PackedJob:
         self.busy[slot.index] = slot
         self._begin(slot)
 
-    def _open(self, config: TrialConfig, folder: TrialFolder) -> Floor:
+    def _open(self, config: TrialConfig, folder: TrialFolder) -> PackedSetup:
         if self._floor is None:
-            self._floor = self.gang.together(
-                lambda: open_floor(self.bench, config, folder, self.slots, self.limit, self.gang)
+            self._floor = self.rank_group.run_on_all(
+                lambda: open_setup(
+                    self.process_cache, config, folder, self.slots, self.limit, self.rank_group
+                )
             )
             self.free = list(range(self._floor.slots))
             self.desk.sized(self._floor.slots)
         return self._floor
 
-    def _load(self, entry: Entry, session: Session, clock: ShareClock) -> Slot:
+    def _load(self, entry: Entry, session: AttemptContext, clock: ShareClock) -> Slot:
         config = session.config
         floor = self._open(config, entry.folder)
-        self.bench.pay(clock)
+        self.process_cache.charge_import_time(clock)
         session.device = floor.device
         session.data_hash = floor.data.data_hash
         session.model_hash = model_hash(config.model.name_or_path, config.model.revision)
-        plan, drawn = floor.plan(config, entry.folder), floor.skeleton.draw(config)
+        plan, drawn = floor.plan(config, entry.folder), floor.initializer.draw(config)
         session.parameters = drawn.parameters
         checkpoint, run = open_run(session, floor.device)
         if checkpoint is not None and not (checkpoint / STATE).is_file():
@@ -189,7 +206,7 @@ class PackedJob:
         if checkpoint is not None:
             slot.read_state(checkpoint)
         note_attempt(session, floor.device, run, slots=floor.slots)
-        self.bench.cold = False
+        self.process_cache.cold = False
         return slot
 
     def _begin(self, slot: Slot) -> None:
@@ -209,7 +226,7 @@ class PackedJob:
         slots = [self.busy[index] for index in sorted(self.busy)]
         began = time.perf_counter()
         try:
-            norms = self.gang.together(lambda: self._train(slots))
+            norms = self.rank_group.run_on_all(lambda: self._train(slots))
         except Exception as error:
             if _is_loss(error):
                 raise
@@ -233,7 +250,7 @@ class PackedJob:
             slot.begin_step(self.floor.data.train)
         losses = engine.accumulate(self._shares(slots))
         if not self.floor.device.free_reads:
-            self.gang.exchange(None)  # All have come through, so gradients can be added up.
+            self.rank_group.all_gather(None)  # All have come through, so gradients can be added up.
         places = [slot.index if fixed else place for place, slot in enumerate(slots)]
         shown = [(slot, slot.run.steps, place) for slot, place in zip(slots, places, strict=True)]
         self._unread.append((shown, losses))
@@ -257,7 +274,7 @@ class PackedJob:
     def _count_losses(self, slots: list[Slot]) -> None:
         """Add each trial's newest loss to its step's; alone, one that is bad ends it at once."""
         for slot in slots:
-            if self.gang.size > 1:
+            if self.rank_group.size > 1:
                 slot.run.add_loss(slot.newest)
             else:
                 self._guarded(slot, lambda s=slot: s.run.add_loss(s.newest))  # type: ignore[misc]
@@ -267,7 +284,7 @@ class PackedJob:
         unread, self._unread = self._unread, []
         if not unread:
             return
-        parts = self.gang.exchange([losses.tolist() for _, losses in unread])
+        parts = self.rank_group.all_gather([losses.tolist() for _, losses in unread])
         for (shown, _), *values in zip(unread, *parts, strict=True):
             for slot, step, place in shown:
                 slot.take_loss(step, sum(part[place] for part in values))
@@ -317,7 +334,7 @@ class PackedJob:
         with slot.clock.during("eval"):
             batches = self.floor.eval_batches(size)
             part = self.floor.engine.evaluate(slot.index, batches, self._alive)
-            totals, counts = zip(*self.gang.exchange(part), strict=True)
+            totals, counts = zip(*self.rank_group.all_gather(part), strict=True)
             value = sum(totals) / sum(counts)
         run.evaluated(run.steps, slot.epoch, value, slot.write_adapter)
         self._say(slot, f"step {run.steps}: eval loss {value:.6f}")
@@ -362,7 +379,7 @@ class PackedJob:
         self._end(slot, "complete")
 
     def _end(self, slot: Slot, state: Any) -> None:
-        from trial.train import commit
+        from trial.training.context import commit
 
         result = slot.session.result(state)
         commit(slot.session, result)
@@ -380,12 +397,12 @@ class PackedJob:
     def _guarded(self, slot: Slot, act: Any) -> bool:
         """Do something for one trial; what goes wrong ends that trial alone."""
         try:
-            self.gang.together(act)
+            self.rank_group.run_on_all(act)
         except Exception as error:
             if _is_loss(error):
                 raise
             here = self.busy.get(slot.index) is slot
-            if isinstance(error, failure.PeerFailed) and not here:
+            if isinstance(error, failure_kinds.PeerFailed) and not here:
                 return False  # It has ended here, and does so there.
             if here:
                 self._leave(slot)
@@ -393,19 +410,19 @@ class PackedJob:
             return False
         return True
 
-    def _give_up(self, entry: Entry, session: Session, error: Exception) -> None:
+    def _give_up(self, entry: Entry, session: AttemptContext, error: Exception) -> None:
         """What went wrong for one trial ends it; too little memory for it only where it is alone.
 
         It goes on from its newest checkpoint then, for what lies in its slot may be half done.
         """
         if self._floor is not None and self.floor.slots > 1 and _is_full(error):
             self._too_many(self.floor.slots, error)
-            self.desk.bumped(entry, alone=False)
+            self.desk.evicted(entry, alone=False)
         else:
             self._fail(entry, session, error)
 
-    def _fail(self, entry: Entry, session: Session, error: Exception) -> None:
-        from trial.train import commit
+    def _fail(self, entry: Entry, session: AttemptContext, error: Exception) -> None:
+        from trial.training.context import commit
 
         if isinstance(error, TakenOver | DiskFullError) or _name(error) in LEFT_OFF:
             self.desk.gone(entry, error)
@@ -416,9 +433,9 @@ class PackedJob:
             self.desk.gone(entry, full)
             return
         with open(entry.folder.log, "a", encoding="utf-8") as log:
-            log.write(failure.trace(error))
+            log.write(failure_kinds.trace(error))
         step = session.run.steps if session.run else None
-        result = session.result("failed", failure.cause_of(error, step))
+        result = session.result("failed", failure_kinds.cause_of(error, step))
         commit(session, result)
         self.desk.ended(entry, result)
 
@@ -433,7 +450,7 @@ class PackedJob:
         if len(slots) == 1 and not (full and self.floor.slots > 1):
             self._leave(slots[0])
             self._fail(slots[0].entry, slots[0].session, error)
-            self.bench.reusable = False
+            self.process_cache.reusable = False
             return
         self._again(slots)
         if not full:
@@ -452,7 +469,7 @@ class PackedJob:
 
     def _too_many(self, crowd: int, error: Exception) -> None:
         """So many trials at once take more memory than there is."""
-        logger.warning("%d trials at once: %s", crowd, failure.cause_of(error, None).message)
+        logger.warning("%d trials at once: %s", crowd, failure_kinds.cause_of(error, None).message)
         self._crowd = crowd
         self.desk.sized(max(1, crowd // 2))
 
@@ -472,7 +489,7 @@ class PackedJob:
         for slot in list(self.busy.values()):
             if not keep or self._guarded(slot, lambda slot=slot: self._keep(slot)):  # type: ignore[misc]
                 self._leave(slot)
-                self.desk.bumped(slot.entry, alone=alone)
+                self.desk.evicted(slot.entry, alone=alone)
 
     def _say(self, slot: Slot, text: str) -> None:
         """A line in the trial's log."""
@@ -486,7 +503,7 @@ LEFT_OFF = (TakenOver.__name__, DiskFullError.__name__)
 
 
 def _is_full(error: Exception) -> bool:
-    return failure.classify(error) == "out_of_memory"
+    return failure_kinds.classify(error) == "out_of_memory"
 
 
 def _is_loss(error: Exception) -> bool:
@@ -496,7 +513,7 @@ def _is_loss(error: Exception) -> bool:
 
 def _name(error: Exception) -> str:
     """The class of an exception, or of the one that another rank has met."""
-    return error.name if isinstance(error, failure.PeerFailed) else type(error).__name__
+    return error.name if isinstance(error, failure_kinds.PeerFailed) else type(error).__name__
 
 
 def _share(slot: Slot) -> Share:
@@ -521,7 +538,7 @@ class _Listed:
     def ended(self, entry: Entry, result: Result | None) -> None:
         self.results[entry.folder.path] = result
 
-    def bumped(self, entry: Entry, *, alone: bool) -> None:
+    def evicted(self, entry: Entry, *, alone: bool) -> None:
         if alone:
             self.bumps.append(entry)
         else:
@@ -538,7 +555,7 @@ def train_packed(
     folders: Sequence[TrialFolder],
     *,
     slots: int,
-    bench: Workbench | None = None,
+    process_cache: ProcessCache | None = None,
     controls: Sequence[Control] | None = None,
 ) -> list[Result | None]:
     """Train trials that may share a job in `slots` slots of this process; 0: as many as pay.
@@ -549,8 +566,8 @@ def train_packed(
     Raises:
         NotPackableError: one of them can only be trained by a trainer of its own.
     """
-    desk = _Listed(map(Entry, folders, controls or [Free()] * len(folders)))
-    PackedJob(desk, bench or Workbench(), slots, limit=len(folders)).run()
+    desk = _Listed(map(Entry, folders, controls or [NullControl()] * len(folders)))
+    PackedJob(desk, process_cache or ProcessCache(finish_imports), slots, limit=len(folders)).run()
     if desk.bumps:
         raise NotPackableError(f"{desk.bumps[0].folder.path} trains alone")
     return [desk.results[folder.path] for folder in folders]

@@ -11,17 +11,18 @@ from typing import Any
 
 import torch
 
-from trial.batches import Batch
-from trial.clock import ShareClock
-from trial.control import Control
-from trial.folder import TrainLog, TrialFolder
-from trial.order import TrainingOrder
-from trial.packed.adamw import SlotAdamW
-from trial.packed.bank import Bank
-from trial.packed.plan import Plan
-from trial.packed.skeleton import Drawn
-from trial.session import Session
-from trial.weights import State, write_adapter
+from trial.data.collate import Batch
+from trial.data.order import TrainingOrder
+from trial.model.weights import State, write_adapter
+from trial.multi_lora.adamw import SlotAdamW
+from trial.multi_lora.adapter_bank import AdapterBank
+from trial.multi_lora.adapter_init import InitialAdapter
+from trial.packed.schedule import TrialSchedule
+from trial.store.control import Control
+from trial.store.folders import TrialFolder
+from trial.store.phase_timer import ShareClock
+from trial.store.records import TrainLog
+from trial.training.context import AttemptContext
 
 STATE = "slot.safetensors"
 """Adapter and moments of a packed trial's checkpoint, at its own rank."""
@@ -41,10 +42,10 @@ class Slot:
 
     index: int
     entry: Entry
-    session: Session
-    plan: Plan
-    drawn: Drawn
-    bank: Bank
+    session: AttemptContext
+    plan: TrialSchedule
+    drawn: InitialAdapter
+    bank: AdapterBank
     adamw: SlotAdamW
     clock: ShareClock
     order: Iterator[int]
@@ -86,8 +87,8 @@ class Slot:
 
     def places(self, micro: int) -> range:
         """Which rows of the optimizer step are this rank's in a micro-batch of it."""
-        size, gang = self.plan.args.per_device_train_batch_size, self.run.gang
-        first = (micro * gang.size + gang.rank) * size
+        size, rank_group = self.plan.args.per_device_train_batch_size, self.run.rank_group
+        first = (micro * rank_group.size + rank_group.rank) * size
         return range(first, first + size)
 
     def count_tokens(self) -> None:
@@ -152,7 +153,7 @@ class Slot:
 
     def write_state(self) -> None:
         """A checkpoint: all that exact continuation needs; every rank has it, the first writes."""
-        if not self.run.gang.rank:
+        if not self.run.rank_group.rank:
             self._write()
         self.run.saved(self.run.steps)
 
@@ -196,7 +197,7 @@ class Slot:
         self.lost, self.logged_at = about["lost"], about["logged_at"]
 
 
-def rows_from(rows: int, plan: Plan, done: int) -> Iterator[int]:
+def rows_from(rows: int, plan: TrialSchedule, done: int) -> Iterator[int]:
     """Row numbers in training order, from after `done` optimizer steps, without end."""
     args = plan.args
     seed = args.seed if args.data_seed is None else args.data_seed

@@ -1,0 +1,1 @@
+"""What a study's table says: significance, importance, cost, recommendation."""

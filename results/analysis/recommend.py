@@ -1,0 +1,26 @@
+"""The trial to take: the best run of the configuration that the report recommends."""
+
+from __future__ import annotations
+
+from results.analysis.significance import leaderboard
+from results.data.naming import ranked
+from results.data.trials_table import trials_table
+from trial.store.folders import StudyFolder
+
+
+def recommended(study: StudyFolder) -> int | None:
+    """Its number, of those that still have their weights; None when there is none.
+
+    The lowest value of all is often luck: where repeats over seeds tie, the report takes the
+    cheapest configuration, and so does this.
+    """
+    table = trials_table(study)
+    group = leaderboard(table).recommended
+    if group is None:
+        return None
+    rows = ranked(table)
+    for number in rows.loc[rows["group"] == group.row["group"], "number"]:
+        folder = study.trial(int(number))
+        if folder.adapter.exists() or folder.model.exists():
+            return int(number)
+    return None

@@ -1,0 +1,255 @@
+"""Everything that the pages are made of, computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from results.analysis import cost, significance, zero_stages
+from results.analysis.importance import Importance, importance
+from results.analysis.pareto import Front, front_of
+from results.analysis.worker_time import WorkerTimeBreakdown, where
+from results.data import format
+from results.data.folders import StudyRead
+from results.data.naming import (
+    lower_is_better,
+    noise_text,
+    objective,
+    ranked,
+    short,
+    value_text,
+    words,
+)
+from results.data.trials_table import SEEDS, metric_column, table_of
+
+RANK = "lora.r"
+RATE = "training.learning_rate"
+MOST_TOLD = 3
+CPU_MEMORY = (
+    "on the CPU it is that of the worker's process, which keeps what earlier trials have left in it"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ReportOptions:
+    """How a report is made."""
+
+    price_per_device_hour: float | None = None
+    """Instead of the sweep file's."""
+    currency: str = ""
+    """Name or sign behind amounts of money."""
+    made: str = ""
+    """Time of making to print; left out unless given, so that equal folders give equal bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyAnalysis:
+    """A study as it was read, and what was computed from it."""
+
+    study: StudyRead
+    table: pd.DataFrame
+    board: significance.Leaderboard
+    configurations: pd.DataFrame
+    """From `configurations`."""
+    importance: Importance | None
+    spent: Mapping[str, float]
+    price: cost.Price | None
+    parity: Sequence[zero_stages.Parity]
+    front: Front | None
+    """Of several objectives; None with one."""
+    where: WorkerTimeBreakdown | None
+    """What every worker's time went to."""
+    options: ReportOptions
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        """The resolved sweep file."""
+        return self.study.spec
+
+    @property
+    def searched(self) -> list[str]:
+        """What the sampler drew, by dotted path; seeds left out, they make repeats."""
+        return [name for name in self.table.attrs["searched"] if name not in SEEDS]
+
+    @property
+    def metric(self) -> str:
+        """The objective in words."""
+        return words(objective(self.table)[0])
+
+    @property
+    def objectives(self) -> list[tuple[str, str]]:
+        """Every objective's metric and the column that holds it."""
+        return [(metric, metric_column(metric)) for metric, _ in self.table.attrs["objectives"]]
+
+    @property
+    def metric_axis(self) -> str:
+        """The objective in words, with its unit."""
+        return axis_title(objective(self.table)[0])
+
+    @property
+    def sign(self) -> int:
+        """1 when low values win, else -1."""
+        return 1 if lower_is_better(self.table) else -1
+
+    @property
+    def telling(self) -> list[str]:
+        """At most three searched parameters by which a configuration is called in sentences."""
+        ranking = self.importance.names if self.importance else ()
+        first = [name for name in (RANK, RATE, *ranking, *self.searched) if name in self.searched]
+        return list(dict.fromkeys(first))[:MOST_TOLD]
+
+    @property
+    def systems(self) -> bool:
+        """Whether only systems knobs were searched: the model is meant to stay the same."""
+        names = self.searched
+        return bool(names) and all(
+            n == zero_stages.STAGE or n.startswith("deepspeed.") for n in names
+        )
+
+    @property
+    def complete(self) -> pd.DataFrame:
+        """Complete trials with a value, best first."""
+        return ranked(self.table).dropna(subset="value")
+
+    @property
+    def noise(self) -> str:
+        """How far one run's value varies, as text; empty when nobody knows."""
+        known = self.board.noise
+        return "" if known is None else noise_text(objective(self.table)[0], known)
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the complete trials ran on the CPU: their peak memory is their process's."""
+        devices = self.complete["device"].dropna()
+        return bool(len(devices)) and bool((devices == "cpu").all())
+
+    @property
+    def same_work(self) -> bool:
+        """Whether nothing that differs between the configurations can move their cost."""
+        works = {standing.group.work for standing in self.board.standings}
+        return len(works) == 1 and None not in works
+
+    def value(self, number: float | None) -> str:
+        """A value of the objective as text."""
+        return value_text(self.table)(number)
+
+    def gap(self, number: float) -> str:
+        """A distance between two values as text; a small one has few digits that mean anything."""
+        return format.number(number, 2) if 0 < abs(number) < 1e-3 else self.value(number)
+
+    def hover(self, rows: pd.DataFrame) -> list[str]:
+        """What to say of each row's trial when it is pointed at."""
+        return hover(rows, self.searched, self.metric, value_text(self.table))
+
+
+def find(study: StudyRead, options: ReportOptions | None = None) -> StudyAnalysis:
+    """Compute everything a report needs."""
+    options = options or ReportOptions()
+    table = table_of(study)
+    board = significance.leaderboard(table)
+    return StudyAnalysis(
+        study=study,
+        table=table,
+        board=board,
+        configurations=configurations(table, board),
+        importance=importance(table),
+        spent=cost.in_sum(table),
+        price=cost.price_of(study.spec, options.price_per_device_hour, options.currency),
+        parity=zero_stages.audit(study) if zero_stages.is_searched(table) else (),
+        front=front_of(table, board),
+        where=where(study),
+        options=options,
+    )
+
+
+def configurations(table: pd.DataFrame, board: significance.Leaderboard) -> pd.DataFrame:
+    """One row a configuration in the leaderboard's order: its first trial's row and its means.
+
+    Adds `runs`, and `low` and `high`: the leader's mean and the interval of the distance to it.
+    """
+    groups = [standing.group for standing in board.standings]
+    places = {int(number): place for place, number in enumerate(table["number"])}
+    rows = table.iloc[[places[group.trials[0]] for group in groups]].reset_index(drop=True)
+    ends = [_reach(board, standing, lower_is_better(table)) for standing in board.standings]
+    return rows.assign(
+        value=[group.mean for group in groups],
+        warm_device_seconds=[group.device_seconds for group in groups],
+        runs=[len(group.values) for group in groups],
+        low=[low for low, _ in ends],
+        high=[high for _, high in ends],
+    )
+
+
+def _reach(
+    board: significance.Leaderboard, standing: significance.Standing, lower: bool
+) -> tuple[float, float]:
+    """Where a configuration's mean may lie beside the leader's, which stands still."""
+    if standing.comparison is None or board.leader is None:
+        return float("nan"), float("nan")
+    ends, mean = standing.comparison.interval, board.leader.mean
+    return (mean + ends.low, mean + ends.high) if lower else (mean - ends.high, mean - ends.low)
+
+
+def best_of_each(found: StudyAnalysis, name: str) -> pd.DataFrame:
+    """The best configuration at each value of `name`, in order of that value.
+
+    A single lucky run is not the best where others were repeated: means come first.
+    """
+    rows = found.configurations
+    if name not in rows:
+        return rows.iloc[:0]
+    rows = rows.dropna(subset=name).assign(single=rows["runs"] == 1, key=found.sign * rows["value"])
+    return rows.sort_values(["single", "key", "number"]).drop_duplicates(name).sort_values(name)
+
+
+def underrated(found: StudyAnalysis, name: str) -> pd.DataFrame:
+    """Values of `name` at which a pruned trial was already better than every complete one.
+
+    One row each: the pruned trial's. Only for objectives that evaluations report along the way.
+    """
+    best = best_of_each(found, name)
+    if best.empty or found.objectives[0][0] != "eval_loss":
+        return found.table.iloc[:0]
+    pruned = ranked(found.table, "pruned").dropna(subset=["value", name]).drop_duplicates(name)
+    reached = pruned[name].map(dict(zip(best[name], best["value"], strict=True)))
+    return pruned[(found.sign * (reached - pruned["value"]) > 0).fillna(False)].sort_values(name)
+
+
+def axis_title(metric: str) -> str:
+    """A metric as an axis' title, with its unit."""
+    known = {
+        "eval_loss": "eval loss (nats per token)",
+        "seconds": "time (s)",
+        "seconds_per_step": "seconds per step",
+        "tokens_per_second": "tokens per second",
+        "peak_memory_bytes": "peak memory (bytes)",
+        "trainable_parameters": "trained parameters",
+    }
+    return known.get(metric, words(metric))
+
+
+def settings(row: Mapping[str, Any] | pd.Series, names: Sequence[str]) -> str:
+    """`r 16, learning rate 0.001`."""
+    told = [_setting(name, row[name]) for name in names if name in row]
+    return ", ".join(text for text in told if text) or "the base"
+
+
+def _setting(name: str, value: Any) -> str:
+    if format.is_missing(value):
+        return zero_stages.stage_name(None) if name == zero_stages.STAGE else ""
+    return f"{short(name)} {format.number(value, 3)}"
+
+
+def hover(
+    rows: pd.DataFrame, searched: Sequence[str], metric: str, text: Any = format.number
+) -> list[str]:
+    """A label a trial."""
+    told = []
+    kept = ["number", "value", *(name for name in searched if name in rows)]
+    for row in rows[kept].to_dict("records"):
+        line = settings({str(name): value for name, value in row.items()}, searched)
+        told.append(f"trial {row['number']}<br>{metric} {text(row['value'])}<br>{line}")
+    return told

@@ -1,0 +1,242 @@
+"""Where every worker's time went, second by second, from the folders alone.
+
+A worker's time is cut at the starts and ends of its trials' attempts; what lies inside an attempt
+is divided by the phases in the trial's result. The parts of a worker add up to the time its sweep
+ran, and the workers together to that time times their number.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from results.data.folders import StudyRead, TrialRead
+from trial.store.records import Attempt
+
+START, WAIT, OTHER, LOST, OPEN, IDLE = (
+    "start-up", "waiting for a trial", "other", "lost and done again", "no result yet",
+    "no trial left",
+)  # fmt: skip
+_PHASES = {
+    "load": "model and data", "first_step": "first step", "train": "train", "eval": "eval",
+    "save": "save",
+}  # fmt: skip
+KINDS = (START, WAIT, *_PHASES.values(), OTHER, LOST, OPEN, IDLE)
+"""What a worker's time goes to. `start-up` is everything before its first trial, `other` what no
+phase of a trial accounts for, `no trial left` the wait for the other workers at the end."""
+
+STARTS_WITHIN = 900.0
+"""Seconds; a study that was made longer than this before its first trial was not starting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One attempt: the time a worker had a trial."""
+
+    start: float
+    end: float
+    attempt: Attempt
+    trial: TrialRead
+
+    @property
+    def begin(self) -> float:
+        """The start, or that of its process, whose imports the attempt has paid."""
+        result = self.trial.result
+        cold = sum(attempt.cold for attempt in self.trial.attempts)
+        paid = result.seconds.startup / cold if result and cold else 0.0
+        return self.start - (paid if self.attempt.cold else 0.0)
+
+
+@dataclass(slots=True)
+class Worker:
+    """A place that trials ran in: one process, or one after another."""
+
+    host: str
+    processes: list[list[Span]] = field(default_factory=list)
+    """What each of them had to do, in order."""
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
+    """By what they went to."""
+
+    @property
+    def spans(self) -> list[Span]:
+        """All that was done here, in order."""
+        return [span for own in self.processes for span in own]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerTimeBreakdown:
+    """The time of all workers of a study."""
+
+    workers: tuple[Worker, ...]
+    makespan: float
+    """Seconds in which the study ran."""
+    apart: float
+    """Seconds between its runs, in which no worker was there; part of nothing else."""
+
+
+def spans(trials: Sequence[TrialRead]) -> list[Span]:
+    """Every attempt in the order of the starts; an end nobody saw is its last evaluation."""
+    found = []
+    for trial in trials:
+        starts = [attempt.started for attempt in trial.attempts]
+        for index, attempt in enumerate(trial.attempts):
+            until = starts[index + 1] if index + 1 < len(starts) else np.inf
+            end = max(_end(trial, attempt.started, until), attempt.started)
+            found.append(Span(attempt.started, end, attempt, trial))
+    return sorted(found, key=lambda span: (span.start, span.trial.number))
+
+
+def _end(trial: TrialRead, start: float, until: float) -> float:
+    if trial.result and np.isinf(until):
+        return trial.result.finished
+    times = trial.curve.time
+    seen = times[(times >= start) & (times <= until)] if len(times) else times
+    return float(seen.max()) if len(seen) else start
+
+
+def processes_of(every: Sequence[Span]) -> list[list[Span]]:
+    """The attempts of each process, in the order of the processes' first seconds."""
+    found: list[list[Span]] = []
+    last: dict[tuple[str, int], list[Span]] = {}
+    for span in every:
+        key = (span.attempt.host, span.attempt.pid)
+        own = last.get(key)
+        # Process ids come again, in containers soon: one that starts cold later on is a new one.
+        if own is None or (span.attempt.cold and span.start >= _until(own)):
+            own = last[key] = []
+            found.append(own)
+        own.append(span)
+    return sorted(found, key=lambda own: own[0].begin)
+
+
+def _until(own: Sequence[Span]) -> float:
+    return max(span.end for span in own)
+
+
+def workers_of(processes: Sequence[Sequence[Span]]) -> list[Worker]:
+    """The fewest places that hold all processes: a new one takes the place of an ended one."""
+    free: dict[str, list[tuple[float, int]]] = {}
+    found: list[Worker] = []
+    for own in processes:
+        host = own[0].attempt.host
+        heap = free.setdefault(host, [])
+        if heap and heap[0][0] <= own[0].start:
+            place = heapq.heappop(heap)[1]
+        else:
+            place = len(found)
+            found.append(Worker(host))
+        found[place].processes.append(list(own))
+        heapq.heappush(heap, (_until(own), place))
+    return found
+
+
+def where(study: StudyRead) -> WorkerTimeBreakdown | None:
+    """Where the time of a study's workers went; None when no trial was started."""
+    processes = processes_of(spans(study.trials))
+    if not processes:
+        return None
+    workers = workers_of(processes)
+    runs = list(_runs(processes, study.record.created))
+    for worker in workers:
+        for begin, end in runs:
+            inside = [own for own in worker.processes if begin <= own[0].start <= end]
+            if inside:
+                _divide(worker.seconds, inside, begin, end)
+    makespan = sum(end - begin for begin, end in runs)
+    return WorkerTimeBreakdown(tuple(workers), makespan, runs[-1][1] - runs[0][0] - makespan)
+
+
+def _runs(processes: Sequence[Sequence[Span]], created: float) -> Iterator[tuple[float, float]]:
+    """The stretches of time in which some worker was there."""
+    first = processes[0][0].begin
+    begin = end = created if 0 <= first - created <= STARTS_WITHIN else first
+    for index, own in enumerate(processes):
+        if index and own[0].begin > end:
+            yield begin, end
+            begin = own[0].begin
+        end = max(end, _until(own))
+    yield begin, end
+
+
+def _divide(
+    into: dict[str, float], processes: Sequence[Sequence[Span]], begin: float, end: float
+) -> None:
+    """Add one worker's time in one run, from its first second to its last."""
+    at = begin
+    for own in processes:
+        kind = START
+        for group in _together(own):
+            start = max(at, group[0].start)
+            until = max(start, _until(group))
+            into[kind] += start - at
+            kind, at = WAIT, until
+            _share(into, group, until - start)
+    into[IDLE] += end - at
+
+
+def places(spans_of: Sequence[Span]) -> list[int]:
+    """A row for each span in order of start, so that none lies over another: 0 unless packed."""
+    ends: list[float] = []
+    rows = []
+    for span in spans_of:
+        row = next((row for row, end in enumerate(ends) if end <= span.start + 0.1), len(ends))
+        ends[row : row + 1] = [span.end]
+        rows.append(row)
+    return rows
+
+
+def covered(spans_of: Sequence[Span]) -> float:
+    """Seconds in which at least one of them was there."""
+    groups = _together(sorted(spans_of, key=lambda span: span.start))
+    return sum(_until(group) - group[0].start for group in groups)
+
+
+def _share(into: dict[str, float], group: Sequence[Span], seconds: float) -> None:
+    """Divide some seconds among the trials that had the worker in them, one or several at once.
+
+    The phases of trials that were trained together are already their shares of the wall's time;
+    what else an attempt did they did at once.
+    """
+    known = dict.fromkeys(KINDS, 0.0)
+    for span in group:
+        for kind, part in _parts(span).items():
+            known[kind] += part / (len(group) if kind in (OPEN, LOST) else 1)
+    known[OTHER] = 0.0
+    told = sum(known.values())
+    scale = min(1.0, seconds / told) if told else 0.0
+    for kind, part in known.items():
+        into[kind] += part * scale
+    into[OTHER] += max(0.0, seconds - told * scale)
+
+
+def _together(inside: Sequence[Span]) -> Iterator[list[Span]]:
+    """Spans that overlap, as one."""
+    group: list[Span] = []
+    until = -np.inf
+    for span in inside:
+        if group and span.start >= until:
+            yield group
+            group, until = [], -np.inf
+        group.append(span)
+        until = max(until, span.end)
+    if group:
+        yield group
+
+
+def _parts(span: Span) -> Mapping[str, float]:
+    """An attempt's time by phase: its share of the trial's, by length."""
+    trial, length = span.trial, span.end - span.start
+    if trial.result is None:
+        return {OPEN: length}
+    phases = {kind: getattr(trial.result.seconds, name) for name, kind in _PHASES.items()}
+    worked = sum(phases.values())
+    several = len(trial.attempts) > 1
+    whole = sum(one.end - one.start for one in spans([trial])) if several else length
+    # Clocks are read apart: phases may exceed the time between two stamps by a hair.
+    scale = min(1.0, whole / worked) if worked else 0.0
+    parts = {kind: seconds * scale for kind, seconds in phases.items()}
+    parts[LOST if several else OTHER] = max(0.0, whole - worked)
+    return {kind: seconds * length / whole if whole else 0.0 for kind, seconds in parts.items()}

@@ -1,0 +1,1 @@
+"""From folders to the table of trials, and how values are written."""

@@ -1,0 +1,252 @@
+"""Plots about LoRA: rates, ranks, scale, dropout, and what a lower loss costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from results.analysis.importance import is_number
+from results.analysis.study_analysis import CPU_MEMORY, RANK, RATE, StudyAnalysis, best_of_each
+from results.data.naming import ranked
+from results.page.axes import number_axis
+from results.page.chart import Axis, Chart, Series, Thinning, beyond, notes, outside, robust_limits
+
+SERIES = 8
+"""Ranks told apart by colour; more would not be."""
+FEW_RATES = 12
+CLOSE = 0.05
+"""Rates nearer than this share of the range tried are neighbours by chance."""
+CURVE_POINTS = 5
+CURVE_FEWEST = 3
+"""A line through two trials would claim more than they say."""
+
+
+_NO_LINE = (np.empty(0), np.empty(0))
+
+
+def lora_charts(found: StudyAnalysis) -> list[Chart]:
+    """Every plot that the study has something to show in."""
+    if found.systems:
+        return []
+    made = [
+        _rates(found),
+        _ranks(found),
+        _scales(found),
+        _dropout(found),
+        *(_front(found, *axis) for axis in _COSTS),
+    ]
+    return [chart for chart in made if chart]
+
+
+def _has(found: StudyAnalysis, *names: str) -> bool:
+    rows = found.complete
+    return all(name in rows and is_number(rows[name]) and rows[name].nunique() > 1
+               for name in names)  # fmt: skip
+
+
+def _by_rank(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Trials of each rank, by name; the ranks beyond the palette together."""
+    if RANK not in rows or not is_number(rows[RANK]) or rows[RANK].nunique() < 2:
+        return [("trials", rows)]
+    ranks = sorted(rows[RANK].dropna().unique())
+    parts = [(f"r {rank}", rows[rows[RANK] == rank]) for rank in ranks[: SERIES - 1]]
+    rest = rows[rows[RANK].isin(ranks[SERIES - 1 :])]
+    return parts + ([("higher ranks", rest)] if len(rest) else [])
+
+
+def _rates(found: StudyAnalysis) -> Chart | None:
+    if not _has(found, RATE):
+        return None
+    rows, thinning = found.complete, Thinning(what="trials")
+    limits = robust_limits(rows["value"].to_numpy())
+    series = []
+    for index, (name, part) in enumerate(_by_rank(rows)):
+        series += _rate_series(found, name, part, index, thinning)
+    best = best_of_each(found, RANK) if _has(found, RANK) else found.configurations.head(1)
+    pruned = ranked(found.table, "pruned").dropna(subset=["value", RATE])
+    pruned = pruned.iloc[thinning.indices(len(pruned), 400, always=20)]
+    series.append(
+        Series("pruned, last value", list(pruned[RATE]), list(pruned["value"]), tone="muted",
+               crossed=True, hover=found.hover(pruned))
+    )  # fmt: skip
+    series.append(
+        Series("best", list(best[RATE]), list(best["value"]), tone="best", hover=found.hover(best))
+    )
+    each = " of each rank" if _has(found, RANK) else ""
+    return Chart(
+        "rates", "Loss over learning rate, rank by rank" if each else "Loss over learning rate",
+        f"Each dot is a complete trial, a diamond the best{each}; the lower, the better. "
+        "Compare the lowest points of the curves, not the curves at one rate. A pruned trial's "
+        "cross would have come down further.",
+        number_axis("learning rate", found.table[RATE].dropna()),
+        Axis(found.metric_axis, limits=limits),
+        tuple(series), notes(thinning.note, beyond(outside(rows["value"].to_numpy(), limits))),
+        wide=True,
+    )  # fmt: skip
+
+
+def _rate_series(
+    found: StudyAnalysis, name: str, part: pd.DataFrame, index: int, thinning: Thinning
+) -> list[Series]:
+    kept = part.iloc[thinning.indices(len(part), 400, always=20)]
+    dots = Series(name, list(kept[RATE]), list(kept["value"]), index=index, hover=found.hover(kept))
+    x, y = _curve(part, _few(found.complete[RATE]))
+    line = Series(name, list(x), list(y), kind="line", index=index, named=False)
+    return [dots, line] if len(x) else [dots]
+
+
+def _few(rates: pd.Series) -> bool:
+    """Whether the rates are few and apart: a line from one to its neighbour draws their noise."""
+    known = np.unique(rates.dropna().to_numpy(float))
+    if len(known) < 2 or known[0] <= 0:
+        return len(known) <= FEW_RATES
+    at = np.log10(known)
+    return len(known) <= FEW_RATES and bool(np.diff(at).min() >= CLOSE * np.ptp(at))
+
+
+def _curve(part: pd.DataFrame, few: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Means where the study tried few rates, else a parabola over log rate.
+
+    The parabola goes through the plausible trials and needs some more than its coefficients.
+    """
+    means = part.groupby(RATE)["value"].mean()
+    if few:
+        lined = len(means) >= CURVE_FEWEST
+        return (means.index.to_numpy(float), means.to_numpy()) if lined else _NO_LINE
+    limits = robust_limits(part["value"].to_numpy(), margin=0)
+    good = part[part["value"].between(*limits)] if limits else part
+    good = good[good[RATE] > 0]
+    if good[RATE].nunique() < CURVE_POINTS:
+        return _NO_LINE
+    at = np.log10(good[RATE].to_numpy(float))
+    fit = np.polynomial.Polynomial.fit(at, good["value"].to_numpy(), 2)
+    x = np.linspace(at.min(), at.max(), 60)
+    return 10**x, fit(x)
+
+
+def _ranks(found: StudyAnalysis) -> Chart | None:
+    if not _has(found, RANK):
+        return None
+    best = best_of_each(found, RANK)
+    known, leader = best["low"].notna().any(), found.board.leader
+    words = (
+        "Bars are 95% intervals of the distance to the best of all (dashed): a rank whose bar ends "
+        "short of that line is outside its noise. Many ranks want a little more distance (Holm)."
+        if known
+        else "Single runs, or the only one that was repeated: nobody knows their noise."
+    )
+    series = Series(
+        "best", list(range(len(best))), list(best["value"]), kind="both", hover=found.hover(best),
+        low=list(best["low"]) if known else (), high=list(best["high"]) if known else (),
+    )  # fmt: skip
+    every: tuple[Series, ...] = (series,)
+    if known and leader:
+        line = Series("best of all", [0, len(best) - 1], [leader.mean] * 2, kind="line",
+                      tone="best", dashed=True)  # fmt: skip
+        every = (series, line)
+    labels = tuple((float(i), str(rank)) for i, rank in enumerate(best[RANK]))
+    return Chart(
+        "ranks", "Best of each rank", f"Each rank at its own best settings. {words}",
+        Axis("rank r", labels=labels), Axis(found.metric_axis), every,
+    )  # fmt: skip
+
+
+def _scales(found: StudyAnalysis) -> Chart | None:
+    if not _has(found, "scale"):
+        return None
+    return _scatter(
+        found, "scale", "scale", "Loss over effective scale",
+        "The factor on the adapter's update: alpha / r, or alpha / sqrt(r) with rsLoRA. Trials "
+        "of one scale stand in one column whatever their rank.",
+        "effective scale",
+    )  # fmt: skip
+
+
+def _dropout(found: StudyAnalysis) -> Chart | None:
+    if not _has(found, "lora.lora_dropout"):
+        return None
+    return _scatter(
+        found, "dropout", "lora.lora_dropout", "Loss over LoRA dropout",
+        "Look at the lowest trials at each dropout: the others have other settings to blame.",
+        "LoRA dropout",
+    )  # fmt: skip
+
+
+def _scatter(
+    found: StudyAnalysis, key: str, column: str, title: str, read: str, axis: str
+) -> Chart:
+    rows, thinning = found.complete.dropna(subset=column), Thinning(what="trials")
+    limits = robust_limits(rows["value"].to_numpy())
+    series = [
+        _dots(found, name, part.iloc[thinning.indices(len(part), 400, 20)], column, index)
+        for index, (name, part) in enumerate(_by_rank(rows))
+    ]
+    best = best_of_each(found, column)
+    series.append(
+        Series("best at each", list(best[column]), list(best["value"]), kind="line", tone="best",
+               dashed=True)
+    )  # fmt: skip
+    return Chart(
+        key, title, read, number_axis(axis, rows[column]), Axis(found.metric_axis, limits=limits),
+        tuple(series), notes(thinning.note, beyond(outside(rows["value"].to_numpy(), limits))),
+    )  # fmt: skip
+
+
+def _dots(found: StudyAnalysis, name: str, part: pd.DataFrame, column: str, index: int) -> Series:
+    return Series(
+        name, list(part[column].astype(float)), list(part["value"]), index=index,
+        hover=found.hover(part),
+    )  # fmt: skip
+
+
+_COSTS = (
+    ("trainable_parameters", "trained parameters", 1.0),
+    ("peak_memory_bytes", "peak memory (GB)", 1e-9),
+    ("warm_device_seconds", "device time without start-up (s)", 1.0),
+)
+
+
+def _front(found: StudyAnalysis, column: str, axis: str, unit: float) -> Chart | None:
+    if not _has(found, column):
+        return None
+    rows = found.configurations.dropna(subset=column)
+    rows, thinning = rows.sort_values("value", kind="stable"), Thinning(what="configurations")
+    limits = robust_limits(rows["value"].to_numpy())
+    costs = rows[column].to_numpy(float) * unit
+    kept = thinning.indices(len(rows), always=20)
+    on_front = pareto(costs, found.sign * rows["value"].to_numpy())
+    front = rows.iloc[on_front]
+    series = (
+        Series("configurations", list(costs[kept]), list(rows["value"].iloc[kept]), tone="muted",
+               hover=found.hover(rows.iloc[kept])),
+        Series("front", list(costs[on_front]), list(front["value"]), kind="step", index=0,
+               named=False),
+        Series("Pareto front", list(costs[on_front]), list(front["value"]),
+               index=0, hover=found.hover(front)),
+    )  # fmt: skip
+    return Chart(
+        f"front_{column}", f"Loss against {axis.partition(' (')[0]}",
+        "Coloured configurations are the Pareto front: whatever is cheaper is worse. "
+        f"{_front_words(found, column)}",
+        number_axis(axis, rows[column] * unit), Axis(found.metric_axis, limits=limits), series,
+        notes(thinning.note, beyond(outside(rows["value"].to_numpy(), limits))),
+    )  # fmt: skip
+
+
+def _front_words(found: StudyAnalysis, column: str) -> str:
+    """What to make of a front; nothing where its cost is an accident of the machine."""
+    if found.same_work:
+        return "But nothing searched here moves this cost: how it differs is the machine's doing."
+    if column == "peak_memory_bytes" and found.on_cpu:
+        return f"But take no memory from it: {CPU_MEMORY}."
+    return "Take the first one after which the line runs flat."
+
+
+def pareto(costs: Sequence[float] | np.ndarray, losses: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Indices of the points that no other point is both cheaper and better than, by cost."""
+    cost, loss = np.asarray(costs, dtype=float), np.asarray(losses, dtype=float)
+    order = np.lexsort((loss, cost))
+    best = np.concatenate([[np.inf], np.minimum.accumulate(loss[order])[:-1]])
+    return order[loss[order] < best]

@@ -1,0 +1,264 @@
+"""The parts of a study's report, in order; each only when there is something to say."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from results.analysis import cost, zero_stages
+from results.analysis.importance import ENOUGH, MOST_TREES
+from results.analysis.study_analysis import CPU_MEMORY, RANK, StudyAnalysis, best_of_each
+from results.data import format
+from results.data.folders import TrialRead
+from results.data.naming import ranked
+from results.page import summary
+from results.page import tables as grids
+from results.page.charts_cost import cost_charts, zero_charts
+from results.page.charts_lora import lora_charts
+from results.page.charts_study import study_charts
+from results.page.page import Block, Code, Fact, Grid, Head, Page, Section, Text
+from results.page.page import Cell as _Cell
+
+FILES = ("trials.csv", "trials.parquet")
+
+
+_PRICE_WORDS = (
+    "Give a price (`resources.price_per_device_hour` in the sweep file, or `report --price`) to "
+    "see it in money."
+)
+_LOSS_WORDS = ", cross-entropy in nats per completion token over the whole held-out set."
+_SINGLE_WORDS = (
+    "No configuration was repeated over seeds: no interval and no test is given. (`training.seed` "
+    "as a searched value, or the best few run again with other seeds, would tell.)"
+)
+_REPEATED_WORDS = (
+    "Repeats are complete trials that differ in nothing but the seed. Means carry 95% Student t "
+    "intervals; each configuration is compared with the leader by a paired t test over shared "
+    "seeds, or Welch's where fewer than two are shared (SciPy), with Holm's correction "
+    "(statsmodels); intervals of differences are not corrected. Where three or more configurations "
+    "share the same seeds and these are fewer than five, their noise is taken together (two-way "
+    "analysis of variance: configuration and seed), as if all were equally noisy. Assumed: "
+    "independent repeats and about normal differences. The leader is picked from the same runs, "
+    "so its own mean is slightly flattered. Where a search's best was confirmed by two or more "
+    "repeats, the run that got it picked is left out of its mean."
+)
+
+
+def page_of(found: StudyAnalysis) -> Page:
+    """The report of a study."""
+    built = [make(found) for make in _SECTIONS]
+    if found.systems:
+        built.sort(key=lambda section: section.key != "zero")
+    return Page(
+        title=found.study.name,
+        question=str(found.spec.get("question") or ""),
+        answer=summary.sentences(found),
+        facts=_facts(found),
+        sections=[section for section in built if section.blocks],
+        made=found.options.made,
+        files=FILES,
+    )
+
+
+def _facts(found: StudyAnalysis) -> list[Fact]:
+    spent = sum(found.spent.values())
+    counts = Counter(found.table["state"])
+    told = ", ".join(f"{counts[state]} {state}" for state in sorted(counts)) or "none"
+    facts = [Fact("trials", told), Fact("device time", format.seconds(spent))]
+    goals = [goal for goal in found.front.goals if goal.board.leader] if found.front else []
+    best = [(goal.name, goal.text(goal.board.leader.mean)) for goal in goals if goal.board.leader]
+    if not goals and found.board.leader:
+        best = [(found.metric, found.value(found.board.leader.mean))]
+    facts = [*(Fact(f"best {name}", value) for name, value in best), *facts]
+    facts.append(Fact("noise of one run", f"± {found.noise}" if found.noise else "unknown"))
+    return facts + ([Fact("cost", found.price.of(spent))] if found.price else [])
+
+
+def _problem(found: StudyAnalysis) -> Section:
+    told = found.study.problem
+    blocks = (Text(f"The study's own record could not be read: {told}", "warn"),) if told else ()
+    return Section("problem", "Broken record", blocks)
+
+
+def _leaderboard(found: StudyAnalysis) -> Section:
+    if not found.board.standings:
+        return Section("leaderboard", "Leaderboard")
+    blocks: list[Block] = []
+    if found.front:
+        blocks += [grids.front(found, found.front), grids.leaders(found, found.front)]
+    return Section("leaderboard", "Leaderboard",
+                   (*blocks, _noise_words(found), grids.leaderboard(found)))  # fmt: skip
+
+
+def _noise_words(found: StudyAnalysis) -> Text:
+    if found.board.noise is None:
+        return Text(
+            "Every configuration ran once, so the noise between seeds is unknown: neighbours in "
+            "this list may well be in the wrong order.",
+            "note",
+        )
+    return Text(
+        f"One run varies by about ± {found.noise} (standard deviation over seeds, pooled). "
+        "Configurations of one place cannot be told apart; the marked one is the cheapest of the "
+        "first place, of equally costly ones the best. p values are corrected for the number of "
+        "comparisons."
+    )
+
+
+def _lora(found: StudyAnalysis) -> Section:
+    charts = lora_charts(found)
+    blocks: list[Block] = []
+    best = best_of_each(found, RANK)
+    if len(best) > 1:
+        blocks.append(grids.best_per(found, RANK, best))
+    return Section("lora", "LoRA", (*blocks, *charts))
+
+
+def _zero(found: StudyAnalysis) -> Section:
+    if not zero_stages.is_searched(found.table):
+        return Section("zero", "ZeRO stages")
+    words: list[Block] = [
+        Text(
+            "Stages are ranked on speed and memory: their losses should be equal but for rounding."
+        )
+    ]
+    if found.on_cpu:
+        words.append(Text(f"Peak memory does not rank stages here: {CPU_MEMORY}.", "note"))
+    wrong = zero_stages.disagreements(found.parity)
+    if wrong:
+        pairs = f"{len(wrong)} of {len(found.parity)} pairs of trials"
+        words.append(Text(f"{pairs} differ by more than rounding explains.", "warn"))
+    elif not found.parity:
+        words.append(Text("No two complete trials differ in the stage alone: no audit.", "note"))
+    tables = [grids.stages(found)] + ([grids.parity(found)] if found.parity else [])
+    return Section("zero", "ZeRO stages", (*words, *tables, *zero_charts(found)))
+
+
+def _search(found: StudyAnalysis) -> Section:
+    return Section("search", "The search", tuple(study_charts(found)))
+
+
+def _cost(found: StudyAnalysis) -> Section:
+    if not sum(found.spent.values()):
+        return Section("cost", "What it cost")
+    blocks: list[Block] = [grids.spending(found)]
+    if not found.price:
+        blocks.append(Text(_PRICE_WORDS, "note"))
+    if found.where:
+        blocks.append(grids.workers(found.where))
+    return Section(
+        "cost", "What it cost", (*blocks, *cost_charts(found), grids.trial_spending(found))
+    )
+
+
+def _pruned(found: StudyAnalysis) -> Section:
+    rows = ranked(found.table, "pruned")
+    names = ["number", "value", *found.searched, "steps", "max_steps", "device_seconds"]
+    grid = grids.grid_of(
+        found, "pruned", "Stopped early; the value is the last one seen", rows, names
+    )
+    return Section("pruned", "Pruned", (grid,) if len(rows) else ())
+
+
+def _failures(found: StudyAnalysis) -> Section:
+    kinds, each = grids.failures(found)
+    return Section("failures", "Failures", (kinds, each) if each.rows else ())
+
+
+def _trials(found: StudyAnalysis) -> Section:
+    if found.table.empty:
+        return Section("trials", "All trials")
+    order = {state: place for place, state in enumerate(("complete", "unfinished", "pruned"))}
+    place = found.table["state"].map(lambda state: order.get(state, 9))
+    key = found.table["value"] * found.sign
+    rows = found.table.assign(place=place, key=key).sort_values(["place", "key", "number"])
+    others = [column for _, column in found.objectives[1:]]
+    names = ["number", "state", "value", *others, *found.table.attrs["varied"]]
+    names += ["scale", "best_step"]
+    names += ["steps", "trainable_parameters", "seconds_per_step", "device_seconds"]
+    names += ["peak_memory_bytes", "device", "attempts", "duplicate_of"]
+    names = list(dict.fromkeys(names))
+    grid = grids.grid_of(found, "trials", "All trials, best first", rows, names)
+    return Section("trials", "All trials", (grid,))
+
+
+def _provenance(found: StudyAnalysis) -> Section:
+    rows = [[_Cell(name), _Cell(value)] for name, value in _facts_of_record(found)]
+    grid = Grid("provenance", "What it was made with", [Head("what", False), Head("value", False)],
+                rows, brief=100)  # fmt: skip
+    blocks: list[Block] = [grid, Code(_again(found), "Repeat any row (from the study's folder)")]
+    sweep = found.study.folder.sweep_file
+    if sweep.exists():
+        blocks.append(Code(sweep.read_text(encoding="utf-8", errors="replace"), "Sweep file"))
+    else:
+        text = json.dumps(found.spec, indent=2, sort_keys=True, default=str)
+        blocks.append(Code(text, "Resolved sweep"))
+    return Section("provenance", "Provenance", tuple(blocks))
+
+
+def _again(found: StudyAnalysis) -> str:
+    group = found.board.recommended
+    number = f"{group.trials[0] if group else 0:05d}"
+    return (
+        f"mkdir -p again/{number} && cp trials/{number}/config.json again/{number}/ && "
+        f"python -m trial again/{number}"
+    )
+
+
+def _facts_of_record(found: StudyAnalysis) -> list[tuple[str, str]]:
+    record, trials = found.study.record, found.study.trials
+    rows = [("sweep file", record.source)]
+    for name, value in sorted(record.provenance.items()):
+        if isinstance(value, Mapping):
+            rows += [(f"{name}: {key}", _plain(item)) for key, item in sorted(value.items())]
+        else:
+            rows.append((name, _plain(value)))
+    hashes = found.table
+    rows += [("data hash", _different(hashes["data_hash"])),
+             ("model hash", _different(hashes["model_hash"])),
+             ("devices", _different(hashes["device"])),
+             ("training seeds", _different(hashes["seed"]))]  # fmt: skip
+    used = {f"{name} {version}" for t in trials for name, version in _versions(t).items()}
+    return [(n, v) for n, v in [*rows, ("versions in the trials", ", ".join(sorted(used)))] if v]
+
+
+def _versions(trial: TrialRead) -> Mapping[str, str]:
+    return trial.attempts[-1].versions if trial.attempts else {}
+
+
+def _different(column: Any) -> str:
+    values = sorted({str(value) for value in column.dropna()})
+    more = f" and {len(values) - 10} more" if len(values) > 10 else ""
+    return ", ".join(values[:10]) + more
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return " ".join(value)
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+
+
+def _method(found: StudyAnalysis) -> Section:
+    words = [
+        f"Values are {found.metric}{_LOSS_WORDS if found.metric == 'eval loss' else '.'}",
+        _REPEATED_WORDS if found.board.noise is not None else _SINGLE_WORDS,
+        f"Importance is Optuna's, on an in-memory copy of the table; with fewer than {ENOUGH} "
+        f"complete trials it is a hint, and fANOVA sees at most {MOST_TREES:,} trials.",
+        "Pruned and failed trials are left out of every test, fit and axis. A first view leaves "
+        "out far-off points (beyond three interquartile ranges); double-click a plot to see all.",
+        "Device time is wall time of a trial's phases times the devices it held; "
+        f"`retried` is estimated from evaluations made twice. {cost.BOUGHT[0].capitalize()} is "
+        "process start, loading, and the first step of every attempt.",
+    ]
+    if zero_stages.is_searched(found.table):
+        allowed = ", ".join(f"{dtype} {limit:.0e}" for dtype, limit in zero_stages.ROUNDING.items())
+        words.append(f"Parity between stages allows a relative difference of {allowed}.")
+    return Section("method", "How this was computed", tuple(Text(word) for word in words))
+
+
+_SECTIONS: tuple[Callable[[StudyAnalysis], Section], ...] = (
+    _problem, _leaderboard, _lora, _zero, _search, _cost, _pruned, _failures, _trials,
+    _provenance, _method,
+)  # fmt: skip

@@ -1,0 +1,362 @@
+"""Tables for reading, made of the table of trials."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from results.analysis import cost, zero_stages
+from results.analysis.pareto import Front
+from results.analysis.significance import Group, Standing
+from results.analysis.study_analysis import StudyAnalysis, settings
+from results.analysis.worker_time import KINDS, Worker, WorkerTimeBreakdown
+from results.data import format
+from results.data.naming import short
+from results.page.page import Cell, Grid, Head
+
+MOST_ROWS = 1_000
+"""Rows of a table in the page; the files hold all."""
+
+Text = Callable[[Any], str]
+
+_TEXT: Mapping[str, Text] = {
+    "best_step": str, "steps": str, "max_steps": str, "seed": str, "number": str,
+    "runs": str, "trainable_parameters": format.count, "total_parameters": format.count,
+    "tokens": format.count,
+    "peak_memory_bytes": format.size, "seconds_total": format.seconds,
+    "device_seconds": format.seconds, "warm_device_seconds": format.seconds,
+}  # fmt: skip
+
+_TITLES: Mapping[str, str] = {
+    "number": "trial", "seconds_total": "time", "device_seconds": "device time",
+    "warm_device_seconds": "device time a run",
+    "peak_memory_bytes": "peak memory", "trainable_parameters": "trained parameters",
+    "cause_kind": "kind", "cause": "first line of the cause", "duplicate_of": "same as trial",
+    "seconds_per_step": "s per step", "tokens_per_second": "tokens/s",
+}  # fmt: skip
+
+
+def grid_of(
+    found: StudyAnalysis,
+    key: str,
+    caption: str,
+    rows: pd.DataFrame,
+    names: Sequence[str],
+    best: bool = False,
+) -> Grid:
+    """The columns of `names` that hold anything, in the rows' order."""
+    kept = [name for name in names if name in rows and rows[name].notna().any()]
+    texts: dict[str, Text] = {**_TEXT, "value": found.value}
+    shown = rows.head(MOST_ROWS)
+    cells = [
+        [
+            _cell(name, row[name], texts.get(name, format.number), format.is_missing(row["group"]))
+            for name in kept
+        ]
+        for row in shown.to_dict("records")
+    ]
+    titles = {**_TITLES, "value": found.metric}
+    heads = [Head(titles.get(name) or short(name), _is_number(rows, name)) for name in kept]
+    note = ""
+    if len(rows) > len(shown):
+        note = f"The first {len(shown):,} of {len(rows):,}; trials.csv holds all."
+    return Grid(key, caption, heads, cells, frozenset({0} if best and cells else ()), note=note)
+
+
+def _cell(name: str, value: Any, text: Text, unread: bool = False) -> Cell:
+    if format.is_missing(value) and name == zero_stages.STAGE and not unread:
+        return Cell("none", -1)
+    if format.is_missing(value):
+        return Cell(format.MISSING, "")
+    link = f"../trials/{int(value):05d}/" if name == "number" else ""
+    return Cell(text(value), value if isinstance(value, int | float) else str(value), link)
+
+
+def _is_number(rows: pd.DataFrame, name: str) -> bool:
+    return pd.api.types.is_numeric_dtype(rows[name]) and not pd.api.types.is_bool_dtype(rows[name])
+
+
+def leaderboard(found: StudyAnalysis) -> Grid:
+    """Configurations, best first, with what is known of their noise."""
+    board = found.board
+    heads = [
+        Head("place"), Head("verdict", False), Head("trials"),
+        *(Head(short(n), _is_number(found.table, n)) for n in found.searched),
+        Head(f"{found.metric} (mean)"), Head("95% interval"), Head("runs"),
+        Head("behind the leader"), Head("p (Holm)"),
+        Head("device time a run"), Head("trained parameters"),
+    ]  # fmt: skip
+    shown = board.standings[:MOST_ROWS]
+    rows = [_standing(found, standing, place) for place, standing in enumerate(shown, 1)]
+    kept = [i for i in range(len(heads)) if any(row[i].text != format.MISSING for row in rows)]
+    marked = frozenset(i for i, item in enumerate(shown) if item.group is board.recommended)
+    note = ""
+    if len(board.standings) > len(shown):
+        note = f"The first {len(shown):,} of {len(board.standings):,} configurations."
+    by = f", by {found.metric} alone" if found.front else ""
+    return Grid(
+        "leaderboard", f"Configurations, best first{by}", [heads[i] for i in kept],
+        [[row[i] for i in kept] for row in rows], marked, note=note,
+    )  # fmt: skip
+
+
+def _standing(found: StudyAnalysis, standing: Standing, place: int) -> list[Cell]:
+    group, against = standing.group, standing.comparison
+    alone = found.board.noise is None
+    ends = group.interval
+    behind = ""
+    if against:
+        reach = (
+            f"{format.number(against.interval.low, 3)} to {format.number(against.interval.high, 3)}"
+        )
+        behind = f"{format.number(against.difference, 3)} ({reach})"
+    return [
+        Cell(str(standing.tier or place) if standing.tier or alone else format.MISSING, place),
+        Cell(verdict(found, standing)),
+        _trials(group),
+        *(_cell(name, group.row[name], format.number) for name in found.searched),
+        Cell(found.value(group.mean), group.mean),
+        Cell(f"{found.value(ends.low)} to {found.value(ends.high)}" if ends else format.MISSING,
+             ends.low if ends else ""),
+        Cell(str(len(group.values)), len(group.values)),
+        Cell(behind or format.MISSING, against.difference if against else ""),
+        Cell(p_value(against.adjusted) if against else format.MISSING,
+             against.adjusted if against else ""),
+        Cell(format.seconds(group.device_seconds), group.device_seconds),
+        _cell("", group.row["trainable_parameters"], format.count),
+    ]  # fmt: skip
+
+
+def front(found: StudyAnalysis, of: Front) -> Grid:
+    """The configurations that none beats in all objectives."""
+    heads = [Head("trials"), *(Head(short(n), _is_number(found.table, n)) for n in found.searched)]
+    heads += [Head(f"{goal.name} (mean)") for goal in of.goals]
+    heads += [Head("runs"), Head("device time a run"), Head("", False)]
+    best = [goal.board.leader for goal in of.goals]
+    rows = []
+    for member in of.members[:MOST_ROWS]:
+        group = member.group
+        names = [
+            goal.name
+            for goal, leader in zip(of.goals, best, strict=True)
+            if leader is not None and leader.trials == group.trials
+        ]
+        told = [f"best {' and '.join(names)}"] * bool(names)
+        told += ["most even"] * (member is of.compromise)
+        rows.append([
+            _trials(group),
+            *(_cell(name, group.row[name], format.number) for name in found.searched),
+            *(Cell(goal.text(value), value)
+              for goal, value in zip(of.goals, member.values, strict=True)),
+            Cell(str(len(group.values)), len(group.values)),
+            Cell(format.seconds(group.device_seconds), group.device_seconds),
+            Cell(", ".join(told)),
+        ])  # fmt: skip
+    marked = frozenset(i for i, member in enumerate(of.members) if member is of.compromise)
+    return Grid("front", "Pareto front: no configuration is better in one objective and as good "
+                "in the others", heads, rows, marked)  # fmt: skip
+
+
+def leaders(found: StudyAnalysis, of: Front) -> Grid:
+    """Who leads in each objective, and what ties with it."""
+    heads = [
+        Head("objective", False), Head("trials"), Head("leader", False), Head("mean"),
+        Head("95% interval"), Head("runs"), Head("tied with it"), Head("noise of one run"),
+    ]  # fmt: skip
+    rows = []
+    for goal in of.goals:
+        leader = goal.board.leader
+        if leader is None:
+            continue
+        ends, one = leader.interval, goal.board.noise
+        rows.append([
+            Cell(goal.name), _trials(leader), Cell(settings(leader.row, found.telling)),
+            Cell(goal.text(leader.mean), leader.mean),
+            Cell(f"{goal.text(ends.low)} to {goal.text(ends.high)}" if ends else format.MISSING,
+                 ends.low if ends else ""),
+            Cell(str(len(leader.values)), len(leader.values)),
+            Cell(format.MISSING if one is None else str(max(0, len(goal.board.tied) - 1))),
+            Cell(f"± {goal.noise}" if goal.noise else format.MISSING, one or ""),
+        ])  # fmt: skip
+    return Grid("leaders", "Best in each objective alone", heads, rows)
+
+
+def _trials(group: Group) -> Cell:
+    """The trials of a configuration, with a link to the first."""
+    more = len(group.trials) - 3
+    text = ", ".join(map(str, group.trials[:3])) + (f" + {more}" if more > 0 else "")
+    return Cell(text, group.trials[0], f"../trials/{group.trials[0]:05d}/")
+
+
+def p_value(p: float) -> str:
+    """A p value as people write it."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def verdict(found: StudyAnalysis, standing: Standing) -> str:
+    """A standing in words."""
+    board = found.board
+    cheapest = standing.group is board.recommended
+    if board.noise is None:
+        return "best of single runs" if cheapest else "one run"
+    if standing.tier == 1:
+        alone = len(board.tied) == 1
+        return "wins" if alone else "tied: take this" if cheapest else "tied"
+    if standing.tier is not None:
+        return "worse"
+    return "one run, within noise" if standing.within_noise else "one run, worse"
+
+
+def best_per(found: StudyAnalysis, name: str, rows: pd.DataFrame) -> Grid:
+    """The best trial at each value of a parameter."""
+    others = [other for other in found.searched if other != name]
+    names = [name, "value", "runs", *others, "number", "trainable_parameters"]
+    names += ["warm_device_seconds"]
+    return grid_of(found, f"best_{name}", f"Best trial at each {short(name)}", rows, names)
+
+
+def spending(found: StudyAnalysis) -> Grid:
+    """Device time by what it bought, with its price."""
+    total = sum(found.spent.values())
+    heads = [Head("what", False), Head("device time"), Head("device hours"), Head("share")]
+    heads += [Head("cost")] if found.price else []
+    rows = [_amount(found, name, found.spent[name], total) for name in cost.BOUGHT]
+    rows.append(_amount(found, "in all", total, total))
+    return Grid(
+        "spending", "Device time by what it bought", heads, rows, frozenset({len(rows) - 1})
+    )
+
+
+def _amount(found: StudyAnalysis, name: str, seconds: float, total: float) -> list[Cell]:
+    cells = [
+        Cell(name), Cell(format.seconds(seconds), seconds),
+        Cell(f"{seconds / 3600:.3g}", seconds), Cell(format.percent(seconds, total), seconds),
+    ]  # fmt: skip
+    return cells + ([Cell(found.price.of(seconds), seconds)] if found.price else [])
+
+
+def trial_spending(found: StudyAnalysis) -> Grid:
+    """Device time of every trial by what it bought, the costliest first."""
+    spent = cost.bought(found.table)
+    order = spent.sum(axis=1).sort_values(ascending=False, kind="stable").index[:MOST_ROWS]
+    kept = [name for name in cost.BOUGHT if spent[name].any()]
+    heads = [Head("trial"), Head("state", False), *map(Head, kept), Head("in all")]
+    heads += [Head("cost")] if found.price else []
+    rows = []
+    for index in order:
+        number, total = int(found.table.loc[index, "number"]), float(spent.loc[index].sum())
+        cells = [Cell(str(number), number, f"../trials/{number:05d}/")]
+        cells.append(Cell(str(found.table.loc[index, "state"])))
+        cells += [Cell(format.seconds(v), v) for v in (float(spent.loc[index, n]) for n in kept)]
+        cells.append(Cell(format.seconds(total), total))
+        rows.append(cells + ([Cell(found.price.of(total), total)] if found.price else []))
+    return Grid("trial_spending", "Device time of each trial", heads, rows, brief=10)
+
+
+def worker_names(workers: Sequence[Worker]) -> list[str]:
+    """Workers by number, with their host where there are several."""
+    several = len({worker.host for worker in workers}) > 1
+    return [
+        f"worker {n}" + (f" ({worker.host})" if several else "") for n, worker in enumerate(workers)
+    ]
+
+
+def workers(found: WorkerTimeBreakdown) -> Grid:
+    """What each worker's time went to, all of it."""
+    sums = {kind: sum(worker.seconds[kind] for worker in found.workers) for kind in KINDS}
+    kinds = [kind for kind in KINDS if sums[kind] >= 0.05]
+    names = worker_names(found.workers[:MOST_ROWS])
+    rows = [
+        _seconds(name, worker.seconds, kinds)
+        for name, worker in zip(names, found.workers, strict=False)
+    ]
+    whole = sum(sums.values())
+    share = [Cell(format.percent(sums[kind], whole), sums[kind]) for kind in kinds]
+    rows += [
+        _seconds("all workers", sums, kinds),
+        [Cell("share"), *share, Cell(format.percent(whole, whole), whole)],
+    ]
+    note = (
+        f"The study ran for {format.seconds(found.makespan)}; each row adds up to the time in "
+        "which its worker was part of that."
+    )
+    if found.apart > 0:
+        note += f" {format.seconds(found.apart)} between runs without any worker are left out."
+    heads = [Head("worker", False), *map(Head, kinds), Head("in all")]
+    return Grid("workers", "Where every worker's time went", heads, rows,
+                frozenset({len(rows) - 2}), note=note)  # fmt: skip
+
+
+def _seconds(name: str, seconds: Mapping[str, float], kinds: Sequence[str]) -> list[Cell]:
+    whole = sum(seconds.values())
+    return [
+        Cell(name),
+        *(Cell(format.seconds(seconds[kind]), seconds[kind]) for kind in kinds),
+        Cell(format.seconds(whole), whole),
+    ]
+
+
+def stages(found: StudyAnalysis) -> Grid:
+    """What each ZeRO stage costs."""
+    heads = [Head("stage", False), Head("trials"), Head("s per step"), Head("tokens/s"),
+             Head("peak memory"), Head("eval loss")]  # fmt: skip
+    rows = [
+        [
+            Cell(str(row["stage"])), Cell(str(row["trials"]), row["trials"]),
+            _cell("", row["seconds_per_step"], format.number),
+            _cell("", row["tokens_per_second"], format.number),
+            _cell("", row["peak_memory_bytes"], format.size),
+            _cell("", row["eval_loss"], format.loss),
+        ]
+        for row in zero_stages.stages(found.table).to_dict("records")
+    ]  # fmt: skip
+    return Grid("stages", "ZeRO stages, medians over complete trials", heads, rows)
+
+
+def parity(found: StudyAnalysis) -> Grid:
+    """The loss-parity audit, pair by pair."""
+    heads = [Head("stages", False), Head("trials", False), Head("evaluations compared"),
+             Head("largest relative difference"), Head("at step"), Head("allowed"),
+             Head("verdict", False)]  # fmt: skip
+    rows = [
+        [
+            Cell(f"{pair.stages[1]} against {pair.stages[0]}"),
+            Cell(f"{pair.other}, {pair.reference}"), Cell(str(pair.steps), pair.steps),
+            Cell(f"{pair.worst:.2g}", pair.worst), Cell(str(pair.at_step), pair.at_step),
+            Cell(f"{pair.allowed:.0e}", pair.allowed),
+            Cell("agree" if pair.agrees else "disagree"),
+        ]
+        for pair in found.parity[:MOST_ROWS]
+    ]  # fmt: skip
+    return Grid("parity", "Loss parity between stages", heads, rows)
+
+
+def failures(found: StudyAnalysis) -> tuple[Grid, Grid]:
+    """Failures by kind, and each with its settings, cause and log."""
+    rows = found.table[found.table["state"].isin(["failed", "unreadable"])]
+    kinds = rows["cause_kind"].fillna("unreadable folder")
+    counted = [[Cell(str(kind)), Cell(str(n), n)] for kind, n in kinds.value_counts().items()]
+    by_kind = Grid("failure_kinds", "Failures by kind", [Head("kind", False), Head("trials")],
+                   sorted(counted, key=lambda row: row[0].text))  # fmt: skip
+    heads = [Head("trial"), Head("kind", False), Head("settings", False),
+             Head("first line of the cause", False), Head("log", False)]  # fmt: skip
+    listed = [
+        _failure({str(name): value for name, value in row.items()}, found.searched)
+        for row in rows.head(MOST_ROWS).to_dict("records")
+    ]
+    return by_kind, Grid("failures", "Every failure", heads, listed)
+
+
+def _failure(row: Mapping[str, Any], searched: Sequence[str]) -> list[Cell]:
+    number = int(row["number"])
+    log = f"trials/{number:05d}/train.log"
+    known = [row[name] for name in ("cause", "problem") if not format.is_missing(row[name])]
+    kind = row["cause_kind"]
+    return [
+        Cell(str(number), number, f"../trials/{number:05d}/"),
+        Cell("unreadable" if format.is_missing(kind) else str(kind)),
+        Cell(settings(row, searched)), Cell(str(known[0]) if known else format.MISSING),
+        Cell(log, log, f"../{log}"),
+    ]  # fmt: skip

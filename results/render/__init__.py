@@ -1,0 +1,1 @@
+"""A page as HTML, Markdown, SVG, or text on a terminal."""

@@ -1,0 +1,141 @@
+"""What a person sees while a sweep runs: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from sweep.driver.executor import Evaluated, Event, Finished, Interrupted
+from sweep.driver.interfaces import View
+from sweep.driver.progress import Running, SweepProgress
+from sweep.spec.text import clock, describe, number_text
+from trial.store import metrics
+from trial.store.records import Result
+
+PLAIN_EVERY = 30.0
+"""Seconds between two summaries when there is no terminal."""
+
+COLOURS = {"complete": "green", "pruned": "yellow", "failed": "red", "duplicate": "dim"}
+
+
+@contextmanager
+def watch(console: Console, metric: str) -> Iterator[View]:
+    """The view that suits the console, for as long as the sweep runs."""
+    if not console.is_terminal:
+        yield PlainView(console, metric)
+        return
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+        yield LiveView(console, metric, live)
+
+
+class PlainView:
+    """One line for every trial that ends, and a summary now and then."""
+
+    def __init__(self, console: Console, metric: str) -> None:
+        self.console = console
+        self.metric = metric
+        self._summed_at = time.monotonic()
+
+    def update(self, progress: SweepProgress) -> None:
+        """Print a summary when the last one is old."""
+        if time.monotonic() - self._summed_at >= PLAIN_EVERY:
+            self._summed_at = time.monotonic()
+            self.note(summary(progress))
+
+    def happened(self, event: Event, progress: SweepProgress) -> None:
+        """Print how a trial ended."""
+        if isinstance(event, Finished):
+            params = progress.params.get(event.number, {})
+            self._print(ended_line(event.number, event.result, params, progress))
+        elif isinstance(event, Interrupted):
+            self._print(Text(f"trial {event.number:>3}  interrupted, to go on from its checkpoint"))
+
+    def note(self, text: str) -> None:
+        """One line of news."""
+        self._print(Text(text))
+
+    def _print(self, text: Text) -> None:
+        self.console.print(text, soft_wrap=True)
+
+
+class LiveView(PlainView):
+    """The same lines above a table of what runs now."""
+
+    def __init__(self, console: Console, metric: str, live: Live) -> None:
+        super().__init__(console, metric)
+        self.live = live
+
+    def update(self, progress: SweepProgress) -> None:
+        """Redraw the table."""
+        self.live.update(Group(running_table(progress, self.metric), Text(summary(progress))))
+
+    def happened(self, event: Event, progress: SweepProgress) -> None:
+        """Print how a trial ended; show a new evaluation at once."""
+        super().happened(event, progress)
+        if isinstance(event, Evaluated):
+            self.update(progress)
+
+
+def running_table(progress: SweepProgress, metric: str) -> Table:
+    """One row for each trial on a device; the loss stands in for a metric known only at its end."""
+    metric = "eval_loss" if metric in metrics.METRICS else metric
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("trial", "parameters", "step", metric, "device", "seconds"):
+        table.add_column(name, justify="right" if name in ("trial", "step", metric) else "left")
+    now = progress.clock()
+    for number, row in sorted(progress.running.items()):
+        table.add_row(*_cells(number, row, now, metric))
+    return table
+
+
+def _cells(number: int, row: Running, now: float, metric: str) -> tuple[str, ...]:
+    step = f"{row.last.step}" if row.last else "-"
+    if row.max_steps:
+        step = f"{step}/{row.max_steps}"
+    value = metrics.of_evaluation(row.last, metric) if row.last else None
+    figure = "-" if value is None else number_text(value)
+    where = f"{row.device} ({row.stopping})" if row.stopping else row.device or "starting"
+    return (str(number), describe(row.params), step, figure, where, f"{now - row.since:.0f}")
+
+
+def ended_line(
+    number: int, result: Result, params: Mapping[str, Any], progress: SweepProgress
+) -> Text:
+    """How one trial ended, in a line."""
+    text = Text(f"trial {number:>3}  ")
+    text.append(f"{result.state:<9}", style=COLOURS.get(result.state, ""))
+    value = metrics.of_result(result, progress.metric)
+    if value is not None and result.state in ("complete", "pruned"):
+        text.append(f" {number_text(value)}")
+    text.append(f"  {describe(params)}")
+    if result.state == "pruned":
+        text.append(f"  at step {result.steps}/{result.max_steps}")
+    if result.cause:
+        text.append(f"  {result.cause.kind}: {result.cause.message}")
+    text.append(f"  {result.seconds.total:.1f} s", style="dim")
+    if progress.best and progress.best.number == number:
+        text.append("  best so far", style="bold green")
+    return text
+
+
+def summary(progress: SweepProgress) -> str:
+    """Counts, the best so far, elapsed and remaining time."""
+    planned = f" of {progress.total}" if progress.total else ""
+    states = ", ".join(f"{count} {state}" for state, count in sorted(progress.states.items()))
+    parts = [f"{progress.ended}{planned} trials ended" + (f" ({states})" if states else "")]
+    parts.append(f"{len(progress.running)} running on {progress.slots}")
+    if progress.best:
+        best = progress.best
+        value = number_text(best.value)
+        parts.append(f"best {value} (trial {best.number}: {describe(best.params)})")
+    parts.append(f"{clock(progress.elapsed)} elapsed")
+    if (left := progress.remaining_seconds) is not None:
+        parts.append(f"about {clock(left)} left")
+    return "; ".join(parts)

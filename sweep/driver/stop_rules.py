@@ -1,0 +1,72 @@
+"""When a sweep ends: pure rules over its progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sweep.driver.progress import SweepProgress
+from sweep.spec.spec import StopSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Why no further trial starts, and whether the running ones are interrupted too."""
+
+    reason: str
+    interrupt: bool = False
+    failed: bool = False
+
+
+Rule = Callable[[StopSpec, SweepProgress], Verdict | None]
+
+
+def _alike(stop: StopSpec, progress: SweepProgress) -> Verdict | None:
+    cause, count = progress.alike
+    # A worker pool finds a common cause in its first round: let every slot have its say.
+    if not count or count < max(progress.alike_limit, progress.slots):
+        return None
+    return Verdict(f"the last {count} trials failed alike: {cause}", interrupt=True, failed=True)
+
+
+def _trials(stop: StopSpec, progress: SweepProgress) -> Verdict | None:
+    if progress.planned is None or progress.taken < progress.planned:
+        return None
+    return Verdict(f"all {progress.planned} trials are done")
+
+
+def _hours(stop: StopSpec, progress: SweepProgress) -> Verdict | None:
+    if stop.hours is None or progress.elapsed < stop.hours * 3600:
+        return None
+    return Verdict(f"{stop.hours:g} hours are over", interrupt=True)
+
+
+def _device_hours(stop: StopSpec, progress: SweepProgress) -> Verdict | None:
+    if stop.device_hours is None or progress.device_seconds < stop.device_hours * 3600:
+        return None
+    return Verdict(f"{stop.device_hours:g} device-hours are spent", interrupt=True)
+
+
+def _no_improvement(stop: StopSpec, progress: SweepProgress) -> Verdict | None:
+    if stop.no_improvement is None or not progress.best:
+        return None
+    if progress.since_best < stop.no_improvement:
+        return None
+    return Verdict(f"no improvement in {progress.since_best} trials")
+
+
+def _target(stop: StopSpec, progress: SweepProgress) -> Verdict | None:
+    if stop.target is None or not progress.best:
+        return None
+    sign = -1.0 if progress.maximize else 1.0
+    if sign * progress.best.value > sign * stop.target:
+        return None
+    return Verdict(f"the target {stop.target:g} is reached", interrupt=True)
+
+
+RULES: tuple[Rule, ...] = (_alike, _target, _hours, _device_hours, _no_improvement, _trials)
+
+
+def verdict(stop: StopSpec, progress: SweepProgress) -> Verdict | None:
+    """The first rule that ends the sweep now; None to go on."""
+    return next((found for rule in RULES if (found := rule(stop, progress))), None)

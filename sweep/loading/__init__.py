@@ -1,0 +1,1 @@
+"""From a sweep file to its specification, with every mistake by its line."""

@@ -1,0 +1,100 @@
+"""The key reference of sweep files, drawn from the fields: `python -m sweep.reference FILE`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from sweep.spec.failures import FailuresSpec
+from sweep.spec.spec import (
+    BudgetSpec,
+    ConfirmSpec,
+    ObjectiveSpec,
+    PrunerSpec,
+    ResourceSpec,
+    SamplerSpec,
+    StopSpec,
+    SweepSpec,
+)
+from trial.config.trial_config import (
+    DataConfig,
+    DeepSpeedSection,
+    EvaluationSection,
+    LoraSection,
+    ModelConfig,
+    ObjectiveSection,
+    TrialConfig,
+)
+
+SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {
+    "Top level": ("", SweepSpec),
+    "base": ("base.", TrialConfig),
+    "base.model": ("base.model.", ModelConfig),
+    "base.data": ("base.data.", DataConfig),
+    "base.lora": ("base.lora.", LoraSection),
+    "base.objective": ("base.objective.", ObjectiveSection),
+    "base.evaluation": ("base.evaluation.", EvaluationSection),
+    "base.deepspeed": ("base.deepspeed.", DeepSpeedSection),
+    "objective": ("objective.", ObjectiveSpec),
+    "sampler": ("sampler.", SamplerSpec),
+    "pruner": ("pruner.", PrunerSpec),
+    "stop": ("stop.", StopSpec),
+    "budget": ("budget.", BudgetSpec),
+    "resources": ("resources.", ResourceSpec),
+    "confirm": ("confirm.", ConfirmSpec),
+    "failures": ("failures.", FailuresSpec),
+}
+
+HIDDEN = {"version", "origin", "options", "objectives"}
+
+TEMPLATE = """\
+# Every key of a sweep file
+
+Written by `python -m sweep.reference docs/keys.md`; a test keeps it current. `base.training` takes
+any `TrainingArguments` or `GaudiTrainingArguments` name, `base.lora` any PEFT `LoraConfig` name.
+{% for title, rows in sections.items() %}
+## {{ title }}
+
+| key | default | meaning |
+|---|---|---|
+{% for row in rows -%}
+| `{{ row.key }}` | {{ row.default }} | {{ row.meaning }} |
+{% endfor %}
+{%- endfor %}"""
+
+
+def render() -> str:
+    """The reference as Markdown."""
+    rows = {title: _rows(prefix, model) for title, (prefix, model) in SECTIONS.items()}
+    text = jinja2.Environment(autoescape=False, keep_trailing_newline=True).from_string(TEMPLATE)
+    return text.render(sections=rows)
+
+
+def _rows(prefix: str, model: type[BaseModel]) -> list[dict[str, str]]:
+    return [
+        {
+            "key": f"{prefix}{name}",
+            "default": _default(field),
+            "meaning": " ".join((field.description or "").split()).replace("|", "\\|"),
+        }
+        for name, field in model.model_fields.items()
+        if name not in HIDDEN
+    ]
+
+
+def _default(field: FieldInfo) -> str:
+    value: Any = field.get_default(call_default_factory=True) if not field.is_required() else ""
+    if isinstance(value, BaseModel | tuple) or value in ("", {}, []):
+        return ""
+    written = yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
+    return f"`{written}`"
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(render(), encoding="utf-8")

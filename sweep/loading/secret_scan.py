@@ -1,0 +1,70 @@
+"""Secrets have no place in a sweep file: it is stored with its study, and shown in its report.
+
+What is known by its form or by the name of its key is refused before anything is written. This
+cannot know every secret there is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from sweep.loading.raw_sweep import RawSweep
+from sweep.storage.url import HIDDEN, masked
+from trial.config.errors import Problem
+
+RULE = (
+    "looks like a secret, and a sweep file is stored with its study: leave it to the environment "
+    "(HF_TOKEN, WANDB_API_KEY, GAUDI_SWEEP_STORAGE, ...)"
+)
+
+_KEY = re.compile(
+    r"(?i)(.*_)?(pass(word|wd|phrase)?|pwd|secret|credentials?|(api|access|private|secret)_?key"
+    r"|((hub|auth|access|api|bearer|session|hf|wandb)_?)token|token)"
+)
+_VALUE = re.compile(
+    r"\bhf_[A-Za-z0-9]{16,}"  # Hugging Face
+    r"|\bgh[oprsu]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}"
+    r"|\bA(KIA|SIA)[0-9A-Z]{16}\b"  # AWS
+    r"|\bsk-[A-Za-z0-9_-]{20,}|\bxox[abprs]-[\w-]{10,}|\bAIza[\w-]{30,}"
+    r"|\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]+"  # JSON web tokens
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+
+
+def names_one(key: str) -> bool:
+    """Whether the last word of a dotted key is a secret's; `eos_token` and the like are not."""
+    word = key.rpartition(".")[2]
+    return bool(_KEY.fullmatch(word)) and not re.fullmatch(
+        r"(?i)(eos|bos|pad|unk|sep|cls|mask|image|end|start|stop)_token", word
+    )
+
+
+def is_one(text: str) -> bool:
+    """Whether a text holds what has the form of a secret."""
+    return bool(_VALUE.search(text)) or masked(text) != text
+
+
+def refuse_secrets(sheet: RawSweep) -> None:
+    """Note every secret in a sweep file, its comments included, and in the overrides."""
+    for key, value in _scalars(sheet.content):
+        text = str(value)
+        if is_one(text) or (names_one(key) and text and value is not None):
+            where = sheet.locate(key).replace(text, HIDDEN)
+            sheet.refuse(Problem(key, RULE, HIDDEN, where=where))
+    found = {problem.where for problem in sheet.problems}
+    for number, line in enumerate(sheet.source.read_text(encoding="utf-8").splitlines(), 1):
+        if is_one(line) and (where := f"{sheet.source}:{number}") not in found:
+            sheet.refuse(Problem("", RULE, HIDDEN, where=where))
+
+
+def _scalars(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from _scalars(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(content, list):
+        for value in content:
+            yield from _scalars(value, path)
+    else:
+        yield path, content

@@ -1,0 +1,201 @@
+"""What a sweep will cost, from one measured profile: device-hours, hours, what a budget buys."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from sweep.spec.space import Space
+from sweep.spec.spec import SweepSpec
+from trial.config.trial_config import TrialConfig
+from trial.devices.environment import environment
+from trial.store.folders import StudyFolder, TrialFolder
+from trial.store.records import Result
+
+PROFILE_STEPS = 4
+"""Optimizer steps of a profile; the first one, with its compilation, is counted apart."""
+
+PRUNED_SHARE = 0.6
+"""Share of trials that a pruner may stop early, for the low end of the range."""
+
+PRUNED_AT = 1 / 3
+"""How far a pruned trial gets, for the low end of the range."""
+
+SPREAD = 1.25
+"""How much dearer than the profile trials may turn out, for the high end of the range."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Seconds of one trial by what they buy."""
+
+    startup: float
+    """Once per worker."""
+    fixed: float
+    """Once per trial: model, data, first step, saving."""
+    step: float
+    evaluation: float
+    source: str
+
+    def trial_seconds(self, steps: int, evaluations: int) -> float:
+        """Seconds of a whole trial on a warm worker."""
+        return self.fixed + steps * self.step + evaluations * self.evaluation
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A range for a whole sweep: with the pruner at its busiest, and with nothing pruned."""
+
+    trials: int
+    workers: int
+    devices: int
+    device_hours: tuple[float, float]
+    hours: tuple[float, float]
+
+
+def estimate(spec: SweepSpec, profile: Profile, steps: int, workers: int) -> Estimate:
+    """The cost of the trials a sweep plans, all of them as long as the base says."""
+    trials = planned_trials(spec)
+    repeats = min(spec.confirmed(), trials) * (spec.confirm.seeds - 1) if spec.confirm else 0
+    whole = profile.trial_seconds(steps, evaluations_of(spec, steps))
+    share = 1.0 if spec.pruner.name == "none" else 1 - PRUNED_SHARE * (1 - PRUNED_AT)
+    low, high = trials * whole * share + repeats * whole, (trials + repeats) * whole * SPREAD
+    devices = spec.resources.devices_per_trial
+    used = min(workers, trials)
+    both = [(seconds + used * profile.startup) / 3600 for seconds in (low, high)]
+    return Estimate(
+        trials=trials + repeats,
+        workers=used,
+        devices=devices,
+        device_hours=(both[0] * devices, both[1] * devices),
+        hours=(both[0] / used, both[1] / used),
+    )
+
+
+def planned_trials(spec: SweepSpec) -> int:
+    """Trials that will run at most."""
+    return min(count for count in (known_trials(spec), 10**6) if count is not None)
+
+
+def known_trials(spec: SweepSpec) -> int | None:
+    """Trials that will run at most, by the stop condition and the space; None when neither says."""
+    try:
+        size = Space.of(spec).size()
+    except ValueError:
+        size = None
+    return min((count for count in (spec.stop.trials, size) if count is not None), default=None)
+
+
+def evaluations_of(spec: SweepSpec, steps: int) -> int:
+    """Evaluations of one whole trial."""
+    config = base_config(spec)
+    training = config.training
+    if config.evaluation.steps:
+        before = sum(step < steps for step in config.evaluation.steps)
+        return before + 1 + bool(training.get("eval_on_start"))
+    every = training["eval_steps"] or steps
+    interval = every if every >= 1 else max(1.0, every * steps)
+    if training["eval_strategy"] != "steps":
+        return max(1, round(training["num_train_epochs"]))
+    return max(1, int(steps // interval)) + bool(training.get("eval_on_start"))
+
+
+def steps_of(spec: SweepSpec) -> int:
+    """Optimizer steps of one whole trial."""
+    config = base_config(spec)
+    training = config.training
+    if training["max_steps"] > 0:
+        return int(training["max_steps"])
+    from trial.data.split import read_split
+
+    rows = len(read_split(config.data).train)
+    batch = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"]
+    batch *= spec.resources.devices_per_trial
+    return max(1, int(training["num_train_epochs"] * (rows // batch or 1)))
+
+
+def local_workers(spec: SweepSpec) -> int:
+    """Jobs this machine's cores can hold at once; other devices are Ray's to count."""
+    cores = len(os.sched_getaffinity(0))
+    each = spec.resources.cpus_per_trial * spec.resources.devices_per_trial
+    return max(1, min(cores // each, spec.resources.concurrency or cores))
+
+
+def base_config(spec: SweepSpec) -> TrialConfig:
+    """The first configuration of the space: what all its trials have in common, and one draw."""
+    space = Space.of(spec)
+    return space.lay(next(iter(space.variants([]))))
+
+
+def earlier_profile(spec: SweepSpec, runs: Path) -> Profile | None:
+    """The profile of an earlier study with the same model, data and batch; None without one."""
+    wanted = _kind(base_config(spec))
+    for record in sorted(runs.glob("*/study.json"), key=os.path.getmtime, reverse=True):
+        study = StudyFolder(record.parent)
+        alike = [done for config, done in _complete(study) if _kind(config) == wanted]
+        if alike:
+            return profile_of(alike, f"study {study.name}, {len(alike)} trials")
+    return None
+
+
+Done = tuple[Result, int]
+"""A complete trial's result, and how many evaluations it had."""
+
+
+def _complete(study: StudyFolder) -> Iterator[tuple[TrialConfig, Done]]:
+    for _, folder in study.all_trials():
+        try:
+            result = folder.read_result()
+            if result and result.state == "complete":
+                yield folder.read_config(), (result, len(folder.read_evaluations()))
+        except (OSError, ValueError):
+            continue
+
+
+def _kind(config: TrialConfig) -> str:
+    """What a step's cost depends on most."""
+    keys = ("per_device_train_batch_size", "gradient_accumulation_steps", "bf16")
+    batch = {key: config.training.get(key) for key in keys}
+    parts = config.model_dump(mode="json", include={"model", "data", "device"})
+    return json.dumps([parts, batch], sort_keys=True)
+
+
+def profile_of(done: list[Done], source: str) -> Profile:
+    """The median costs of complete trials; start-up is the dearest, a cold worker's."""
+    costs = [(result.seconds, max(1, result.steps - 1), max(1, count)) for result, count in done]
+    return Profile(
+        startup=max(seconds.startup for seconds, _, _ in costs),
+        fixed=median(seconds.load + seconds.first_step + seconds.save for seconds, _, _ in costs),
+        step=median(seconds.train / steps for seconds, steps, _ in costs),
+        evaluation=median(seconds.eval / count for seconds, _, count in costs),
+        source=source,
+    )
+
+
+def measure(spec: SweepSpec) -> Profile:
+    """Train the first configuration for a few steps, in a process and a folder of its own.
+
+    Raises:
+        ValueError: that trial fails; says why.
+    """
+    config = base_config(spec)
+    short = {"max_steps": PROFILE_STEPS, "eval_steps": PROFILE_STEPS, "eval_on_start": False}
+    config = config.model_copy(update={"training": {**config.training, **short}})
+    threads = str(spec.resources.cpus_per_trial)
+    variables = {**os.environ, **environment(config.device), "OMP_NUM_THREADS": threads}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = TrialFolder.create(Path(scratch, "profile"), config)
+        words = [sys.executable, "-m", "trial", str(folder.path)]
+        done = subprocess.run(words, capture_output=True, text=True, env=variables)
+        result = folder.read_result()
+        if result is None or result.state != "complete":
+            cause = result.cause.message if result and result.cause else done.stderr.strip()[-500:]
+            raise ValueError(f"the profiled trial failed: {cause}")
+        return profile_of([(result, 1)], f"{PROFILE_STEPS} steps just measured")

@@ -1,0 +1,141 @@
+"""What a careful colleague would say about a sweep that is valid and yet may mislead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from sweep.spec import hpu_shapes
+from sweep.spec.dimension import Choices, Derived, Dimension, Range
+from sweep.spec.spec import SweepSpec
+from trial.store.metrics import EVALUATED, METRICS
+
+_DECADE = 10
+_WHOLE_IS_COARSE = ("learning_rate", "lora_dropout", "warmup_ratio", "weight_decay", "fraction")
+
+
+def advice(spec: SweepSpec) -> list[str]:
+    """Warnings, a sentence each; empty when there is nothing to say."""
+    return [line for look in _LOOKS for line in look(spec)]
+
+
+def _scale(spec: SweepSpec) -> Iterator[str]:
+    """Rank and alpha act through their ratio."""
+    alpha = spec.space.get("lora.lora_alpha", ())
+    follows = any(isinstance(branch, Derived) for branch in alpha)
+    if spec.varies("lora.r") and not follows and not spec.varies("lora.lora_alpha"):
+        yield (
+            "lora.r varies while lora.lora_alpha is fixed: the effective scale (alpha / r) changes"
+            " with the rank, so the two cannot be told apart; `lora.lora_alpha: {expression:"
+            " 2 * lora.r}` holds it"
+        )
+
+
+def _one_rate(spec: SweepSpec) -> Iterator[str]:
+    """The best learning rate depends on rank and scale."""
+    if spec.varies("training.learning_rate"):
+        return
+    for path in ("lora.r", "lora.lora_alpha"):
+        if spec.varies(path):
+            yield (
+                f"every value of {path} is compared at one learning rate, which suits some of them"
+                " better than others: search training.learning_rate beside it"
+            )
+
+
+def _noise(spec: SweepSpec) -> Iterator[str]:
+    """Dimensions that move the eval loss only by chance."""
+    adaptive = spec.sampler.name not in ("grid", "random", "qmc")
+    on_loss = any(goal.metric == "eval_loss" for goal in spec.objectives)
+    for path in ("zero_stage", "training.seed"):
+        if adaptive and on_loss and spec.varies(path):
+            yield (
+                f"{path} moves eval_loss by noise only: beside sampler {spec.sampler.name} it is a"
+                " dimension without a signal; give it a grid of its own"
+            )
+
+
+def _ranges(spec: SweepSpec) -> Iterator[str]:
+    for name, dimension in {**spec.space, **spec.variables}.items():
+        for branch in dimension:
+            if isinstance(branch, Range):
+                yield from _range(name, branch)
+
+
+def _range(name: str, branch: Range) -> Iterator[str]:
+    if name.endswith("learning_rate") and not branch.log and branch.high > _DECADE * branch.low:
+        yield f"{name}: {branch.describe()} spans more than a decade: say `log: true`"
+    if branch.type == "int" and name.endswith(_WHOLE_IS_COARSE):
+        yield f"{name}: both ends are whole, so only whole numbers are drawn: say `type: float`"
+
+
+def _sampler(spec: SweepSpec) -> Iterator[str]:
+    name, trials = spec.sampler.name, spec.stop.trials
+    startup = spec.sampler.options.get("n_startup_trials", 10)
+    if name in ("tpe", "gp") and trials is not None and trials <= startup:
+        yield (
+            f"the first {startup} trials of sampler {name} are random, and stop.trials is {trials}:"
+            " the sampler never learns; lower sampler.n_startup_trials or run more trials"
+        )
+    lists = [name for name, dimension in _searched(spec) if _has_choices(dimension)]
+    if name in ("cmaes", "qmc") and lists:
+        yield f"sampler {name} draws choices at random: {', '.join(lists)}"
+
+
+def _objective(spec: SweepSpec) -> Iterator[str]:
+    for goal in spec.objectives:
+        if goal.metric not in METRICS and goal.metric not in EVALUATED:
+            yield (
+                f"`{goal.metric}` is none of {', '.join(METRICS)}: every trial must report it, or"
+                " it counts as failed"
+            )
+    training = spec.base.get("training") or {}
+    chosen = (spec.base.get("evaluation") or {}).get("steps")
+    if spec.pruner.name != "none" and training.get("eval_strategy") == "no" and not chosen:
+        yield "training.eval_strategy is `no`: the pruner sees nothing before a trial ends"
+
+
+def _shapes(spec: SweepSpec) -> Iterator[str]:
+    """On HPU every new shape is compiled."""
+    if not hpu_shapes.is_for_hpu(spec):
+        return
+    counts = hpu_shapes.counts(spec)
+    endless = [name for name, count in counts.items() if count is None]
+    number = math.prod(count or 1 for count in counts.values())
+    if not endless and number <= hpu_shapes.FEW:
+        return
+    parts = " x ".join(f"{name} {'any' if c is None else c}" for name, c in counts.items())
+    many = "any number of" if endless else f"up to {number}"
+    yield (
+        f"trials may have {many} shapes ({parts}): on HPU each is compiled anew, about 30 s for a"
+        " 7B model, once per study and node; a few values (buckets) of each keep that small"
+    )
+
+
+def _gaudi(spec: SweepSpec) -> Iterator[str]:
+    """What Gaudi's documentation asks for and the file leaves out."""
+    if not hpu_shapes.is_for_hpu(spec):
+        return
+    training, model = spec.base.get("training") or {}, spec.base.get("model") or {}
+    half = training.get("bf16") or model.get("dtype") == "bfloat16"
+    if not half and not spec.varies("training.bf16") and not spec.varies("model.dtype"):
+        yield (
+            "device hpu in float32: Gaudi computes in bfloat16 several times as fast; say"
+            " `training.bf16: true` and `model.dtype: bfloat16` (adapters stay float32)"
+        )
+    if not model.get("attn_implementation") and not spec.varies("model.attn_implementation"):
+        yield (
+            "model.attn_implementation is not set: `gaudi_fused_sdpa` keeps no matrix of all pairs"
+            " of tokens, on HPU alone"
+        )
+
+
+def _searched(spec: SweepSpec) -> list[tuple[str, Dimension]]:
+    return [*spec.space.items(), *spec.variables.items()]
+
+
+def _has_choices(dimension: Dimension) -> bool:
+    return any(isinstance(branch, Choices) for branch in dimension)
+
+
+_LOOKS = (_scale, _one_rate, _noise, _ranges, _sampler, _objective, _shapes, _gaudi)

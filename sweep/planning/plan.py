@@ -1,0 +1,90 @@
+"""What a sweep would run, before anything is run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sweep.planning import cost, memory_check
+from sweep.planning.cost import Profile
+from sweep.spec.spec import SweepSpec
+from sweep.spec.text import describe, short
+from trial.config.trial_config import TRAINING_DEFAULTS, TrialConfig
+
+
+def plan_table(spec: SweepSpec, count: int, console: Console) -> None:
+    """Print the configurations of a grid, or the first proposals of an adaptive sampler."""
+    configs = proposals(spec, None if spec.sampler.name == "grid" else count)
+    table = Table(title=spec.question or spec.name, box=None, header_style="bold")
+    for name in ("trial", "drawn", "effective scale", "optimizer steps"):
+        table.add_column(name, justify="left" if name == "drawn" else "right")
+    for config in configs:
+        table.add_row(*_row(config))
+    console.print(table)
+    for line in [*_notes(spec, len(configs)), *memory_check.lines(spec)]:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def proposals(spec: SweepSpec, count: int | None) -> list[TrialConfig]:
+    """The first `count` configurations a fresh study would train; all of a grid when None.
+
+    Every later proposal of an adaptive sampler depends on results, so these are its start-up.
+    """
+    from sweep.storage.open import memory
+    from sweep.study.decider import OptunaDecider
+
+    limit = count if count is not None else spec.stop.trials
+    decider = OptunaDecider(spec, spec.name, memory())
+    return decider.preview(min(x for x in (limit, spec.stop.trials, 10_000) if x is not None))
+
+
+def _row(config: TrialConfig) -> tuple[str, ...]:
+    params: dict[str, Any] = config.origin.params if config.origin else {}
+    number = str(config.origin.number) if config.origin else "-"
+    steps = config.training["max_steps"]
+    length = f"{steps}" if steps > 0 else f"{config.training['num_train_epochs']:g} epochs"
+    return number, describe(params), short(config.lora.scale), length
+
+
+def _notes(spec: SweepSpec, shown: int) -> list[str]:
+    training = {**TRAINING_DEFAULTS, **spec.base.get("training", {})}
+    stop = {name: value for name, value in spec.stop.model_dump().items() if value is not None}
+    bounds = ", ".join(f"{name} {value:g}" for name, value in stop.items())
+    each = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"]
+    batch = each * spec.resources.devices_per_trial
+    notes = [
+        f"stops at: {bounds or 'the end of the grid'}",
+        f"sampler {spec.sampler.name}, pruner {spec.pruner.name}, effective batch {batch}",
+    ]
+    if spec.sampler.name != "grid" and shown:
+        notes.append(f"later proposals of {spec.sampler.name} depend on the results of these")
+    return notes
+
+
+def cost_lines(spec: SweepSpec, profile: Profile, workers: int, price: float | None) -> list[str]:
+    """The estimate in words: trials, device-hours, hours, money, and what the budget buys."""
+    steps = cost.steps_of(spec)
+    found = cost.estimate(spec, profile, steps, workers)
+    whole = profile.trial_seconds(steps, cost.evaluations_of(spec, steps))
+    low, high = found.device_hours
+    hours = " to ".join(map(_hours, found.hours))
+    lines = [
+        f"cost, from {profile.source}: {whole:.3g} s a whole trial of {steps} steps "
+        f"({profile.step:.3g} s a step, {profile.evaluation:.3g} s an evaluation)",
+        f"  {found.trials} trials on {found.workers} workers of {found.devices} device(s): "
+        f"{low:.3g} to {high:.3g} device-hours, {hours}",
+    ]
+    if price is not None:
+        money = f"{low * price:.2f} to {high * price:.2f} {spec.resources.currency}".rstrip()
+        lines.append(f"  {money} at {price:g} per device-hour")
+    if spec.stop.device_hours is not None:
+        budget = spec.stop.device_hours
+        bought = int(budget / (whole * found.devices / 3600))
+        lines.append(f"  the budget of {budget:g} device-hours buys about {bought} whole trials")
+    return lines
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.3g} h" if hours >= 1 else f"{hours * 60:.3g} min"

@@ -1,0 +1,1 @@
+"""Jobs on Ray: workers, devices, ranks, and a local cluster."""

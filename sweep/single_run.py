@@ -1,0 +1,90 @@
+"""One run without a sweep, from the command: checked here, trained in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from results.data import format
+from trial import single_run
+from trial.devices import environment
+from trial.distributed.spawn import run_one
+from trial.store.folders import TrialFolder
+from trial.store.metrics import tokens_per_second
+from trial.store.records import Result
+
+WIDTH = 100
+"""Columns of the result's row, also where nobody has said how wide a line is."""
+
+
+@dataclass(frozen=True, slots=True)
+class SingleRunOptions:
+    """What the command line adds to a configuration file."""
+
+    overrides: Sequence[str] = ()
+    run_dir: Path | None = None
+    world_size: int = 1
+    deepspeed: bool = False
+    merge: bool = False
+    verbose: bool = False
+
+
+def train(source: Path, options: SingleRunOptions, console: Console) -> int:
+    """Train the run of a configuration file, or go on with it; returns the exit code.
+
+    Raises:
+        ConfigError: every mistake at once; nothing has been started.
+    """
+    found = single_run.read(
+        source,
+        options.overrides,
+        run_dir=options.run_dir,
+        deepspeed=options.deepspeed,
+        world_size=options.world_size,
+    )
+    folder = single_run.open_folder(found, options.world_size)
+    code = run_one(_command(folder, options), {**_environment(found), **os.environ})
+    if (result := folder.read_result()) is not None:
+        console.print(_row(folder, result), width=max(console.width, WIDTH))
+    return code
+
+
+def _environment(run: single_run.Single) -> dict[str, str]:
+    """Set before Python starts, as Gaudi's software wants it; what the user has set stays."""
+    config = run.config
+    lazy = bool(config.training.get("use_lazy_mode"))
+    return environment.environment(
+        config.device, lazy, run.folder.path, zero_stage=config.zero_stage
+    )
+
+
+def _command(folder: TrialFolder, options: SingleRunOptions) -> list[str]:
+    words = [sys.executable, "-m", "trial", str(folder.path)]
+    words += ["--world-size", str(options.world_size)]
+    return words + ["--merge"] * options.merge + ["--verbose"] * options.verbose
+
+
+def _row(folder: TrialFolder, result: Result) -> Table:
+    """The result as a table of one row."""
+    cells = {
+        "state": result.state,
+        "eval loss": format.loss(result.value),
+        "best step": format.number(result.best_step),
+        "steps": format.number(result.steps),
+        "tokens/s": format.number(tokens_per_second(result)),
+        "time": format.seconds(result.seconds.total),
+        "memory": format.size(result.peak_memory_bytes or None),
+        "device": f"{result.devices} x {result.device}" if result.devices > 1 else result.device,
+    }
+    table = Table(title=str(folder.path), title_justify="left", box=box.SIMPLE_HEAD)
+    for name in cells:
+        table.add_column(name, no_wrap=True)
+    table.add_row(*cells.values())
+    return table

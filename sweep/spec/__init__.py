@@ -1,0 +1,1 @@
+"""What a sweep file says, as types: dimensions, space, sampler, pruner, stop rules."""

@@ -1,0 +1,86 @@
+"""Which trials share compiled graphs on HPU, how many shapes a sweep has, and their order.
+
+A shape that is new to a device costs a compilation (documentation: about half a minute for the
+first steps of a 7B model); equal ones read what an earlier trial of the study has compiled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from sweep.spec.dimension import Choices, Derived, Dimension, Range
+from sweep.spec.spec import SweepSpec
+from trial.devices.gaudi_release import on_gaudi
+
+PATHS = (
+    "model",
+    "data.max_length",
+    "lora.r",
+    "lora.target_modules",
+    "lora.use_dora",
+    "lora.modules_to_save",
+    "training.per_device_train_batch_size",
+    "training.per_device_eval_batch_size",
+    "training.gradient_accumulation_steps",
+    "training.gradient_checkpointing",
+    "training.bf16",
+    "training.torch_compile",
+    "zero_stage",
+)
+"""What the graphs of a trial go by."""
+
+FEW = 8
+"""So many shapes are worth their compilations without a word."""
+
+T = TypeVar("T")
+
+
+def is_for_hpu(spec: SweepSpec) -> bool:
+    """Whether the trials of a sweep train on HPU, as far as this machine can tell."""
+    device = spec.base.get("device", "auto")
+    return device == "hpu" or (device == "auto" and on_gaudi())
+
+
+def counts(spec: SweepSpec) -> dict[str, int | None]:
+    """Values by the name of every dimension that shapes go by; None for one without an end."""
+    dimensions = {**spec.variables, **spec.space}
+    wanted = [name for name in spec.space if _matters(name)]
+    found: dict[str, int | None] = {}
+    while wanted:
+        name = wanted.pop(0)
+        dimension = dimensions.get(name, ())
+        if name in found or not dimension:
+            continue
+        for branch in dimension:
+            wanted += [*branch.when, *(branch.names if isinstance(branch, Derived) else ())]
+        found[name] = _values(dimension)
+    return {name: count for name, count in found.items() if count != 1}
+
+
+def _matters(name: str) -> bool:
+    return any(name == path or name.startswith(f"{path}.") for path in PATHS)
+
+
+def _values(dimension: Dimension) -> int | None:
+    """How many values a dimension has over all its branches."""
+    total = 0
+    for branch in dimension:
+        count = branch.count() if isinstance(branch, Choices | Range) else 1
+        if count is None:
+            return None
+        total += count
+    return total
+
+
+def together(points: Iterable[T], values: Callable[[T], Mapping[str, Any]]) -> list[T]:
+    """The points with those of equal shape behind each other; else in the order they had.
+
+    `values` says what a point means by dotted path.
+    """
+    groups: dict[str, list[T]] = {}
+    for point in points:
+        shape = {name: value for name, value in values(point).items() if _matters(name)}
+        groups.setdefault(json.dumps(shape, sort_keys=True, default=str), []).append(point)
+    return [point for group in groups.values() for point in group]

@@ -1,0 +1,33 @@
+"""Parameters, numbers and durations as short text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def describe(params: Mapping[str, Any]) -> str:
+    """Parameters as a person says them: last part of the name, short numbers."""
+    return " ".join(f"{short_name(name)}={short(value)}" for name, value in params.items())
+
+
+def short_name(name: str) -> str:
+    """`training.learning_rate` -> `learning_rate`; a branch's condition is left out."""
+    return name.partition("[")[0].rpartition(".")[2]
+
+
+def number_text(value: float) -> str:
+    """A figure of an objective: four places, and none of a large one."""
+    return f"{value:.4f}" if abs(value) < 10_000 else f"{value:.4g}"
+
+
+def short(value: Any) -> str:
+    """A value in few characters."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def clock(seconds: float) -> str:
+    """`75` -> `1:15`, `3700` -> `1:01:40`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

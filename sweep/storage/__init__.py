@@ -1,0 +1,1 @@
+"""Optuna storages: the journal of a study's folder, or a URL."""

@@ -1,0 +1,105 @@
+"""Storage URLs: opened with clear errors, shown and stored without their password.
+
+A URL with a password is given by `--storage` or in the environment variable GAUDI_SWEEP_STORAGE,
+when the study is started and again when it goes on; `study.json` keeps it without the password.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from trial.config.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+VARIABLE = "GAUDI_SWEEP_STORAGE"
+HIDDEN = "***"
+
+_USER_INFO = re.compile(r"(?P<head>[A-Za-z][\w+.-]*://[^/@\s]*?:)(?P<secret>[^@/\s]+)(?=@)")
+_PARAMETER = re.compile(
+    r"(?i)(?P<head>[?&][\w.-]*(?:password|passwd|passphrase|pwd|secret|token|key)=)"
+    r"(?P<secret>[^&#\s]+)"
+)
+_SQLITE = re.compile(r"sqlite(?:\+\w+)?:///")
+
+
+def masked(text: str) -> str:
+    """The text with every password of a URL in it hidden."""
+    for pattern in (_USER_INFO, _PARAMETER):
+        text = pattern.sub(lambda found: found["head"] + HIDDEN, text)
+    return text
+
+
+def secrets(url: str) -> list[str]:
+    """The passwords in a URL, as written and as decoded."""
+    found = [m["secret"] for pattern in (_USER_INFO, _PARAMETER) for m in pattern.finditer(url)]
+    return [form for secret in found for form in (secret, unquote(secret))]
+
+
+def settled(url: str) -> str:
+    """The URL as it means the same from every folder: SQLite's relative path made absolute."""
+    head = _SQLITE.match(url)
+    if head is None or url[head.end() :].startswith((":memory:", "file:")):
+        return url
+    path, mark, query = url[head.end() :].partition("?")
+    return f"{head[0]}{Path(path).resolve()}{mark}{query}" if path else url
+
+
+def again(kept: str | None, given: str | None) -> str | None:
+    """The URL of a study that goes on: what it keeps, with the password that is given again.
+
+    Raises:
+        ConfigError: the password is missing, or another storage is given.
+    """
+    given = settled(given) if given else None
+    if given is not None and masked(given) != kept:
+        was = masked(kept) if kept else "its journal file"
+        rule = f"the study keeps its storage, {was} (`--fresh` starts anew)"
+        raise ConfigError([Problem(f"--storage or {VARIABLE}", rule, masked(given))])
+    if given is None and kept is not None and HIDDEN in kept:
+        rule = f"the password of {kept} is not kept with the study: give the whole URL again"
+        raise ConfigError([Problem(f"--storage or {VARIABLE}", rule)])
+    return given or kept
+
+
+def connect(url: str) -> BaseStorage:
+    """Open an Optuna storage by its URL.
+
+    Raises:
+        ConfigError: it names nothing that can be opened; says why, never the password.
+    """
+    import optuna
+    from optuna.exceptions import OptunaError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        return optuna.storages.get_storage(url)
+    except (SQLAlchemyError, ImportError, ValueError, OSError, OptunaError) as error:
+        rule = f"expected an Optuna storage URL that can be opened: {reason(error, url)}"
+        raise ConfigError([Problem("--storage", rule, masked(url))]) from None
+
+
+def is_storage_error(error: BaseException) -> bool:
+    """Whether an exception, itself or through its causes, is a storage's."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, StorageInternalError | SQLAlchemyError):
+        seen = seen.__cause__ or seen.__context__
+    return seen is not None
+
+
+def reason(error: BaseException, url: str | None = None) -> str:
+    """The first line of what went wrong, without passwords."""
+    deepest = getattr(error, "orig", None) or error.__cause__ or error
+    deepest = getattr(deepest, "orig", None) or deepest
+    lines = [line.strip() for line in str(deepest).splitlines() if line.strip()]
+    text = masked(lines[0] if lines else type(deepest).__name__)
+    for secret in secrets(url or ""):
+        text = text.replace(secret, HIDDEN)
+    return text

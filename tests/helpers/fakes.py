@@ -1,0 +1,175 @@
+"""Stand-ins for the driver's neighbours: trials that follow a script, in virtual time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sweep.driver.executor import Evaluated, Event, Finished, Interrupted, Job, Lost, Started
+from sweep.driver.interfaces import Proposal
+from trial.config.trial_config import Origin, TrialConfig
+from trial.store.folders import TrialFolder
+from trial.store.records import Cause, Evaluation, Result
+
+REPEATS = 100
+"""Numbers from here on are repeats of trial 0."""
+
+
+@dataclass
+class ScriptedExecutor:
+    """Runs trials step by step: each call of `events` moves every running trial one evaluation on.
+
+    `curve` gives a trial's eval losses; a `None` in it kills the worker there, once.
+    """
+
+    curve: Callable[[int], list[float | None]]
+    width: int = 2
+    submitted: list[int] = field(default_factory=list)
+    stopped: list[tuple[int, str]] = field(default_factory=list)
+    _running: dict[int, tuple[Path, deque[float | None], int]] = field(default_factory=dict)
+    _stopping: dict[int, str] = field(default_factory=dict)
+    _killed: set[int] = field(default_factory=set)
+    closed: bool = False
+
+    def start(self) -> None: ...
+
+    def slots(self) -> int:
+        return self.width
+
+    def describe(self) -> str:
+        return f"{self.width} scripted workers"
+
+    def submit(self, job: Job) -> None:
+        (placed,) = job.trials
+        if len(self._running) >= self.width:
+            raise RuntimeError("more jobs than slots")
+        self.submitted.append(placed.number)
+        self._running[placed.number] = (placed.folder, deque(self.curve(placed.number)), 0)
+
+    def stop(self, number: int, reason: str) -> None:
+        self.stopped.append((number, reason))
+        self._stopping[number] = reason
+
+    def close(self, *, wait: bool = True) -> None:
+        self.closed = True
+
+    def events(self, timeout: float) -> list[Event]:
+        return [event for number in list(self._running) for event in self._advance(number)]
+
+    def _advance(self, number: int) -> list[Event]:
+        path, left, step = self._running[number]
+        folder = TrialFolder(path)
+        begun: list[Event] = [Started(number, "scripted", len(left))] if step == 0 else []
+        reason = self._stopping.pop(number, None)
+        if reason == "interrupt":
+            del self._running[number]
+            return [*begun, Interrupted(number)]
+        if reason == "prune":
+            return [*begun, self._finish(number, Result(state="pruned", steps=step))]
+        loss = left.popleft()
+        if loss is None and number not in self._killed:
+            self._killed.add(number)
+            del self._running[number]
+            return [*begun, Lost(number, "lost", "killed by the script")]
+        loss = left.popleft() if loss is None else loss
+        if loss != loss:
+            cause = Cause(kind="diverged", message="loss is NaN", step=step)
+            return [*begun, self._finish(number, Result(state="failed", cause=cause, steps=step))]
+        evaluation = Evaluation(step=step + 1, eval_loss=loss)
+        folder.append(evaluation)
+        self._running[number] = (path, left, step + 1)
+        if left:
+            return [*begun, Evaluated(number, evaluation)]
+        result = Result(state="complete", value=loss, steps=step + 1)
+        return [*begun, Evaluated(number, evaluation), self._finish(number, result)]
+
+    def _finish(self, number: int, result: Result) -> Finished:
+        path, _, _ = self._running.pop(number)
+        TrialFolder(path).write_result(result)
+        return Finished(number, result)
+
+
+@dataclass
+class ScriptedDecider:
+    """Proposes numbered trials; prunes where `prune` says so; remembers all it was told."""
+
+    total: int = 10**9
+    prune: Callable[[int, int], bool] = lambda number, step: False
+    duplicates: dict[int, int] = field(default_factory=dict)
+    impossible: set[int] = field(default_factory=set)
+    asked: int = 0
+    reported: list[tuple[int, int]] = field(default_factory=list)
+    told: dict[int, Result] = field(default_factory=dict)
+    repeats: list[int] = field(default_factory=list)
+    """Repeats to run once the search has ended."""
+    left: list[int] = field(default_factory=list)
+    """Trials in flight from an earlier run."""
+    given_back: list[int] = field(default_factory=list)
+    """Proposals that were not started: they are made again first."""
+    ask_seconds: float = 0.0
+
+    def _proposal(self, number: int) -> Proposal:
+        confirms = 0 if number >= REPEATS else None
+        origin = Origin(study="study", number=number, confirms=confirms)
+        config = None if number in self.impossible else TrialConfig(origin=origin)
+        return Proposal(
+            number,
+            {"number": number},
+            config,
+            self.duplicates.get(number),
+            "" if config else "alpha must be > 0",
+        )
+
+    def give_back(self, number: int) -> None:
+        self.given_back.append(number)
+
+    def ask(self) -> Proposal | None:
+        if self.given_back:
+            return self._proposal(self.given_back.pop(0))
+        if self.asked >= self.total:
+            return None
+        self.asked += 1
+        return self._proposal(self.asked - 1)
+
+    def confirmations(self) -> list[Proposal]:
+        repeats, self.repeats = self.repeats, []
+        return [self._proposal(number) for number in repeats]
+
+    def pending(self) -> list[Proposal]:
+        return [self._proposal(number) for number in self.left]
+
+    def finished(self) -> list[int]:
+        return list(self.told)
+
+    def report(self, number: int, evaluation: Evaluation) -> bool:
+        if (number, evaluation.step) not in self.reported:
+            self.reported.append((number, evaluation.step))
+        return self.prune(number, evaluation.step)
+
+    def tell(self, number: int, result: Result) -> None:
+        if number in self.told:
+            raise RuntimeError(f"trial {number} told twice")
+        self.told[number] = result
+
+
+class Silent:
+    """A view nobody looks at; keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.events: list[Event] = []
+
+    @property
+    def ended(self) -> list[int]:
+        """Trials whose end was shown."""
+        return [event.number for event in self.events if isinstance(event, Finished)]
+
+    def update(self, progress: object) -> None: ...
+
+    def happened(self, event: Event, progress: object) -> None:
+        self.events.append(event)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)

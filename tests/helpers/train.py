@@ -1,0 +1,117 @@
+"""Trials small enough for tests: configurations, and controls that record, stop or kill."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from helpers.models import make_model, write_rows
+
+from trial.config.trial_config import TrialConfig, parse
+from trial.preload import finish_imports
+from trial.store.control import NullControl, StopReason
+from trial.store.folders import TrialFolder
+from trial.store.records import Evaluation, Result
+from trial.train import train
+from trial.training.process_cache import ProcessCache
+
+DEVICE = os.environ.get("TEST_DEVICE", "cpu")
+"""What tests train on; `make test-cuda` says another."""
+
+
+class Material:
+    """A model folder and a file of rows, made once, and one warm process to train in."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.model = make_model(root / "model")
+        self.rows = write_rows(root / "rows.jsonl")
+        self._bench = ProcessCache(finish_imports)
+        self._count = 0
+
+    def process_cache(self) -> ProcessCache:
+        """A workbench that still takes trials."""
+        if not self._bench.reusable:
+            self._bench = ProcessCache(finish_imports)
+        return self._bench
+
+    def config(self, **sections: Any) -> TrialConfig:
+        """A trial of twenty steps in less than a second; sections are merged key by key."""
+        content: dict[str, Any] = {
+            "model": {"name_or_path": str(self.model)},
+            "data": {"path": str(self.rows), "max_length": 48},
+            "lora": {"r": 4, "lora_dropout": 0.1},
+            "training": {
+                "max_steps": 20,
+                "eval_steps": 5,
+                "logging_steps": 5,
+                "learning_rate": 5e-3,
+                "per_device_train_batch_size": 8,
+                "per_device_eval_batch_size": 4,
+            },
+            "device": DEVICE,
+        }
+        for name, value in sections.items():
+            merge = isinstance(value, dict) and name in content
+            content[name] = {**content[name], **value} if merge else value
+        return parse(content)
+
+    def folder(self, config: TrialConfig) -> TrialFolder:
+        """A new folder of that trial."""
+        self._count += 1
+        return TrialFolder.create(self.root / f"trials/{self._count:05d}", config)
+
+    def train(self, config: TrialConfig, control: Any = None) -> tuple[TrialFolder, Result]:
+        """Train a new folder in the warm process."""
+        folder = self.folder(config)
+        result = train(folder, control, self.process_cache())
+        if result is None:
+            raise AssertionError("the trial was interrupted")
+        return folder, result
+
+
+class Recorder(NullControl):
+    """Remembers what it was told; stops the trial when it is asked for the n-th time."""
+
+    def __init__(self, stop: StopReason | None = None, asked: int = 0) -> None:
+        self.stop = stop
+        self.at = asked
+        self.asked = 0
+        self.told: list[Evaluation] = []
+        self.starts: list[tuple[str, int]] = []
+
+    def started(self, folder: TrialFolder, device: str, max_steps: int) -> None:
+        self.starts.append((device, max_steps))
+
+    def evaluated(self, folder: TrialFolder, evaluation: Evaluation) -> None:
+        self.told.append(evaluation)
+
+    def stop_reason(self, folder: TrialFolder) -> StopReason | None:
+        self.asked += 1
+        return self.stop if self.asked == self.at else None
+
+
+class Killer(Recorder):
+    """Kills its own process, without any farewell, when it is asked for the n-th time."""
+
+    def stop_reason(self, folder: TrialFolder) -> StopReason | None:
+        super().stop_reason(folder)
+        if self.asked == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return None
+
+
+def train_and_die(path: str, asked: int, threads: int) -> None:
+    """What a process does that is killed in the middle of a trial."""
+    import torch
+
+    torch.set_num_threads(threads)
+    train(TrialFolder(path), Killer(asked=asked))
+
+
+def train_to_end(path: str, threads: int) -> None:
+    """What a fresh process does."""
+    import torch
+
+    torch.set_num_threads(threads)
+    train(TrialFolder(path))

@@ -1,0 +1,228 @@
+"""Workers that are forked from one process which has imported everything."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from helpers.paths import TESTS
+from helpers.train import Material
+
+from sweep.driver.executor import Finished, Job, Lost, Placed, Started
+from sweep.ray_backend import fork_server, local_cluster
+from sweep.ray_backend.executor import RayExecutor
+from sweep.ray_backend.fork_client import FORK_SERVER
+from sweep.ray_backend.fork_server import ForkServerHandle
+from trial.config.trial_config import TrialConfig
+from trial.store.folders import TrialFolder
+
+WORKER = """
+import json, os, signal, sys, threading
+had = "torch" in sys.modules
+import trial.preload
+print(json.dumps({
+    "words": sys.argv[1:], "had": had, "main": __name__, "folder": os.getcwd(), "pid": os.getpid(),
+    "parent": os.getppid(), "told": os.environ.get("TOLD"), "left": os.environ.get("ONLY_NURSERY"),
+    "unpaid": trial.preload.uncharged_seconds(), "alone": os.getpgid(0) == os.getpid(),
+    "score": open("/proc/self/oom_score_adj").read().strip(),
+    "interrupt": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
+    "flag": sys.flags.no_user_site,
+}), flush=True)
+match sys.argv[1]:
+    case "wait":
+        signal.pause()
+    case "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    case "fail":
+        raise ValueError("a worker's own mistake")
+    case code:
+        sys.exit(int(code))
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    made = tmp_path_factory.mktemp("nursery")
+    (made / "default_worker.py").write_text(WORKER)
+    (made / "setup_worker.py").write_text("import sys; print(['set up', *sys.argv[1:]])")
+    return made
+
+
+@pytest.fixture(scope="module")
+def room(home) -> Iterator[ForkServerHandle]:
+    made = ForkServerHandle(home / "socket", "cpu", {"OMP_NUM_THREADS": "1", "ONLY_NURSERY": "yes"})
+    made.start()
+    yield made
+    made.close()
+
+
+def hatch(
+    home: Path,
+    *words: str,
+    room: ForkServerHandle | None,
+    flags: Sequence[str] = (),
+    **environment: str,
+) -> subprocess.Popen[str]:
+    own: Mapping[str, str] = {**os.environ, **environment}
+    if room is not None:
+        own = {**own, FORK_SERVER: str(room.path)}
+    # As Ray does, which lets the kernel end workers first.
+    begin = 'echo 7 > /proc/self/oom_score_adj; exec "$@"'
+    script = str(home / "default_worker.py")
+    hatch = [sys.executable, str(local_cluster.FORK_CLIENT), *flags, script, *words]
+    command = ["sh", "-c", begin, "sh", *hatch]
+    return subprocess.Popen(
+        command, env=own, cwd=home, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def told_by(worker: subprocess.Popen[str]) -> dict[str, Any]:
+    return json.loads(worker.stdout.readline())
+
+
+def test_a_worker_is_a_child_that_has_imported_everything(home, room):
+    words = ("0", "--language=PYTHON", "--serialized-runtime-env-context={}", "--more=x y")
+    worker = hatch(home, *words, room=room, flags=["-s"], TOLD="something")
+    told = told_by(worker)
+    assert worker.wait(60) == 0
+    assert told.pop("pid") != worker.pid
+    assert told == {
+        "words": ["0", "--more=x y"], "had": True, "main": "__main__", "folder": str(home),
+        "parent": room.process.pid, "told": "something", "left": None, "unpaid": 0,
+        "alone": True, "score": "7", "interrupt": True, "flag": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("how", "code"), [("7", 7), ("die", 128 + signal.SIGKILL), ("fail", 1)])
+def test_its_end_is_told(home, room, how, code):
+    worker = hatch(home, how, room=room)
+    assert told_by(worker)["had"]
+    _, errors = worker.communicate(timeout=60)
+    assert worker.returncode == code
+    assert ("own mistake" in errors) == (how == "fail")
+
+
+def test_whoever_is_ended_takes_the_worker_along(home, room):
+    worker, other = hatch(home, "wait", room=room), hatch(home, "wait", room=room)
+    child, stays = (psutil.Process(told_by(each)["pid"]) for each in (worker, other))
+    worker.kill()
+    child.wait(60)
+    assert stays.is_running()
+    other.kill()
+    stays.wait(60)
+    for each in (worker, other):
+        each.communicate()
+
+
+@pytest.mark.parametrize("path", [None, "nobody-listens"])
+def test_without_a_nursery_it_becomes_the_worker(home, path):
+    told = {} if path is None else {FORK_SERVER: str(home / path)}
+    worker = hatch(home, "3", "--language=PYTHON", room=None, flags=["-s"], **told)
+    assert worker.wait(60) == 3
+    found = told_by(worker)
+    assert (found["had"], found["pid"], found["words"]) == (False, worker.pid, ["3"])
+    assert found["flag"] == 1
+    worker.communicate()
+
+
+@pytest.mark.parametrize(
+    "word", ['--serialized-runtime-env-context={"env_vars": {"A": "1"}}', "--language=JAVA"]
+)
+def test_a_worker_with_an_environment_of_its_own_is_rays_to_start(home, room, word):
+    output, _ = hatch(home, "0", word, room=room, flags=["-s"]).communicate(timeout=60)
+    assert eval(output) == ["set up", "-s", str(home / "default_worker.py"), "0", word]
+
+
+def test_it_ends_with_its_driver_and_leaves_nobody(home, tmp_path):
+    made = ForkServerHandle(tmp_path / "socket", "cpu", {})
+    worker = hatch(home, "wait", room=made)
+    made.start()
+    child = psutil.Process(told_by(worker)["pid"])
+    made.close()
+    child.wait(60)
+    assert made.process.returncode == 0
+    worker.communicate(timeout=60)
+
+
+# In a real Ray
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory) -> Material:
+    return Material(tmp_path_factory.mktemp("nursery-ray"))
+
+
+def until(executor: RayExecutor, kind: type) -> Any:
+    while True:
+        fresh = executor.events(60.0)
+        if not fresh:
+            raise TimeoutError("nothing happened for a minute")
+        for event in fresh:
+            if isinstance(event, kind):
+                return event
+
+
+def test_a_forked_worker_trains_as_a_fresh_process(material):
+    """And so does the one that takes its place once it is killed; nothing is left in the end."""
+    config: TrialConfig = material.config(training={"max_steps": 10})
+    reference = material.folder(config)
+    code = f"from helpers_train import train_to_end; train_to_end({str(reference.path)!r}, 1)"
+    tests = str(TESTS)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tests, timeout=120)
+    before = set(psutil.Process().children(recursive=True))
+    executor = RayExecutor(device="cpu", concurrency=1, fork_server=True)
+    executor.start()
+    try:
+        room = executor._fork_server.process.pid
+        folders = [material.folder(config) for _ in range(2)]
+        endless = material.folder(material.config(training={"max_steps": 10**5}))
+        for number, folder in enumerate((folders[0], endless, folders[1])):
+            executor.submit(Job((Placed(number, folder.path),)))
+            until(executor, Started)
+            assert psutil.Process(worker_of(folder)).ppid() == room
+            if folder is endless:
+                os.kill(worker_of(folder), signal.SIGKILL)
+                until(executor, Lost)
+            else:
+                until(executor, Finished)
+                assert losses(folder) == losses(reference)
+        assert worker_of(folders[0]) != worker_of(folders[1])
+    finally:
+        executor.close()
+    left = set(psutil.Process().children(recursive=True)) - before
+    psutil.wait_procs(left, timeout=30)
+    assert not [process for process in left if process.is_running()]
+
+
+def losses(folder: TrialFolder) -> list[tuple[int, float]]:
+    return [(row.step, row.eval_loss) for row in folder.read_evaluations()]
+
+
+def worker_of(folder: TrialFolder) -> int:
+    return folder.read_attempts()[-1].pid
+
+
+def test_two_ends_at_once_are_one_end(tmp_path):
+    """A child is buried, and whoever waited for it is gone in the same look."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        room = fork_server.ForkServer(listener)
+        room._let_go(2**22 + 1)
+        assert not room.waiting
+
+
+def test_where_no_socket_can_be_made_workers_start_by_themselves(tmp_path, caplog):
+    executor = RayExecutor(device="cpu", fork_server=True)
+    executor._folder = str(tmp_path / "nowhere")
+    with executor._with_fork_server() as begin:
+        assert begin is None
+    assert FORK_SERVER not in os.environ
+    assert "each imports by itself" in caplog.text

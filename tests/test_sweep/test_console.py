@@ -1,0 +1,59 @@
+"""What a person sees while a sweep runs: the objective's figures, and how much is left."""
+
+import io
+
+from rich.console import Console
+
+from sweep import console
+from sweep.driver.progress import SweepProgress
+from sweep.planning import cost
+from sweep.spec.spec import SweepSpec
+from trial.store.records import Evaluation, Result, Seconds
+
+
+def table_text(progress: SweepProgress, metric: str) -> str:
+    out = io.StringIO()
+    Console(file=out, width=120, color_system=None).print(console.running_table(progress, metric))
+    return out.getvalue()
+
+
+def test_a_line_says_the_figure_that_is_optimised_and_not_another():
+    result = Result(
+        state="complete", value=3.5, steps=11, peak_memory_bytes=720_000_000,
+        seconds=Seconds(train=5.0),
+    )  # fmt: skip
+    for metric, said in (("eval_loss", "3.5000"), ("seconds_per_step", "0.5000"),
+                         ("peak_memory_bytes", "7.2e+08")):  # fmt: skip
+        progress = SweepProgress(metric)
+        progress.end(0, result, {"zero_stage": 2})
+        line = console.ended_line(0, result, {"zero_stage": 2}, progress).plain
+        assert f"complete  {said}  zero_stage=2" in line
+        assert f"best {said} (trial 0" in console.summary(progress)
+
+
+def test_the_table_names_the_figure_it_shows():
+    row = Evaluation(step=4, eval_loss=2.25, metrics={"own": 0.75}, epoch=0.1, tokens=1,
+                     train_seconds=1.0, time=0.0)  # fmt: skip
+    for metric, title, figure in (("seconds", "eval_loss", "2.2500"), ("own", "own", "0.7500")):
+        progress = SweepProgress(metric)
+        progress.start(0, {})
+        progress.running[0].last = row
+        text = table_text(progress, metric)
+        assert title in text
+        assert figure in text
+
+
+def test_what_is_left_of_a_grid_is_estimated_without_a_stop_condition():
+    content = {
+        "name": "g",
+        "space": {"lora.r": [{"choices": [2, 4, 8]}]},
+        "sampler": {"name": "grid"},
+    }
+    spec = SweepSpec.model_validate(content)
+    now = [0.0]
+    progress = SweepProgress(at_most=cost.known_trials(spec), clock=lambda: now[0])
+    progress.start(0, {})
+    now[0] = 10.0
+    progress.end(0, Result(state="complete", value=1.0), {})
+    assert progress.remaining_seconds == 20.0
+    assert console.summary(progress).startswith("1 of 3 trials ended")

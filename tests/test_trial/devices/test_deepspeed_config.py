@@ -1,0 +1,139 @@
+"""ZeRO stage to DeepSpeed configuration, row by row."""
+
+import json
+
+import pytest
+
+from trial.config.trial_config import parse
+from trial.devices.deepspeed_config import (
+    AUTO,
+    FROM_ARGUMENTS,
+    OPTIMIZER,
+    deepspeed_config,
+    user_config,
+)
+
+SEEDS_OWN = {
+    "zero_optimization": {
+        "stage": 1,
+        "offload_optimizer": {"device": "none", "pin_memory": True},
+    }
+}
+GATHER = {"stage3_gather_16bit_weights_on_model_save": True}
+HPU = {"overlap_comm": False, "contiguous_gradients": False}
+
+
+def config(**sections):
+    return parse({"zero_stage": 0, **sections})
+
+
+@pytest.mark.parametrize(
+    ("stage", "device", "section", "user", "zero"),
+    [
+        (0, "cpu", {}, {}, {"stage": 0}),
+        (1, "cpu", {}, {}, {"stage": 1}),
+        (2, "cuda", {}, {}, {"stage": 2}),
+        (3, "cpu", {}, {}, {"stage": 3, **GATHER}),
+        (1, "hpu", {}, {}, {"stage": 1}),
+        (2, "hpu", {}, {}, {"stage": 2, **HPU, "reduce_scatter": False}),
+        (3, "hpu", {}, {}, {"stage": 3, **HPU, **GATHER}),
+        # The trial's stage wins over the file's; the rest of the file stays.
+        (2, "cpu", {}, SEEDS_OWN, {**SEEDS_OWN["zero_optimization"], "stage": 2}),
+        (
+            2,
+            "hpu",
+            {},
+            {"zero_optimization": {"overlap_comm": True}},
+            {"stage": 2, **HPU, "overlap_comm": True, "reduce_scatter": False},
+        ),
+        (
+            1,
+            "cpu",
+            {"offload_optimizer": "cpu"},
+            {},
+            {"stage": 1, "offload_optimizer": {"device": "cpu", "pin_memory": False}},
+        ),
+        (
+            3,
+            "cuda",
+            {"offload_optimizer": "cpu", "offload_param": "cpu"},
+            {},
+            {
+                "stage": 3,
+                **GATHER,
+                "offload_optimizer": {"device": "cpu", "pin_memory": True},
+                "offload_param": {"device": "cpu", "pin_memory": True},
+            },
+        ),
+        # Too low a stage for it: a sweep over stages runs, and this one has nothing to offload.
+        (0, "cpu", {"offload_optimizer": "cpu"}, {}, {"stage": 0}),
+        (
+            2,
+            "cpu",
+            {"offload_optimizer": "cpu", "offload_param": "cpu"},
+            {},
+            {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memory": False}},
+        ),
+    ],
+)
+def test_the_stage_and_its_options(stage, device, section, user, zero):
+    found = deepspeed_config(config(zero_stage=stage, deepspeed=section), device, user)
+    assert found["zero_optimization"] == zero
+
+
+def test_without_a_stage_there_is_no_deepspeed():
+    assert deepspeed_config(parse({}), "cpu", {}) is None
+
+
+@pytest.mark.parametrize("user", [{}, SEEDS_OWN, {"train_micro_batch_size_per_gpu": 4}])
+def test_batch_sizes_and_clipping_come_from_the_arguments(user):
+    found = deepspeed_config(config(zero_stage=1), "cpu", user)
+    assert {key: found[key] for key in FROM_ARGUMENTS} == dict.fromkeys(FROM_ARGUMENTS, AUTO)
+
+
+@pytest.mark.parametrize(
+    ("training", "dtype", "user", "expected"),
+    [
+        ({}, "float32", {}, {"enabled": False}),
+        ({"bf16": True}, "float32", {}, {"enabled": True}),
+        ({}, "bfloat16", {}, {"enabled": True}),
+        ({"bf16": True}, "float32", {"bf16": {"enabled": False}}, {"enabled": False}),
+    ],
+)
+def test_bf16_is_literal(training, dtype, user, expected):
+    trial = config(zero_stage=1, training=training, model={"dtype": dtype})
+    assert deepspeed_config(trial, "hpu", user)["bf16"] == expected
+
+
+def test_an_optimizer_section_comes_with_offload_alone():
+    plain = deepspeed_config(config(zero_stage=2), "cpu", SEEDS_OWN)
+    assert "optimizer" not in plain
+    offloaded = config(zero_stage=2, deepspeed={"offload_optimizer": "cpu"})
+    found = deepspeed_config(offloaded, "cpu", {})
+    assert found["optimizer"] == OPTIMIZER
+    assert found["zero_force_ds_cpu_optimizer"] is False
+    own = {"optimizer": {"type": "Adagrad", "params": {"lr": AUTO}}}
+    assert deepspeed_config(offloaded, "cpu", own)["optimizer"] == own["optimizer"]
+
+
+def test_nothing_given_is_changed(tmp_path):
+    user = json.loads(json.dumps(SEEDS_OWN))
+    found = deepspeed_config(
+        config(zero_stage=3, deepspeed={"offload_optimizer": "cpu"}), "cpu", user
+    )
+    found["optimizer"]["params"]["lr"] = 1
+    assert user == SEEDS_OWN
+    assert OPTIMIZER["params"]["lr"] == AUTO
+
+
+def test_a_users_configuration_is_a_file_or_a_mapping(tmp_path):
+    file = tmp_path / "ds_config.json"
+    file.write_text(json.dumps(SEEDS_OWN))
+    assert user_config(str(file)) == user_config(SEEDS_OWN) == SEEDS_OWN
+    assert user_config(None) == {}
+    for text in ("[1]", "{"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match="JSON"):
+            user_config(str(file))
+    with pytest.raises(ValueError, match=r"none\.json is not readable"):
+        user_config(str(tmp_path / "none.json"))

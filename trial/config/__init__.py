@@ -1,0 +1,1 @@
+"""The contract of a trial: its configuration, checked without torch."""

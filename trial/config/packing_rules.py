@@ -1,0 +1,115 @@
+"""Which trials may train side by side in one process: a pure function of their configurations.
+
+A packed job trains trials that differ in what is data to it (rank, scale, dropout, learning rate,
+schedule, seed, steps, ...) and agree in everything else. Torch-free.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from trial.config.trial_config import TRAINING_DEFAULTS, TrialConfig
+
+RANK_BUCKETS = (16, 64, 128, 256, 512)
+"""Adapters are padded with zeros to the next of these ranks; only equal ones share a job."""
+
+VARIED = frozenset(
+    {
+        "seed",
+        "data_seed",
+        "learning_rate",
+        "weight_decay",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+        "max_grad_norm",
+        "lr_scheduler_type",
+        "lr_scheduler_kwargs",
+        "warmup_ratio",
+        "warmup_steps",
+        "num_train_epochs",
+        "max_steps",
+        "gradient_accumulation_steps",
+        "eval_steps",
+        "eval_delay",
+        "eval_on_start",
+        "logging_steps",
+        "logging_first_step",
+        "save_steps",
+    }
+)
+"""Training arguments in which trials of one job may differ."""
+
+SHARED = frozenset({"per_device_train_batch_size", "per_device_eval_batch_size", "bf16"})
+"""Training arguments in which they agree."""
+
+FIXED: dict[str, Any] = {
+    name: TRAINING_DEFAULTS[name]
+    for name in ("eval_strategy", "save_strategy", "report_to", "optim")
+}
+"""Training arguments that a packed job knows one value of."""
+
+_LORA = frozenset(
+    {"r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "bias", "target_modules"}
+    | {"init_lora_weights", "rank_pattern", "alpha_pattern"}
+)
+_UNSTEADY = frozenset({"reduce_lr_on_plateau", "greedy"})
+"""Schedules that are no function of the step."""
+
+
+def bucket(rank: int) -> int:
+    """The rank that adapters of `rank` are padded to; beyond the buckets its own."""
+    return next((size for size in RANK_BUCKETS if rank <= size), rank)
+
+
+def padded_rank(config: TrialConfig) -> int:
+    """The rank that the adapter's matrices are padded to in a job."""
+    pattern = (config.lora.model_extra or {}).get("rank_pattern") or {}
+    return bucket(max([config.lora.r, *pattern.values()]))
+
+
+def why_alone(config: TrialConfig) -> str:
+    """Why the trial cannot share a job, in words; empty when it can."""
+    lora, extra = config.lora, config.lora.model_extra or {}
+    if not lora.r:
+        return "the whole model is trained"
+    measured = config.evaluation.metrics or config.data.forget_path is not None
+    if not config.objective.is_plain or measured:
+        return "packed jobs know the plain objective and the eval loss"
+    if config.zero_stage is not None:
+        return "DeepSpeed trains one model at a time"
+    if (
+        lora.use_dora
+        or lora.bias != "none"
+        or not isinstance(extra.get("init_lora_weights", True), bool)
+    ):
+        return "only plain LoRA can be packed"
+    if unknown := sorted(set(extra) - _LORA):
+        return f"lora.{unknown[0]} is not known to packed jobs"
+    known = VARIED | SHARED | FIXED.keys()
+    if unknown := sorted(set(config.training) - known):
+        return f"training.{unknown[0]} is not known to packed jobs"
+    for name, value in FIXED.items():
+        if config.training[name] != value:
+            return f"training.{name} is not {value!r}"
+    if config.training["lr_scheduler_type"] in _UNSTEADY:
+        return "its schedule follows the eval loss"
+    return ""
+
+
+def share_key(config: TrialConfig) -> str | None:
+    """Trials with equal keys may share a job; None for one that trains alone."""
+    if not config.packed or why_alone(config):
+        return None
+    lora = config.lora
+    content = {
+        "model": config.model.model_dump(mode="json"),
+        "data": config.data.model_dump(mode="json"),
+        "device": config.device,
+        "targets": lora.target_modules,
+        "rank": padded_rank(config),
+        "training": {name: config.training.get(name) for name in sorted(SHARED)},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

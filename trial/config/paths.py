@@ -1,0 +1,67 @@
+"""Files and folders that a configuration names, made absolute. Pure but for looking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trial.config.errors import Problem, nearest
+
+PLACES = (
+    "model.name_or_path",
+    "model.tokenizer_name_or_path",
+    "data.path",
+    "data.eval_path",
+    "data.forget_path",
+    "data.alternatives",
+    "evaluation.retain_model",
+    "deepspeed.config",
+)
+"""Keys of a configuration that name a file or folder, or something on a hub."""
+
+_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".yaml", ".yml")
+
+
+def resolve(key: str, value: Any, folders: Sequence[Path]) -> tuple[Any, Problem | None]:
+    """The absolute path in the first of the folders that has it, else the value as it is.
+
+    The problem is that of a text which can only be a path, and leads nowhere.
+    """
+    if not isinstance(value, str) or not value or value.startswith("builtin:"):
+        return value, None
+    try:
+        candidates = [(folder / Path(value).expanduser()).absolute() for folder in folders]
+        found = next((path for path in candidates if path.exists()), None)
+    except (OSError, ValueError, RuntimeError):
+        found = None
+    if found is not None:
+        return str(found), None
+    if not _must_exist(key, value):
+        return value, None
+    looked = " and ".join(dict.fromkeys(str(folder) for folder in folders))
+    rule = f"no such file or folder (looked in {looked})"
+    return value, Problem(key, rule, repr(value), _nearest(value, folders))
+
+
+def _nearest(value: str, folders: Sequence[Path]) -> str:
+    """The value with the nearest name that is there in place of its last one."""
+    for folder in folders:
+        try:
+            place = Path(folder, Path(value).expanduser())
+            near = nearest(place.name, sorted(item.name for item in place.parent.iterdir()))
+        except (OSError, ValueError, RuntimeError):
+            continue
+        if near:
+            return str(Path(value).with_name(near))
+    return ""
+
+
+def _must_exist(key: str, value: str) -> bool:
+    """Whether a text can only be a path: a hub id is `name` or `owner/name`."""
+    return (
+        key.endswith("deepspeed.config")
+        or value.startswith((".", "/", "~"))
+        or value.lower().endswith(_ENDINGS)
+        or value.count("/") > 1
+    )

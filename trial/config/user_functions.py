@@ -1,0 +1,112 @@
+"""The user's own function, named `package.module:function`: found by its source, loaded by name.
+
+Checking never imports: the module is parsed where Python would find it, from the folder in which
+the command was given or from the path. Torch-free.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from trial.config.errors import ConfigError, Problem, nearest, unknown
+
+_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+GIVEN = 2
+"""Arguments that the harness gives by place: model and batch, or model and sets."""
+
+
+def shape_problems(key: str, name: str) -> list[Problem]:
+    """Whether a name can be a function's at all."""
+    if _NAME.fullmatch(name):
+        return []
+    return [Problem(key, "package.module:function", repr(name))]
+
+
+def code_problems(at: str, key: str, name: str, arguments: Mapping[str, Any]) -> list[Problem]:
+    """Whether the function is there and takes the arguments; `at` is where those stand."""
+    if shape_problems(key, name):
+        return []
+    module, _, function = name.partition(":")
+    file = find(module)
+    if file is None:
+        return [Problem(key, "a module that can be imported from here", repr(module))]
+    try:
+        stamp = file.stat().st_mtime_ns
+        names, functions = _read(file, stamp)
+    except (OSError, SyntaxError, UnicodeDecodeError) as error:
+        return [Problem(key, f"{file}: Python source ({error})")]
+    if function not in names:
+        near = nearest(function, sorted(names))
+        return [Problem(key, f"a function of {file}", repr(function), near)]
+    known = functions.get(function)
+    if known is None:
+        return []
+    return [
+        unknown(f"{at}.{argument}", known or ("none",), f"argument of {name}")
+        for argument in arguments
+        if argument not in known
+    ]
+
+
+def find(module: str) -> Path | None:
+    """The source file of a module, by its place alone."""
+    parts = module.split(".")
+    for root in (os.getcwd(), *sys.path):
+        stem = Path(root or ".", *parts)
+        for file in (stem.with_suffix(".py"), stem / "__init__.py"):
+            if file.is_file():
+                return file
+    return None
+
+
+@lru_cache(maxsize=32)
+def _read(file: Path, stamp: int) -> tuple[frozenset[str], dict[str, tuple[str, ...] | None]]:
+    """Names a module binds, and the keyword arguments of its functions; None takes any."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    names: set[str] = set()
+    functions: dict[str, tuple[str, ...] | None] = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            names.add(node.name)
+            functions[node.name] = _keywords(node.args)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return frozenset(names), functions
+
+
+def _keywords(arguments: ast.arguments) -> tuple[str, ...] | None:
+    if arguments.kwarg is not None:
+        return None
+    by_place = [item.arg for item in (*arguments.posonlyargs, *arguments.args)][GIVEN:]
+    return (*by_place, *(item.arg for item in arguments.kwonlyargs))
+
+
+def load(key: str, name: str) -> Callable[..., Any]:
+    """Import the user's function.
+
+    Raises:
+        ConfigError: it cannot be imported, or is no function.
+    """
+    module, _, function = name.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError([Problem(key, f"package.module:function ({error})", name)]) from error
+    if not callable(found):
+        raise ConfigError([Problem(key, "package.module:function", f"{name}, no function")])
+    return found  # type: ignore[no-any-return]

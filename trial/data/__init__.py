@@ -1,0 +1,1 @@
+"""From files to token tensors: readers, rows, split, prompts, batches, order."""

@@ -1,0 +1,148 @@
+"""Rows as token ids, and a dataset of rows of fixed length with prompt and padding masked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from trial.data.examples import Row
+from trial.data.prompts import CHAT_TEMPLATE, PROMPT_FORMATS, render
+
+if TYPE_CHECKING:
+    pass
+
+IGNORED = -100
+"""The label that no loss counts."""
+CHUNK = 4096
+KEPT_SHARE = 4
+"""An overlong row keeps up to a quarter of its length for the completion."""
+
+Ints = np.ndarray[Any, np.dtype[np.int32]]
+Longs = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Token ids of all rows end to end, and per row where it starts, is answered, and ends."""
+
+    ids: Ints
+    """[tokens]"""
+    spans: Longs
+    """[rows, 3]: start, first token of the completion, end."""
+    truncated: int
+
+
+class TokenDataset(Dataset[dict[str, torch.Tensor]]):
+    """Rows as dicts of LongTensors `input_ids`, `attention_mask`, `labels`, each [max_length].
+
+    Padded on the right. Labels are -100 except for the completion and the eos after it.
+    """
+
+    def __init__(self, tokens: Tokens, max_length: int, pad_id: int) -> None:
+        self.tokens = tokens
+        self.max_length = max_length
+        self.pad_id = pad_id
+
+    def __len__(self) -> int:
+        return len(self.tokens.spans)
+
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        spans = self.tokens.spans
+        return int((spans[:, 2] - spans[:, 0]).max())
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        start, answer, end = (int(edge) for edge in self.tokens.spans[index])
+        ids = torch.from_numpy(self.tokens.ids[start:end].astype(np.int64))
+        size = end - start
+        input_ids = torch.full((self.max_length,), self.pad_id, dtype=torch.long)
+        attention_mask = torch.zeros(self.max_length, dtype=torch.long)
+        labels = torch.full((self.max_length,), IGNORED, dtype=torch.long)
+        input_ids[:size] = ids
+        attention_mask[:size] = 1
+        labels[answer - start : size] = ids[answer - start :]
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+Tokenise = Callable[[list[Row]], tuple[TokenDataset, str]]
+"""Rows to a dataset and its content hash."""
+
+
+def tokenise(rows: Sequence[Row], chosen: str, max_length: int, tokenizer: Any) -> Tokens:
+    """Token ids of the rows in their order, each cut to `max_length`."""
+    pieces: list[Ints] = []
+    spans = np.zeros((len(rows), 3), dtype=np.int64)
+    truncated, at = 0, 0
+    for start in range(0, len(rows), CHUNK):
+        pairs = _token_pairs(rows[start : start + CHUNK], chosen, tokenizer)
+        for index, (prompt, completion) in enumerate(pairs, start):
+            truncated += len(prompt) + len(completion) > max_length
+            prompt, completion = fit(prompt, completion, max_length)
+            spans[index] = at, at + len(prompt), at + len(prompt) + len(completion)
+            at += len(prompt) + len(completion)
+            pieces.append(np.asarray(prompt + completion, dtype=np.int32))
+    return Tokens(np.concatenate(pieces) if pieces else np.zeros(0, np.int32), spans, truncated)
+
+
+def fit(prompt: list[int], completion: list[int], max_length: int) -> tuple[list[int], list[int]]:
+    """Cut a row to `max_length` tokens, as `prepare` says."""
+    if len(prompt) + len(completion) <= max_length:
+        return prompt, completion
+    kept = min(len(completion), max(max_length - len(prompt), max_length // KEPT_SHARE))
+    room = max_length - kept
+    if len(prompt) > room:
+        prompt = [prompt[0], *prompt[len(prompt) - room + 1 :]]
+    return prompt, completion[:kept]
+
+
+def _token_pairs(
+    rows: Sequence[Row], chosen: str, tokenizer: Any
+) -> list[tuple[list[int], list[int]]]:
+    """Prompt and completion ids of each row; every completion ends in exactly one eos."""
+    eos = tokenizer.eos_token_id
+    with_template = chosen == CHAT_TEMPLATE
+    if with_template:
+        texts = [_templated(row, tokenizer) for row in rows]
+    else:
+        texts = [(render(PROMPT_FORMATS[chosen], row.turns), row.completion) for row in rows]
+    # Tokenised apart, as in generation: no token spans the border between prompt and completion.
+    # A template writes its own bos.
+    prompts = _ids([prompt for prompt, _ in texts], not with_template, tokenizer)
+    completions = _ids([completion for _, completion in texts], False, tokenizer)
+    return [
+        (_without_tail(prompt, eos), _with_eos(completion, eos))
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+
+
+def _ids(texts: list[str], special: bool, tokenizer: Any) -> list[list[int]]:
+    encoded = tokenizer(
+        texts, add_special_tokens=special, return_attention_mask=False, verbose=False
+    )
+    return [list(ids) for ids in encoded["input_ids"]]
+
+
+def _without_tail(ids: list[int], eos: int) -> list[int]:
+    """The prompt without the eos that some tokenizers put after every text."""
+    return ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids
+
+
+def _with_eos(ids: list[int], eos: int) -> list[int]:
+    """The completion up to its first eos, or with one put after it."""
+    return [*ids[: ids.index(eos)], eos] if eos in ids else [*ids, eos]
+
+
+def _templated(row: Row, tokenizer: Any) -> tuple[str, str]:
+    """Prompt and completion as the chat template writes them, its end-of-turn mark included."""
+    turns = [{"role": turn.role, "content": turn.content} for turn in row.turns]
+    whole = [*turns, {"role": "assistant", "content": row.completion}]
+    prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(whole, tokenize=False)
+    # Some templates write a past answer otherwise than one being given: then the answer itself.
+    completion = text[len(prompt) :].rstrip() if text.startswith(prompt) else row.completion
+    return prompt, completion

@@ -1,0 +1,1 @@
+"""Devices (hpu, cuda, cpu): detection, environment, memory, DeepSpeed settings."""

@@ -1,0 +1,101 @@
+"""ZeRO stage to DeepSpeed configuration: pure, and the same for every trainer.
+
+The user's own configuration is kept but for what the trial itself decides: the stage (`zero_stage`
+wins over the file, or searching it would be a lie) and the batch sizes ("auto", or DeepSpeed
+would train with its own accumulation).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trial.config.trial_config import TrialConfig
+
+AUTO = "auto"
+FROM_ARGUMENTS = (
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "train_batch_size",
+    "gradient_clipping",
+)
+"""Keys that transformers fills from the training arguments."""
+HPU_STAGES: dict[int, dict[str, bool]] = {
+    2: {"overlap_comm": False, "contiguous_gradients": False, "reduce_scatter": False},
+    3: {"overlap_comm": False, "contiguous_gradients": False},
+}
+"""What Gaudi's documentation asks for, unless the user says otherwise."""
+OFFLOADS = {"offload_optimizer": 1, "offload_param": 3}
+"""From which stage on each can be had; below it the wish has no effect, as in a sweep of stages."""
+OPTIMIZER: dict[str, Any] = {
+    "type": "AdamW",
+    "params": {
+        **dict.fromkeys(("lr", "betas", "eps", "weight_decay"), AUTO),
+        # torch's own AdamW: DeepSpeed's is compiled on first use, for minutes.
+        "torch_adam": True,
+    },
+}
+"""Given with offload: without a section of its own the learning rate freezes after a resume."""
+
+
+def user_config(config: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """The user's own DeepSpeed configuration as a mapping.
+
+    Raises:
+        ValueError: the file cannot be read as a JSON object.
+    """
+    if config is None or isinstance(config, Mapping):
+        return copy.deepcopy(dict(config or {}))
+    try:
+        content = json.loads(Path(config).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"deepspeed.config: {config} is not readable as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"deepspeed.config: {config} must hold a JSON object")
+    return content
+
+
+def deepspeed_config(
+    config: TrialConfig, device: str, user: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """What DeepSpeed is given for this trial, or None when it trains without.
+
+    `user` is `user_config(config.deepspeed.config)`; its keys stay unless the trial decides them.
+    """
+    if config.zero_stage is None:
+        return None
+    merged = copy.deepcopy(dict(user or {}))
+    merged.update(dict.fromkeys(FROM_ARGUMENTS, AUTO))
+    merged["zero_optimization"] = _zero(config, device, merged.get("zero_optimization") or {})
+    merged.setdefault("bf16", {"enabled": wants_bf16(config)})
+    merged.setdefault("steps_per_print", 10**9)
+    if _offloads(merged["zero_optimization"], "offload_optimizer"):
+        merged.setdefault("optimizer", copy.deepcopy(OPTIMIZER))
+        # An optimizer that is not DeepSpeed's own is refused under offload without this.
+        merged.setdefault("zero_force_ds_cpu_optimizer", False)
+    return merged
+
+
+def wants_bf16(config: TrialConfig) -> bool:
+    """Whether DeepSpeed computes in bfloat16: asked for, or the only type of the base weights."""
+    return bool(config.training.get("bf16")) or config.model.dtype == "bfloat16"
+
+
+def _zero(config: TrialConfig, device: str, user: Mapping[str, Any]) -> dict[str, Any]:
+    stage = config.zero_stage or 0
+    defaults: dict[str, Any] = dict(HPU_STAGES.get(stage, {})) if device == "hpu" else {}
+    if stage == 3:
+        defaults["stage3_gather_16bit_weights_on_model_save"] = True
+    zero = {**defaults, **user, "stage": stage}
+    for key, lowest in OFFLOADS.items():
+        wanted = getattr(config.deepspeed, key)
+        if wanted != "none" and stage >= lowest:
+            zero[key] = {"pin_memory": device != "cpu", **(zero.get(key) or {}), "device": wanted}
+    return zero
+
+
+def _offloads(zero: Mapping[str, Any], key: str) -> bool:
+    return (zero.get(key) or {}).get("device", "none") != "none"

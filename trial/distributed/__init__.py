@@ -1,0 +1,1 @@
+"""Several ranks of one trial: their environment, their messages, their processes."""

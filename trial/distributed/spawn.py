@@ -1,0 +1,107 @@
+"""Several ranks of one trial as plain processes here: `python -m trial DIR --world-size 2`.
+
+The ranks are a session of their own. Signals go to rank 0, which tells the others; when one rank
+ends badly the rest are ended; when this process dies so do they.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from trial.distributed.rank_group import LISTENER, rank_environment
+
+PARENT = "GAUDI_SWEEP_PARENT"
+GRACE = 10.0
+"""Seconds that the other ranks get to end by themselves once one has ended badly."""
+GOOD = (0, 130)
+"""Exit codes of a rank that is done, or interrupted at a checkpoint."""
+PR_SET_PDEATHSIG = 1
+
+
+def spawn(command: Sequence[str], size: int) -> int:
+    """Run `command` as every rank of `size`; returns rank 0's exit code, or the first bad one."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        started = [_start(command, rank, size, listener) for rank in range(size)]
+    try:
+        with _signals_to(started[0]):
+            return _wait(started)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def run_one(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a process that gets our signals and never outlives us; returns its exit code."""
+    variables = {**environment, PARENT: str(os.getpid())}
+    process = subprocess.Popen(command, env=variables, start_new_session=True)
+    try:
+        with _signals_to(process):
+            return process.wait()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _start(
+    command: Sequence[str], rank: int, size: int, listener: socket.socket
+) -> subprocess.Popen[bytes]:
+    port = int(listener.getsockname()[1])
+    variables = rank_environment(rank, ["here"] * size, "127.0.0.1", port)
+    environment = {**os.environ, **variables, PARENT: str(os.getpid())}
+    # Every rank would take all cores, and wait for the others to leave them.
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
+    sockets = [listener.fileno()] if rank == 0 else []
+    if sockets:
+        environment[LISTENER] = str(sockets[0])
+    return subprocess.Popen(command, env=environment, pass_fds=sockets, start_new_session=True)
+
+
+@contextmanager
+def _signals_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    names = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(name, lambda sent, _: process.send_signal(sent)) for name in names]
+    try:
+        yield
+    finally:
+        for name, handler in zip(names, before, strict=True):
+            signal.signal(name, handler)
+
+
+def _wait(started: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Wait for all, or a little longer than for the first that ends badly."""
+    handles = {os.pidfd_open(process.pid): process for process in started}
+    deadline: float | None = None
+    bad: int | None = None
+    while handles and (deadline is None or time.monotonic() < deadline):
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        for handle in select.select(list(handles), [], [], left)[0]:
+            os.close(handle)
+            process = handles.pop(handle)
+            ended = process.wait()
+            if ended not in GOOD and bad is None:
+                bad, deadline = ended, time.monotonic() + GRACE
+                print(f"rank {started.index(process)} ended with code {ended}", file=sys.stderr)
+    for handle in handles:
+        os.close(handle)
+    first = started[0].poll()
+    return int(first or 0) if bad is None else bad
+
+
+def end_with_parent() -> None:
+    """In a rank that `spawn` started: never outlive the process that did."""
+    parent = os.environ.pop(PARENT, None)
+    if parent is None:
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(parent):
+        os._exit(1)

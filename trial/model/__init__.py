@@ -1,0 +1,1 @@
+"""Base model, tokenizer, LoRA adapter and weights."""

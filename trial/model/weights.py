@@ -1,0 +1,113 @@
+"""Trained weights to and from folders that plain PEFT and transformers read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trial.distributed import rank_env
+
+State = dict[str, torch.Tensor]
+
+
+def save_weights(model: Any, folder: Path, tokenizer: Any | None = None) -> None:
+    """Write a plain PEFT adapter, or the whole model when there is none, whole or not at all.
+
+    `model` is the unwrapped one; under ZeRO-3 every rank must call this, and the first writes.
+    """
+    state = trained_state(model)
+    if rank_env.rank():
+        return
+    with _whole(folder) as temporary:
+        if hasattr(model, "peft_config"):
+            _save_adapter(model, state, temporary)
+        else:
+            model.save_pretrained(temporary, state_dict=state, safe_serialization=True)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(temporary)
+
+
+def trained_state(model: Any) -> State:
+    """Trainable parameters of a PEFT model, or all of another, gathered and on the CPU."""
+    if hasattr(model, "peft_config"):
+        wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    else:
+        wanted = model.state_dict(keep_vars=True)
+    with _gathered([tensor for tensor in wanted.values() if hasattr(tensor, "ds_id")]):
+        return {name: tensor.detach().cpu().clone() for name, tensor in wanted.items()}
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder of weights, whole or not at all; files are linked where they can be."""
+    if rank_env.rank():
+        return
+    with _whole(target) as temporary:
+        shutil.copytree(source, temporary, copy_function=_link, dirs_exist_ok=True)
+
+
+def write_adapter(tensors: State, config: Any, folder: Path) -> None:
+    """Write tensors by their saved names and PEFT's `config`, whole or not at all.
+
+    Of several ranks the first writes.
+    """
+    if rank_env.rank():
+        return
+    with _whole(folder) as temporary:
+        _write_adapter(tensors, config, temporary)
+
+
+def _save_adapter(model: Any, state: State, folder: Path) -> None:
+    from peft import get_peft_model_state_dict
+
+    # False, not "auto": that may ask the hub whether the vocabulary has grown. It has not.
+    adapter = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
+    _write_adapter(adapter, model.peft_config[model.active_adapter], folder)
+
+
+def _write_adapter(adapter: State, config: Any, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.float().contiguous() for name, tensor in adapter.items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    inference_mode, config.inference_mode = config.inference_mode, True
+    try:
+        config.save_pretrained(str(folder))
+    finally:
+        config.inference_mode = inference_mode
+
+
+def _gathered(parameters: list[torch.Tensor]) -> Any:
+    if not parameters:
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters)
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target

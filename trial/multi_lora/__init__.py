@@ -1,0 +1,1 @@
+"""Tensors of several LoRA adapters over one frozen base model."""

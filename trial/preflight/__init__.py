@@ -1,0 +1,1 @@
+"""What can be known of a trial before it starts: mistakes, memory."""

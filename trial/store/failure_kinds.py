@@ -1,0 +1,119 @@
+"""What went wrong, from an exception: the kind a sweep counts and the line a person reads."""
+
+from __future__ import annotations
+
+import math
+import os
+import traceback
+from pathlib import Path
+
+from trial.store.records import Cause, CauseKind
+
+SIGNS: tuple[tuple[str, CauseKind], ...] = (
+    # No card in sight, as without a driver or its container runtime: waiting brings none.
+    ("[device not found]", "error"),
+    ("device already acquired", "device_busy"),
+    ("device acquire failed", "device_busy"),
+    ("all cuda-capable devices are busy", "device_busy"),
+    ("cuda out of memory", "out_of_memory"),
+    ("out of memory", "out_of_memory"),
+    ("outofmemoryerror", "out_of_memory"),
+    ("module:pt_devmem", "out_of_memory"),
+    ("pt_devmem allocation failed", "out_of_memory"),
+    ("defaultcpuallocator: can't allocate memory", "out_of_memory"),
+    ("cannot allocate memory", "out_of_memory"),
+    ("std::bad_alloc", "out_of_memory"),
+)
+"""Text, lower case, to cause; the first that is found decides."""
+AGAIN = "tried again after"
+"""How the line begins that parts a try from the next in a trial's log."""
+LAST_WORDS = 64_000
+"""Bytes of a log that may hold them."""
+
+
+class Diverged(ArithmeticError):  # noqa: N818 (what happened, as Cause names it)
+    """A loss that is not a finite number, or above what the trial allows."""
+
+    def __init__(self, what: str, value: float, step: int) -> None:
+        super().__init__(f"{what} is {value} at step {step}")
+        self.step = step
+
+
+class PeerFailed(RuntimeError):  # noqa: N818 (it is another rank that did)
+    """What another rank of the job has run into: every rank hears of it at the same exchange."""
+
+    def __init__(self, rank: int, name: str, kind: CauseKind, message: str) -> None:
+        super().__init__(f"rank {rank}: {message}")
+        self.name = name
+        """The class of the other rank's exception."""
+        self.kind = kind
+
+
+def check_loss(what: str, value: float, step: int, above: float | None) -> None:
+    """Let a loss pass.
+
+    Raises:
+        Diverged: it is not finite, or above the bound.
+    """
+    if not math.isfinite(value) or (above is not None and value > above):
+        raise Diverged(what, value, step)
+
+
+def kind_of_text(text: str) -> CauseKind:
+    """The cause that an error message, or the end of a dead worker's log, speaks of."""
+    lowered = text.lower()
+    return next((kind for sign, kind in SIGNS if sign in lowered), "error")
+
+
+def kind_of_log(log: Path) -> CauseKind:
+    """The cause that the log of a worker speaks of which died without a word to anybody.
+
+    A Gaudi that runs out of memory may take its process with it. Earlier tries do not count.
+    """
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_WORDS))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return "error"
+    return kind_of_text(text.rpartition(AGAIN)[2].partition("\n")[2] if AGAIN in text else text)
+
+
+def note_retry(log: Path, kind: CauseKind, message: str) -> None:
+    """Part a failed try from the next one in a trial's log."""
+    with open(log, "a", encoding="utf-8") as file:
+        file.write(f"\n{AGAIN} {kind}: {message.splitlines()[0] if message else ''}\n")
+
+
+def classify(error: BaseException) -> CauseKind:
+    """The kind of failure an exception is, itself or through its causes."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, PeerFailed):
+            return seen.kind
+        if isinstance(seen, Diverged):
+            return "diverged"
+        if isinstance(seen, MemoryError) or type(seen).__name__ == "OutOfMemoryError":
+            return "out_of_memory"
+        if (
+            isinstance(seen, RuntimeError | OSError)
+            and (found := kind_of_text(str(seen))) != "error"
+        ):
+            return found
+        seen = seen.__cause__ or seen.__context__
+    return "error"
+
+
+def cause_of(error: BaseException, step: int | None) -> Cause:
+    """The cause as it is recorded."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    name = type(error).__name__
+    plain = isinstance(error, Diverged | ValueError | PeerFailed)
+    message = first if plain and first else f"{name}: {first}"
+    step = getattr(error, "step", step)
+    return Cause(kind=classify(error), message=message.removesuffix(": "), step=step)
+
+
+def trace(error: BaseException) -> str:
+    """The traceback as Python prints it."""
+    return "".join(traceback.format_exception(error))

@@ -1,0 +1,203 @@
+"""Every path of a study and of a trial, and the records in them. Readers never see half a file.
+
+    runs/<study>/study.json            what the study is (version, sweep file, resolved spec)
+                 sweep.yaml            the sweep file as it was given
+                 journal.log           the sampler's memory (written by the driver only)
+                 trials/00007/         one TrialFolder
+
+A trial folder is the truth of what happened in that trial; the journal can be rebuilt from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from trial.config.trial_config import TrialConfig
+from trial.store.files import append_line, read_lines, write_atomically
+from trial.store.records import Attempt, Evaluation, Record, Result, StudyRecord, TrainLog
+
+M = TypeVar("M", bound=BaseModel)
+R = TypeVar("R", bound=Record)
+
+
+class TrialFolder:
+    """The files of one trial."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.attempts = self.path / "attempts.jsonl"
+        self.result = self.path / "result.json"
+        self.failures = self.path / "failures.jsonl"
+        self.samples = self.path / "samples.jsonl"
+        self.truth_ratios = self.path / "truth_ratios.json"
+        self.log = self.path / "train.log"
+        self.adapter = self.path / "adapter"
+        self.model = self.path / "model"
+        self.checkpoints = self.path / "checkpoints"
+
+    @classmethod
+    def create(cls, path: Path | str, config: TrialConfig) -> TrialFolder:
+        """Make the folder and write its configuration."""
+        folder = cls(path)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder.config, config.model_dump_json(indent=2) + "\n")
+        return folder
+
+    def read_config(self) -> TrialConfig:
+        """The trial's configuration.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is not one this version can read; says where and why.
+        """
+        return _read(self.config, TrialConfig)
+
+    def read_result(self) -> Result | None:
+        """The result, or None while the trial has not ended."""
+        return _read(self.result, Result) if self.result.exists() else None
+
+    def write_result(self, result: Result) -> None:
+        """Commit the trial's end: after this the trial is never trained again."""
+        write_atomically(self.result, result.model_dump_json(indent=2) + "\n")
+
+    def set_aside_result(self) -> None:
+        """Move a failed result out of the way of another try; what failed stays on record."""
+        result = self.read_result()
+        if result is not None:
+            # Noted already when a kill came between the two.
+            if result not in self.read_failures()[-1:]:
+                self.note_failure(result)
+            self.result.unlink()
+
+    def note_failure(self, result: Result) -> None:
+        """Put a failure on record that the trial is to be tried again after."""
+        append_line(self.failures, result.model_dump_json())
+
+    def read_failures(self) -> list[Result]:
+        """Failures after which the trial was tried again, oldest first."""
+        return list(_parse_all(read_lines(self.failures), Result))
+
+    def append(self, line: Evaluation | TrainLog) -> None:
+        """Add one line to the metrics, on disk when this returns."""
+        append_line(self.metrics, line.model_dump_json())
+
+    def append_attempt(self, attempt: Attempt) -> None:
+        """Note that the trial was started."""
+        append_line(self.attempts, attempt.model_dump_json())
+
+    def read_evaluations(self) -> list[Evaluation]:
+        """Evaluations in step order; a step evaluated again after a resume counts once."""
+        rows = (row for row in read_lines(self.metrics) if row.get("kind") == "eval")
+        by_step = {row.step: row for row in _parse_all(rows, Evaluation)}
+        return [by_step[step] for step in sorted(by_step)]
+
+    def read_train_logs(self) -> list[TrainLog]:
+        """Training log entries in step order, each step once."""
+        rows = (row for row in read_lines(self.metrics) if row.get("kind") == "train")
+        by_step = {row.step: row for row in _parse_all(rows, TrainLog)}
+        return [by_step[step] for step in sorted(by_step)]
+
+    def read_attempts(self) -> list[Attempt]:
+        """Every start of the trial, oldest first."""
+        return list(_parse_all(read_lines(self.attempts), Attempt))
+
+
+class StudyFolder:
+    """The files of one study."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.record = self.path / "study.json"
+        self.sweep_file = self.path / "sweep.yaml"
+        self.journal = self.path / "journal.log"
+        self.earlier = self.path / "earlier.jsonl"
+        self.trials = self.path / "trials"
+        self.report = self.path / "report"
+        self.log = self.path / "driver.log"
+
+    @property
+    def name(self) -> str:
+        """The study's name: its folder's."""
+        return self.path.name
+
+    def exists(self) -> bool:
+        """Whether a study has been started here."""
+        return self.record.exists()
+
+    def read_record(self) -> StudyRecord:
+        """What the study is.
+
+        Raises:
+            FileNotFoundError: there is no study here.
+            ValueError: made by a version this one cannot read.
+        """
+        return _read(self.record, StudyRecord)
+
+    def refuse_other_version(self) -> None:
+        """See that the study is of a version this one knows, whatever else its record holds.
+
+        Raises:
+            ValueError: it is not; says so.
+        """
+        text = self.record.read_text(encoding="utf-8", errors="replace")
+        _refuse_version(self.record, text, StudyRecord)
+
+    def write_record(self, record: StudyRecord) -> None:
+        """Start or update the study's record."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.record, record.model_dump_json(indent=2) + "\n")
+
+    def trial(self, number: int) -> TrialFolder:
+        """The folder of one trial, whether it exists or not."""
+        return TrialFolder(self.trials / f"{number:05d}")
+
+    def all_trials(self) -> list[tuple[int, TrialFolder]]:
+        """Existing trial folders by number."""
+        numbers = sorted(int(p.name) for p in self.trials.glob("*") if p.name.isdecimal())
+        # A copy under another spelling ("7" beside "00007") is not the trial.
+        folders = ((number, self.trial(number)) for number in dict.fromkeys(numbers))
+        return [(number, folder) for number, folder in folders if folder.path.is_dir()]
+
+
+def _parse_all(rows: Iterator[dict[str, Any]], record: type[R]) -> Iterator[R]:
+    for row in rows:
+        try:
+            yield record.model_validate(row)
+        except ValidationError:
+            continue
+
+
+def _read(path: Path, record: type[M]) -> M:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: content: is not UTF-8 text ({error.reason})") from error
+    try:
+        return record.model_validate_json(text)
+    except ValidationError as error:
+        _refuse_version(path, text, record)
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{path}: {key or 'content'}: {first['msg']}") from error
+
+
+def _refuse_version(path: Path, text: str, record: type[BaseModel]) -> None:
+    """Say so when the file is of another version of this project."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    ours = record.model_fields["version"].default
+    theirs = content.get("version", ours) if isinstance(content, dict) else ours
+    if theirs != ours:
+        raise ValueError(
+            f"{path}: version: was written in version {theirs!r} of its format; "
+            f"this gaudi-sweep reads version {ours}"
+        )

@@ -1,0 +1,142 @@
+"""What each file of a study or a trial holds, as pydantic records."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+State = Literal["complete", "pruned", "failed", "duplicate"]
+CauseKind = Literal["diverged", "out_of_memory", "lost", "device_busy", "hung", "error"]
+
+
+class Record(BaseModel):
+    """Something on disk. Fields added by a later version are ignored, missing ones are refused."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", allow_inf_nan=True, ser_json_inf_nan="constants"
+    )
+
+
+class Evaluation(Record):
+    """One evaluation on the held-out set: a line of `metrics.jsonl`."""
+
+    kind: Literal["eval"] = "eval"
+    step: int
+    """Optimizer steps done."""
+    eval_loss: float
+    """Cross-entropy in nats per completion token over the whole eval set."""
+    metrics: dict[str, float] = Field(default_factory=dict)
+    """Further metrics by name."""
+    epoch: float = 0.0
+    tokens: int = 0
+    """Training tokens seen, padding left out."""
+    train_seconds: float = 0.0
+    """Seconds spent in training steps so far, evaluation left out."""
+    time: float = Field(default_factory=time.time)
+    """Seconds since 1970."""
+
+
+class TrainLog(Record):
+    """One training log entry: a line of `metrics.jsonl`."""
+
+    kind: Literal["train"] = "train"
+    step: int
+    loss: float
+    """The trainer's own logged loss. Not comparable with `eval_loss`."""
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    time: float = Field(default_factory=time.time)
+
+
+class Attempt(Record):
+    """One start of a trial: a line of `attempts.jsonl`. A resumed trial has several."""
+
+    started: float
+    host: str
+    pid: int
+    device: str
+    """What it ran on, e.g. `cpu`, `cuda NVIDIA H100`, `hpu GAUDI2`, `hpu stand-in`."""
+    devices: int = 1
+    resumed_from: int = 0
+    """Optimizer step of the checkpoint it went on from; 0 for a fresh start."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    cold: bool = True
+    """Whether this process had to import and load everything."""
+    slots: int = 1
+    """Trials that the job could hold at once; their seconds are shares of its own."""
+
+
+class Cause(Record):
+    """Why a trial did not complete."""
+
+    kind: CauseKind
+    message: str
+    """First line of the cause, as a person reads it."""
+    step: int | None = None
+
+
+class Seconds(Record):
+    """Wall seconds of a trial by what they bought, summed over its attempts."""
+
+    startup: float = 0.0
+    """Imports and device start, paid by a worker's first trial."""
+    load: float = 0.0
+    """Base model, tokenizer and data."""
+    first_step: float = 0.0
+    """The first optimizer step of each attempt: graph compilation, where there is any."""
+    train: float = 0.0
+    """All later optimizer steps."""
+    eval: float = 0.0
+    save: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Sum of the phases."""
+        return sum(getattr(self, name) for name in type(self).model_fields)
+
+
+class Result(Record):
+    """How a trial ended: `result.json`, written last and once."""
+
+    version: Literal[1] = 1
+    state: State
+    value: float | None = None
+    """Eval loss of the saved adapter (see `keep`); the last one seen when pruned."""
+    best_step: int | None = None
+    steps: int = 0
+    """Optimizer steps done."""
+    max_steps: int = 0
+    """Optimizer steps planned."""
+    initial_eval_loss: float | None = None
+    """Before the first step, when `training.eval_on_start` is set."""
+    metrics: dict[str, float] = Field(default_factory=dict)
+    tokens: int = 0
+    trainable_parameters: int = 0
+    total_parameters: int = 0
+    peak_memory_bytes: int = 0
+    """Peak of the device's memory; of the process (RSS) on CPU."""
+    seconds: Seconds = Seconds()
+    device: str = ""
+    devices: int = 1
+    data_hash: str = ""
+    model_hash: str = ""
+    cause: Cause | None = None
+    duplicate_of: int | None = None
+    """Number of the trial with the same configuration, for a `duplicate`."""
+    finished: float = Field(default_factory=time.time)
+
+
+class StudyRecord(Record):
+    """What a study is: `study.json`."""
+
+    version: Literal[1] = 1
+    name: str
+    created: float = Field(default_factory=time.time)
+    spec: dict[str, Any]
+    """The resolved sweep file."""
+    source: str = ""
+    """Where the sweep file was."""
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    """Versions, git commit, host."""

@@ -1,0 +1,1 @@
+"""One trial trained by the Trainer of its device."""

@@ -1,0 +1,82 @@
+"""One attempt at one trial: what it has built so far, known even when it fails half way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from trial.config.trial_config import TrialConfig
+from trial.devices.device import Device
+from trial.distributed.rank_group import RankGroup
+from trial.store.control import Control
+from trial.store.folders import TrialFolder
+from trial.store.phase_timer import Clock
+from trial.store.records import Cause, Result, State
+from trial.training.checkpoints import Checkpoints, TrialProgress
+from trial.training.process_cache import ProcessCache
+
+if TYPE_CHECKING:
+    from trial.training.run_state import RunState
+
+
+@dataclass(slots=True)
+class AttemptContext:
+    """Filled in as the attempt goes on."""
+
+    folder: TrialFolder
+    config: TrialConfig
+    control: Control
+    process_cache: ProcessCache
+    clock: Clock
+    rank_group: RankGroup = field(default_factory=RankGroup)
+    device: Device | None = None
+    run: RunState | None = None
+    model: Any = None
+    trainer: Any = None
+    data_hash: str = ""
+    model_hash: str = ""
+    parameters: tuple[int, int] = (0, 0)
+
+    def result(self, state: State, cause: Cause | None = None) -> Result:
+        """How the trial ended, from what is known."""
+        progress = self.run.progress if self.run else TrialProgress()
+        best, last = progress.best, progress.last
+        kept = best if state == "complete" and self.config.keep == "best" else last
+        trainable, total = self.parameters
+        return Result(
+            state=state,
+            value=kept.value if kept and state != "failed" else None,
+            best_step=best.step if best else None,
+            steps=self.run.steps if self.run else 0,
+            max_steps=self.run.max_steps if self.run else 0,
+            initial_eval_loss=progress.initial_eval_loss,
+            metrics={**(kept.metrics if kept else {}), **self._metrics()},
+            tokens=progress.tokens,
+            trainable_parameters=trainable,
+            total_parameters=total,
+            peak_memory_bytes=progress.peak_memory_bytes,
+            seconds=self.clock.read(),
+            device=self.device.label() if self.device else "",
+            devices=self.rank_group.size,
+            data_hash=self.data_hash,
+            model_hash=self.model_hash,
+            cause=cause,
+        )
+
+    def _metrics(self) -> dict[str, float]:
+        """Further figures by name: the last loss, and what the device counted in this attempt."""
+        last = self.run.progress.last if self.run else None
+        found = {"last_eval_loss": last.value} if last else {}
+        return {**found, **(self.device.counters() if self.device else {})}
+
+
+def commit(session: AttemptContext, result: Result) -> None:
+    """Write the result; then what was needed to go on may go, unless the trial may be continued."""
+    if session.run is not None:
+        session.run.stay_in_turn()
+    session.folder.write_result(result)
+    checkpoints = Checkpoints(session.folder)
+    if result.state == "complete" and session.config.keep_checkpoint and session.run:
+        checkpoints.complete(session.run.progress)
+    else:
+        checkpoints.clear()

@@ -1,0 +1,141 @@
+"""What stays warm in a process between trials, and the proof that nothing else does."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from trial.config.trial_config import TrialConfig
+from trial.devices import optimum_habana
+from trial.devices.device import DEVICES, Device, apply_environment, pick
+from trial.devices.environment import ALWAYS, make_recipe_folder
+from trial.distributed import rank_env
+from trial.model.load import is_local, leaves_base_as_it_was, load_base, load_tokenizer
+from trial.store.phase_timer import Clock
+from trial.store.records import Seconds
+
+if TYPE_CHECKING:
+    from trial.data.prepare import Prepared
+
+logger = logging.getLogger(__name__)
+
+
+class ProcessCache:
+    """A process's imports, tokenizers, data and one base model, lent to one trial at a time.
+
+    `reusable` turns False for good after a failure or a ZeRO-3 trial: start a fresh process then.
+    """
+
+    def __init__(self, finish_imports: Callable[[str], float]) -> None:
+        """`finish_imports` is `trial.preload.finish_imports`: device name -> seconds to charge."""
+        self._finish_imports = finish_imports
+        self.reusable = True
+        self.cold = True
+        self._tokenizers: dict[str, Any] = {}
+        self._prepared: dict[str, Prepared] = {}
+        self._base: Any | None = None
+        self._base_key = ""
+        self.unpaid_seconds = 0.0
+        self._device = ""
+
+    def start(self, config: TrialConfig) -> Device:
+        """Import everything and start the trial's device."""
+        if is_local(config.model) and self.cold:
+            # Read once, when the hub's client is imported.
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        for name, value in ALWAYS.items():
+            os.environ.setdefault(name, value)
+        if optimum_habana.on_device() and config.device in ("auto", "hpu"):
+            # Looking for the device loads torch already, and Habana's plugin with it.
+            apply_environment(DEVICES["hpu"].environment(config))
+            make_recipe_folder()
+        device = pick(config.device)
+        self._device = device.name
+        apply_environment(device.environment(config))
+        if self.cold:
+            # Imports made before the trial arrived are charged to it all the same.
+            self.unpaid_seconds = self._finish_imports(device.name)
+        if config.zero_stage is not None:
+            rank_env.without_compiled_operators(device.name)
+        return device
+
+    def tokenizer(self, config: TrialConfig) -> Any:
+        """The tokenizer of the trial's model."""
+        key = config.model.model_dump_json()
+        if key not in self._tokenizers:
+            self._tokenizers = {key: load_tokenizer(config.model)}
+        return self._tokenizers[key]
+
+    def prepared(self, config: TrialConfig, model_family: str) -> Prepared:
+        """The trial's data as tokens."""
+        from trial.data.prepare import prepare
+
+        key = config.model.model_dump_json() + config.data.model_dump_json()
+        if key not in self._prepared:
+            tokenizer = self.tokenizer(config)
+            self._prepared = {key: prepare(config.data, tokenizer, model_family=model_family)}
+        return self._prepared[key]
+
+    def take_base(self, config: TrialConfig, device: Device) -> Any:
+        """The base model, fresh or as the last trial left it: both the same to the bit."""
+        key = f"{device.name} {config.model.model_dump_json()}"
+        base, self._base = self._base, None
+        if base is not None and key == self._base_key and leaves_base_as_it_was(config):
+            return _with_attention(base, config, device)
+        del base
+        attention = config.model.attn_implementation
+        if attention == optimum_habana.FUSED and device.name != "hpu":
+            logger.warning("no effect on %s: attn_implementation %s", device.name, attention)
+            attention = None
+        fresh = load_base(config.model, attention)
+        optimum_habana.mend_model(fresh)
+        self._base_key = key
+        return _with_attention(fresh, config, device)
+
+    def give_back(self, model: Any, config: TrialConfig) -> None:
+        """Take the adapter off the base model and keep it, where that leaves no trace."""
+        if model is not None and leaves_base_as_it_was(config):
+            self._base = model.unload()
+
+    def keep_base(self, base: Any) -> None:
+        """Take back a base model that nothing has been done to."""
+        self._base = base
+
+    def charge_import_time(self, clock: Clock) -> None:
+        """Charge imports that nobody has paid for yet."""
+        clock.restore(Seconds(startup=self.unpaid_seconds))
+        self.unpaid_seconds = 0.0
+
+    @contextmanager
+    def use(self, config: TrialConfig) -> Iterator[None]:
+        """One trial's use of the process.
+
+        Raises:
+            RuntimeError: the process is not fit for another trial.
+        """
+        if not self.reusable:
+            raise RuntimeError("this process is spent: start a fresh one for the next trial")
+        try:
+            with rank_env.environment(deepspeed=config.zero_stage is not None):
+                yield
+        except BaseException:
+            self.reusable = False
+            raise
+        self.cold = False
+        # ZeRO-3 leaves one whole model behind, whatever is destroyed.
+        if config.zero_stage == 3 or self._patched_for_good(config):
+            self.reusable = False
+
+    def _patched_for_good(self, config: TrialConfig) -> bool:
+        """Whether GaudiTrainer has replaced torch's checkpointing in this process."""
+        return bool(config.training.get("gradient_checkpointing")) and self._device == "hpu"
+
+
+def _with_attention(base: Any, config: TrialConfig, device: Device) -> Any:
+    """The base model with fused attention as this trial wants it."""
+    if device.name == "hpu":
+        optimum_habana.fuse_attention(base, config)
+    return base

@@ -1,0 +1,71 @@
+"""What a trial trains with by its objective: trainer, batches and loss; and what it measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from trial.config.objective_registry import sides_of
+from trial.config.trial_config import TrialConfig
+from trial.data.prepare import Prepared
+from trial.devices.device import Device
+from trial.store.reference_ratios import read_ratios
+from trial.training.trainer import collator, trainer_class, training_loss
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerSetup:
+    """A trainer's class and what it is given."""
+
+    trainer_class: type[Any]
+    collator: Any
+    loss: Any
+    train: Any
+    prepare: Callable[[Any, Any], None]
+    """Takes the new trainer and the tokenizer."""
+
+
+def trainer_setup(
+    config: TrialConfig, device: Device, data: Prepared, smoothing: float
+) -> TrainerSetup:
+    """The ordinary trainer for `sft`, else the one that trains with an objective."""
+    plain = config.objective.is_plain
+    return _plain(config, device, data, smoothing) if plain else _own(config, device, data)
+
+
+def _plain(config: TrialConfig, device: Device, data: Prepared, smoothing: float) -> TrainerSetup:
+    def prepare(trainer: Any, tokenizer: Any) -> None:
+        _examine(trainer, tokenizer, config, data)
+
+    loss = training_loss(device, smoothing)
+    return TrainerSetup(trainer_class(device), collator(device), loss, data.train, prepare)
+
+
+def _own(config: TrialConfig, device: Device, data: Prepared) -> TrainerSetup:
+    from trial.data.unlearning import PairedCollator, pair
+    from trial.objectives import losses
+    from trial.training.objective_trainer import objective_trainer_class
+
+    name, arguments = config.objective.name, config.objective.arguments
+    sides = sides_of(name, arguments, forgets=data.sets is not None)
+    dataset, draws = pair(sides, data.train, data.sets)
+    objective = losses.find(name)
+
+    def prepare(trainer: Any, tokenizer: Any) -> None:
+        trainer.objective, trainer.sides, trainer.draws = objective, sides, draws
+        _examine(trainer, tokenizer, config, data)
+
+    collate = PairedCollator(trim=not device.fixed_shapes)
+    return TrainerSetup(objective_trainer_class(device), collate, objective, dataset, prepare)
+
+
+def _examine(trainer: Any, tokenizer: Any, config: TrialConfig, data: Prepared) -> None:
+    """Let evaluations measure the sets, where there is something to measure."""
+    if data.sets is None and not config.evaluation.metrics:
+        return
+    from trial.objectives.evaluate import Examination
+
+    compared = read_ratios(config.evaluation.retain_model)
+    trainer.examination = Examination(data.sets, config.evaluation, compared)
+    trainer.tokenizer_for_words = tokenizer
