@@ -29,6 +29,7 @@ from sweep.ray_backend.executor import RayExecutor
 from sweep.spec.spec import SweepSpec
 from sweep.storage.url import again, connect, is_storage_error, masked, reason, settled
 from sweep.study import archive, study_lock
+from trial.config import dotted
 from trial.config.errors import ConfigError, Problem
 from trial.store.disk_full import is_full
 from trial.store.files import write_atomically
@@ -253,7 +254,7 @@ def _check_storage(folder: StudyFolder, options: RunOptions) -> None:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[Problem]:
     """What changed between two versions of a sweep file, but for what may."""
-    before, after = _flat(old), _flat(new)
+    before, after = dotted.flatten(old), dotted.flatten(new)
     keys = [
         key
         for key in {**before, **after}
@@ -264,15 +265,6 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[Problem]:
         for key in keys
         if before.get(key) != after.get(key)
     ]
-
-
-def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(content, dict) or not content:
-        return {prefix: content}
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def _drive(spec: SweepSpec, folder: StudyFolder, options: RunOptions, console: Console) -> Ending:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trial.config import dotted
 from trial.config.errors import Problem, nearest
 from trial.config.trial_config import known_keys, known_paths
 from trial.data import prompts
@@ -71,7 +72,7 @@ class Translation:
         if name == SAVE_DIR:
             self._save_in(value)
         for path in NAMES[name]:
-            set_path(self.content, path, copy.deepcopy(value))
+            dotted.set_value(self.content, path, copy.deepcopy(value))
             self.said[path] = name
 
     def _prompt_format(self, family: Any) -> Any:
@@ -108,7 +109,7 @@ def translate(content: Mapping[str, Any], folder: Path) -> Translation:
     ours = {name: copy.deepcopy(content[name]) for name in content if name in known_keys()[""]}
     found = Translation(ours)
     found.problems += [_unknown(name) for name in content if name not in (*_TOPS, *ours)]
-    twice = {name: path for name in NAMES for path in NAMES[name] if _holds(ours, path)}
+    twice = {name: path for name in NAMES for path in NAMES[name] if dotted.has_value(ours, path)}
     for name, value in _values(content, found.problems):
         if name in twice:
             rule = f"stands beside {twice[name]}, which is the same: say one of them"
@@ -116,29 +117,10 @@ def translate(content: Mapping[str, Any], folder: Path) -> Translation:
         else:
             found.put(name, value)
     for path, value in IMPLIED.items():
-        if not _holds(found.content, path):
-            set_path(found.content, path, value)
+        if not dotted.has_value(found.content, path):
+            dotted.set_value(found.content, path, value)
     _add_deepspeed(found, folder / DS_CONFIG)
     return found
-
-
-def set_path(content: dict[str, Any], path: str, value: Any) -> bool:
-    """Set a dotted path, making the mappings on its way; whether that was possible."""
-    section, _, key = path.rpartition(".")
-    for part in section.split(".") if section else ():
-        if content.get(part) is None:
-            content[part] = {}
-        content = content[part]
-        if not isinstance(content, dict):
-            return False
-    content[key] = value
-    return True
-
-
-def _holds(content: Mapping[str, Any], path: str) -> bool:
-    section, _, key = path.rpartition(".")
-    inner = content.get(section) if section else content
-    return isinstance(inner, dict) and key in inner
 
 
 def _values(content: Mapping[str, Any], problems: list[Problem]) -> Iterator[tuple[str, Any]]:

@@ -9,13 +9,12 @@ Torch-free. The same file leads to the same folder again: an interrupted run goe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from trial import seed_config
-from trial.config import yaml_file
+from trial.config import dotted, yaml_file
 from trial.config.errors import ConfigError, Problem, nearest
 from trial.config.paths import PLACES, resolve
 from trial.config.trial_config import TrialConfig, known_paths, problems_of
@@ -153,7 +152,9 @@ def _override(draft: _Draft, text: str) -> None:
         draft.given.problems.clear()
         return
     draft.given.said.pop(key, None)
-    if not seed_config.set_path(draft.given.content, key, value):
+    try:
+        dotted.set_value(draft.given.content, key, value)
+    except dotted.NotAMapping:
         draft.problems.append(Problem(key, "lies in what is not a mapping", where=place))
 
 
@@ -189,7 +190,7 @@ def _near(problem: Problem) -> str:
 
 def _differences(folder: TrialFolder, old: TrialConfig, new: TrialConfig) -> list[Problem]:
     """What keeps a run from going on in a folder."""
-    before, after = (dict(_flat(config.model_dump(mode="json"))) for config in (old, new))
+    before, after = _as_json(old), _as_json(new)
     place = str(folder.config)
     problems = [
         Problem(key, f"was {before.get(key, 'absent')}", after.get(key, "absent"), where=place)
@@ -200,9 +201,7 @@ def _differences(folder: TrialFolder, old: TrialConfig, new: TrialConfig) -> lis
     return [*problems, Problem("", rule, where=str(folder.path))]
 
 
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", json.dumps(value)
+def _as_json(config: TrialConfig) -> dict[str, str]:
+    """The values of a configuration as JSON text by dotted path; empty mappings left out."""
+    flat = dotted.flatten(config.model_dump(mode="json"))
+    return {path: json.dumps(value) for path, value in flat.items() if value != {}}

@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from trial.config import dotted
 from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.records import Attempt, Result, StudyRecord
 
@@ -108,7 +109,7 @@ def read_trial(number: int, folder: TrialFolder, curves: bool = True) -> TrialRe
         number,
         folder,
         result.state if result else "unfinished",
-        flatten(config),
+        _comparable(config),
         _plain_names(params) if isinstance(params, dict) else {},
         confirms if isinstance(confirms, int) else None,
         result,
@@ -131,18 +132,16 @@ def read_curve(path: Path) -> EvalCurve:
     return EvalCurve(step, loss, tokens, seconds, time, repeated_seconds=_repeated(rows))
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """Nested sections as dotted paths; lists become text, so that every value can be compared."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        elif isinstance(value, list | dict):
-            text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-            flat[f"{prefix}{key}"] = text if value else None
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+    return {path: _scalar(value) for path, value in dotted.flatten(config).items()}
+
+
+def _scalar(value: Any) -> Any:
+    """A list as JSON text; an empty list or mapping as null."""
+    if isinstance(value, list | dict):
+        return json.dumps(value, sort_keys=True, ensure_ascii=False) if value else None
+    return value
 
 
 def _plain_names(params: Mapping[str, Any]) -> dict[str, Any]:

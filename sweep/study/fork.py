@@ -13,6 +13,7 @@ from optuna.trial import FixedTrial, TrialState
 from sweep.driver.retry_policy import MEMORY
 from sweep.spec.space import Space
 from sweep.spec.spec import SweepSpec
+from trial.config import dotted
 from trial.config.errors import ConfigError
 from trial.config.trial_config import NO_EFFECT, TrialConfig
 from trial.store import metrics
@@ -94,18 +95,9 @@ def point_of(config: TrialConfig, before: SweepSpec, after: Space) -> dict[str, 
     for name in after.open_names():
         if name in drawn:
             point[name] = drawn[name]
-        elif (value := _look_up(content, name)) is not None:
+        elif (value := dotted.get_value(content, name)) is not None:
             point[name] = value
     return point
-
-
-def _look_up(content: dict[str, Any], path: str) -> Any:
-    value: Any = content
-    for part in path.split("."):
-        if not isinstance(value, dict):
-            return None
-        value = value.get(part)
-    return value
 
 
 def _difference(old: TrialConfig, new: TrialConfig) -> str:
