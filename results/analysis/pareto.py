@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from results.analysis.significance import Group, Leaderboard, leaderboard
+from results.analysis.leaderboard import Leaderboard, leaderboard
+from results.analysis.significance import Group
 from results.data.naming import noise_text, value_text, words
 from results.data.trials_table import metric_column
 from trial.store import metrics

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from results.analysis.significance import leaderboard
+from results.analysis.leaderboard import leaderboard
 from results.data.naming import ranked
 from results.data.trials_table import trials_table
 from trial.store.folders import StudyFolder

@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from results.analysis import cost, significance, zero_stages
+from results.analysis import cost, zero_stages
 from results.analysis.importance import Importance, importance
+from results.analysis.leaderboard import Leaderboard, Standing, leaderboard
 from results.analysis.pareto import Front, front_of
 from results.analysis.worker_time import WorkerTimeBreakdown, where
 from results.data import format
@@ -51,7 +52,7 @@ class StudyAnalysis:
 
     study: StudyRead
     table: pd.DataFrame
-    board: significance.Leaderboard
+    board: Leaderboard
     configurations: pd.DataFrame
     """From `configurations`."""
     importance: Importance | None
@@ -149,7 +150,7 @@ def find(study: StudyRead, options: ReportOptions | None = None) -> StudyAnalysi
     """Compute everything a report needs."""
     options = options or ReportOptions()
     table = table_of(study)
-    board = significance.leaderboard(table)
+    board = leaderboard(table)
     return StudyAnalysis(
         study=study,
         table=table,
@@ -165,7 +166,7 @@ def find(study: StudyRead, options: ReportOptions | None = None) -> StudyAnalysi
     )
 
 
-def configurations(table: pd.DataFrame, board: significance.Leaderboard) -> pd.DataFrame:
+def configurations(table: pd.DataFrame, board: Leaderboard) -> pd.DataFrame:
     """One row a configuration in the leaderboard's order: its first trial's row and its means.
 
     Adds `runs`, and `low` and `high`: the leader's mean and the interval of the distance to it.
@@ -183,9 +184,7 @@ def configurations(table: pd.DataFrame, board: significance.Leaderboard) -> pd.D
     )
 
 
-def _reach(
-    board: significance.Leaderboard, standing: significance.Standing, lower: bool
-) -> tuple[float, float]:
+def _reach(board: Leaderboard, standing: Standing, lower: bool) -> tuple[float, float]:
     """Where a configuration's mean may lie beside the leader's, which stands still."""
     if standing.comparison is None or board.leader is None:
         return float("nan"), float("nan")

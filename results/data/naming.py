@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -66,3 +66,8 @@ def metric_text(metric: str) -> Callable[[Any], str]:
 def noise_text(metric: str, noise: float) -> str:
     """A standard deviation of a metric."""
     return metric_text(metric)(noise) if metric.endswith("_bytes") else format.number(noise, 2)
+
+
+def listed(parts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return ", ".join(parts[:-1]) + f" and {parts[-1]}" if len(parts) > 1 else "".join(parts)

@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 
 from results.analysis import cost, zero_stages
+from results.analysis.leaderboard import Standing
 from results.analysis.pareto import Front
-from results.analysis.significance import Group, Standing
+from results.analysis.significance import Group
 from results.analysis.study_analysis import StudyAnalysis, settings
 from results.analysis.worker_time import KINDS, Worker, WorkerTimeBreakdown
 from results.data import format

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from statsmodels.formula.api import ols
 
 from results.analysis import significance
-from results.analysis.significance import Group, cheapest, compare, leaderboard
+from results.analysis.leaderboard import cheapest, leaderboard
+from results.analysis.significance import Group, compare
 from results.data.trials_table import trials_table
 
 
