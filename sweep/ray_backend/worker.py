@@ -38,6 +38,7 @@ from sweep.ray_backend.rank_placement import (
     take,
 )
 from trial.distributed.rank_group import PeerLost, folder_of_rank
+from trial.packed.trial_source import PackedTrial
 from trial.store.control import StopReason
 from trial.store.disk_full import DiskFullError
 from trial.store.folders import TrialFolder
@@ -81,7 +82,7 @@ class WorkerControl:
 
 
 class WorkerTrialSource:
-    """A packed job's `Desk` inside the worker: trials come in by `TrialWorker.add`."""
+    """A packed job's `TrialSource` inside the worker: trials come in by `TrialWorker.add`."""
 
     def __init__(self, worker: TrialWorker, out: Out) -> None:
         self.worker = worker
@@ -90,10 +91,8 @@ class WorkerTrialSource:
         self.closed = False
         self._numbers: dict[Path, int] = {}
 
-    def next(self, wait: bool) -> Any:
-        """The next trial's `Entry`; waits until there is one or the job is told to leave."""
-        from trial.packed.slot import Entry
-
+    def next(self, wait: bool) -> PackedTrial | None:
+        """The next trial; waits until there is one or the job is told to leave."""
         placed = None
         with contextlib.suppress(queue.Empty):
             placed = None if self.closed else self.inbox.get(block=wait)
@@ -102,44 +101,44 @@ class WorkerTrialSource:
             return None
         folder = folder_of_rank(TrialFolder(placed.folder))
         self._numbers[folder.path] = placed.number
-        return Entry(folder, self.worker.line(placed, self.out))
+        return PackedTrial(folder, self.worker.line(placed, self.out))
 
-    def ended(self, entry: Any, result: Result | None) -> None:
+    def ended(self, trial: PackedTrial, result: Result | None) -> None:
         """The trial has a result or was interrupted."""
-        number = self._leave(entry)
+        number = self._leave(trial)
         self.out.put(Finished(number, result) if result else Interrupted(number))
 
-    def evicted(self, entry: Any, *, alone: bool) -> None:
+    def evicted(self, trial: PackedTrial, *, alone: bool) -> None:
         """The trial goes on in another job."""
-        self.out.put(Evicted(self._leave(entry), alone))
+        self.out.put(Evicted(self._leave(trial), alone))
 
-    def gone(self, entry: Any, error: Exception) -> None:
-        """The trial was left off without a result."""
-        self.out.put(Lost(self._leave(entry), "lost", str(error).split("\n")[0]))
+    def abandoned(self, trial: PackedTrial, error: Exception) -> None:
+        """The trial was dropped without a result."""
+        self.out.put(Lost(self._leave(trial), "lost", str(error).split("\n")[0]))
 
     def sized(self, slots: int) -> None:
         """How many trials the job holds at once."""
         self.out.put(Sized(slots))
 
-    def _leave(self, entry: Any) -> int:
-        number = self._numbers.pop(entry.folder.path)
+    def _leave(self, trial: PackedTrial) -> int:
+        number = self._numbers.pop(trial.folder.path)
         self.worker.hang_up(number)
         return number
 
 
 class FollowerTrialSource:
-    """The `Desk` of ranks other than the first: that one takes trials in and tells of them."""
+    """The `TrialSource` of ranks other than the first, which gets the trials and reports them."""
 
-    def next(self, wait: bool) -> Any:
+    def next(self, wait: bool) -> PackedTrial | None:
         """The first rank asks."""
 
-    def ended(self, entry: Any, result: Result | None) -> None:
+    def ended(self, trial: PackedTrial, result: Result | None) -> None:
         """The first rank tells."""
 
-    def evicted(self, entry: Any, *, alone: bool) -> None:
+    def evicted(self, trial: PackedTrial, *, alone: bool) -> None:
         """The first rank tells."""
 
-    def gone(self, entry: Any, error: Exception) -> None:
+    def abandoned(self, trial: PackedTrial, error: Exception) -> None:
         """The first rank tells."""
 
     def sized(self, slots: int) -> None:

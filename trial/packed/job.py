@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -36,8 +34,9 @@ from trial.model.load import model_hash
 from trial.multi_lora.adapter_init import NotPackableError
 from trial.multi_lora.engine import Share
 from trial.packed.setup import PackedSetup, open_setup
-from trial.packed.slot import STATE, Entry, Slot, rows_from
+from trial.packed.slot import STATE, Slot, rows_from
 from trial.packed.slot_count import release
+from trial.packed.trial_source import ListTrialSource, PackedTrial, TrialSource
 from trial.preload import finish_imports
 from trial.store import failure_kinds
 from trial.store.control import Control, NullControl, StopReason
@@ -52,39 +51,17 @@ from trial.training.process_cache import ProcessCache
 logger = logging.getLogger(__name__)
 
 
-class TrialSource(Protocol):
-    """Where a job gets its trials and takes their ends; of several ranks, each tells its own."""
-
-    def next(self, wait: bool) -> Entry | None:
-        """The next trial. None: there is none now or, asked to wait, there will be none.
-
-        Of several ranks only the first asks.
-        """
-
-    def ended(self, entry: Entry, result: Result | None) -> None:
-        """The trial has a result, on disk; without one it was interrupted at a checkpoint."""
-
-    def evicted(self, entry: Entry, *, alone: bool) -> None:
-        """The trial has left its slot at a checkpoint, to go on later; by itself if `alone`."""
-
-    def gone(self, entry: Entry, error: Exception) -> None:
-        """The trial was left off without a result: another has it now, or the disk is full."""
-
-    def sized(self, slots: int) -> None:
-        """The job holds so many trials at once."""
-
-
 class HalfSteppedError(RuntimeError):
     """An optimizer step was begun and not ended: what lies in the slots is of no use any more."""
 
 
 class PackedJob:
-    """Trains what a desk hands out, in `slots` slots; 0 slots: as many as pay."""
+    """Trains what a source hands out, in `slots` slots; 0 slots: as many as pay."""
 
     def __init__(
-        self, desk: TrialSource, process_cache: ProcessCache, slots: int, *, limit: int = 16
+        self, source: TrialSource, process_cache: ProcessCache, slots: int, *, limit: int = 16
     ) -> None:
-        self.desk = desk
+        self.source = source
         self.process_cache = process_cache
         self.slots = slots
         self.limit = limit
@@ -106,7 +83,7 @@ class PackedJob:
         return self._floor
 
     def run(self) -> None:
-        """Train until the desk has no more.
+        """Train until the source has no more.
 
         Raises:
             PeerLost: another rank is gone.
@@ -134,38 +111,38 @@ class PackedJob:
     def _fill(self) -> bool:
         """Give free slots a trial; False when there is nothing left to do."""
         while not self._crowd and (self._floor is None or self.free):
-            entry = self._next()
-            if entry is None:
+            trial = self._next()
+            if trial is None:
                 return bool(self.busy)
-            self._take_up(entry)
+            self._take_up(trial)
         return True
 
-    def _next(self) -> Entry | None:
+    def _next(self) -> PackedTrial | None:
         """The next trial: the first rank asks for it, the others hear where it lies."""
-        entry = None if self.rank_group.rank else self.desk.next(wait=not self.busy)
-        path = self.rank_group.broadcast(str(entry.folder.path) if entry else None, patient=True)
-        if path is None or entry is not None:
-            return entry
-        return Entry(folder_of_rank(TrialFolder(path)), NullControl())
+        trial = None if self.rank_group.rank else self.source.next(wait=not self.busy)
+        path = self.rank_group.broadcast(str(trial.folder.path) if trial else None, patient=True)
+        if path is None or trial is not None:
+            return trial
+        return PackedTrial(folder_of_rank(TrialFolder(path)), NullControl())
 
-    def _take_up(self, entry: Entry) -> None:
-        if (result := entry.folder.read_result()) is not None:
-            self.desk.ended(entry, result)
+    def _take_up(self, trial: PackedTrial) -> None:
+        if (result := trial.folder.read_result()) is not None:
+            self.source.ended(trial, result)
             return
-        clock, config = ShareClock(), entry.folder.read_config()
+        clock, config = ShareClock(), trial.folder.read_config()
         session = AttemptContext(
-            entry.folder, config, entry.control, self.process_cache, clock, self.rank_group
+            trial.folder, config, trial.control, self.process_cache, clock, self.rank_group
         )
         try:
             with clock.during("load"):
-                slot = self.rank_group.run_on_all(lambda: self._load(entry, session, clock))
+                slot = self.rank_group.run_on_all(lambda: self._load(trial, session, clock))
         except NotPackableError:
-            self.desk.evicted(entry, alone=True)
+            self.source.evicted(trial, alone=True)
             return
         except Exception as error:
             if _is_loss(error):
                 raise
-            self._give_up(entry, session, error)
+            self._give_up(trial, session, error)
             return
         self.free.remove(slot.index)
         self.busy[slot.index] = slot
@@ -179,17 +156,17 @@ class PackedJob:
                 )
             )
             self.free = list(range(self._floor.slots))
-            self.desk.sized(self._floor.slots)
+            self.source.sized(self._floor.slots)
         return self._floor
 
-    def _load(self, entry: Entry, session: AttemptContext, clock: ShareClock) -> Slot:
+    def _load(self, trial: PackedTrial, session: AttemptContext, clock: ShareClock) -> Slot:
         config = session.config
-        floor = self._open(config, entry.folder)
+        floor = self._open(config, trial.folder)
         self.process_cache.charge_import_time(clock)
         session.device = floor.device
         session.data_hash = floor.data.data_hash
         session.model_hash = model_hash(config.model.name_or_path, config.model.revision)
-        plan, drawn = floor.plan(config, entry.folder), floor.initializer.draw(config)
+        plan, drawn = floor.plan(config, trial.folder), floor.initializer.draw(config)
         session.parameters = drawn.parameters
         checkpoint, run = open_run(session, floor.device)
         if checkpoint is not None and not (checkpoint / STATE).is_file():
@@ -200,7 +177,7 @@ class PackedJob:
         floor.engine.load(index, drawn, config.lora.lora_dropout)
         order = rows_from(len(floor.data.train), plan, run.steps)
         slot = Slot(
-            index, entry, session, plan, drawn, bank, floor.engine.adamw, clock, order,
+            index, trial, session, plan, drawn, bank, floor.engine.adamw, clock, order,
             began=run.steps, fresh=checkpoint is None, logged_at=run.steps,
         )  # fmt: skip
         if checkpoint is not None:
@@ -213,7 +190,7 @@ class PackedJob:
         """The first reports of an attempt."""
         run = slot.run
         self._say(slot, f"training from step {run.steps} to {slot.plan.max_steps} in a packed job")
-        slot.entry.control.started(run.folder, run.device.label(), slot.plan.max_steps)
+        slot.trial.control.started(run.folder, run.device.label(), slot.plan.max_steps)
         if slot.fresh and slot.plan.args.eval_on_start:
             self._guarded(slot, lambda: self._evaluate(slot))
         if slot.index in self.busy:
@@ -342,7 +319,7 @@ class PackedJob:
     def _alive(self) -> None:
         """An evaluation is a sign of life of every trial that waits for it."""
         for slot in self.busy.values():
-            slot.entry.control.alive(slot.entry.folder)
+            slot.trial.control.alive(slot.trial.folder)
 
     # Ends
 
@@ -366,7 +343,7 @@ class PackedJob:
         if reason == "interrupt":
             self._keep(slot)
             self._leave(slot)
-            self.desk.ended(slot.entry, None)
+            self.source.ended(slot.trial, None)
             return
         slot.run.measure()
         self._end(slot, "pruned")
@@ -385,7 +362,7 @@ class PackedJob:
         commit(slot.session, result)
         self._leave(slot)
         self._say(slot, f"{state}: {result.value}")
-        self.desk.ended(slot.entry, result)
+        self.source.ended(slot.trial, result)
 
     def _leave(self, slot: Slot) -> None:
         """Empty the slot for the next trial."""
@@ -406,38 +383,38 @@ class PackedJob:
                 return False  # It has ended here, and does so there.
             if here:
                 self._leave(slot)
-            self._give_up(slot.entry, slot.session, error)
+            self._give_up(slot.trial, slot.session, error)
             return False
         return True
 
-    def _give_up(self, entry: Entry, session: AttemptContext, error: Exception) -> None:
+    def _give_up(self, trial: PackedTrial, session: AttemptContext, error: Exception) -> None:
         """What went wrong for one trial ends it; too little memory for it only where it is alone.
 
         It goes on from its newest checkpoint then, for what lies in its slot may be half done.
         """
         if self._floor is not None and self.floor.slots > 1 and _is_full(error):
             self._too_many(self.floor.slots, error)
-            self.desk.evicted(entry, alone=False)
+            self.source.evicted(trial, alone=False)
         else:
-            self._fail(entry, session, error)
+            self._fail(trial, session, error)
 
-    def _fail(self, entry: Entry, session: AttemptContext, error: Exception) -> None:
+    def _fail(self, trial: PackedTrial, session: AttemptContext, error: Exception) -> None:
         from trial.training.context import commit
 
         if isinstance(error, TakenOver | DiskFullError) or _name(error) in LEFT_OFF:
-            self.desk.gone(entry, error)
+            self.source.abandoned(trial, error)
             return
         try:
-            refuse_if_full(error, entry.folder.path)
+            refuse_if_full(error, trial.folder.path)
         except DiskFullError as full:
-            self.desk.gone(entry, full)
+            self.source.abandoned(trial, full)
             return
-        with open(entry.folder.log, "a", encoding="utf-8") as log:
+        with open(trial.folder.log, "a", encoding="utf-8") as log:
             log.write(failure_kinds.trace(error))
         step = session.run.steps if session.run else None
         result = session.result("failed", failure_kinds.cause_of(error, step))
         commit(session, result)
-        self.desk.ended(entry, result)
+        self.source.ended(trial, result)
 
     def _failed_turn(self, slots: list[Slot], error: Exception) -> None:
         """Out of memory halves the slots; any other failure of the whole lets each train alone."""
@@ -449,7 +426,7 @@ class PackedJob:
             return
         if len(slots) == 1 and not (full and self.floor.slots > 1):
             self._leave(slots[0])
-            self._fail(slots[0].entry, slots[0].session, error)
+            self._fail(slots[0].trial, slots[0].session, error)
             self.process_cache.reusable = False
             return
         self._again(slots)
@@ -471,7 +448,7 @@ class PackedJob:
         """So many trials at once take more memory than there is."""
         logger.warning("%d trials at once: %s", crowd, failure_kinds.cause_of(error, None).message)
         self._crowd = crowd
-        self.desk.sized(max(1, crowd // 2))
+        self.source.sized(max(1, crowd // 2))
 
     def _shrink(self) -> None:
         """Go on with half as many slots; the trials go on there, or wait for a slot elsewhere."""
@@ -489,12 +466,12 @@ class PackedJob:
         for slot in list(self.busy.values()):
             if not keep or self._guarded(slot, lambda slot=slot: self._keep(slot)):  # type: ignore[misc]
                 self._leave(slot)
-                self.desk.evicted(slot.entry, alone=alone)
+                self.source.evicted(slot.trial, alone=alone)
 
     def _say(self, slot: Slot, text: str) -> None:
         """A line in the trial's log."""
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        with open(slot.entry.folder.log, "a", encoding="utf-8") as log:
+        with open(slot.trial.folder.log, "a", encoding="utf-8") as log:
             log.write(f"{stamp} {text}\n")
 
 
@@ -523,34 +500,6 @@ def _share(slot: Slot) -> Share:
     return slot.index, [slot.rows[place] for place in places], keys, slot.targets
 
 
-class _Listed:
-    """A desk with a list of trials, and nobody who adds to it."""
-
-    def __init__(self, entries: Iterable[Entry]) -> None:
-        self.waiting = deque(entries)
-        self.results: dict[Path, Result | None] = {}
-        self.bumps: list[Entry] = []
-        self.slots = 0
-
-    def next(self, wait: bool) -> Entry | None:
-        return self.waiting.popleft() if self.waiting else None
-
-    def ended(self, entry: Entry, result: Result | None) -> None:
-        self.results[entry.folder.path] = result
-
-    def evicted(self, entry: Entry, *, alone: bool) -> None:
-        if alone:
-            self.bumps.append(entry)
-        else:
-            self.waiting.append(entry)
-
-    def gone(self, entry: Entry, error: Exception) -> None:
-        raise error
-
-    def sized(self, slots: int) -> None:
-        self.slots = slots
-
-
 def train_packed(
     folders: Sequence[TrialFolder],
     *,
@@ -566,8 +515,10 @@ def train_packed(
     Raises:
         NotPackableError: one of them can only be trained by a trainer of its own.
     """
-    desk = _Listed(map(Entry, folders, controls or [NullControl()] * len(folders)))
-    PackedJob(desk, process_cache or ProcessCache(finish_imports), slots, limit=len(folders)).run()
-    if desk.bumps:
-        raise NotPackableError(f"{desk.bumps[0].folder.path} trains alone")
-    return [desk.results[folder.path] for folder in folders]
+    source = ListTrialSource(map(PackedTrial, folders, controls or [NullControl()] * len(folders)))
+    PackedJob(
+        source, process_cache or ProcessCache(finish_imports), slots, limit=len(folders)
+    ).run()
+    if source.evicted_alone:
+        raise NotPackableError(f"{source.evicted_alone[0].folder.path} trains alone")
+    return [source.results[folder.path] for folder in folders]

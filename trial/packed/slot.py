@@ -18,8 +18,7 @@ from trial.multi_lora.adamw import SlotAdamW
 from trial.multi_lora.adapter_bank import AdapterBank
 from trial.multi_lora.adapter_init import InitialAdapter
 from trial.packed.schedule import TrialSchedule
-from trial.store.control import Control
-from trial.store.folders import TrialFolder
+from trial.packed.trial_source import PackedTrial
 from trial.store.phase_timer import ShareClock
 from trial.store.records import TrainLog
 from trial.training.context import AttemptContext
@@ -28,20 +27,12 @@ STATE = "slot.safetensors"
 """Adapter and moments of a packed trial's checkpoint, at its own rank."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A trial that is to be trained, and who hears of it."""
-
-    folder: TrialFolder
-    control: Control
-
-
 @dataclass(slots=True)
 class Slot:
     """A trial in training."""
 
     index: int
-    entry: Entry
+    trial: PackedTrial
     session: AttemptContext
     plan: TrialSchedule
     drawn: InitialAdapter

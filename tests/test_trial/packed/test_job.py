@@ -29,9 +29,10 @@ from trial.multi_lora.adapter_bank import AdapterBank, SlotLinear
 from trial.multi_lora.adapter_init import AdapterInitializer, NotPackableError
 from trial.multi_lora.fused_lora import GradBuffers, adapted
 from trial.multi_lora.linear_cross_entropy import LinearCrossEntropy, taken
-from trial.packed import job, setup, slot_count
+from trial.packed import setup, slot_count
 from trial.packed.job import PackedJob, train_packed
 from trial.packed.slot import STATE
+from trial.packed.trial_source import ListTrialSource, PackedTrial
 from trial.store.control import NullControl
 from trial.store.folders import TrialFolder
 from trial.training.checkpoints import Checkpoints
@@ -970,9 +971,9 @@ def test_as_many_slots_as_pay(times, expected):
 
 def test_the_number_of_slots_is_measured_where_nobody_says(material):
     folders = [material.folder(material.config(**MIXED[0])) for _ in range(3)]
-    desk = job._Listed([job.Entry(folder, NullControl()) for folder in folders])
-    job.PackedJob(desk, material.process_cache(), 0, limit=2).run()
-    assert desk.slots in (1, 2)
+    source = ListTrialSource([PackedTrial(folder, NullControl()) for folder in folders])
+    PackedJob(source, material.process_cache(), 0, limit=2).run()
+    assert source.slots in (1, 2)
     alone = material.folder(material.config(**MIXED[0]))
     train_packed([alone], slots=1, process_cache=material.process_cache())
     assert all(deviation(alone, folder) <= COMPANY for folder in folders)
