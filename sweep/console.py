@@ -14,7 +14,7 @@ from rich.text import Text
 
 from sweep.driver.executor import Evaluated, Event, Finished, Interrupted
 from sweep.driver.interfaces import View
-from sweep.driver.progress import Running, SweepProgress
+from sweep.driver.progress import RunningTrial, SweepProgress
 from sweep.spec.text import clock, describe, number_text
 from trial.store import metrics
 from trial.store.records import Result
@@ -49,7 +49,7 @@ class PlainView:
             self._summed_at = time.monotonic()
             self.note(summary(progress))
 
-    def happened(self, event: Event, progress: SweepProgress) -> None:
+    def on_event(self, event: Event, progress: SweepProgress) -> None:
         """Print how a trial ended."""
         if isinstance(event, Finished):
             params = progress.params.get(event.number, {})
@@ -76,9 +76,9 @@ class LiveView(PlainView):
         """Redraw the table."""
         self.live.update(Group(running_table(progress, self.metric), Text(summary(progress))))
 
-    def happened(self, event: Event, progress: SweepProgress) -> None:
+    def on_event(self, event: Event, progress: SweepProgress) -> None:
         """Print how a trial ended; show a new evaluation at once."""
-        super().happened(event, progress)
+        super().on_event(event, progress)
         if isinstance(event, Evaluated):
             self.update(progress)
 
@@ -95,7 +95,7 @@ def running_table(progress: SweepProgress, metric: str) -> Table:
     return table
 
 
-def _cells(number: int, row: Running, now: float, metric: str) -> tuple[str, ...]:
+def _cells(number: int, row: RunningTrial, now: float, metric: str) -> tuple[str, ...]:
     step = f"{row.last.step}" if row.last else "-"
     if row.max_steps:
         step = f"{step}/{row.max_steps}"
@@ -130,7 +130,7 @@ def summary(progress: SweepProgress) -> str:
     planned = f" of {progress.total}" if progress.total else ""
     states = ", ".join(f"{count} {state}" for state, count in sorted(progress.states.items()))
     parts = [f"{progress.ended}{planned} trials ended" + (f" ({states})" if states else "")]
-    parts.append(f"{len(progress.running)} running on {progress.slots}")
+    parts.append(f"{len(progress.running)} running on {progress.capacity}")
     if progress.best:
         best = progress.best
         value = number_text(best.value)

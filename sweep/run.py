@@ -22,7 +22,7 @@ from sweep import provenance
 from sweep.console import View, watch
 from sweep.driver.disk_guard import DiskGuard
 from sweep.driver.driver import Driver
-from sweep.driver.interfaces import Ending
+from sweep.driver.interfaces import SweepOutcome
 from sweep.driver.progress import SweepProgress
 from sweep.planning import cost
 from sweep.ray_backend.executor import RayExecutor
@@ -77,7 +77,7 @@ def _folder(name: str, options: RunOptions) -> StudyFolder:
     return StudyFolder(options.runs / name)
 
 
-def run(spec: SweepSpec, source: Path, options: RunOptions, console: Console) -> Ending:
+def run(spec: SweepSpec, source: Path, options: RunOptions, console: Console) -> SweepOutcome:
     """Start the study or go on with it.
 
     Raises:
@@ -267,14 +267,16 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[Problem]:
     ]
 
 
-def _drive(spec: SweepSpec, folder: StudyFolder, options: RunOptions, console: Console) -> Ending:
+def _drive(
+    spec: SweepSpec, folder: StudyFolder, options: RunOptions, console: Console
+) -> SweepOutcome:
     goal = spec.objectives[0]
     progress = SweepProgress(
         goal.metric,
         goal.direction == "maximize",
         planned=spec.stop.trials,
         at_most=cost.known_trials(spec),
-        alike_limit=spec.failures.alike,
+        same_failure_limit=spec.failures.alike,
     )
     executor = make_executor(spec, options, folder)
     with _clear_ends(folder), _closing(executor):

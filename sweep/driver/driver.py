@@ -22,10 +22,10 @@ from sweep.driver.executor import (
     Interrupted,
     Job,
     Lost,
-    Placed,
     Started,
+    TrialRef,
 )
-from sweep.driver.interfaces import Decider, Ending, Proposal, View
+from sweep.driver.interfaces import Decider, Proposal, SweepOutcome, View
 from sweep.driver.prefetch import Prefetcher, how_far
 from sweep.driver.progress import SweepProgress
 from sweep.driver.retry_policy import halved, is_halving, retry, tries
@@ -71,12 +71,12 @@ class Driver:
     """Proposals that can be trained and have not been started."""
     _exhausted: bool = False
     """Whether the decider has nothing more to propose."""
-    _queue: deque[Placed] = field(default_factory=deque)
+    _queue: deque[TrialRef] = field(default_factory=deque)
     """Trials to start before any new one is proposed."""
-    _waiting: list[tuple[float, Placed]] = field(default_factory=list)
+    _waiting: list[tuple[float, TrialRef]] = field(default_factory=list)
     """Trials to be tried again, each with the time at which that may be."""
     _params: dict[int, Mapping[str, Any]] = field(default_factory=dict)
-    _ending: Ending | None = None
+    _ending: SweepOutcome | None = None
     """Set once no further trial is to be proposed."""
     _halted: bool = False
     """Whether the running trials were told to leave their devices as well."""
@@ -85,7 +85,7 @@ class Driver:
     _held_back: str = ""
     """Why no trial may start at the moment."""
 
-    def run(self) -> Ending:
+    def run(self) -> SweepOutcome:
         """Run trials until a stop condition holds, nothing is left, or `interrupt` is called."""
         self._ahead = Prefetcher(self.decider.ask)
         try:
@@ -93,7 +93,7 @@ class Driver:
         finally:
             self._ahead.leave()
 
-    def _loop(self) -> Ending:
+    def _loop(self) -> SweepOutcome:
         self._take_up()
         while True:
             self._obey()
@@ -102,16 +102,16 @@ class Driver:
             if not self.progress.running and not self._waiting and not self._starving():
                 self._give_back()
                 if self._held_back:
-                    return self._ending or Ending(self._held_back, failed=True)
+                    return self._ending or SweepOutcome(self._held_back, failed=True)
                 if self._confirm():
                     continue
-                return self._ending or Ending("nothing is left to try")
+                return self._ending or SweepOutcome("nothing is left to try")
             self.view.update(self.progress)
             for event in self.executor.events(SOON if self._starving() else self.poll):
                 self._handle(event)
                 # One that is tried again has not ended, whatever the event says.
-                if event.number not in self.progress.parked:
-                    self.view.happened(event, self.progress)
+                if event.number not in self.progress.waiting:
+                    self.view.on_event(event, self.progress)
 
     def _confirm(self) -> bool:
         """Once the search has ended well, queue the repeats of its best; False without any."""
@@ -120,8 +120,8 @@ class Driver:
         for proposal in self.decider.confirmations():
             folder = self._folder_of(proposal)
             if self._prepare(proposal, folder):
-                self.progress.park(proposal.number)
-                self._queue.append(Placed(proposal.number, folder.path))
+                self.progress.set_waiting(proposal.number)
+                self._queue.append(TrialRef(proposal.number, folder.path))
         if self._queue:
             self.view.note(f"the search is over; {len(self._queue)} repeats confirm its best")
         return bool(self._queue)
@@ -136,9 +136,9 @@ class Driver:
     def _obey(self) -> None:
         if self._interrupted and not (self._ending and self._ending.interrupted):
             self._ending = None
-            self._end(Ending(self._interrupted, interrupted=True), stop_running=True)
+            self._end(SweepOutcome(self._interrupted, interrupted=True), stop_running=True)
 
-    def _end(self, ending: Ending, stop_running: bool) -> None:
+    def _end(self, ending: SweepOutcome, stop_running: bool) -> None:
         self._ending = self._ending or ending
         if stop_running and not self._halted:
             self._halted = True
@@ -152,7 +152,7 @@ class Driver:
         """Apply the stop conditions, once."""
         found: Verdict | None = None if self._ending else verdict(self.stop, self.progress)
         if found:
-            self._end(Ending(found.reason, failed=found.failed), stop_running=found.interrupt)
+            self._end(SweepOutcome(found.reason, failed=found.failed), stop_running=found.interrupt)
 
     # Taking trials up and starting new ones
 
@@ -165,22 +165,22 @@ class Driver:
                 origin = _origin(folder)
                 if origin and not origin.searched:
                     self.progress.repeats.add(number)
-                self.progress.end(number, result, origin.params if origin else {})
+                self.progress.add_result(number, result, origin.params if origin else {})
                 if self.disk:
                     self.disk.ended(number, result)
         # Whoever goes on with a study that has ended by it knows, and has mended something.
-        self.progress.alike = ("", 0)
+        self.progress.same_failure = ("", 0)
         for proposal in self.decider.pending():
             folder = self._folder_of(proposal)
             result = folder.read_result()
             if result:
                 self._report_missed(proposal.number, folder)
-                self.progress.start(proposal.number, proposal.params)
+                self.progress.set_running(proposal.number, proposal.params)
                 self._ended(proposal.number, result)
             elif self._prepare(proposal, folder):
                 self._report_missed(proposal.number, folder)
-                self.progress.park(proposal.number)
-                self._queue.append(Placed(proposal.number, folder.path))
+                self.progress.set_waiting(proposal.number)
+                self._queue.append(TrialRef(proposal.number, folder.path))
 
     def _folder_of(self, proposal: Proposal) -> TrialFolder:
         self._params[proposal.number] = proposal.params
@@ -196,7 +196,7 @@ class Driver:
 
     def _fill(self) -> None:
         """Give every free slot a trial, then see to the proposals after these."""
-        self.progress.slots = self.executor.slots()
+        self.progress.capacity = self.executor.capacity()
         self._wake()
         self._receive(0.0)
         self._give_slots()
@@ -208,12 +208,12 @@ class Driver:
         far = self.ask_ahead
         if far is None:
             ask_seconds = max(self._ahead.seconds, self.decider.ask_seconds)
-            far = how_far(ask_seconds, self.progress.mean_seconds, self.progress.slots)
+            far = how_far(ask_seconds, self.progress.mean_seconds, self.progress.capacity)
         planned = self.progress.planned
-        return far if planned is None else min(far, planned - self.progress.taken)
+        return far if planned is None else min(far, planned - self.progress.begun)
 
     def _give_slots(self) -> None:
-        while not self._stopping() and len(self.progress.running) < self.progress.slots:
+        while not self._stopping() and len(self.progress.running) < self.progress.capacity:
             if self._lacks_room():
                 return
             placed = self._queue.popleft() if self._queue else self._next()
@@ -241,21 +241,21 @@ class Driver:
         self._queue.extend(placed for due, placed in self._waiting if due <= now)
         self._waiting = [(due, placed) for due, placed in self._waiting if due > now]
 
-    def _submit(self, placed: Placed) -> None:
-        self.progress.start(placed.number, self._params[placed.number])
+    def _submit(self, placed: TrialRef) -> None:
+        self.progress.set_running(placed.number, self._params[placed.number])
         key = share_key(TrialFolder(placed.folder).read_config()) if self.packed else None
         self.executor.submit(Job((placed,), key))
 
-    def _next(self) -> Placed | None:
+    def _next(self) -> TrialRef | None:
         """The next trial to train; None without any, or while the sampler is still at it."""
         while not self._ending:
             if self._drawn:
                 proposal = self._drawn.popleft()
                 folder = self._folder_of(proposal)
                 self._prepare(proposal, folder)
-                return Placed(proposal.number, folder.path)
+                return TrialRef(proposal.number, folder.path)
             if self._exhausted:
-                self._end(Ending("every configuration of the space has been tried"), False)
+                self._end(SweepOutcome("every configuration of the space has been tried"), False)
             else:
                 self._ahead.order(1)
                 if not self._receive(self.patience):
@@ -277,7 +277,7 @@ class Driver:
 
     def _starving(self) -> bool:
         """Whether a slot waits for the sampler."""
-        free = len(self.progress.running) < self.progress.slots
+        free = len(self.progress.running) < self.progress.capacity
         return free and self._ahead.ordered > 0 and not (self._ending or self._stopping())
 
     def _give_back(self) -> None:
@@ -285,7 +285,7 @@ class Driver:
         left = [*self._drawn, *(proposal for proposal in self._ahead.close() if proposal)]
         self._drawn.clear()
         for proposal in left:
-            self.decider.give_back(proposal.number)
+            self.decider.requeue(proposal.number)
 
     def _prepare(self, proposal: Proposal, folder: TrialFolder) -> bool:
         """Write the trial's configuration; False when there is nothing to train."""
@@ -325,7 +325,7 @@ class Driver:
         elif isinstance(event, Finished):
             self._ended(event.number, event.result)
         elif isinstance(event, Interrupted):
-            self.progress.leave(event.number)
+            self.progress.remove_running(event.number)
         else:
             self._lost_worker(event)
 
@@ -350,8 +350,8 @@ class Driver:
         result = folder.read_result()
         if result is None and says_full(event.message):
             # No fault of the trial's: it goes on from its checkpoint once there is room.
-            self.progress.leave(event.number)
-            self._end(Ending(event.message, failed=True), stop_running=True)
+            self.progress.remove_running(event.number)
+            self._end(SweepOutcome(event.message, failed=True), stop_running=True)
             return
         if result is None:
             evaluations = folder.read_evaluations()
@@ -362,15 +362,15 @@ class Driver:
             cause = Cause(kind=kind, message=event.message, step=step)
             if self._halted and kind == "lost":
                 # Told to leave and gone: it goes on from its checkpoint in the next run.
-                self.progress.leave(event.number)
+                self.progress.remove_running(event.number)
                 return
             if self._try_again(event.number, cause):
                 return
             result = Result(state="failed", cause=cause, steps=step)
             folder.write_result(result)
         self._ended(event.number, result)
-        if event.number not in self.progress.parked:
-            self.view.happened(Finished(event.number, result), self.progress)
+        if event.number not in self.progress.waiting:
+            self.view.on_event(Finished(event.number, result), self.progress)
 
     def _try_again(self, number: int, cause: Cause) -> bool:
         """Queue the trial once more, if its failure's policy allows; False to give it up."""
@@ -389,10 +389,10 @@ class Driver:
             folder.note_failure(Result(state="failed", cause=cause, steps=cause.step or 0))
         if smaller is not None:
             TrialFolder.create(folder.path, smaller)
-        self.progress.park(number)
+        self.progress.set_waiting(number)
         self.view.note(f"trial {number} is tried again after {cause.kind}: {cause.message}")
         due = self.progress.clock() + action.wait
-        self._waiting.append((due, Placed(number, folder.path)))
+        self._waiting.append((due, TrialRef(number, folder.path)))
         return True
 
     def _smaller(self, folder: TrialFolder) -> TrialConfig | None:
@@ -406,7 +406,7 @@ class Driver:
     def _commit(self, number: int, result: Result) -> None:
         """The result is on disk: tell the decider, then count it."""
         self.decider.tell(number, result)
-        self.progress.end(number, result, self._params.get(number, {}))
+        self.progress.add_result(number, result, self._params.get(number, {}))
         if self.disk:
             self.disk.ended(number, result)
 

@@ -1,6 +1,7 @@
-"""The seam between deciding and running: jobs go in, events come out.
+"""The interface of an executor: jobs go in, events come out.
 
-An executor knows nothing of Optuna, a driver nothing of Ray. `ray_executor` is the real one.
+An executor knows nothing of Optuna, a driver nothing of Ray. `sweep.ray_backend.executor` trains,
+`sweep.driver.simulated_executor` replays recorded learning curves.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from trial.store.records import CauseKind, Evaluation, Result
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
-    """One trial of a job: its number and where its folder is."""
+class TrialRef:
+    """A trial of a job: its number and the path of its folder."""
 
     number: int
     folder: Path
@@ -25,14 +26,14 @@ class Placed:
 class Job:
     """Trials that run together in one process; an ordinary job has one."""
 
-    trials: tuple[Placed, ...]
+    trials: tuple[TrialRef, ...]
     key: str | None = None
-    """Jobs with equal keys may run in one process (`trial.config.packing_rules`); None: alone."""
+    """Trials with equal keys may share a packed job (`trial.config.packing_rules`); None: alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A worker has taken the trial up."""
+    """A worker has started the trial, or resumed it."""
 
     number: int
     device: str
@@ -57,7 +58,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """The trial has stopped at a checkpoint, as it was told."""
+    """The trial has stopped at a checkpoint, as it was asked to."""
 
     number: int
 
@@ -75,23 +76,23 @@ Event = Started | Evaluated | Finished | Interrupted | Lost
 
 
 @dataclass(frozen=True, slots=True)
-class Sized:
-    """A worker holds so many trials at once; between a worker and its executor."""
+class SlotsChanged:
+    """A packed job has this many slots from now on; from a worker to its executor."""
 
     slots: int
 
 
 @dataclass(frozen=True, slots=True)
 class Evicted:
-    """A trial had to leave its slot, at a checkpoint; between a worker and its executor."""
+    """A trial had to leave a packed job, at a checkpoint; from a worker to its executor."""
 
     number: int
     alone: bool
-    """Whether it is to go on by itself."""
+    """Whether it is to go on in a job of its own."""
 
 
-Said = Event | Sized | Evicted
-"""What a worker says."""
+WorkerMessage = Event | SlotsChanged | Evicted
+"""What a worker sends to its executor."""
 
 
 class Executor(Protocol):
@@ -100,8 +101,8 @@ class Executor(Protocol):
     def start(self) -> None:
         """Connect; blocks until jobs can be placed."""
 
-    def slots(self) -> int:
-        """How many jobs can run at once now (a cluster may grow)."""
+    def capacity(self) -> int:
+        """How many trials can run at once now (a cluster may grow)."""
 
     def describe(self) -> str:
         """The devices in words, for people."""

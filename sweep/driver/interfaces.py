@@ -1,4 +1,4 @@
-"""What the driver loop talks to: a decider, a view; and what it returns."""
+"""What the driver is built from: the interfaces of a decider and a view, and its outcome."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sweep.driver.executor import (
-    Event,
-)
+from sweep.driver.executor import Event
 from sweep.driver.progress import SweepProgress
 from trial.config.trial_config import TrialConfig
 from trial.store.records import Evaluation, Result
@@ -16,10 +14,10 @@ from trial.store.records import Evaluation, Result
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """One trial to run: its number, what the sampler drew, what it trains with.
+    """One trial to run: its number, what the sampler drew, the configuration to train with.
 
-    `duplicate_of` names the trial that already has this configuration; `problem` says why the
-    drawn values make no valid configuration (then `config` is None).
+    `duplicate_of` is the number of the trial that already has this configuration; `problem` says
+    why the drawn values make no valid configuration (then `config` is None).
     """
 
     number: int
@@ -30,51 +28,51 @@ class Proposal:
 
 
 class Decider(Protocol):
-    """Says what to try and what to give up: a study.
+    """Proposes trials and prunes them: a study.
 
-    `ask` is called in a thread of its own while evaluations are reported and ends are told.
+    `ask` runs in a thread of its own while the driver's thread calls `report` and `tell`.
     """
 
     ask_seconds: float
-    """What one `ask` is known to take at least; 0 when nothing is known."""
+    """Seconds that one `ask` is known to take at least; 0 when nothing is known."""
 
     def ask(self) -> Proposal | None:
         """The next trial; None when there is nothing left to try."""
 
-    def give_back(self, number: int) -> None:
-        """Take a proposal back that was never started: the next `ask` may make it again."""
+    def requeue(self, number: int) -> None:
+        """Put back a proposal that was never started: the next `ask` may return it again."""
 
     def confirmations(self) -> Iterable[Proposal]:
-        """Repeats of the best trials over seeds that are still to be run; often none."""
+        """Repeats of the best trials with other seeds that are still to be run; often none."""
 
     def pending(self) -> list[Proposal]:
         """Trials that were in flight when the study was last left."""
 
     def finished(self) -> list[int]:
-        """Numbers of the trials it has been told the end of."""
+        """Numbers of the trials whose result the study has."""
 
     def report(self, number: int, evaluation: Evaluation) -> bool:
-        """Take an evaluation in; True to prune the trial. A step counts once."""
+        """Report an evaluation; True to prune the trial. A step counts once."""
 
     def tell(self, number: int, result: Result) -> None:
-        """Take the end of a trial in."""
+        """Tell the study the result of a trial."""
 
 
 class View(Protocol):
-    """Where people look while a sweep runs."""
+    """Shows a running sweep to people."""
 
     def update(self, progress: SweepProgress) -> None:
-        """Called at every turn of the loop."""
+        """Called at every turn of the driver's loop."""
 
-    def happened(self, event: Event, progress: SweepProgress) -> None:
-        """Called once for every event, after it was taken in."""
+    def on_event(self, event: Event, progress: SweepProgress) -> None:
+        """Called once for every event, after the driver has handled it."""
 
     def note(self, text: str) -> None:
-        """One line of news."""
+        """Show one line of text."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class SweepOutcome:
     """How a run of the driver ended."""
 
     reason: str

@@ -1,4 +1,4 @@
-"""How far a sweep is: counts, the best so far, the cost. Pure bookkeeping for driver and view."""
+"""Progress of a sweep: counts, best trial, device time, estimates. Written by the driver alone."""
 
 from __future__ import annotations
 
@@ -12,28 +12,31 @@ from typing import Any
 from trial.store import metrics
 from trial.store.records import CauseKind, Evaluation, Result
 
-OF_THE_SPACE: tuple[CauseKind, ...] = ("diverged", "out_of_memory")
-"""Failures that the sampler learns from; they say nothing against the sweep once a trial is
-complete."""
+CAUSED_BY_PARAMETERS: tuple[CauseKind, ...] = ("diverged", "out_of_memory")
+"""Failures that a trial's parameters cause and the sampler learns from: once a trial is complete,
+they do not show that the whole sweep is broken."""
 
 NUMBERS = re.compile(r"\b(?=\w*\d)[0-9a-fA-F]+\b|\d+")
-"""What tells two failures of one kind apart: steps, losses, process and actor ids."""
+"""Numbers and ids in a failure's message (steps, losses, process and actor ids): ignored when two
+failures are compared."""
 
 
 @dataclass(slots=True)
-class Running:
-    """One trial on a device."""
+class RunningTrial:
+    """A trial that the executor has and that has not ended."""
 
     params: Mapping[str, Any]
     since: float
+    """When it was submitted, by the clock of its `SweepProgress`."""
     device: str = ""
     last: Evaluation | None = None
     max_steps: int = 0
     stopping: str = ""
+    """Why it was told to stop; empty as long as it was not."""
 
 
 @dataclass(frozen=True, slots=True)
-class Best:
+class BestTrial:
     """The best finished trial by the first objective."""
 
     number: int
@@ -48,32 +51,34 @@ class SweepProgress:
     metric: str = "eval_loss"
     maximize: bool = False
     planned: int | None = None
-    """Trials to run in all; None when something else ends the sweep."""
+    """Trials to run in all; None when another condition ends the sweep."""
     at_most: int | None = None
-    """Trials that there can be: a grid has an end of its own. For the estimate alone."""
-    slots: int = 1
+    """Upper bound of the number of trials (the size of a grid); used for the estimate alone."""
+    capacity: int = 1
+    """Trials that can run at once."""
     clock: Callable[[], float] = time.monotonic
     started_at: float = 0.0
     states: Counter[str] = field(default_factory=Counter)
-    running: dict[int, Running] = field(default_factory=dict)
-    parked: set[int] = field(default_factory=set)
-    """Trials of this study that wait for a device, to be started or tried again."""
+    """Number of ended trials by state."""
+    running: dict[int, RunningTrial] = field(default_factory=dict)
+    waiting: set[int] = field(default_factory=set)
+    """Trials with a number that wait for a device, for the first time or to be retried."""
     repeats: set[int] = field(default_factory=set)
     """Trials that repeat another one with a new seed: no part of the search."""
     params: dict[int, Mapping[str, Any]] = field(default_factory=dict)
     """What the sampler drew, by trial."""
-    best: Best | None = None
+    best: BestTrial | None = None
     since_best: int = 0
     """Trials finished since the best one."""
     device_seconds_done: float = 0.0
     timed: int = 0
-    """Trials that ended in this run."""
+    """Trials that ended in this run of the driver."""
     seconds_of_timed: float = 0.0
-    """Wall seconds of these."""
-    alike_limit: int = 3
+    """Their wall seconds, summed."""
+    same_failure_limit: int = 3
     """So many trials in a row that fail in the same way end the sweep."""
-    alike: tuple[str, int] = ("", 0)
-    """The failure that the last trials share, and how many in a row."""
+    same_failure: tuple[str, int] = ("", 0)
+    """The failure that the last trials share, and how many trials in a row have it."""
 
     def __post_init__(self) -> None:
         self.started_at = self.clock()
@@ -84,13 +89,13 @@ class SweepProgress:
         return sum(count for state, count in self.states.items() if state != "duplicate")
 
     @property
-    def taken(self) -> int:
-        """Trials of the search that have a result, are running, or wait to."""
-        return self.ended + len(self.running) + len(self.parked) - len(self.repeats)
+    def begun(self) -> int:
+        """Trials of the search that have a result, run, or wait for a device."""
+        return self.ended + len(self.running) + len(self.waiting) - len(self.repeats)
 
     @property
     def total(self) -> int | None:
-        """Trials to run in all, repeats included."""
+        """Trials to run in all, repeats included; None when unknown."""
         known = self.planned if self.at_most is None else self.at_most
         return None if known is None else known + len(self.repeats)
 
@@ -107,39 +112,39 @@ class SweepProgress:
 
     @property
     def mean_seconds(self) -> float | None:
-        """What a trial has taken in this run on average; None before one has ended."""
+        """Mean wall seconds of a trial in this run; None before one has ended."""
         return self.seconds_of_timed / self.timed if self.timed else None
 
     @property
     def remaining_seconds(self) -> float | None:
-        """Estimate of the wall seconds left; None before there is anything to go by."""
+        """Estimate of the wall seconds left; None before a trial has ended."""
         mean = self.mean_seconds
         if self.total is None or mean is None:
             return None
         now = self.clock()
         begun = sum(min(mean, now - row.since) for row in self.running.values())
         left = max(0.0, (self.total - self.ended) * mean - begun)
-        return left / max(1, self.slots)
+        return left / max(1, self.capacity)
 
-    def start(self, number: int, params: Mapping[str, Any], max_steps: int = 0) -> None:
-        """A trial has been handed to the executor."""
+    def set_running(self, number: int, params: Mapping[str, Any], max_steps: int = 0) -> None:
+        """Count a trial as running: it was handed to the executor."""
         self.params[number] = params
-        self.parked.discard(number)
-        self.running[number] = Running(params, self.clock(), max_steps=max_steps)
+        self.waiting.discard(number)
+        self.running[number] = RunningTrial(params, self.clock(), max_steps=max_steps)
 
-    def park(self, number: int) -> None:
-        """A trial waits to be started or tried again."""
-        self.leave(number)
-        self.parked.add(number)
+    def set_waiting(self, number: int) -> None:
+        """Count a trial as waiting for a device."""
+        self.remove_running(number)
+        self.waiting.add(number)
 
-    def leave(self, number: int) -> None:
-        """A trial has left its device without a result."""
+    def remove_running(self, number: int) -> None:
+        """Count a trial as no longer running, without a result."""
         row = self.running.pop(number, None)
         if row:
             self.device_seconds_done += self.clock() - row.since
 
-    def end(self, number: int, result: Result, params: Mapping[str, Any]) -> None:
-        """A trial has its result, now or in an earlier run."""
+    def add_result(self, number: int, result: Result, params: Mapping[str, Any]) -> None:
+        """Count the result of a trial that ended now or in an earlier run."""
         self.params[number] = params
         row = self.running.pop(number, None)
         self.states[result.state] += 1
@@ -149,25 +154,25 @@ class SweepProgress:
         if row:
             self.timed += 1
             self.seconds_of_timed += self.clock() - row.since
-        self._note_failure(result)
+        self._compare_failure(result)
         if number not in self.repeats:
-            self._note_value(number, result, params)
+            self._compare_with_best(number, result, params)
 
-    def _note_value(self, number: int, result: Result, params: Mapping[str, Any]) -> None:
+    def _compare_with_best(self, number: int, result: Result, params: Mapping[str, Any]) -> None:
         self.since_best += 1
-        value = metrics.of_result(result, self.metric)
-        if result.state != "complete" or value is None:
+        objective = metrics.of_result(result, self.metric)
+        if result.state != "complete" or objective is None:
             return
         sign = -1.0 if self.maximize else 1.0
-        if self.best is None or sign * value < sign * self.best.value:
-            self.best = Best(number, value, params)
+        if self.best is None or sign * objective < sign * self.best.value:
+            self.best = BestTrial(number, objective, params)
             self.since_best = 0
 
-    def _note_failure(self, result: Result) -> None:
-        learnt = self.best and result.cause and result.cause.kind in OF_THE_SPACE
-        if result.state == "failed" and result.cause and not learnt:
-            kind = f"{result.cause.kind}: {result.cause.message}"
-            alike = NUMBERS.sub("#", kind)
-            self.alike = (alike, self.alike[1] + 1 if alike == self.alike[0] else 1)
+    def _compare_failure(self, result: Result) -> None:
+        expected = self.best and result.cause and result.cause.kind in CAUSED_BY_PARAMETERS
+        if result.state == "failed" and result.cause and not expected:
+            failure = NUMBERS.sub("#", f"{result.cause.kind}: {result.cause.message}")
+            before, count = self.same_failure
+            self.same_failure = (failure, count + 1 if failure == before else 1)
         else:
-            self.alike = ("", 0)
+            self.same_failure = ("", 0)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from sweep.driver.executor import Evaluated, Event, Finished, Interrupted, Job, Placed, Started
+from sweep.driver.executor import Evaluated, Event, Finished, Interrupted, Job, Started, TrialRef
 from trial.config.trial_config import TrialConfig
 from trial.store.control import StopReason
 from trial.store.folders import TrialFolder
@@ -196,14 +196,14 @@ class SimulatedExecutor:
 
     def start(self) -> None:
         """Every device is free; the lowest is taken first."""
-        self._idle = list(range(self.slots()))
+        self._idle = list(range(self.capacity()))
         self._left = perf_counter()
 
     def clock(self) -> float:
         """Simulated seconds since the start."""
         return self.now
 
-    def slots(self) -> int:
+    def capacity(self) -> int:
         """Trials that run at once."""
         return self._devices() * self.pack
 
@@ -249,7 +249,7 @@ class SimulatedExecutor:
             load_seconds=curve.load_seconds * times,
         )
 
-    def _schedule(self, placed: Placed, play: _Play) -> None:
+    def _schedule(self, placed: TrialRef, play: _Play) -> None:
         number, curve = placed.number, play.curve
         evaluations = play.folder.read_evaluations()
         step = evaluations[-1].step if evaluations else 0

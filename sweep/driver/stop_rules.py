@@ -22,15 +22,15 @@ Rule = Callable[[StopSpec, SweepProgress], Verdict | None]
 
 
 def _alike(stop: StopSpec, progress: SweepProgress) -> Verdict | None:
-    cause, count = progress.alike
+    cause, count = progress.same_failure
     # A worker pool finds a common cause in its first round: let every slot have its say.
-    if not count or count < max(progress.alike_limit, progress.slots):
+    if not count or count < max(progress.same_failure_limit, progress.capacity):
         return None
     return Verdict(f"the last {count} trials failed alike: {cause}", interrupt=True, failed=True)
 
 
 def _trials(stop: StopSpec, progress: SweepProgress) -> Verdict | None:
-    if progress.planned is None or progress.taken < progress.planned:
+    if progress.planned is None or progress.begun < progress.planned:
         return None
     return Verdict(f"all {progress.planned} trials are done")
 

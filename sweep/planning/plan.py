@@ -32,11 +32,11 @@ def proposals(spec: SweepSpec, count: int | None) -> list[TrialConfig]:
 
     Every later proposal of an adaptive sampler depends on results, so these are its start-up.
     """
-    from sweep.storage.open import memory
+    from sweep.storage.open import in_memory
     from sweep.study.decider import OptunaDecider
 
     limit = count if count is not None else spec.stop.trials
-    decider = OptunaDecider(spec, spec.name, memory())
+    decider = OptunaDecider(spec, spec.name, in_memory())
     return decider.preview(min(x for x in (limit, spec.stop.trials, 10_000) if x is not None))
 
 

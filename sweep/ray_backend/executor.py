@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from sweep.driver.executor import Event, Evicted, Finished, Interrupted, Job, Lost, Sized
+from sweep.driver.executor import Event, Evicted, Finished, Interrupted, Job, Lost, SlotsChanged
 from sweep.ray_backend import local_cluster, temp_dir
 from sweep.ray_backend.fork_client import FORK_SERVER
 from sweep.ray_backend.fork_server import ForkServerHandle
@@ -140,7 +140,7 @@ class RayExecutor:
             self.device = next((d for d, name in RESOURCE.items() if total.get(name)), "cpu")
         self._refuse_impossible()
         self._demand(self.concurrency or 0)
-        first = min(self.slots(), self.expected_jobs or self.slots())
+        first = min(self.capacity(), self.expected_jobs or self.capacity())
         self._worker_groups = [self._new_crew() for _ in range(first)]
 
     def _join(self, options: dict[str, Any]) -> None:
@@ -193,7 +193,7 @@ class RayExecutor:
                 f"got {self.devices_per_trial}"
             )
 
-    def slots(self) -> int:
+    def capacity(self) -> int:
         """How many trials fit the cluster as it is now; at least one, to let a cluster grow."""
         asked_at, capacity = self._capacity
         if time.monotonic() - asked_at > LOOK_AGAIN:
@@ -207,7 +207,7 @@ class RayExecutor:
 
     def describe(self) -> str:
         """Devices and workers in words."""
-        slots = self.slots()
+        slots = self.capacity()
         each = f"{self.cpus_per_trial} CPU thread{'s' * (self.cpus_per_trial > 1)}"
         if self.device != "cpu":
             each = f"{self.devices_per_trial} {RESOURCE[self.device]}"
@@ -463,7 +463,7 @@ class RayExecutor:
         except self._ray.exceptions.RayError as error:
             return self._gone(worker_group, rank, error)
         worker_group.heard = True
-        if isinstance(event, Sized | Evicted):
+        if isinstance(event, SlotsChanged | Evicted):
             self._repack(worker_group, event)
             return []
         if not isinstance(event, Finished | Interrupted | Lost):
@@ -495,9 +495,9 @@ class RayExecutor:
             self._retire(worker_group)
             self._backlog.add(after)
 
-    def _repack(self, worker_group: WorkerGroup, event: Sized | Evicted) -> None:
+    def _repack(self, worker_group: WorkerGroup, event: SlotsChanged | Evicted) -> None:
         """A packed job says how much it holds, or puts a trial out."""
-        if isinstance(event, Sized):
+        if isinstance(event, SlotsChanged):
             worker_group.width = self._width = event.slots
             return
         worker_group.open.discard(event.number)

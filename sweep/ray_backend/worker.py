@@ -24,10 +24,10 @@ from sweep.driver.executor import (
     Interrupted,
     Job,
     Lost,
-    Placed,
-    Said,
-    Sized,
+    SlotsChanged,
     Started,
+    TrialRef,
+    WorkerMessage,
 )
 from sweep.ray_backend.rank_placement import (
     HeldResources,
@@ -48,14 +48,14 @@ LOOK_EVERY = 2.0
 """Seconds between two looks at whether a trial hangs."""
 
 
-Out = queue.SimpleQueue[Said | None]
+Out = queue.SimpleQueue[WorkerMessage | None]
 """What a job says, in order; None is its end."""
 
 
 class WorkerControl:
     """A trial's `Control` inside the worker: events go out, the stop reason comes in."""
 
-    def __init__(self, placed: Placed, out: Out) -> None:
+    def __init__(self, placed: TrialRef, out: Out) -> None:
         self.placed = placed
         self.out = out
         self.reason: StopReason | None = None
@@ -87,7 +87,7 @@ class WorkerTrialSource:
     def __init__(self, worker: TrialWorker, out: Out) -> None:
         self.worker = worker
         self.out = out
-        self.inbox: queue.SimpleQueue[Placed | None] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[TrialRef | None] = queue.SimpleQueue()
         self.closed = False
         self._numbers: dict[Path, int] = {}
 
@@ -118,7 +118,7 @@ class WorkerTrialSource:
 
     def sized(self, slots: int) -> None:
         """How many trials the job holds at once."""
-        self.out.put(Sized(slots))
+        self.out.put(SlotsChanged(slots))
 
     def _leave(self, trial: PackedTrial) -> int:
         number = self._numbers.pop(trial.folder.path)
@@ -161,7 +161,7 @@ class TrialWorker:
         self._bench: Any = None
         self._taken: HeldResources | None = None
         self._counter: WorkerTrialSource | None = None
-        self._joining: list[Placed] = []
+        self._joining: list[TrialRef] = []
         """Trials of a packed job that has not begun: Ray's calls may overtake each other."""
         self._door = threading.Lock()
         # The imports take seconds: begin while Ray is still starting other workers.
@@ -197,7 +197,7 @@ class TrialWorker:
         else:
             self._early[number] = reason
 
-    def add(self, placed: Placed) -> None:
+    def add(self, placed: TrialRef) -> None:
         """Give the packed job that runs here, or is about to, one more trial."""
         with self._door:
             if self._counter is not None:
@@ -210,7 +210,7 @@ class TrialWorker:
         if self._counter is not None:
             self._counter.inbox.put(None)
 
-    def line(self, placed: Placed, out: Out) -> WorkerControl:
+    def line(self, placed: TrialRef, out: Out) -> WorkerControl:
         """The `Control` of a trial that starts."""
         line = WorkerControl(placed, out)
         line.reason = self._early.pop(placed.number, None)
@@ -228,7 +228,7 @@ class TrialWorker:
         *placements: RankPlacement | str,
         slots: int = 1,
         limit: int = 1,
-    ) -> Iterator[tuple[Said, bool]]:
+    ) -> Iterator[tuple[WorkerMessage, bool]]:
         """Train the job's trials; yields each event with whether the worker may be reused.
 
         A job with a key is a packed one of `slots` slots (0: as many as pay, at most `limit`): it
@@ -268,7 +268,7 @@ class TrialWorker:
             self._counter = counter
         return counter
 
-    def _next(self, out: Out) -> Said | None:
+    def _next(self, out: Out) -> WorkerMessage | None:
         """The next event; a trial without a sign of life for too long is given up."""
         while True:
             try:
@@ -322,7 +322,7 @@ class TrialWorker:
         if self._importing.ident is not None:
             self._importing.join()
 
-    def _train(self, placed: Placed, out: Out) -> Event:
+    def _train(self, placed: TrialRef, out: Out) -> Event:
         line = self.line(placed, out)
         folder = folder_of_rank(TrialFolder(placed.folder))
         try:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sweep.driver.executor import Event, Finished, Interrupted, Job, Lost, Placed
+from sweep.driver.executor import Event, Finished, Interrupted, Job, Lost, TrialRef
 
 GRACE = 10.0
 """Seconds that the other ranks get to say what they know, once one has ended badly."""
@@ -44,7 +44,7 @@ class WorkerGroup:
     """What trials of its packed job have in common; such a job goes on until it is let go."""
     width: int = 1
     """How many trials its packed job holds at once."""
-    placed: dict[int, Placed] = field(default_factory=dict)
+    placed: dict[int, TrialRef] = field(default_factory=dict)
     """Trials of a packed job by their numbers."""
     after: Job | None = None
     """What it does once its packed job, which was let go, has ended."""

@@ -47,6 +47,6 @@ def rename(storage: BaseStorage, old: str, new: str) -> None:
     optuna.delete_study(study_name=old, storage=storage)
 
 
-def memory() -> BaseStorage:
+def in_memory() -> BaseStorage:
     """A storage that ends with the process, for previews."""
     return optuna.storages.InMemoryStorage()

@@ -270,7 +270,7 @@ class OptunaDecider:
         """Numbers of all trials that were ever started or enqueued."""
         return {trial.number for trial in self.study.get_trials(deepcopy=False)}
 
-    def give_back(self, number: int) -> None:
+    def requeue(self, number: int) -> None:
         """A proposal that was never started waits in Optuna's queue, where `ask` looks first."""
         trial = self._open.pop(number)
         self.study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)

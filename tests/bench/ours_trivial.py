@@ -67,8 +67,8 @@ class Watch(console.PlainView):
         super().__init__(Console(file=open("/dev/null", "w")), "eval_loss")  # noqa: SIM115
         self.ends: list[float] = []
 
-    def happened(self, event: Any, progress: SweepProgress) -> None:
-        super().happened(event, progress)
+    def on_event(self, event: Any, progress: SweepProgress) -> None:
+        super().on_event(event, progress)
         if isinstance(event, Finished):
             self.ends.append(time.perf_counter())
 

@@ -43,7 +43,7 @@ from sweep.driver.simulated_executor import Costs, Recorded, SimulatedExecutor
 from sweep.spec.dimension import Choices, Derived, Range
 from sweep.spec.rungs import evaluated_at_rungs
 from sweep.spec.spec import PrunerSpec, SamplerSpec, StopSpec, SweepSpec
-from sweep.storage.open import memory
+from sweep.storage.open import in_memory
 from sweep.study.decider import OptunaDecider
 from trial.config.trial_config import EvaluationSection, Origin, TrialConfig
 from trial.store.folders import StudyFolder
@@ -170,7 +170,7 @@ class RayTune:
         self.scheduler.on_trial_complete(None, trial, last)
         self.search.on_trial_complete(trial.trial_id, last)
 
-    def give_back(self, number: int) -> None: ...
+    def requeue(self, number: int) -> None: ...
 
     def confirmations(self) -> list[Proposal]:
         return []
@@ -202,7 +202,7 @@ class Watch:
 
     def note(self, text: str) -> None: ...
 
-    def happened(self, event: Event, progress: SweepProgress) -> None:
+    def on_event(self, event: Event, progress: SweepProgress) -> None:
         if not isinstance(event, Finished) or self.reached is not None:
             return
         result = event.result
@@ -298,7 +298,7 @@ def play(grid: Grid, policy: Policy, seed: int, slots: int, goal: float) -> Watc
     spec = grid.spec(policy.sampler.model_copy(update={"seed": seed}), policy.pruner)
     decider: Decider
     if policy.ray is None:
-        decider = OptunaDecider(spec, "replay", memory())
+        decider = OptunaDecider(spec, "replay", in_memory())
     else:
         decider = RayTune(grid.drawn, seed, policy.ray, policy.steps and list(policy.steps))
     shown = policy.steps or (spec.base.get("evaluation") or {}).get("steps") or recorded.steps

@@ -54,7 +54,7 @@ class Watch:
 
     def note(self, text: str) -> None: ...
 
-    def happened(self, event: Event, progress: SweepProgress) -> None:
+    def on_event(self, event: Event, progress: SweepProgress) -> None:
         if isinstance(event, Finished):
             self.seconds.append(self.executor.driver_seconds)
             if len(self.seconds) % 100 == 1:
@@ -115,10 +115,10 @@ def told(asked: argparse.Namespace, executor: SimulatedExecutor, watch: Watch) -
     """Utilisation over the whole sweep, its last trials included; the driver's cost by trial."""
     part = max(1, min(1000, asked.trials // 4))
     ends = watch.seconds
-    held = executor.slots() * executor.now
+    held = executor.capacity() * executor.now
     return {
         "trials": len(ends),
-        "devices": executor.slots(),
+        "devices": executor.capacity(),
         "simulated_hours": round(executor.now / 3600, 2),
         "utilisation": round(executor.busy_seconds / held, 4),
         "driver_seconds": round(executor.driver_seconds, 1),

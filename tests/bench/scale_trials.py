@@ -49,7 +49,7 @@ class Milestones:
 
     def note(self, text: str) -> None: ...
 
-    def happened(self, event: Event, progress: SweepProgress) -> None:
+    def on_event(self, event: Event, progress: SweepProgress) -> None:
         if isinstance(event, Finished):
             self.count += 1
             if self.count == 1 or self.count % self.every == 0:

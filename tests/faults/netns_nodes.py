@@ -96,7 +96,7 @@ def drive(root: str, name: str, device: str) -> int:
     made = Bench(executor, Path(root))
     trials = [made.submit(nodes.WAIT) for _ in range(2)]
     homes = {number: made.placements(number)[0] for number in trials}
-    print(f"slots {executor.slots()}; nodes used {len({s['node'] for s in homes.values()})}")
+    print(f"slots {executor.capacity()}; nodes used {len({s['node'] for s in homes.values()})}")
     cut = time.monotonic()
     sh("ip", "-n", name, "link", "set", device, "down")
     made.until(lambda: bool(made.of(Lost)))
@@ -104,7 +104,7 @@ def drive(root: str, name: str, device: str) -> int:
     print(
         f"link cut: Lost(trial {lost.number}) after {time.monotonic() - cut:.1f} s: {lost.message}"
     )
-    made.until(lambda: executor.slots() == 1)
+    made.until(lambda: executor.capacity() == 1)
     print(f"one slot after {time.monotonic() - cut:.1f} s")
     survivor = next(number for number in trials if number != lost.number)
     again = made.submit(nodes.COMPLETE)

@@ -35,7 +35,7 @@ class ScriptedExecutor:
 
     def start(self) -> None: ...
 
-    def slots(self) -> int:
+    def capacity(self) -> int:
         return self.width
 
     def describe(self) -> str:
@@ -122,7 +122,7 @@ class ScriptedDecider:
             "" if config else "alpha must be > 0",
         )
 
-    def give_back(self, number: int) -> None:
+    def requeue(self, number: int) -> None:
         self.given_back.append(number)
 
     def ask(self) -> Proposal | None:
@@ -168,7 +168,7 @@ class Silent:
 
     def update(self, progress: object) -> None: ...
 
-    def happened(self, event: Event, progress: object) -> None:
+    def on_event(self, event: Event, progress: object) -> None:
         self.events.append(event)
 
     def note(self, text: str) -> None:

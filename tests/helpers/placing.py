@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sweep.driver.executor import Event, Finished, Job, Placed
+from sweep.driver.executor import Event, Finished, Job, TrialRef
 from sweep.ray_backend.executor import RayExecutor
 from trial.config.trial_config import LoraSection, TrialConfig
 from trial.store.folders import TrialFolder
@@ -28,7 +28,7 @@ class Bench:
         folder = TrialFolder.create(
             self.root / f"{number:05d}", TrialConfig(lora=LoraSection(r=script))
         )
-        self.executor.submit(Job((Placed(number, folder.path),)))
+        self.executor.submit(Job((TrialRef(number, folder.path),)))
         return number
 
     def until(self, done: Callable[[], bool]) -> None:

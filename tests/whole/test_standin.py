@@ -195,7 +195,7 @@ class InProcess:
     def start(self) -> None:
         pass
 
-    def slots(self) -> int:
+    def capacity(self) -> int:
         return 1
 
     def describe(self) -> str:

@@ -153,8 +153,8 @@ def test_process_and_actor_ids_make_no_failure_another():
     progress = SweepProgress()
     for pid, actor in ((17, "61ae33b101000000"), (4242, "0ddf46ef"), (5, "18d8d552b59d")):
         cause = Cause(kind="lost", message=f"worker {actor} (pid={pid}) died: no module deepspeed")
-        progress.end(pid, Result(state="failed", cause=cause), {})
-    assert progress.alike == ("lost: worker # (pid=#) died: no module deepspeed", 3)
+        progress.add_result(pid, Result(state="failed", cause=cause), {})
+    assert progress.same_failure == ("lost: worker # (pid=#) died: no module deepspeed", 3)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_evaluations_that_beat_the_kill_are_reported(tmp_path):
 
 def test_importing_the_command_leaves_torch_and_ray_unloaded():
     code = (
-        "import sys, sweep.cli, sweep.driver, sweep.loader, results; "
+        "import sys, sweep.cli, sweep.driver.driver, sweep.loading.loader, results; "
         "print([m for m in ('torch', 'transformers', 'ray') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

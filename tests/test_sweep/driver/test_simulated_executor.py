@@ -9,12 +9,12 @@ from bench.scale_nodes import CURVES, RANK, RATE, simulate, sweep_spec
 from helpers import fakes
 
 from sweep.driver.driver import Driver
-from sweep.driver.executor import Evaluated, Finished, Interrupted, Job, Placed, Started
+from sweep.driver.executor import Evaluated, Finished, Interrupted, Job, Started, TrialRef
 from sweep.driver.progress import SweepProgress
 from sweep.driver.simulated_executor import Recorded, RecordedCurve, SimulatedExecutor
 from sweep.spec.dimension import Choices
 from sweep.spec.spec import StopSpec, SweepSpec
-from sweep.storage.open import memory, open_storage
+from sweep.storage.open import in_memory, open_storage
 from sweep.study.decider import OptunaDecider
 from trial.config.trial_config import TrialConfig
 from trial.store.folders import StudyFolder, TrialFolder
@@ -32,7 +32,7 @@ def executor() -> SimulatedExecutor:
 
 def submit(executor: SimulatedExecutor, path, number: int) -> TrialFolder:
     folder = TrialFolder.create(path / str(number), TrialConfig())
-    executor.submit(Job((Placed(number, folder.path),)))
+    executor.submit(Job((TrialRef(number, folder.path),)))
     return folder
 
 
@@ -73,7 +73,7 @@ def test_an_interrupted_trial_goes_on_where_it_was(executor, tmp_path):
     play(executor, until=32.0)
     executor.stop(0, "interrupt")
     assert isinstance(play(executor)[-1][1], Interrupted)
-    executor.submit(Job((Placed(0, folder.path),)))
+    executor.submit(Job((TrialRef(0, folder.path),)))
     again = [event for _, event in play(executor)]
     assert [event.evaluation.step for event in again if isinstance(event, Evaluated)] == [6]
     assert len(folder.read_evaluations()) == 3
@@ -116,7 +116,7 @@ def test_a_whole_sweep_is_played_and_the_same_twice(tmp_path):
         decider = OptunaDecider(spec, name, open_storage(study))
         progress = SweepProgress(planned=30, clock=executor.clock)
         view = argparse.Namespace(
-            update=lambda p: None, note=lambda t: None, happened=lambda e, p: None
+            update=lambda p: None, note=lambda t: None, on_event=lambda e, p: None
         )
         driver = Driver(
             study, decider, executor, spec.stop, view, progress, patience=None, ask_ahead=0
@@ -150,7 +150,7 @@ def ranks(path, **settings) -> tuple[SimulatedExecutor, StudyFolder]:
     spec = SweepSpec(
         name="ranks", space={"lora.r": (Choices(choices=RANKS),)}, sampler={"name": "grid"}
     )
-    folder, decider = StudyFolder(path / "ranks"), OptunaDecider(spec, "ranks", memory())
+    folder, decider = StudyFolder(path / "ranks"), OptunaDecider(spec, "ranks", in_memory())
     progress = SweepProgress(clock=executor.clock)
     Driver(
         folder, decider, executor, StopSpec(), fakes.Silent(), progress,

@@ -18,8 +18,8 @@ from sweep.driver.executor import (
     Interrupted,
     Job,
     Lost,
-    Placed,
     Started,
+    TrialRef,
 )
 from sweep.ray_backend.executor import RayExecutor
 from trial.config.trial_config import LoraSection, TrialConfig
@@ -50,7 +50,7 @@ def submit(executor, tmp_path) -> Callable[[int], int]:
         number = next(numbers)
         config = TrialConfig(lora=LoraSection(r=script))
         folder = TrialFolder.create(tmp_path / f"{number:05d}", config)
-        executor.submit(Job((Placed(number, folder.path),)))
+        executor.submit(Job((TrialRef(number, folder.path),)))
         return number
 
     return submit

@@ -17,7 +17,7 @@ import pytest
 from helpers.paths import TESTS
 from helpers.train import Material
 
-from sweep.driver.executor import Finished, Job, Lost, Placed, Started
+from sweep.driver.executor import Finished, Job, Lost, Started, TrialRef
 from sweep.ray_backend import fork_server, local_cluster
 from sweep.ray_backend.executor import RayExecutor
 from sweep.ray_backend.fork_client import FORK_SERVER
@@ -186,7 +186,7 @@ def test_a_forked_worker_trains_as_a_fresh_process(material):
         folders = [material.folder(config) for _ in range(2)]
         endless = material.folder(material.config(training={"max_steps": 10**5}))
         for number, folder in enumerate((folders[0], endless, folders[1])):
-            executor.submit(Job((Placed(number, folder.path),)))
+            executor.submit(Job((TrialRef(number, folder.path),)))
             until(executor, Started)
             assert psutil.Process(worker_of(folder)).ppid() == room
             if folder is endless:

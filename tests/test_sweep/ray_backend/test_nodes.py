@@ -71,7 +71,7 @@ def bench(cluster, tmp_path, monkeypatch) -> Iterator[Callable[..., Bench]]:
 
 def test_pairs_of_cards_are_aligned_disjoint_and_free_after_a_kill(bench):
     made = bench(device="hpu", devices_per_trial=2)
-    assert made.executor.slots() == 3
+    assert made.executor.capacity() == 3
     trials = [made.submit(WAIT) for _ in range(3)]
     made.until(lambda: len(made.of(Started)) == 3)
     placements = {number: made.placements(number, 2) for number in trials}
@@ -103,12 +103,12 @@ def test_pairs_of_cards_are_aligned_disjoint_and_free_after_a_kill(bench):
 def test_a_group_larger_than_any_node_waits_for_one(bench):
     made = bench(device="hpu", devices_per_trial=8)
     assert made.executor._fitting() == 0
-    assert made.executor.slots() == 1
+    assert made.executor.capacity() == 1
 
 
 def test_ranks_spread_only_when_no_node_holds_them(bench):
     made = bench(device="cpu", devices_per_trial=2)
-    assert made.executor.slots() == 1
+    assert made.executor.capacity() == 1
     number = made.submit(COMPLETE)
     first, second = made.placements(number, 2)
     assert first["node"] != second["node"]
@@ -132,9 +132,9 @@ def test_ranks_spread_only_when_no_node_holds_them(bench):
 
 def test_a_node_that_joins_is_used_and_one_that_dies_is_survived(bench, cluster):
     made = bench(device="cpu")
-    assert made.executor.slots() == 2
+    assert made.executor.capacity() == 2
     joined = cluster.add_node(num_cpus=1)
-    made.until(lambda: made.executor.slots() == 3)
+    made.until(lambda: made.executor.capacity() == 3)
     trials = [made.submit(WAIT) for _ in range(3)]
     homes = {number: made.placements(number)[0]["node"] for number in trials}
     assert len(set(homes.values())) == 3
@@ -144,7 +144,7 @@ def test_a_node_that_joins_is_used_and_one_that_dies_is_survived(bench, cluster)
     made.until(lambda: bool(made.of(Lost)))
     (lost,) = made.of(Lost)
     assert homes[lost.number] == joined.node_id
-    made.until(lambda: made.executor.slots() == 2)
+    made.until(lambda: made.executor.capacity() == 2)
     # There is no room for it now: it takes the place of the next that ends.
     again = made.submit(COMPLETE)
     survivors = [number for number in trials if number != lost.number]

@@ -50,7 +50,7 @@ def test_single_cards_on_a_ray_of_our_own(tmp_path, monkeypatch):
     )
     try:
         executor.start()
-        assert (executor.device, executor.slots()) == ("hpu", 2)
+        assert (executor.device, executor.capacity()) == ("hpu", 2)
         made = Bench(executor, tmp_path)
         trials = [made.submit(WAIT) for _ in range(2)]
         placements = [made.placements(number)[0] for number in trials]

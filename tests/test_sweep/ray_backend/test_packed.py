@@ -19,8 +19,8 @@ from sweep.driver.executor import (
     Interrupted,
     Job,
     Lost,
-    Placed,
     Started,
+    TrialRef,
 )
 from sweep.ray_backend.executor import RayExecutor
 from sweep.ray_backend.job_queue import PASSES, JobQueue
@@ -57,7 +57,7 @@ class Sweep:
         folder = self.material.folder(config)
         self.configs.append(config)
         self.folders.append(folder.path)
-        self.executor.submit(Job((Placed(number, folder.path),), share_key(config)))
+        self.executor.submit(Job((TrialRef(number, folder.path),), share_key(config)))
         return number
 
     def until(self, done: Callable[[], bool]) -> None:
@@ -82,7 +82,7 @@ def test_trials_share_a_worker_and_end_as_alone(executor, material):
     # Of another kind: it waits until the packed job has been let go, as does what trains alone.
     other = sweep.submit(lora={"r": 17}, training=short)
     whole = sweep.submit(lora={"r": 0}, training=short)
-    assert executor.slots() == 1
+    assert executor.capacity() == 1
     sweep.until(lambda: len(sweep.of(Finished)) == 5)
     finished = {number: events[0].result for number, events in sweep.of(Finished).items()}
     assert {result.state for result in finished.values()} == {"complete"}
@@ -101,7 +101,7 @@ def test_a_trial_is_pruned_and_one_interrupted_beside_it(executor, material):
     training = {"max_steps": 10**5, "eval_steps": 3}
     first, second = (sweep.submit(training=training) for _ in range(2))
     waiting = sweep.submit(training=training)
-    assert executor.slots() == 2
+    assert executor.capacity() == 2
     sweep.until(lambda: len(sweep.of(Evaluated)) == 2)
     assert waiting not in sweep.of(Started)
     executor.stop(first, "prune")
@@ -125,7 +125,7 @@ def test_a_worker_that_dies_with_several_trials_is_given_half_as_many(executor, 
     os.kill(pid, signal.SIGKILL)
     sweep.until(lambda: len(sweep.of(Lost)) == 2)
     for number in both:
-        job = Job((Placed(number, sweep.folders[number]),), share_key(sweep.configs[number]))
+        job = Job((TrialRef(number, sweep.folders[number]),), share_key(sweep.configs[number]))
         executor.submit(job)
     sweep.until(lambda: any(len(events) == 2 for events in sweep.of(Started).values()))
     again = [attempts(sweep.folders[number])[1:] for number in both]
@@ -147,9 +147,9 @@ def test_a_job_of_another_kind_waits_a_while_and_not_for_ever():
             placed.append(job)
         return job.key == "one"
 
-    backlog.add(Job((Placed(0, Path()),), "two"))
+    backlog.add(Job((TrialRef(0, Path()),), "two"))
     for number in range(1, PASSES + 3):
-        backlog.add(Job((Placed(number, Path()),), "one"))
+        backlog.add(Job((TrialRef(number, Path()),), "one"))
         backlog.serve(only_ones)
     assert len(placed) == PASSES
     assert backlog.drop(0)

@@ -10,7 +10,7 @@ import pytest
 from helpers.train import Material
 from test_sweep.ray_backend.test_packed import Sweep, attempts
 
-from sweep.driver.executor import Evaluated, Finished, Interrupted, Job, Lost, Placed, Started
+from sweep.driver.executor import Evaluated, Finished, Interrupted, Job, Lost, Started, TrialRef
 from sweep.ray_backend.executor import RayExecutor
 from trial.config.packing_rules import share_key
 
@@ -61,7 +61,7 @@ def test_a_dead_rank_costs_its_job_alone(ranked, material):
     sweep.until(lambda: len(sweep.of(Lost)) == 2)
     assert "rank 1" in sweep.of(Lost)[both[0]][0].message
     for number in both:
-        job = Job((Placed(number, sweep.folders[number]),), share_key(sweep.configs[number]))
+        job = Job((TrialRef(number, sweep.folders[number]),), share_key(sweep.configs[number]))
         ranked.submit(job)
     sweep.until(lambda: any(len(events) == 2 for events in sweep.of(Started).values()))
     started = [number for number, events in sweep.of(Started).items() if len(events) == 2]

@@ -9,7 +9,7 @@ import pytest
 
 from sweep.spec.dimension import Choices, Range
 from sweep.spec.spec import ConfirmSpec, ObjectiveSpec, SamplerSpec, StopSpec, SweepSpec
-from sweep.storage.open import memory
+from sweep.storage.open import in_memory
 from sweep.study.decider import OptunaDecider
 from trial.store import metrics
 from trial.store.records import Result, Seconds
@@ -26,7 +26,7 @@ def make_decider(**changes) -> OptunaDecider:
         "sampler": SamplerSpec(name="random"),
         **changes,
     }
-    return OptunaDecider(SweepSpec(**given), "study", memory())
+    return OptunaDecider(SweepSpec(**given), "study", in_memory())
 
 
 def searched(decider: OptunaDecider, points) -> None:

@@ -12,7 +12,7 @@ import pytest
 from sweep.spec.dimension import Choices, Derived, Range
 from sweep.spec.rungs import evaluated_at_rungs, rungs
 from sweep.spec.spec import ConfirmSpec, ObjectiveSpec, PrunerSpec, SamplerSpec, StopSpec, SweepSpec
-from sweep.storage.open import memory, open_storage
+from sweep.storage.open import in_memory, open_storage
 from sweep.study.decider import OptunaDecider
 from sweep.study.samplers import make_pruner
 from trial.store.folders import StudyFolder
@@ -46,7 +46,7 @@ def test_a_sampler_finds_the_valley(name):
         "lora.lora_dropout": (Range(type="float", low=0.0, high=0.5),),
     }
     spec = make_spec(space=space, sampler=SamplerSpec(name=name, seed=1))
-    decider = OptunaDecider(spec, "study", memory())
+    decider = OptunaDecider(spec, "study", in_memory())
     losses = []
     for _ in range(25):
         proposal = decider.ask()
@@ -114,7 +114,7 @@ def test_a_trial_shown_at_its_rungs_alone_is_pruned_as_one_shown_always(name, gi
     assert rungs(thin) == expected
     ends = []
     for shown, one in ((range(4, 65, 4), spec), ((*expected, 64), thin)):
-        decider = OptunaDecider(one, "study", memory())
+        decider = OptunaDecider(one, "study", in_memory())
         ends.append(pruned_at(decider, shown))
     assert ends[0] == ends[1]
     assert set(ends[0]) > {64}
@@ -138,7 +138,7 @@ def test_hyperband_prunes_before_any_trial_is_complete():
     """It is told how long trials are, and need not wait for one to show."""
     base = {"training": {"max_steps": 27, "eval_steps": 1}}
     pruner = PrunerSpec(name="hyperband", options={"reduction_factor": 3})
-    decider = OptunaDecider(make_spec(base=base, pruner=pruner), "study", memory())
+    decider = OptunaDecider(make_spec(base=base, pruner=pruner), "study", in_memory())
     pruned = 0
     for number in range(12):
         proposal = decider.ask()
@@ -150,7 +150,7 @@ def test_hyperband_prunes_before_any_trial_is_complete():
 def test_a_grid_is_walked_once_in_file_order_and_goes_on_where_it_was():
     space = {"lora.r": (Choices(choices=(2, 4)),), "zero_stage": (Choices(choices=(0, 1, 2)),)}
     spec = make_spec(space=space, sampler=SamplerSpec(name="grid"))
-    storage = memory()
+    storage = in_memory()
     first = OptunaDecider(spec, "study", storage)
     seen = []
     for _ in range(4):
@@ -169,7 +169,7 @@ def test_a_small_space_is_exhausted_without_training_anything_twice():
         "lora.r": (Choices(choices=(2, 4, 8)),),
         "lora.use_rslora": (Choices(choices=(False, True)),),
     }
-    decider = OptunaDecider(make_spec(space=space), "study", memory())
+    decider = OptunaDecider(make_spec(space=space), "study", in_memory())
     trained, repeats = [], 0
     while (proposal := decider.ask()) is not None:
         if proposal.duplicate_of is None:
@@ -192,7 +192,7 @@ def test_two_names_for_one_configuration_are_a_duplicate():
     }
     variables = {"spare": (Range(type="float", low=0.0, high=1.0),)}
     spec = make_spec(space=space, variables=variables)
-    decider = OptunaDecider(spec, "study", memory())
+    decider = OptunaDecider(spec, "study", in_memory())
     proposals = [decider.ask() for _ in range(4)]
     originals = [p for p in proposals if p.duplicate_of is None]
     assert len(originals) == 2
@@ -215,7 +215,7 @@ def test_draws_after_a_resume_are_not_the_draws_before_it(tmp_path):
 
     first = draw(OptunaDecider(spec, "study", open_storage(folder)))
     second = draw(OptunaDecider(spec, "study", open_storage(folder)))
-    fresh = draw(OptunaDecider(spec, "study", memory()))
+    fresh = draw(OptunaDecider(spec, "study", in_memory()))
     assert first == fresh
     assert not set(first) & set(second)
 
@@ -242,7 +242,7 @@ def test_a_trial_in_flight_comes_back_under_its_number_with_its_values(tmp_path)
 
 
 def test_the_sampler_hears_the_truth():
-    decider = OptunaDecider(make_spec(), "study", memory())
+    decider = OptunaDecider(make_spec(), "study", in_memory())
     results = [
         done(2.0),
         Result(state="pruned", value=3.0, steps=5),
@@ -263,7 +263,7 @@ def test_the_sampler_hears_the_truth():
 
 
 def test_a_diverged_trial_without_an_evaluation_still_teaches_tpe():
-    decider = OptunaDecider(make_spec(), "study", memory())
+    decider = OptunaDecider(make_spec(), "study", in_memory())
     proposal = decider.ask()
     cause = Cause(kind="diverged", message="NaN", step=1)
     decider.tell(proposal.number, Result(state="failed", cause=cause))
@@ -295,7 +295,7 @@ def test_samplers_keep_away_from_what_has_no_memory(name, objectives, most):
         sampler=SamplerSpec(name=name, seed=3, options=options),
         objectives=LOSS_AND_SIZE[:objectives],
     )
-    decider, without = OptunaDecider(spec, "study", memory()), []
+    decider, without = OptunaDecider(spec, "study", in_memory()), []
     for _ in range(count):
         proposal = decider.ask()
         if proposal.duplicate_of is not None:
@@ -314,7 +314,7 @@ def test_samplers_keep_away_from_what_has_no_memory(name, objectives, most):
 
 def test_a_trial_without_memory_is_infeasible_and_never_repeated():
     spec = make_spec(confirm=ConfirmSpec(top=3, seeds=2))
-    decider = OptunaDecider(spec, "study", memory())
+    decider = OptunaDecider(spec, "study", in_memory())
     cause = Cause(kind="out_of_memory", message="none left")
     failed = Result(state="failed", cause=cause)
     for result in (failed, done(1.0), done(2.0), failed):
@@ -344,7 +344,7 @@ def test_a_kill_between_the_constraint_and_the_end_tells_it_once(tmp_path):
 
 def test_a_study_of_before_that_knows_no_constraint_goes_on_with_gp():
     spec = make_spec(sampler=SamplerSpec(name="gp", seed=1, options={"n_startup_trials": 2}))
-    decider = OptunaDecider(spec, "study", memory())
+    decider = OptunaDecider(spec, "study", in_memory())
     for value in (1.0, 2.0):
         decider.study.tell(decider.ask().number, value)
     cause = Cause(kind="out_of_memory", message="none left")
@@ -371,7 +371,7 @@ PRUNERS = [
 def test_pruners_stop_the_worst_curve_where_they_say(name, options, expected):
     base = {"training": {"eval_steps": 1, "max_steps": 8}}
     spec = make_spec(base=base, pruner=PrunerSpec(name=name, options=options))
-    decider = OptunaDecider(spec, "study", memory())
+    decider = OptunaDecider(spec, "study", in_memory())
     stopped = {}
     for level in (1.0, 2.0, 1.5, 1.2, 9.0):
         proposal = decider.ask()
@@ -387,7 +387,7 @@ def test_pruners_stop_the_worst_curve_where_they_say(name, options, expected):
 
 def test_nothing_is_pruned_on_the_evaluation_before_the_first_step():
     spec = make_spec(pruner=PrunerSpec(name="threshold", options={"upper": 1.0}))
-    decider = OptunaDecider(spec, "study", memory())
+    decider = OptunaDecider(spec, "study", in_memory())
     proposal = decider.ask()
     assert not decider.report(proposal.number, Evaluation(step=0, eval_loss=9.0))
     assert decider.report(proposal.number, Evaluation(step=1, eval_loss=9.0))
@@ -399,7 +399,7 @@ def test_several_objectives_make_a_front():
         ObjectiveSpec(metric="trainable_parameters"),
     )
     spec = make_spec(objectives=objectives, sampler=SamplerSpec(name="nsga2", seed=1))
-    decider = OptunaDecider(spec, "study", memory())
+    decider = OptunaDecider(spec, "study", in_memory())
     for loss, size in [(1.0, 100), (2.0, 50), (3.0, 200)]:
         proposal = decider.ask()
         assert not decider.report(proposal.number, Evaluation(step=1, eval_loss=loss))
@@ -411,7 +411,7 @@ def test_several_objectives_make_a_front():
 
 def test_known_good_points_come_first():
     spec = make_spec(enqueue=({"lora.r": 8, "training.learning_rate": 1e-3}, {"lora.r": 2}))
-    decider = OptunaDecider(spec, "study", memory())
+    decider = OptunaDecider(spec, "study", in_memory())
     first, second = decider.ask(), decider.ask()
     assert (first.config.lora.r, rate(first)) == (8, 1e-3)
     assert second.config.lora.r == 2
@@ -422,7 +422,7 @@ def test_an_impossible_draw_is_a_problem_and_no_exception():
         "lora.r": (Choices(choices=(2, 4)),),
         "lora.lora_alpha": (Derived(expression="lora.r - 2"),),
     }
-    decider = OptunaDecider(make_spec(space=space), "study", memory())
+    decider = OptunaDecider(make_spec(space=space), "study", in_memory())
     problems: dict[int, str] = {}
     while (proposal := decider.ask()) is not None:
         problems.setdefault(proposal.params["lora.r"], proposal.problem)
@@ -432,7 +432,7 @@ def test_an_impossible_draw_is_a_problem_and_no_exception():
 
 def test_a_preview_shows_only_what_would_be_trained():
     space = {"lora.r": (Choices(choices=(2, 4, 8)),)}
-    shown = OptunaDecider(make_spec(space=space), "study", memory()).preview(10)
+    shown = OptunaDecider(make_spec(space=space), "study", in_memory()).preview(10)
     assert sorted(config.lora.r for config in shown) == [2, 4, 8]
 
 

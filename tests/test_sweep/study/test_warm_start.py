@@ -11,7 +11,7 @@ import pytest
 from sweep.loading.loader import load
 from sweep.spec.dimension import Choices, Range
 from sweep.spec.spec import SamplerSpec, SweepSpec
-from sweep.storage.open import memory, open_storage
+from sweep.storage.open import in_memory, open_storage
 from sweep.study.decider import OptunaDecider
 from sweep.study.warm_start import PriorTrial, gather, levelled, read, write
 from trial.config.errors import ConfigError
@@ -70,7 +70,7 @@ def test_the_first_draws_are_near_what_was_best(tmp_path, old, name):
     assert earlier == list(taught.trials)
     draws = {}
     for known in ((), earlier):
-        decider = OptunaDecider(spec, "new", memory(), known)
+        decider = OptunaDecider(spec, "new", in_memory(), known)
         draws[bool(known)] = []
         for _ in range(8):
             proposal = decider.ask()
@@ -88,7 +88,7 @@ def test_a_study_of_the_same_seed_does_not_draw_the_same_again(tmp_path, old):
     spec = make_spec(sampler=SamplerSpec(name="tpe", seed=0))
     run(few, spec, 4)
     (taught,) = gather(spec, StudyFolder(tmp_path / "new"), [few])
-    decider = OptunaDecider(spec, "new", memory(), taught.trials)
+    decider = OptunaDecider(spec, "new", in_memory(), taught.trials)
     drawn = {decider.ask().config.training["learning_rate"] for _ in range(4)}
     assert not drawn & {trial.params["training.learning_rate"] for trial in taught.trials}
 
@@ -98,7 +98,7 @@ def test_a_new_study_learns_beyond_what_it_started_from(tmp_path, old):
     spec = make_spec(steps=99, sampler=SamplerSpec(name="tpe", seed=3))
     (taught,) = gather(spec, StudyFolder(tmp_path / "new"), [old])
     assert not any(trial.alike for trial in taught.trials)
-    decider = OptunaDecider(spec, "new", memory(), taught.trials)
+    decider = OptunaDecider(spec, "new", in_memory(), taught.trials)
     moved = []
     for _ in range(40):
         proposal = decider.ask()
