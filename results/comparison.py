@@ -33,7 +33,7 @@ class Pick:
     """One trial to compare."""
 
     label: str
-    found: StudyAnalysis
+    analysis: StudyAnalysis
     trial: TrialRead
     row: dict[str, Any]
     group: significance.Group | None
@@ -78,8 +78,8 @@ def compare(
     """
     if not studies:
         raise ValueError("compare needs at least one study, got none")
-    found = {_label(studies, study): find(read_study(study), options) for study in studies}
-    picks = [_pick(found, *name) for name in _wanted(found, trials)]
+    analyses = {_label(studies, study): find(read_study(study), options) for study in studies}
+    picks = [_pick(analyses, *name) for name in _wanted(analyses, trials)]
     if not 2 <= len(picks) <= MOST:
         raise ValueError(f"compare takes 2 to {MOST} trials, got {len(picks)}")
     if before:
@@ -93,33 +93,35 @@ def _label(studies: Sequence[StudyFolder], study: StudyFolder) -> str:
     return study.name if len(alike) == 1 else f"{study.name}#{studies.index(study) + 1}"
 
 
-def _wanted(found: dict[str, StudyAnalysis], trials: Sequence[int | str]) -> list[tuple[str, int]]:
+def _wanted(
+    analyses: dict[str, StudyAnalysis], trials: Sequence[int | str]
+) -> list[tuple[str, int]]:
     """Study and number of every trial asked for, each once."""
-    only = next(iter(found)) if len(found) == 1 else ""
+    only = next(iter(analyses)) if len(analyses) == 1 else ""
     if not trials:
-        return _best(found)
+        return _best(analyses)
     wanted = []
     for asked in trials:
         study, _, number = str(asked).rpartition(":")
         study = study or only
-        if study not in found or not number.isdecimal():
-            known = ", ".join(found)
+        if study not in analyses or not number.isdecimal():
+            known = ", ".join(analyses)
             rule = "a number" if only else f"`study:number` with one of {known}"
             raise ValueError(f"a trial to compare is {rule}, got {str(asked)!r}")
         wanted.append((study, int(number)))
     return list(dict.fromkeys(wanted))
 
 
-def _best(found: dict[str, StudyAnalysis]) -> list[tuple[str, int]]:
-    if len(found) == 1:
-        [(label, item)] = found.items()
+def _best(analyses: dict[str, StudyAnalysis]) -> list[tuple[str, int]]:
+    if len(analyses) == 1:
+        [(label, item)] = analyses.items()
         return [(label, standing.group.trials[0]) for standing in item.board.standings[:3]]
-    taken = {label: item.board.recommended for label, item in found.items()}
+    taken = {label: item.board.recommended for label, item in analyses.items()}
     return [(label, group.trials[0]) for label, group in taken.items() if group]
 
 
-def _pick(found: dict[str, StudyAnalysis], study: str, number: int) -> Pick:
-    item = found[study]
+def _pick(analyses: dict[str, StudyAnalysis], study: str, number: int) -> Pick:
+    item = analyses[study]
     trial = next((trial for trial in item.study.trials if trial.number == number), None)
     if trial is None:
         there = [trial.number for trial in item.study.trials]
@@ -129,7 +131,7 @@ def _pick(found: dict[str, StudyAnalysis], study: str, number: int) -> Pick:
     # By configuration: the run that got it picked is no part of its own confirmed mean.
     alike = [s.group for s in item.board.standings if s.group.row["group"] == row["group"]]
     group = alike[0] if row["state"] == "complete" and alike else None
-    label = f"trial {number}" if len(found) == 1 else f"{study}:{number}"
+    label = f"trial {number}" if len(analyses) == 1 else f"{study}:{number}"
     return Pick(label, item, trial, {str(k): v for k, v in row.items()}, group)
 
 
@@ -149,9 +151,9 @@ def _page(picks: Sequence[Pick]) -> Page:
         title=_head(" against ".join(pick.label for pick in picks)),
         question="What differs, and what came of it?",
         answer=[*_answer(picks), *_warnings(picks)],
-        facts=[Fact(pick.label, pick.found.value(pick.value)) for pick in picks],
+        facts=[Fact(pick.label, pick.analysis.value(pick.value)) for pick in picks],
         sections=[section for section in built if section.blocks],
-        made=picks[0].found.options.made,
+        made=picks[0].analysis.options.made,
         name=_name(picks),
     )
 
@@ -159,7 +161,7 @@ def _page(picks: Sequence[Pick]) -> Page:
 def _ordered(picks: Sequence[Pick]) -> list[Pick]:
     """Those with a value, best first."""
     known = [pick for pick in picks if pick.value is not None]
-    return sorted(known, key=lambda pick: picks[0].found.sign * (pick.value or 0.0))
+    return sorted(known, key=lambda pick: picks[0].analysis.sign * (pick.value or 0.0))
 
 
 def _answer(picks: Sequence[Pick]) -> list[str]:
@@ -167,24 +169,24 @@ def _answer(picks: Sequence[Pick]) -> list[str]:
     if not ordered:
         return ["None of these trials has been completed, so there is nothing to compare yet."]
     best = ordered[0]
-    words = settings(best.row, best.found.searched)
-    better = "lowest" if best.found.sign > 0 else "highest"
-    value = f"{best.found.metric}, {best.found.value(best.value)}"
+    words = settings(best.row, best.analysis.searched)
+    better = "lowest" if best.analysis.sign > 0 else "highest"
+    value = f"{best.analysis.metric}, {best.analysis.value(best.value)}"
     if best.group and best.group.repeated:
         value += f" on average over {len(best.group.values)} seeds"
-    told = [f"{_head(best.label)} has the {better} {value} ({words})."]
-    told += [_against(best, other) for other in ordered[1:4]]
+    texts = [f"{_head(best.label)} has the {better} {value} ({words})."]
+    texts += [_against(best, other) for other in ordered[1:4]]
     missing = [pick.ending for pick in picks if pick.value is None]
     if missing:
-        told.append(f"Without a final value: {', '.join(missing)}.")
-    return told
+        texts.append(f"Without a final value: {', '.join(missing)}.")
+    return texts
 
 
 def _against(best: Pick, other: Pick) -> str:
     if best.group is other.group:
         return f"{_head(other.label)} is the same configuration with another seed."
     gap = abs((other.value or 0.0) - (best.value or 0.0))
-    lead = f"{_head(other.label)} is {best.found.gap(gap)} behind"
+    lead = f"{_head(other.label)} is {best.analysis.gap(gap)} behind"
     test = _test(best, other)
     if test is None:
         return f"{lead}; without repeats over seeds of both, nobody knows whether that is noise."
@@ -192,7 +194,7 @@ def _against(best: Pick, other: Pick) -> str:
     if test.pooled:
         how += f" with the noise of {test.pooled} configurations together"
     verdict = "within the noise" if test.tied else "outside the noise"
-    low, high = best.found.gap(test.interval.low), best.found.gap(test.interval.high)
+    low, high = best.analysis.gap(test.interval.low), best.analysis.gap(test.interval.high)
     return f"{lead} (95% interval {low} to {high}, {how}): {verdict}."
 
 
@@ -201,13 +203,13 @@ def _test(best: Pick, other: Pick) -> significance.Comparison | None:
         return None
     if not (best.group.repeated and other.group.repeated):
         return None
-    if best.found is not other.found:
-        return significance.compare(other.group, best.group, best.found.sign)
-    board = best.found.board
+    if best.analysis is not other.analysis:
+        return significance.compare(other.group, best.group, best.analysis.sign)
+    board = best.analysis.board
     if best.group is board.leader:  # the report's own test, corrected as it is there
         return next(s.comparison for s in board.standings if s.group is other.group)
     among = [standing.group for standing in board.standings if standing.group.repeated]
-    return significance.compare(other.group, best.group, best.found.sign, among)
+    return significance.compare(other.group, best.group, best.analysis.sign, among)
 
 
 def _head(label: str) -> str:
@@ -217,14 +219,14 @@ def _head(label: str) -> str:
 
 def _warnings(picks: Sequence[Pick]) -> list[str]:
     """What makes the values incomparable."""
-    told = []
+    texts = []
     for column, what in (("data_hash", "data"), ("model_hash", "base models")):
         known = {str(pick.row[column]) for pick in picks if not format.is_missing(pick.row[column])}
         if len(known) > 1:
-            told.append(f"Warning: these trials used different {what}: do not compare the values.")
-    if len({pick.found.metric for pick in picks}) > 1:
-        told.append("Warning: the studies have different objectives.")
-    return told
+            texts.append(f"Warning: these trials used different {what}: do not compare the values.")
+    if len({pick.analysis.metric for pick in picks}) > 1:
+        texts.append("Warning: the studies have different objectives.")
+    return texts
 
 
 def _settings(picks: Sequence[Pick]) -> Section:
@@ -259,7 +261,10 @@ _OUTCOMES: tuple[tuple[str, str, tables.Text], ...] = (
 
 def _outcome(picks: Sequence[Pick]) -> Section:
     heads = [Head("result", False), *(Head(pick.label) for pick in picks)]
-    values = [Cell(picks[0].found.metric), *(Cell(p.found.value(p.row["value"])) for p in picks)]
+    values = [
+        Cell(picks[0].analysis.metric),
+        *(Cell(p.analysis.value(p.row["value"])) for p in picks),
+    ]
     rows = [values, *_means(picks)]
     for name, title, text in _OUTCOMES:
         cells = [Cell(format.MISSING if format.is_missing(p.row[name]) else text(p.row[name]))
@@ -279,9 +284,9 @@ def _means(picks: Sequence[Pick]) -> list[list[Cell]]:
         if pick.group is None or ends is None:
             texts.append(format.MISSING)
             continue
-        low, high = pick.found.value(ends.low), pick.found.value(ends.high)
+        low, high = pick.analysis.value(ends.low), pick.analysis.value(ends.high)
         runs = len(pick.group.values)
-        texts.append(f"{pick.found.value(pick.group.mean)} ({low} to {high}; {runs} seeds)")
+        texts.append(f"{pick.analysis.value(pick.group.mean)} ({low} to {high}; {runs} seeds)")
     return [[Cell("mean over seeds (95% interval)"), *(Cell(text) for text in texts)]]
 
 

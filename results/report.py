@@ -25,9 +25,9 @@ def write_report(study: StudyFolder, options: ReportOptions | None = None) -> Pa
     Returns:
         The path of `report.html`.
     """
-    found = find(read_study(study), options)
-    write_table(found.table, study.report)
-    return write_page(page_of(found), study.report, "report")
+    analysis = find(read_study(study), options)
+    write_table(analysis.table, study.report)
+    return write_page(page_of(analysis), study.report, "report")
 
 
 def write(study: StudyFolder) -> Path:

@@ -21,9 +21,9 @@ _PACKED = " (thin bars side by side are trials that shared it)"
 STATES = ("complete", "pruned", "failed", "unfinished")
 
 
-def cost_charts(found: StudyAnalysis) -> list[Chart]:
+def cost_charts(analysis: StudyAnalysis) -> list[Chart]:
     """Every plot that the study has something to show in."""
-    made = [_bought(found), _per_trial(found), _timeline(found)]
+    made = [_bought(analysis), _per_trial(analysis), _timeline(analysis)]
     return [chart for chart in made if chart]
 
 
@@ -34,15 +34,16 @@ def _unit(seconds: float) -> tuple[float, str]:
     return (60.0, "minutes") if seconds >= 120 else (1.0, "seconds")
 
 
-def _bought(found: StudyAnalysis) -> Chart | None:
-    total = sum(found.spent.values())
+def _bought(analysis: StudyAnalysis) -> Chart | None:
+    total = sum(analysis.spent.values())
     if not total:
         return None
     unit, name = _unit(total)
     places = list(range(len(cost.BOUGHT)))[::-1]
-    amounts = [found.spent[what] / unit for what in cost.BOUGHT]
+    amounts = [analysis.spent[what] / unit for what in cost.BOUGHT]
+    spent = analysis.spent
     hover = [
-        f"{what}: {format.seconds(found.spent[what])} ({format.percent(found.spent[what], total)})"
+        f"{what}: {format.seconds(spent[what])} ({format.percent(spent[what], total)})"
         for what in cost.BOUGHT
     ]
     series = Series("device time", amounts, places, kind="bar", hover=hover)
@@ -56,8 +57,8 @@ def _bought(found: StudyAnalysis) -> Chart | None:
     )  # fmt: skip
 
 
-def _per_trial(found: StudyAnalysis) -> Chart | None:
-    spent = cost.bought(found.table)
+def _per_trial(analysis: StudyAnalysis) -> Chart | None:
+    spent = cost.bought(analysis.table)
     total = spent.sum(axis=1)
     if (total > 0).sum() < 2:
         return None
@@ -75,7 +76,7 @@ def _per_trial(found: StudyAnalysis) -> Chart | None:
         base = base + amounts
     step = max(1, len(places) // 20)
     labels = tuple(
-        (float(p), str(found.table.loc[i, "number"]))
+        (float(p), str(analysis.table.loc[i, "number"]))
         for p, i in list(zip(places, costly.index, strict=True))[::step]
     )
     return Chart(
@@ -89,8 +90,8 @@ def _per_trial(found: StudyAnalysis) -> Chart | None:
 # Timeline
 
 
-def _timeline(found: StudyAnalysis) -> Chart | None:
-    workers = found.where.workers if found.where else ()
+def _timeline(analysis: StudyAnalysis) -> Chart | None:
+    workers = analysis.where.workers if analysis.where else ()
     if not workers:
         return None
     lanes, thick = _lanes(workers)
@@ -155,11 +156,11 @@ def _busy(workers: Sequence[Worker]) -> str:
 # ZeRO
 
 
-def zero_charts(found: StudyAnalysis) -> list[Chart]:
+def zero_charts(analysis: StudyAnalysis) -> list[Chart]:
     """Cost of each stage and the audit's differences."""
-    if not zero_stages.is_searched(found.table):
+    if not zero_stages.is_searched(analysis.table):
         return []
-    stages = zero_stages.stages(found.table)
+    stages = zero_stages.stages(analysis.table)
     made = [
         _stage_bars(stages, "seconds_per_step", "Seconds per step", "seconds per step", 1.0),
         _stage_bars(stages, "tokens_per_second", "Tokens per second", "tokens per second", 1.0),
@@ -169,9 +170,9 @@ def zero_charts(found: StudyAnalysis) -> list[Chart]:
             "Peak memory",
             "peak memory (GB)",
             1e-9,
-            f" On the CPU the process's: {CPU_MEMORY}." if found.on_cpu else "",
+            f" On the CPU the process's: {CPU_MEMORY}." if analysis.on_cpu else "",
         ),
-        _parity(found),
+        _parity(analysis),
     ]
     return [chart for chart in made if chart]
 
@@ -194,18 +195,18 @@ def _stage_bars(
     )  # fmt: skip
 
 
-def _parity(found: StudyAnalysis) -> Chart | None:
-    if not found.parity:
+def _parity(analysis: StudyAnalysis) -> Chart | None:
+    if not analysis.parity:
         return None
-    trials = {trial.number: trial for trial in found.study.trials}
+    trials = {trial.number: trial for trial in analysis.study.trials}
     series = []
-    for index, pair in enumerate(found.parity[:8]):
+    for index, pair in enumerate(analysis.parity[:8]):
         mine, other = trials[pair.reference].curve, trials[pair.other].curve
         steps, at, its = np.intersect1d(mine.step, other.step, return_indices=True)
         apart = (other.eval_loss[its] - mine.eval_loss[at]) / np.abs(mine.eval_loss[at])
         name = f"{pair.stages[1]} against {pair.stages[0]} (trials {pair.other}, {pair.reference})"
         series.append(Series(name, list(steps), list(apart), kind="both", index=index))
-    allowed = found.parity[0].allowed
+    allowed = analysis.parity[0].allowed
     return Chart(
         "parity", "Loss parity between stages",
         f"Relative difference in eval loss at equal steps. Stages should train the same model: "

@@ -26,22 +26,22 @@ CURVE_FEWEST = 3
 _NO_LINE = (np.empty(0), np.empty(0))
 
 
-def lora_charts(found: StudyAnalysis) -> list[Chart]:
+def lora_charts(analysis: StudyAnalysis) -> list[Chart]:
     """Every plot that the study has something to show in."""
-    if found.systems:
+    if analysis.systems:
         return []
     made = [
-        _rates(found),
-        _ranks(found),
-        _scales(found),
-        _dropout(found),
-        *(_front(found, *axis) for axis in _COSTS),
+        _rates(analysis),
+        _ranks(analysis),
+        _scales(analysis),
+        _dropout(analysis),
+        *(_front(analysis, *axis) for axis in _COSTS),
     ]
     return [chart for chart in made if chart]
 
 
-def _has(found: StudyAnalysis, *names: str) -> bool:
-    rows = found.complete
+def _has(analysis: StudyAnalysis, *names: str) -> bool:
+    rows = analysis.complete
     return all(name in rows and is_number(rows[name]) and rows[name].nunique() > 1
                for name in names)  # fmt: skip
 
@@ -56,43 +56,47 @@ def _by_rank(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return parts + ([("higher ranks", rest)] if len(rest) else [])
 
 
-def _rates(found: StudyAnalysis) -> Chart | None:
-    if not _has(found, RATE):
+def _rates(analysis: StudyAnalysis) -> Chart | None:
+    if not _has(analysis, RATE):
         return None
-    rows, thinning = found.complete, Thinning(what="trials")
+    rows, thinning = analysis.complete, Thinning(what="trials")
     limits = robust_limits(rows["value"].to_numpy())
     series = []
     for index, (name, part) in enumerate(_by_rank(rows)):
-        series += _rate_series(found, name, part, index, thinning)
-    best = best_of_each(found, RANK) if _has(found, RANK) else found.configurations.head(1)
-    pruned = ranked(found.table, "pruned").dropna(subset=["value", RATE])
+        series += _rate_series(analysis, name, part, index, thinning)
+    best = best_of_each(analysis, RANK) if _has(analysis, RANK) else analysis.configurations.head(1)
+    pruned = ranked(analysis.table, "pruned").dropna(subset=["value", RATE])
     pruned = pruned.iloc[thinning.indices(len(pruned), 400, always=20)]
     series.append(
         Series("pruned, last value", list(pruned[RATE]), list(pruned["value"]), tone="muted",
-               crossed=True, hover=found.hover(pruned))
+               crossed=True, hover=analysis.hover(pruned))
     )  # fmt: skip
     series.append(
-        Series("best", list(best[RATE]), list(best["value"]), tone="best", hover=found.hover(best))
+        Series(
+            "best", list(best[RATE]), list(best["value"]), tone="best", hover=analysis.hover(best)
+        )
     )
-    each = " of each rank" if _has(found, RANK) else ""
+    each = " of each rank" if _has(analysis, RANK) else ""
     return Chart(
         "rates", "Loss over learning rate, rank by rank" if each else "Loss over learning rate",
         f"Each dot is a complete trial, a diamond the best{each}; the lower, the better. "
         "Compare the lowest points of the curves, not the curves at one rate. A pruned trial's "
         "cross would have come down further.",
-        number_axis("learning rate", found.table[RATE].dropna()),
-        Axis(found.metric_axis, limits=limits),
+        number_axis("learning rate", analysis.table[RATE].dropna()),
+        Axis(analysis.metric_axis, limits=limits),
         tuple(series), notes(thinning.note, beyond(outside(rows["value"].to_numpy(), limits))),
         wide=True,
     )  # fmt: skip
 
 
 def _rate_series(
-    found: StudyAnalysis, name: str, part: pd.DataFrame, index: int, thinning: Thinning
+    analysis: StudyAnalysis, name: str, part: pd.DataFrame, index: int, thinning: Thinning
 ) -> list[Series]:
     kept = part.iloc[thinning.indices(len(part), 400, always=20)]
-    dots = Series(name, list(kept[RATE]), list(kept["value"]), index=index, hover=found.hover(kept))
-    x, y = _curve(part, _few(found.complete[RATE]))
+    dots = Series(
+        name, list(kept[RATE]), list(kept["value"]), index=index, hover=analysis.hover(kept)
+    )
+    x, y = _curve(part, _few(analysis.complete[RATE]))
     line = Series(name, list(x), list(y), kind="line", index=index, named=False)
     return [dots, line] if len(x) else [dots]
 
@@ -126,11 +130,11 @@ def _curve(part: pd.DataFrame, few: bool) -> tuple[np.ndarray, np.ndarray]:
     return 10**x, fit(x)
 
 
-def _ranks(found: StudyAnalysis) -> Chart | None:
-    if not _has(found, RANK):
+def _ranks(analysis: StudyAnalysis) -> Chart | None:
+    if not _has(analysis, RANK):
         return None
-    best = best_of_each(found, RANK)
-    known, leader = best["low"].notna().any(), found.board.leader
+    best = best_of_each(analysis, RANK)
+    known, leader = best["low"].notna().any(), analysis.board.leader
     words = (
         "Bars are 95% intervals of the distance to the best of all (dashed): a rank whose bar ends "
         "short of that line is outside its noise. Many ranks want a little more distance (Holm)."
@@ -138,7 +142,8 @@ def _ranks(found: StudyAnalysis) -> Chart | None:
         else "Single runs, or the only one that was repeated: nobody knows their noise."
     )
     series = Series(
-        "best", list(range(len(best))), list(best["value"]), kind="both", hover=found.hover(best),
+        "best", list(range(len(best))), list(best["value"]), kind="both",
+        hover=analysis.hover(best),
         low=list(best["low"]) if known else (), high=list(best["high"]) if known else (),
     )  # fmt: skip
     every: tuple[Series, ...] = (series,)
@@ -149,55 +154,58 @@ def _ranks(found: StudyAnalysis) -> Chart | None:
     labels = tuple((float(i), str(rank)) for i, rank in enumerate(best[RANK]))
     return Chart(
         "ranks", "Best of each rank", f"Each rank at its own best settings. {words}",
-        Axis("rank r", labels=labels), Axis(found.metric_axis), every,
+        Axis("rank r", labels=labels), Axis(analysis.metric_axis), every,
     )  # fmt: skip
 
 
-def _scales(found: StudyAnalysis) -> Chart | None:
-    if not _has(found, "scale"):
+def _scales(analysis: StudyAnalysis) -> Chart | None:
+    if not _has(analysis, "scale"):
         return None
     return _scatter(
-        found, "scale", "scale", "Loss over effective scale",
+        analysis, "scale", "scale", "Loss over effective scale",
         "The factor on the adapter's update: alpha / r, or alpha / sqrt(r) with rsLoRA. Trials "
         "of one scale stand in one column whatever their rank.",
         "effective scale",
     )  # fmt: skip
 
 
-def _dropout(found: StudyAnalysis) -> Chart | None:
-    if not _has(found, "lora.lora_dropout"):
+def _dropout(analysis: StudyAnalysis) -> Chart | None:
+    if not _has(analysis, "lora.lora_dropout"):
         return None
     return _scatter(
-        found, "dropout", "lora.lora_dropout", "Loss over LoRA dropout",
+        analysis, "dropout", "lora.lora_dropout", "Loss over LoRA dropout",
         "Look at the lowest trials at each dropout: the others have other settings to blame.",
         "LoRA dropout",
     )  # fmt: skip
 
 
 def _scatter(
-    found: StudyAnalysis, key: str, column: str, title: str, read: str, axis: str
+    analysis: StudyAnalysis, key: str, column: str, title: str, read: str, axis: str
 ) -> Chart:
-    rows, thinning = found.complete.dropna(subset=column), Thinning(what="trials")
+    rows, thinning = analysis.complete.dropna(subset=column), Thinning(what="trials")
     limits = robust_limits(rows["value"].to_numpy())
     series = [
-        _dots(found, name, part.iloc[thinning.indices(len(part), 400, 20)], column, index)
+        _dots(analysis, name, part.iloc[thinning.indices(len(part), 400, 20)], column, index)
         for index, (name, part) in enumerate(_by_rank(rows))
     ]
-    best = best_of_each(found, column)
+    best = best_of_each(analysis, column)
     series.append(
         Series("best at each", list(best[column]), list(best["value"]), kind="line", tone="best",
                dashed=True)
     )  # fmt: skip
     return Chart(
-        key, title, read, number_axis(axis, rows[column]), Axis(found.metric_axis, limits=limits),
-        tuple(series), notes(thinning.note, beyond(outside(rows["value"].to_numpy(), limits))),
+        key, title, read, number_axis(axis, rows[column]),
+        Axis(analysis.metric_axis, limits=limits), tuple(series),
+        notes(thinning.note, beyond(outside(rows["value"].to_numpy(), limits))),
     )  # fmt: skip
 
 
-def _dots(found: StudyAnalysis, name: str, part: pd.DataFrame, column: str, index: int) -> Series:
+def _dots(
+    analysis: StudyAnalysis, name: str, part: pd.DataFrame, column: str, index: int
+) -> Series:
     return Series(
         name, list(part[column].astype(float)), list(part["value"]), index=index,
-        hover=found.hover(part),
+        hover=analysis.hover(part),
     )  # fmt: skip
 
 
@@ -208,38 +216,38 @@ _COSTS = (
 )
 
 
-def _front(found: StudyAnalysis, column: str, axis: str, unit: float) -> Chart | None:
-    if not _has(found, column):
+def _front(analysis: StudyAnalysis, column: str, axis: str, unit: float) -> Chart | None:
+    if not _has(analysis, column):
         return None
-    rows = found.configurations.dropna(subset=column)
+    rows = analysis.configurations.dropna(subset=column)
     rows, thinning = rows.sort_values("value", kind="stable"), Thinning(what="configurations")
     limits = robust_limits(rows["value"].to_numpy())
     costs = rows[column].to_numpy(float) * unit
     kept = thinning.indices(len(rows), always=20)
-    on_front = pareto(costs, found.sign * rows["value"].to_numpy())
+    on_front = pareto(costs, analysis.sign * rows["value"].to_numpy())
     front = rows.iloc[on_front]
     series = (
         Series("configurations", list(costs[kept]), list(rows["value"].iloc[kept]), tone="muted",
-               hover=found.hover(rows.iloc[kept])),
+               hover=analysis.hover(rows.iloc[kept])),
         Series("front", list(costs[on_front]), list(front["value"]), kind="step", index=0,
                named=False),
         Series("Pareto front", list(costs[on_front]), list(front["value"]),
-               index=0, hover=found.hover(front)),
+               index=0, hover=analysis.hover(front)),
     )  # fmt: skip
     return Chart(
         f"front_{column}", f"Loss against {axis.partition(' (')[0]}",
         "Coloured configurations are the Pareto front: whatever is cheaper is worse. "
-        f"{_front_words(found, column)}",
-        number_axis(axis, rows[column] * unit), Axis(found.metric_axis, limits=limits), series,
+        f"{_front_words(analysis, column)}",
+        number_axis(axis, rows[column] * unit), Axis(analysis.metric_axis, limits=limits), series,
         notes(thinning.note, beyond(outside(rows["value"].to_numpy(), limits))),
     )  # fmt: skip
 
 
-def _front_words(found: StudyAnalysis, column: str) -> str:
+def _front_words(analysis: StudyAnalysis, column: str) -> str:
     """What to make of a front; nothing where its cost is an accident of the machine."""
-    if found.same_work:
+    if analysis.same_work:
         return "But nothing searched here moves this cost: how it differs is the machine's doing."
-    if column == "peak_memory_bytes" and found.on_cpu:
+    if column == "peak_memory_bytes" and analysis.on_cpu:
         return f"But take no memory from it: {CPU_MEMORY}."
     return "Take the first one after which the line runs flat."
 

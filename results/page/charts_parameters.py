@@ -37,9 +37,9 @@ LATTICE = 36
 # Importance
 
 
-def importance_chart(found: StudyAnalysis) -> Chart | None:
+def importance_chart(analysis: StudyAnalysis) -> Chart | None:
     """Share of each parameter in the variance of the objective (fANOVA, PED-ANOVA)."""
-    shares = found.importance
+    shares = analysis.importance
     if shares is None:
         return None
     places = list(range(len(shares.names)))[::-1]
@@ -107,10 +107,10 @@ def scaled(column: pd.Series) -> tuple[np.ndarray, list[tuple[float, str]]]:
     return (at - low) / span, shown
 
 
-def parallel_chart(found: StudyAnalysis) -> Chart | None:
+def parallel_chart(analysis: StudyAnalysis) -> Chart | None:
     """Parallel coordinates: one line a trial through all searched parameters."""
-    rows = found.complete
-    names = [name for name in found.searched if rows[name].nunique(dropna=False) > 1]
+    rows = analysis.complete
+    names = [name for name in analysis.searched if rows[name].nunique(dropna=False) > 1]
     if len(names) < 2 or len(rows) < 3:
         return None
     thinning = Thinning(what="trials")
@@ -119,13 +119,13 @@ def parallel_chart(found: StudyAnalysis) -> Chart | None:
     places = [scaled(rows[name])[0] for name in names] + [_by_rank_of_value(rows)]
     paths = np.column_stack(places)
     groups = np.minimum((np.arange(len(rows)) * 4) // max(1, len(rows)), 3)
-    told = ("best quarter", "second quarter", "third quarter", "worst quarter")
-    hover = np.array(found.hover(rows), dtype=object)
+    texts = ("best quarter", "second quarter", "third quarter", "worst quarter")
+    hover = np.array(analysis.hover(rows), dtype=object)
     series = [
-        _bundle(paths[groups == g], told[g], g, list(hover[groups == g])) for g in (3, 2, 1, 0)
+        _bundle(paths[groups == g], texts[g], g, list(hover[groups == g])) for g in (3, 2, 1, 0)
     ]
     labels = [(float(i), short(name)) for i, name in enumerate(names)]
-    labels.append((float(len(names)), found.metric))
+    labels.append((float(len(names)), analysis.metric))
     return Chart(
         "parallel", "Parameters together",
         "One line a trial through all its parameters; the last axis orders trials by value, the "
@@ -164,17 +164,17 @@ def _ticks(rows: pd.DataFrame, names: Sequence[str]) -> tuple[tuple[float, float
 # One by one
 
 
-def slice_charts(found: StudyAnalysis) -> list[Chart]:
+def slice_charts(analysis: StudyAnalysis) -> list[Chart]:
     """The objective over each searched parameter."""
-    rows = found.complete
-    ranking = found.importance.names if found.importance else ()
-    names = [n for n in found.searched if rows[n].nunique(dropna=n != zero_stages.STAGE) > 1]
+    rows = analysis.complete
+    ranking = analysis.importance.names if analysis.importance else ()
+    names = [n for n in analysis.searched if rows[n].nunique(dropna=n != zero_stages.STAGE) > 1]
     names.sort(key=lambda name: ranking.index(name) if name in ranking else len(ranking))
-    return [_slice(found, name) for name in names[:MOST_SLICES]]
+    return [_slice(analysis, name) for name in names[:MOST_SLICES]]
 
 
-def _slice(found: StudyAnalysis, name: str) -> Chart:
-    rows, thinning = found.complete, Thinning(what="trials")
+def _slice(analysis: StudyAnalysis, name: str) -> Chart:
+    rows, thinning = analysis.complete, Thinning(what="trials")
     rows = rows if name == zero_stages.STAGE else rows.dropna(subset=name)
     rows = rows.iloc[thinning.indices(len(rows), 800, always=50)]
     limits = robust_limits(rows["value"].to_numpy())
@@ -186,43 +186,43 @@ def _slice(found: StudyAnalysis, name: str) -> Chart:
         kinds = sorted({format.number(value) for value in rows[name]})
         x = np.array([kinds.index(format.number(value)) for value in rows[name]], dtype=float)
         axis = Axis(short(name), labels=tuple((float(i), text) for i, text in enumerate(kinds)))
-    series = Series("trials", list(x), list(rows["value"]), hover=found.hover(rows),
+    series = Series("trials", list(x), list(rows["value"]), hover=analysis.hover(rows),
                     colour=list(rows["number"].astype(float)))  # fmt: skip
     return Chart(
-        f"slice_{plain(name)}", f"{sentence(found.metric)} over {short(name)}",
+        f"slice_{plain(name)}", f"{sentence(analysis.metric)} over {short(name)}",
         "Later trials are darker: a cloud of dark dots is where the sampler settled. Other "
         "parameters vary too, so read the lower edge.",
-        axis, Axis(found.metric_axis, limits=limits), (series,),
+        axis, Axis(analysis.metric_axis, limits=limits), (series,),
         notes(thinning.note, beyond(outside(rows["value"].to_numpy(), limits))),
         colour="trial number",
     )  # fmt: skip
 
 
-def contour_charts(found: StudyAnalysis) -> list[Chart]:
+def contour_charts(analysis: StudyAnalysis) -> list[Chart]:
     """The objective over pairs of searched parameters, interpolated."""
-    rows = found.complete
-    ordered = found.importance.names if found.importance else tuple(found.searched)
+    rows = analysis.complete
+    ordered = analysis.importance.names if analysis.importance else tuple(analysis.searched)
     names = [n for n in ordered if n in rows and is_number(rows[n]) and rows[n].nunique() > 2]
     pairs = list(itertools.combinations(names[:3], 2))[:MOST_CONTOURS]
-    return [chart for pair in pairs if (chart := _contour(found, *pair))]
+    return [chart for pair in pairs if (chart := _contour(analysis, *pair))]
 
 
-def _contour(found: StudyAnalysis, one: str, two: str) -> Chart | None:
-    rows, thinning = found.complete.dropna(subset=[one, two]), Thinning(what="trials")
+def _contour(analysis: StudyAnalysis, one: str, two: str) -> Chart | None:
+    rows, thinning = analysis.complete.dropna(subset=[one, two]), Thinning(what="trials")
     rows = rows.iloc[thinning.indices(len(rows), 600, always=50)]
     if len(rows) < 8:
         return None
     limits = robust_limits(rows["value"].to_numpy(), margin=0)
     logs = [is_log(rows[name]) for name in (one, two)]
     series = Series("trials", list(rows[one].astype(float)), list(rows[two].astype(float)),
-                    hover=found.hover(rows), colour=list(rows["value"]))  # fmt: skip
+                    hover=analysis.hover(rows), colour=list(rows["value"]))  # fmt: skip
     return Chart(
         f"contour_{plain(one)}_{plain(two)}", sentence(f"{short(one)} and {short(two)} together"),
         "Colour is the value, interpolated between the trials (dots); nothing is drawn where "
         "nothing was tried.",
         number_axis(short(one), rows[one]), number_axis(short(two), rows[two]), (series,),
         thinning.note,
-        colour=found.metric, colour_limits=limits, surface=_plane(rows, one, two, logs),
+        colour=analysis.metric, colour_limits=limits, surface=_plane(rows, one, two, logs),
     )  # fmt: skip
 
 

@@ -36,17 +36,17 @@ MOST_CURVES = 150
 MOST_STEPS = 60
 
 
-def study_charts(found: StudyAnalysis) -> list[Chart]:
+def study_charts(analysis: StudyAnalysis) -> list[Chart]:
     """Every plot that the study has something to show in."""
     made = [
-        _curves(found),
-        _history(found),
-        *_objectives(found),
-        importance_chart(found),
-        _rungs(found),
-        parallel_chart(found),
-        *slice_charts(found),
-        *contour_charts(found),
+        _curves(analysis),
+        _history(analysis),
+        *_objectives(analysis),
+        importance_chart(analysis),
+        _rungs(analysis),
+        parallel_chart(analysis),
+        *slice_charts(analysis),
+        *contour_charts(analysis),
     ]
     return [chart for chart in made if chart]
 
@@ -54,11 +54,11 @@ def study_charts(found: StudyAnalysis) -> list[Chart]:
 # Learning curves
 
 
-def _curves(found: StudyAnalysis) -> Chart | None:
-    trials = [trial for trial in found.study.trials if len(trial.curve)]
+def _curves(analysis: StudyAnalysis) -> Chart | None:
+    trials = [trial for trial in analysis.study.trials if len(trial.curve)]
     if not trials:
         return None
-    order = {int(n): place for place, n in enumerate(found.complete["number"])}
+    order = {int(n): place for place, n in enumerate(analysis.complete["number"])}
     trials.sort(key=lambda trial: (order.get(trial.number, len(order)), trial.number))
     # A complete trial may have lost its curve: only what can be drawn counts as the best.
     best = min(BEST_CURVES, sum(trial.number in order for trial in trials))
@@ -69,12 +69,12 @@ def _curves(found: StudyAnalysis) -> Chart | None:
     shown = {trial.number for trial in drawn[:best]}
     rows = {
         row["number"]: {str(name): value for name, value in row.items()}
-        for row in found.complete.to_dict("records")
+        for row in analysis.complete.to_dict("records")
         if row["number"] in shown
     }
     series = [_others(drawn[best:]), *_ends(drawn[best:], limits)]
     series += [
-        _curve(trial, index, settings(rows[trial.number], found.telling))
+        _curve(trial, index, settings(rows[trial.number], analysis.telling))
         for index, trial in enumerate(drawn[:best])
     ]
     highest = max(np.nanmax(trial.curve.eval_loss, initial=-np.inf) for trial in drawn)
@@ -164,23 +164,23 @@ def _end_words(trial: TrialRead) -> str:
 # History
 
 
-def _history(found: StudyAnalysis) -> Chart | None:
-    rows = found.complete.sort_values("number")
+def _history(analysis: StudyAnalysis) -> Chart | None:
+    rows = analysis.complete.sort_values("number")
     if rows.empty:
         return None
     again, rows = rows[rows["confirms"].notna()], rows[rows["confirms"].isna()]
     values = rows["value"].to_numpy()
     limits = robust_limits(values)
-    best = np.minimum.accumulate(found.sign * values) * found.sign
-    pruned = ranked(found.table, "pruned").dropna(subset="value").sort_values("number")
+    best = np.minimum.accumulate(analysis.sign * values) * analysis.sign
+    pruned = ranked(analysis.table, "pruned").dropna(subset="value").sort_values("number")
     thinning = Thinning(what="trials")
     dots, grey = (part.iloc[thinning.indices(len(part))] for part in (rows, pruned))
     series = (
         Series("pruned", list(grey["number"]), list(grey["value"]), tone="muted",
-               hover=found.hover(grey)),
-        Series("complete", list(dots["number"]), list(dots["value"]), hover=found.hover(dots)),
+               hover=analysis.hover(grey)),
+        Series("complete", list(dots["number"]), list(dots["value"]), hover=analysis.hover(dots)),
         Series("repeats over seeds", list(again["number"]), list(again["value"]), index=1,
-               hover=found.hover(again)),
+               hover=analysis.hover(again)),
         Series("best so far", *_corners(rows["number"].to_numpy(float), best), kind="step",
                tone="best"),
     )  # fmt: skip
@@ -189,7 +189,7 @@ def _history(found: StudyAnalysis) -> Chart | None:
         "history", "Optimization history",
         "Trials in the order they were proposed; the line is the best so far. A line that has "
         "long run flat says that more trials of the same kind will hardly help.",
-        Axis("trial number"), Axis(found.metric_axis, limits=limits),
+        Axis("trial number"), Axis(analysis.metric_axis, limits=limits),
         tuple(item for item in series if len(item.x)),
         notes(thinning.note, beyond(far)), wide=True,
     )  # fmt: skip
@@ -202,24 +202,24 @@ def _corners(x: np.ndarray, y: np.ndarray) -> tuple[list[float], list[float]]:
     return list(x[kept]), list(y[kept])
 
 
-def _objectives(found: StudyAnalysis) -> list[Chart]:
+def _objectives(analysis: StudyAnalysis) -> list[Chart]:
     """The first objective against each of the others."""
-    front = found.front
+    front = analysis.front
     if front is None or not front.members:
         return []
-    return [_against_first(found, front, place) for place in range(1, len(front.goals))]
+    return [_against_first(analysis, front, place) for place in range(1, len(front.goals))]
 
 
-def _against_first(found: StudyAnalysis, front: Front, place: int) -> Chart:
+def _against_first(analysis: StudyAnalysis, front: Front, place: int) -> Chart:
     goal = front.goals[place]
-    rows, thinning = found.complete.dropna(subset=goal.column), Thinning(what="trials")
+    rows, thinning = analysis.complete.dropna(subset=goal.column), Thinning(what="trials")
     rows = rows.iloc[thinning.indices(len(rows), always=20)]
     members = sorted(front.members, key=lambda member: member.values[place])
     x, y = [m.values[place] for m in members], [m.values[0] for m in members]
-    hover = [_front_words(found, front, member) for member in members]
+    hover = [_front_words(analysis, front, member) for member in members]
     series: tuple[Series, ...] = (
         Series("trials", list(rows[goal.column]), list(rows["value"]), tone="muted",
-               hover=found.hover(rows)),
+               hover=analysis.hover(rows)),
         # With three objectives the front is a surface: a line through it would mean nothing.
         Series("Pareto front", x, y, kind="both" if len(front.goals) == 2 else "points",
                hover=hover),
@@ -231,27 +231,27 @@ def _against_first(found: StudyAnalysis, front: Front, place: int) -> Chart:
         series = (*series, one)
     return Chart(
         "objectives" if place == 1 else f"objectives_{plain(goal.metric)}",
-        sentence(f"{found.metric} against {goal.name}"),
+        sentence(f"{analysis.metric} against {goal.name}"),
         "Coloured configurations are the Pareto front: none is better in one objective and as "
         "good in the others. Which of them is best is a question of price; the diamond is the "
         "most even.",
-        Axis(axis_title(goal.metric)), Axis(found.metric_axis), series, thinning.note, wide=True,
+        Axis(axis_title(goal.metric)), Axis(analysis.metric_axis), series, thinning.note, wide=True,
     )  # fmt: skip
 
 
-def _front_words(found: StudyAnalysis, front: Front, member: Member) -> str:
+def _front_words(analysis: StudyAnalysis, front: Front, member: Member) -> str:
     trials = ", ".join(map(str, member.group.trials[:5]))
     values = zip(front.goals, member.values, strict=True)
-    told = [f"{goal.name} {goal.text(value)}" for goal, value in values]
-    return "<br>".join([f"trial {trials}", settings(member.group.row, found.searched), *told])
+    texts = [f"{goal.name} {goal.text(value)}" for goal, value in values]
+    return "<br>".join([f"trial {trials}", settings(member.group.row, analysis.searched), *texts])
 
 
 # Rungs
 
 
-def _rungs(found: StudyAnalysis) -> Chart | None:
+def _rungs(analysis: StudyAnalysis) -> Chart | None:
     """How many trials reached each evaluation step, and how they left."""
-    trials = [t for t in found.study.trials if len(t.curve) and t.confirms is None]
+    trials = [t for t in analysis.study.trials if len(t.curve) and t.confirms is None]
     if not any(trial.state == "pruned" for trial in trials):
         return None
     last = np.array([trial.curve.step[-1] for trial in trials])
@@ -267,7 +267,7 @@ def _rungs(found: StudyAnalysis) -> Chart | None:
         if len(gone):
             series.append(Series(f"{state} by then", list(steps), counts, kind="step",
                                  index=index, dashed=True))  # fmt: skip
-    spec = found.spec.get("pruner")
+    spec = analysis.spec.get("pruner")
     name = spec.get("name") if isinstance(spec, dict) else None
     return Chart(
         "rungs", "Survival over steps",

@@ -46,160 +46,160 @@ _REPEATED_WORDS = (
 )
 
 
-def page_of(found: StudyAnalysis) -> Page:
+def page_of(analysis: StudyAnalysis) -> Page:
     """The report of a study."""
-    built = [make(found) for make in _SECTIONS]
-    if found.systems:
+    built = [make(analysis) for make in _SECTIONS]
+    if analysis.systems:
         built.sort(key=lambda section: section.key != "zero")
     return Page(
-        title=found.study.name,
-        question=str(found.spec.get("question") or ""),
-        answer=summary.sentences(found),
-        facts=_facts(found),
+        title=analysis.study.name,
+        question=str(analysis.spec.get("question") or ""),
+        answer=summary.sentences(analysis),
+        facts=_facts(analysis),
         sections=[section for section in built if section.blocks],
-        made=found.options.made,
+        made=analysis.options.made,
         files=FILES,
     )
 
 
-def _facts(found: StudyAnalysis) -> list[Fact]:
-    spent = sum(found.spent.values())
-    counts = Counter(found.table["state"])
-    told = ", ".join(f"{counts[state]} {state}" for state in sorted(counts)) or "none"
-    facts = [Fact("trials", told), Fact("device time", format.seconds(spent))]
-    goals = [goal for goal in found.front.goals if goal.board.leader] if found.front else []
+def _facts(analysis: StudyAnalysis) -> list[Fact]:
+    spent = sum(analysis.spent.values())
+    counts = Counter(analysis.table["state"])
+    texts = ", ".join(f"{counts[state]} {state}" for state in sorted(counts)) or "none"
+    facts = [Fact("trials", texts), Fact("device time", format.seconds(spent))]
+    goals = [goal for goal in analysis.front.goals if goal.board.leader] if analysis.front else []
     best = [(goal.name, goal.text(goal.board.leader.mean)) for goal in goals if goal.board.leader]
-    if not goals and found.board.leader:
-        best = [(found.metric, found.value(found.board.leader.mean))]
+    if not goals and analysis.board.leader:
+        best = [(analysis.metric, analysis.value(analysis.board.leader.mean))]
     facts = [*(Fact(f"best {name}", value) for name, value in best), *facts]
-    facts.append(Fact("noise of one run", f"± {found.noise}" if found.noise else "unknown"))
-    return facts + ([Fact("cost", found.price.of(spent))] if found.price else [])
+    facts.append(Fact("noise of one run", f"± {analysis.noise}" if analysis.noise else "unknown"))
+    return facts + ([Fact("cost", analysis.price.of(spent))] if analysis.price else [])
 
 
-def _problem(found: StudyAnalysis) -> Section:
-    told = found.study.problem
-    blocks = (Text(f"The study's own record could not be read: {told}", "warn"),) if told else ()
+def _problem(analysis: StudyAnalysis) -> Section:
+    texts = analysis.study.problem
+    blocks = (Text(f"The study's own record could not be read: {texts}", "warn"),) if texts else ()
     return Section("problem", "Broken record", blocks)
 
 
-def _leaderboard(found: StudyAnalysis) -> Section:
-    if not found.board.standings:
+def _leaderboard(analysis: StudyAnalysis) -> Section:
+    if not analysis.board.standings:
         return Section("leaderboard", "Leaderboard")
     blocks: list[Block] = []
-    if found.front:
-        blocks += [grids.front(found, found.front), grids.leaders(found, found.front)]
+    if analysis.front:
+        blocks += [grids.front(analysis, analysis.front), grids.leaders(analysis, analysis.front)]
     return Section("leaderboard", "Leaderboard",
-                   (*blocks, _noise_words(found), grids.leaderboard(found)))  # fmt: skip
+                   (*blocks, _noise_words(analysis), grids.leaderboard(analysis)))  # fmt: skip
 
 
-def _noise_words(found: StudyAnalysis) -> Text:
-    if found.board.noise is None:
+def _noise_words(analysis: StudyAnalysis) -> Text:
+    if analysis.board.noise is None:
         return Text(
             "Every configuration ran once, so the noise between seeds is unknown: neighbours in "
             "this list may well be in the wrong order.",
             "note",
         )
     return Text(
-        f"One run varies by about ± {found.noise} (standard deviation over seeds, pooled). "
+        f"One run varies by about ± {analysis.noise} (standard deviation over seeds, pooled). "
         "Configurations of one place cannot be told apart; the marked one is the cheapest of the "
         "first place, of equally costly ones the best. p values are corrected for the number of "
         "comparisons."
     )
 
 
-def _lora(found: StudyAnalysis) -> Section:
-    charts = lora_charts(found)
+def _lora(analysis: StudyAnalysis) -> Section:
+    charts = lora_charts(analysis)
     blocks: list[Block] = []
-    best = best_of_each(found, RANK)
+    best = best_of_each(analysis, RANK)
     if len(best) > 1:
-        blocks.append(grids.best_per(found, RANK, best))
+        blocks.append(grids.best_per(analysis, RANK, best))
     return Section("lora", "LoRA", (*blocks, *charts))
 
 
-def _zero(found: StudyAnalysis) -> Section:
-    if not zero_stages.is_searched(found.table):
+def _zero(analysis: StudyAnalysis) -> Section:
+    if not zero_stages.is_searched(analysis.table):
         return Section("zero", "ZeRO stages")
     words: list[Block] = [
         Text(
             "Stages are ranked on speed and memory: their losses should be equal but for rounding."
         )
     ]
-    if found.on_cpu:
+    if analysis.on_cpu:
         words.append(Text(f"Peak memory does not rank stages here: {CPU_MEMORY}.", "note"))
-    wrong = zero_stages.disagreements(found.parity)
+    wrong = zero_stages.disagreements(analysis.parity)
     if wrong:
-        pairs = f"{len(wrong)} of {len(found.parity)} pairs of trials"
+        pairs = f"{len(wrong)} of {len(analysis.parity)} pairs of trials"
         words.append(Text(f"{pairs} differ by more than rounding explains.", "warn"))
-    elif not found.parity:
+    elif not analysis.parity:
         words.append(Text("No two complete trials differ in the stage alone: no audit.", "note"))
-    tables = [grids.stages(found)] + ([grids.parity(found)] if found.parity else [])
-    return Section("zero", "ZeRO stages", (*words, *tables, *zero_charts(found)))
+    tables = [grids.stages(analysis)] + ([grids.parity(analysis)] if analysis.parity else [])
+    return Section("zero", "ZeRO stages", (*words, *tables, *zero_charts(analysis)))
 
 
-def _search(found: StudyAnalysis) -> Section:
-    return Section("search", "The search", tuple(study_charts(found)))
+def _search(analysis: StudyAnalysis) -> Section:
+    return Section("search", "The search", tuple(study_charts(analysis)))
 
 
-def _cost(found: StudyAnalysis) -> Section:
-    if not sum(found.spent.values()):
+def _cost(analysis: StudyAnalysis) -> Section:
+    if not sum(analysis.spent.values()):
         return Section("cost", "What it cost")
-    blocks: list[Block] = [grids.spending(found)]
-    if not found.price:
+    blocks: list[Block] = [grids.spending(analysis)]
+    if not analysis.price:
         blocks.append(Text(_PRICE_WORDS, "note"))
-    if found.where:
-        blocks.append(grids.workers(found.where))
+    if analysis.where:
+        blocks.append(grids.workers(analysis.where))
     return Section(
-        "cost", "What it cost", (*blocks, *cost_charts(found), grids.trial_spending(found))
+        "cost", "What it cost", (*blocks, *cost_charts(analysis), grids.trial_spending(analysis))
     )
 
 
-def _pruned(found: StudyAnalysis) -> Section:
-    rows = ranked(found.table, "pruned")
-    names = ["number", "value", *found.searched, "steps", "max_steps", "device_seconds"]
+def _pruned(analysis: StudyAnalysis) -> Section:
+    rows = ranked(analysis.table, "pruned")
+    names = ["number", "value", *analysis.searched, "steps", "max_steps", "device_seconds"]
     grid = grids.grid_of(
-        found, "pruned", "Stopped early; the value is the last one seen", rows, names
+        analysis, "pruned", "Stopped early; the value is the last one seen", rows, names
     )
     return Section("pruned", "Pruned", (grid,) if len(rows) else ())
 
 
-def _failures(found: StudyAnalysis) -> Section:
-    kinds, each = grids.failures(found)
+def _failures(analysis: StudyAnalysis) -> Section:
+    kinds, each = grids.failures(analysis)
     return Section("failures", "Failures", (kinds, each) if each.rows else ())
 
 
-def _trials(found: StudyAnalysis) -> Section:
-    if found.table.empty:
+def _trials(analysis: StudyAnalysis) -> Section:
+    if analysis.table.empty:
         return Section("trials", "All trials")
     order = {state: place for place, state in enumerate(("complete", "unfinished", "pruned"))}
-    place = found.table["state"].map(lambda state: order.get(state, 9))
-    key = found.table["value"] * found.sign
-    rows = found.table.assign(place=place, key=key).sort_values(["place", "key", "number"])
-    others = [column for _, column in found.objectives[1:]]
-    names = ["number", "state", "value", *others, *found.table.attrs["varied"]]
+    place = analysis.table["state"].map(lambda state: order.get(state, 9))
+    key = analysis.table["value"] * analysis.sign
+    rows = analysis.table.assign(place=place, key=key).sort_values(["place", "key", "number"])
+    others = [column for _, column in analysis.objectives[1:]]
+    names = ["number", "state", "value", *others, *analysis.table.attrs["varied"]]
     names += ["scale", "best_step"]
     names += ["steps", "trainable_parameters", "seconds_per_step", "device_seconds"]
     names += ["peak_memory_bytes", "device", "attempts", "duplicate_of"]
     names = list(dict.fromkeys(names))
-    grid = grids.grid_of(found, "trials", "All trials, best first", rows, names)
+    grid = grids.grid_of(analysis, "trials", "All trials, best first", rows, names)
     return Section("trials", "All trials", (grid,))
 
 
-def _provenance(found: StudyAnalysis) -> Section:
-    rows = [[_Cell(name), _Cell(value)] for name, value in _facts_of_record(found)]
+def _provenance(analysis: StudyAnalysis) -> Section:
+    rows = [[_Cell(name), _Cell(value)] for name, value in _facts_of_record(analysis)]
     grid = Grid("provenance", "What it was made with", [Head("what", False), Head("value", False)],
                 rows, brief=100)  # fmt: skip
-    blocks: list[Block] = [grid, Code(_again(found), "Repeat any row (from the study's folder)")]
-    sweep = found.study.folder.sweep_file
+    blocks: list[Block] = [grid, Code(_again(analysis), "Repeat any row (from the study's folder)")]
+    sweep = analysis.study.folder.sweep_file
     if sweep.exists():
         blocks.append(Code(sweep.read_text(encoding="utf-8", errors="replace"), "Sweep file"))
     else:
-        text = json.dumps(found.spec, indent=2, sort_keys=True, default=str)
+        text = json.dumps(analysis.spec, indent=2, sort_keys=True, default=str)
         blocks.append(Code(text, "Resolved sweep"))
     return Section("provenance", "Provenance", tuple(blocks))
 
 
-def _again(found: StudyAnalysis) -> str:
-    group = found.board.recommended
+def _again(analysis: StudyAnalysis) -> str:
+    group = analysis.board.recommended
     number = f"{group.trials[0] if group else 0:05d}"
     return (
         f"mkdir -p again/{number} && cp trials/{number}/config.json again/{number}/ && "
@@ -207,15 +207,15 @@ def _again(found: StudyAnalysis) -> str:
     )
 
 
-def _facts_of_record(found: StudyAnalysis) -> list[tuple[str, str]]:
-    record, trials = found.study.record, found.study.trials
+def _facts_of_record(analysis: StudyAnalysis) -> list[tuple[str, str]]:
+    record, trials = analysis.study.record, analysis.study.trials
     rows = [("sweep file", record.source)]
     for name, value in sorted(record.provenance.items()):
         if isinstance(value, Mapping):
             rows += [(f"{name}: {key}", _plain(item)) for key, item in sorted(value.items())]
         else:
             rows.append((name, _plain(value)))
-    hashes = found.table
+    hashes = analysis.table
     rows += [("data hash", _different(hashes["data_hash"])),
              ("model hash", _different(hashes["model_hash"])),
              ("devices", _different(hashes["device"])),
@@ -240,10 +240,10 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
 
 
-def _method(found: StudyAnalysis) -> Section:
+def _method(analysis: StudyAnalysis) -> Section:
     words = [
-        f"Values are {found.metric}{_LOSS_WORDS if found.metric == 'eval loss' else '.'}",
-        _REPEATED_WORDS if found.board.noise is not None else _SINGLE_WORDS,
+        f"Values are {analysis.metric}{_LOSS_WORDS if analysis.metric == 'eval loss' else '.'}",
+        _REPEATED_WORDS if analysis.board.noise is not None else _SINGLE_WORDS,
         f"Importance is Optuna's, on an in-memory copy of the table; with fewer than {ENOUGH} "
         f"complete trials it is a hint, and fANOVA sees at most {MOST_TREES:,} trials.",
         "Pruned and failed trials are left out of every test, fit and axis. A first view leaves "
@@ -252,7 +252,7 @@ def _method(found: StudyAnalysis) -> Section:
         f"`retried` is estimated from evaluations made twice. {cost.BOUGHT[0].capitalize()} is "
         "process start, loading, and the first step of every attempt.",
     ]
-    if zero_stages.is_searched(found.table):
+    if zero_stages.is_searched(analysis.table):
         allowed = ", ".join(f"{dtype} {limit:.0e}" for dtype, limit in zero_stages.ROUNDING.items())
         words.append(f"Parity between stages allows a relative difference of {allowed}.")
     return Section("method", "How this was computed", tuple(Text(word) for word in words))

@@ -26,54 +26,59 @@ DOMINATES = 0.6
 """A parameter with this share of the importance is said to dominate."""
 
 
-def sentences(found: StudyAnalysis) -> list[str]:
+def sentences(analysis: StudyAnalysis) -> list[str]:
     """Three to seven sentences; the first one is the answer."""
-    if found.complete.empty:
-        told = [_nothing(found.table), _unfinished(found), _cost(found), *_memory(found)]
-        return [text for text in told if text]
-    told = [
-        *winner_sentences(found),
-        _rates(found),
-        _underrated(found),
-        _dominant(found),
-        _parity(found),
-        _unfinished(found),
-        _cost(found),
-        *_next(found),
+    if analysis.complete.empty:
+        texts = [
+            _nothing(analysis.table),
+            _unfinished(analysis),
+            _cost(analysis),
+            *_memory(analysis),
+        ]
+        return [text for text in texts if text]
+    texts = [
+        *winner_sentences(analysis),
+        _rates(analysis),
+        _underrated(analysis),
+        _dominant(analysis),
+        _parity(analysis),
+        _unfinished(analysis),
+        _cost(analysis),
+        *_next(analysis),
     ]
-    return [text for text in told if text]
+    return [text for text in texts if text]
 
 
 # Why
 
 
-def _rates(found: StudyAnalysis) -> str:
+def _rates(analysis: StudyAnalysis) -> str:
     """How the best learning rate moves with rank."""
-    best = _searched_ranks(found, best_of_each(found, RANK))
-    if len(best) < 2 or RATE not in found.searched or not is_number(best[RATE].dropna()):
+    best = _searched_ranks(analysis, best_of_each(analysis, RANK))
+    if len(best) < 2 or RATE not in analysis.searched or not is_number(best[RATE].dropna()):
         return ""
-    the = f"For {found.metric} alone, the" if found.front else "The"
-    if best[RATE].nunique() == 1 and len(best) == found.complete[RANK].nunique():
+    the = f"For {analysis.metric} alone, the" if analysis.front else "The"
+    if best[RATE].nunique() == 1 and len(best) == analysis.complete[RANK].nunique():
         return f"{the} best learning rate is {format.number(best[RATE].iloc[0])} at every rank."
     rates = [format.number(rate, 3) for rate in best[RATE]]
     pairs = [f"{rate} at r {rank}" for rank, rate in zip(best[RANK], rates, strict=True)]
     return f"{the} best learning rate is {listed(pairs[:8])}."
 
 
-def _searched_ranks(found: StudyAnalysis, best: pd.DataFrame) -> pd.DataFrame:
+def _searched_ranks(analysis: StudyAnalysis, best: pd.DataFrame) -> pd.DataFrame:
     """Those of the ranks that more than one rate was tried at: the only one is not the best."""
-    if best.empty or RATE not in found.table:
+    if best.empty or RATE not in analysis.table:
         return best.iloc[:0]
-    judged = found.table[found.table["state"].isin(["complete", "pruned"])]
+    judged = analysis.table[analysis.table["state"].isin(["complete", "pruned"])]
     rates = judged.groupby(RANK)[RATE].nunique()
     return best[best[RANK].map(rates) > 1]
 
 
-def _underrated(found: StudyAnalysis) -> str:
+def _underrated(analysis: StudyAnalysis) -> str:
     """Ranks that pruning may have wronged."""
-    if RANK not in found.searched:
+    if RANK not in analysis.searched:
         return ""
-    rows = underrated(found, RANK)
+    rows = underrated(analysis, RANK)
     if rows.empty:
         return ""
     ranks = listed([str(rank) for rank in rows[RANK]])
@@ -85,8 +90,8 @@ def _underrated(found: StudyAnalysis) -> str:
     )
 
 
-def _dominant(found: StudyAnalysis) -> str:
-    shares = found.importance
+def _dominant(analysis: StudyAnalysis) -> str:
+    shares = analysis.importance
     if shares is None or shares.few:
         return ""
     known = [share for share in zip(shares.fanova, shares.names, strict=True) if share[0] > 0]
@@ -95,14 +100,15 @@ def _dominant(found: StudyAnalysis) -> str:
     share, name = max(known)
     return (
         f"{short(name).capitalize()} dominates: it explains {format.percent(share, 1)} of the "
-        f"variance of {found.metric} over what was tried (fANOVA), so tune it before anything else."
+        f"variance of {analysis.metric} over what was tried (fANOVA), so tune it before anything "
+        "else."
     )
 
 
-def _parity(found: StudyAnalysis) -> str:
-    if not found.parity:
+def _parity(analysis: StudyAnalysis) -> str:
+    if not analysis.parity:
         return ""
-    wrong = zero_stages.disagreements(found.parity)
+    wrong = zero_stages.disagreements(analysis.parity)
     if not wrong:
         return (
             "The ZeRO stages agree in eval loss to within rounding, so choose by speed and memory."
@@ -115,24 +121,24 @@ def _parity(found: StudyAnalysis) -> str:
     )
 
 
-def _unfinished(found: StudyAnalysis) -> str:
+def _unfinished(analysis: StudyAnalysis) -> str:
     """That this is not the end, where it is not."""
-    count = int((found.table["state"] == "unfinished").sum())
+    count = int((analysis.table["state"] == "unfinished").sum())
     if not count:
         return ""
     trials = "1 trial is" if count == 1 else f"{count} trials are"
     return f"{trials} still running or interrupted: this is the state so far."
 
 
-def _cost(found: StudyAnalysis) -> str:
-    spent = sum(found.spent.values())
+def _cost(analysis: StudyAnalysis) -> str:
+    spent = sum(analysis.spent.values())
     if not spent:
         return ""
-    lost = {name: found.spent[name] for name in ("pruned", "failed", "retried")}
+    lost = {name: analysis.spent[name] for name in ("pruned", "failed", "retried")}
     shares = [f"{format.percent(part, spent)} {name}" for name, part in lost.items() if part]
-    money = f" ({found.price.of(spent)})" if found.price else ""
+    money = f" ({analysis.price.of(spent)})" if analysis.price else ""
     went = f", of which {listed(shares)}" if shares else ""
-    counts = found.table["state"].value_counts()
+    counts = analysis.table["state"].value_counts()
     trials = "1 trial" if counts.sum() == 1 else f"{counts.sum()} trials"
     return f"{trials} took {format.seconds(spent)} of device time{money}{went}."
 
@@ -140,43 +146,43 @@ def _cost(found: StudyAnalysis) -> str:
 # What next
 
 
-def _next(found: StudyAnalysis) -> list[str]:
-    told = [] if found.systems or found.front else edges(found)
-    if not found.systems and found.board.noise is None and len(found.board.standings) > 1:
-        told.append("To know the noise, repeat the best few over seeds.")
-    tied = found.board.tied
+def _next(analysis: StudyAnalysis) -> list[str]:
+    texts = [] if analysis.systems or analysis.front else edges(analysis)
+    if not analysis.systems and analysis.board.noise is None and len(analysis.board.standings) > 1:
+        texts.append("To know the noise, repeat the best few over seeds.")
+    tied = analysis.board.tied
     if len(tied) > 1 and min(len(item.group.values) for item in tied) < FEW_REPEATS:
-        told.append("Two repeats can tell hardly anything apart: run three to five seeds of each.")
-    return told + _memory(found)
+        texts.append("Two repeats can tell hardly anything apart: run three to five seeds of each.")
+    return texts + _memory(analysis)
 
 
-def _memory(found: StudyAnalysis) -> list[str]:
-    count = (found.table["cause_kind"] == "out_of_memory").sum()
+def _memory(analysis: StudyAnalysis) -> list[str]:
+    count = (analysis.table["cause_kind"] == "out_of_memory").sum()
     if not count:
         return []
     times = "trial" if count == 1 else "trials"
     return [f"{count} {times} ran out of memory: those settings were never judged."]
 
 
-def edges(found: StudyAnalysis) -> list[str]:
+def edges(analysis: StudyAnalysis) -> list[str]:
     """What to widen: the best value, and all that tie with it, lie at one end of what was tried."""
-    best = found.board.recommended
+    best = analysis.board.recommended
     if best is None:
         return []
-    alike = [item.group for item in found.board.tied] or [best]
-    told = []
-    for name in found.searched:
-        tried = tried_values(found.table, name, found.spec)
+    alike = [item.group for item in analysis.board.tied] or [best]
+    texts = []
+    for name in analysis.searched:
+        tried = tried_values(analysis.table, name, analysis.spec)
         if len(tried) < 3:
             continue
         side = _side(best.row[name], tried)
         if side and all(_side(group.row[name], tried) == side for group in alike):
-            told.append(
+            texts.append(
                 f"The best {short(name)}, {format.number(best.row[name])}, lies at the {side} end "
                 f"of what was tried ({format.number(tried[0])} to {format.number(tried[-1])}): "
                 "widen it."
             )
-    return told
+    return texts
 
 
 def tried_values(table: pd.DataFrame, name: str, spec: Mapping[str, Any]) -> list[float]:

@@ -21,173 +21,174 @@ from results.page.tables import p_value
 # What wins
 
 
-def winner_sentences(found: StudyAnalysis) -> list[str]:
+def winner_sentences(analysis: StudyAnalysis) -> list[str]:
     """What wins, and whether the repeats over seeds bear that out."""
-    if found.systems:
-        return _stages(found)
-    if found.front and found.front.members:
-        return _front(found, found.front)
-    return _confirmed(found) if found.board.noise is not None else _unconfirmed(found)
+    if analysis.systems:
+        return _stages(analysis)
+    if analysis.front and analysis.front.members:
+        return _front(analysis, analysis.front)
+    return _confirmed(analysis) if analysis.board.noise is not None else _unconfirmed(analysis)
 
 
-def name_of(found: StudyAnalysis, group: Group) -> str:
+def name_of(analysis: StudyAnalysis, group: Group) -> str:
     """A configuration in words, with the trial it is in."""
     trial = "trial" if len(group.trials) == 1 else "trials"
     numbers = ", ".join(map(str, group.trials[:5])) + (", …" if len(group.trials) > 5 else "")
-    return f"{settings(group.row, found.telling)} ({trial} {numbers})"
+    return f"{settings(group.row, analysis.telling)} ({trial} {numbers})"
 
 
-def _rank_of(found: StudyAnalysis, group: Group) -> str:
+def _rank_of(analysis: StudyAnalysis, group: Group) -> str:
     rank = group.row.get(RANK)
-    searched = RANK in found.searched and not format.is_missing(rank)
+    searched = RANK in analysis.searched and not format.is_missing(rank)
     return f"rank {rank}" if searched else ""
 
 
-def _confirmed(found: StudyAnalysis) -> list[str]:
+def _confirmed(analysis: StudyAnalysis) -> list[str]:
     """Repeats over seeds exist: say what they can tell apart."""
-    leader = found.board.leader
+    leader = analysis.board.leader
     if leader is None:
         return []
-    mean = f"{found.metric} {found.value(leader.mean)} on average over {len(leader.values)} seeds"
+    seeds = len(leader.values)
+    mean = f"{analysis.metric} {analysis.value(leader.mean)} on average over {seeds} seeds"
     interval = leader.interval
     if interval:
-        mean += f" (95% interval {found.value(interval.low)} to {found.value(interval.high)})"
-    if len(found.board.tied) > 1:
-        told = _tie(found, leader, mean)
+        mean += f" (95% interval {analysis.value(interval.low)} to {analysis.value(interval.high)})"
+    if len(analysis.board.tied) > 1:
+        texts = _tie(analysis, leader, mean)
     else:
-        head = _rank_of(found, leader).capitalize() or "One configuration"
-        told = [f"{head} wins: {name_of(found, leader)} reaches {mean}."]
-    return [*told, _next_best(found), _single_runs(found)]
+        head = _rank_of(analysis, leader).capitalize() or "One configuration"
+        texts = [f"{head} wins: {name_of(analysis, leader)} reaches {mean}."]
+    return [*texts, _next_best(analysis), _single_runs(analysis)]
 
 
-def _tie(found: StudyAnalysis, leader: Group, mean: str) -> list[str]:
-    tied = [standing.group for standing in found.board.tied]
-    best = found.board.recommended or leader
-    ranks = sorted({group.row[RANK] for group in tied}) if _rank_of(found, leader) else []
+def _tie(analysis: StudyAnalysis, leader: Group, mean: str) -> list[str]:
+    tied = [standing.group for standing in analysis.board.tied]
+    best = analysis.board.recommended or leader
+    ranks = sorted({group.row[RANK] for group in tied}) if _rank_of(analysis, leader) else []
     who = f"{len(tied)} configurations tie"
     if len(ranks) > 1:
         who = f"ranks {listed([str(rank) for rank in ranks])} tie"
-    take = "they cost the same, so take" if found.board.same_cost else "take the cheapest,"
-    lead = f"No single winner: {who} within the noise; {take} {name_of(found, best)}."
-    lowest = "It" if found.board.same_cost else "It also"
-    lowest = lowest if best is leader else sentence(name_of(found, leader))
+    take = "they cost the same, so take" if analysis.board.same_cost else "take the cheapest,"
+    lead = f"No single winner: {who} within the noise; {take} {name_of(analysis, best)}."
+    lowest = "It" if analysis.board.same_cost else "It also"
+    lowest = lowest if best is leader else sentence(name_of(analysis, leader))
     return [lead, f"{lowest} has the best mean: {mean}."]
 
 
-def _next_best(found: StudyAnalysis) -> str:
-    beaten = found.board.beaten
+def _next_best(analysis: StudyAnalysis) -> str:
+    beaten = analysis.board.beaten
     if not beaten:
         return "Nothing that was repeated over seeds is outside the leader's noise."
     first = beaten[0]
-    return (
-        f"The best beats {name_of(found, first.group)} by {_by(found, first)}: outside the noise."
-    )
+    name, margin = name_of(analysis, first.group), _by(analysis, first)
+    return f"The best beats {name} by {margin}: outside the noise."
 
 
-def _by(found: StudyAnalysis, standing: Standing) -> str:
+def _by(analysis: StudyAnalysis, standing: Standing) -> str:
     against = standing.comparison
     if against is None:
         return ""
     test = f"paired t test over {against.paired} shared seeds" if against.paired else "Welch's test"
     if against.pooled:
         test += f" with the noise of {against.pooled} configurations together"
-    ends = f"{found.gap(against.interval.low)} to {found.gap(against.interval.high)}"
+    ends = f"{analysis.gap(against.interval.low)} to {analysis.gap(against.interval.high)}"
     p = p_value(against.adjusted)
     p = f"p {p}" if p.startswith("<") else f"p = {p}"
-    return f"{found.gap(against.difference)} (95% interval {ends}; {test}, {p} after Holm)"
+    return f"{analysis.gap(against.difference)} (95% interval {ends}; {test}, {p} after Holm)"
 
 
-def _single_runs(found: StudyAnalysis) -> str:
-    near = [item for item in found.board.standings if item.tier is None and item.within_noise]
+def _single_runs(analysis: StudyAnalysis) -> str:
+    near = [item for item in analysis.board.standings if item.tier is None and item.within_noise]
     if not near:
         return ""
     what = "configuration" if len(near) == 1 else "configurations"
     return (
         f"{len(near)} {what} with a single run cannot be told from it "
-        f"(the noise of one run is about ± {found.noise})."
+        f"(the noise of one run is about ± {analysis.noise})."
     )
 
 
-def _unconfirmed(found: StudyAnalysis) -> list[str]:
+def _unconfirmed(analysis: StudyAnalysis) -> list[str]:
     """No repeats: say what is lowest, and that nobody knows the noise."""
-    best = found.board.standings[0].group
-    rank = _rank_of(found, best)
+    best = analysis.board.standings[0].group
+    rank = _rank_of(analysis, best)
     lead = f"{rank.capitalize()} has" if rank else f"Trial {best.trials[0]} has"
-    better = "lowest" if lower_is_better(found.table) else "highest"
-    first = f"{lead} the {better} {found.metric}, {found.value(best.mean)}: {name_of(found, best)}."
-    if len(found.board.standings) < 2:
+    better = "lowest" if lower_is_better(analysis.table) else "highest"
+    value, name = analysis.value(best.mean), name_of(analysis, best)
+    first = f"{lead} the {better} {analysis.metric}, {value}: {name}."
+    if len(analysis.board.standings) < 2:
         return [f"{first} It is the only configuration that was completed, so it beats nothing."]
-    return [first, _margin(found, best)]
+    return [first, _margin(analysis, best)]
 
 
-def _margin(found: StudyAnalysis, best: Group) -> str:
-    second = found.board.standings[1].group
-    other = _best_other_rank(found, best)
+def _margin(analysis: StudyAnalysis, best: Group) -> str:
+    second = analysis.board.standings[1].group
+    other = _best_other_rank(analysis, best)
     gap = abs(second.mean - best.mean)
-    text = f"Next is {name_of(found, second)}, {found.gap(gap)} behind"
+    text = f"Next is {name_of(analysis, second)}, {analysis.gap(gap)} behind"
     if other is not None and int(other["number"]) not in second.trials:
         away = abs(other["value"] - best.mean)
-        text += f"; the best of another rank, r {other[RANK]}, is {found.gap(away)} behind"
+        text += f"; the best of another rank, r {other[RANK]}, is {analysis.gap(away)} behind"
     return (
         f"{text}. No configuration was repeated over seeds, so the noise is unknown and such a "
         "difference may mean nothing."
     )
 
 
-def _best_other_rank(found: StudyAnalysis, best: Group) -> pd.Series | None:
-    if not _rank_of(found, best):
+def _best_other_rank(analysis: StudyAnalysis, best: Group) -> pd.Series | None:
+    if not _rank_of(analysis, best):
         return None
-    others = found.complete[found.complete[RANK] != best.row[RANK]]
+    others = analysis.complete[analysis.complete[RANK] != best.row[RANK]]
     return others.iloc[0] if len(others) else None
 
 
 # Several objectives
 
 
-def _front(found: StudyAnalysis, front: Front) -> list[str]:
+def _front(analysis: StudyAnalysis, front: Front) -> list[str]:
     """Several objectives have no single winner: what is left to choose from, and by what."""
     names = listed([goal.name for goal in front.goals])
     if len(front.members) == 1:
         only = front.members[0]
-        lead = f"One configuration is best in {names} at once: {_member(found, front, only)}."
-        return [lead, _front_noise(found, front)]
+        lead = f"One configuration is best in {names} at once: {_member(analysis, front, only)}."
+        return [lead, _front_noise(analysis, front)]
     lead = (
         f"{len(front.members)} of {front.among} configurations are worth choosing from: they form "
         f"the Pareto front of {names}, where each gain in one costs something in another."
     )
-    told = [lead, *(_leads(found, goal) for goal in front.goals)]
+    texts = [lead, *(_leads(analysis, goal) for goal in front.goals)]
     if front.compromise:
-        told.append(f"The most even compromise is {_member(found, front, front.compromise)}.")
-    return [*told, _front_noise(found, front)]
+        texts.append(f"The most even compromise is {_member(analysis, front, front.compromise)}.")
+    return [*texts, _front_noise(analysis, front)]
 
 
-def _member(found: StudyAnalysis, front: Front, member: Member) -> str:
+def _member(analysis: StudyAnalysis, front: Front, member: Member) -> str:
     values = [
         f"{goal.name} {goal.text(value)}"
         for goal, value in zip(front.goals, member.values, strict=True)
     ]
-    return f"{name_of(found, member.group)} with {listed(values)}"
+    return f"{name_of(analysis, member.group)} with {listed(values)}"
 
 
-def _leads(found: StudyAnalysis, goal: Goal) -> str:
+def _leads(analysis: StudyAnalysis, goal: Goal) -> str:
     """Who is best in one objective, and whether others are as good within the noise."""
     board = goal.board
     best = board.leader
     if best is None:
         return ""
     word = "lowest" if goal.sign > 0 else "highest"
-    told = f"The {word} {goal.name}, {goal.text(best.mean)}, is that of {name_of(found, best)}"
+    texts = f"The {word} {goal.name}, {goal.text(best.mean)}, is that of {name_of(analysis, best)}"
     if board.noise is None:
-        return f"{told}."
+        return f"{texts}."
     tied = len(board.tied) - 1
     if tied > 0:
         others = "another one ties" if tied == 1 else f"{tied} others tie"
-        return f"{told}; {others} with it within the noise."
-    return f"{told}, outside the noise of all that was repeated." if board.beaten else f"{told}."
+        return f"{texts}; {others} with it within the noise."
+    return f"{texts}, outside the noise of all that was repeated." if board.beaten else f"{texts}."
 
 
-def _front_noise(found: StudyAnalysis, front: Front) -> str:
-    if found.board.noise is None:
+def _front_noise(analysis: StudyAnalysis, front: Front) -> str:
+    if analysis.board.noise is None:
         return (
             "No configuration was repeated over seeds, so the noise is unknown: configurations "
             "near the front may belong to it, and some on it may not."
@@ -199,26 +200,26 @@ def _front_noise(found: StudyAnalysis, front: Front) -> str:
     return f"{what} on the front ran only once: luck may have put it there."
 
 
-def _stages(found: StudyAnalysis) -> list[str]:
+def _stages(analysis: StudyAnalysis) -> list[str]:
     """Systems knobs alone were searched: speed and memory are the answer."""
-    stages = zero_stages.stages(found.table)
+    stages = zero_stages.stages(analysis.table)
     fast = _least(stages, "seconds_per_step")
     lean = _least(stages, "peak_memory_bytes")
     if fast is None or lean is None:
         return ["The complete trials hold no step times and memory to compare stages by."]
-    told = [_fastest(found, fast)]
-    if found.on_cpu:
-        told.append(f"Which stage needs the least memory cannot be told here: {CPU_MEMORY}.")
+    texts = [_fastest(analysis, fast)]
+    if analysis.on_cpu:
+        texts.append(f"Which stage needs the least memory cannot be told here: {CPU_MEMORY}.")
     else:
-        told.append(_leanest(found, fast, lean))
-    if found.board.noise is None:
-        told.append("No stage was repeated over seeds, so the noise of these figures is unknown.")
-    return told
+        texts.append(_leanest(analysis, fast, lean))
+    if analysis.board.noise is None:
+        texts.append("No stage was repeated over seeds, so the noise of these figures is unknown.")
+    return texts
 
 
-def _fastest(found: StudyAnalysis, fast: pd.Series) -> str:
+def _fastest(analysis: StudyAnalysis, fast: pd.Series) -> str:
     pace = f"{format.number(fast['seconds_per_step'], 3)} s per step"
-    tied = _tied_stages(found, "seconds_per_step")
+    tied = _tied_stages(analysis, "seconds_per_step")
     if len(tied) < 2:
         return f"{fast['stage']} is the fastest, {pace}."
     return (
@@ -227,9 +228,9 @@ def _fastest(found: StudyAnalysis, fast: pd.Series) -> str:
     )
 
 
-def _leanest(found: StudyAnalysis, fast: pd.Series, lean: pd.Series) -> str:
+def _leanest(analysis: StudyAnalysis, fast: pd.Series, lean: pd.Series) -> str:
     size = format.size(lean["peak_memory_bytes"])
-    tied = _tied_stages(found, "peak_memory_bytes")
+    tied = _tied_stages(analysis, "peak_memory_bytes")
     if len(tied) > 1:
         return (
             f"In peak memory {listed(tied)} cannot be told apart ({lean['stage']} has the least, "
@@ -245,9 +246,9 @@ def _leanest(found: StudyAnalysis, fast: pd.Series, lean: pd.Series) -> str:
     )
 
 
-def _tied_stages(found: StudyAnalysis, metric: str) -> list[str]:
+def _tied_stages(analysis: StudyAnalysis, metric: str) -> list[str]:
     """Stages that share the first place in a metric; none where nothing was repeated."""
-    tied = goal_of(found.table, metric, "minimize").board.tied
+    tied = goal_of(analysis.table, metric, "minimize").board.tied
     return list(
         dict.fromkeys(
             zero_stages.stage_name(item.group.row.get(zero_stages.STAGE)) for item in tied

@@ -10,7 +10,7 @@ import pandas as pd
 from results.analysis import cost, zero_stages
 from results.analysis.leaderboard import Standing
 from results.analysis.pareto import Front
-from results.analysis.significance import Group
+from results.analysis.significance import Group, Interval
 from results.analysis.study_analysis import StudyAnalysis, settings
 from results.analysis.worker_time import KINDS, Worker, WorkerTimeBreakdown
 from results.data import format
@@ -40,7 +40,7 @@ _TITLES: Mapping[str, str] = {
 
 
 def grid_of(
-    found: StudyAnalysis,
+    analysis: StudyAnalysis,
     key: str,
     caption: str,
     rows: pd.DataFrame,
@@ -49,16 +49,21 @@ def grid_of(
 ) -> Grid:
     """The columns of `names` that hold anything, in the rows' order."""
     kept = [name for name in names if name in rows and rows[name].notna().any()]
-    texts: dict[str, Text] = {**_TEXT, "value": found.value}
+    texts: dict[str, Text] = {**_TEXT, "value": analysis.value}
     shown = rows.head(MOST_ROWS)
     cells = [
         [
-            _cell(name, row[name], texts.get(name, format.number), format.is_missing(row["group"]))
+            _cell(
+                name,
+                row[name],
+                texts.get(name, format.number),
+                format.is_missing(row["group"]),
+            )
             for name in kept
         ]
         for row in shown.to_dict("records")
     ]
-    titles = {**_TITLES, "value": found.metric}
+    titles = {**_TITLES, "value": analysis.metric}
     heads = [Head(titles.get(name) or short(name), _is_number(rows, name)) for name in kept]
     note = ""
     if len(rows) > len(shown):
@@ -79,33 +84,39 @@ def _is_number(rows: pd.DataFrame, name: str) -> bool:
     return pd.api.types.is_numeric_dtype(rows[name]) and not pd.api.types.is_bool_dtype(rows[name])
 
 
-def leaderboard(found: StudyAnalysis) -> Grid:
+def leaderboard(analysis: StudyAnalysis) -> Grid:
     """Configurations, best first, with what is known of their noise."""
-    board = found.board
+    board = analysis.board
     heads = [
         Head("place"), Head("verdict", False), Head("trials"),
-        *(Head(short(n), _is_number(found.table, n)) for n in found.searched),
-        Head(f"{found.metric} (mean)"), Head("95% interval"), Head("runs"),
+        *(Head(short(n), _is_number(analysis.table, n)) for n in analysis.searched),
+        Head(f"{analysis.metric} (mean)"), Head("95% interval"), Head("runs"),
         Head("behind the leader"), Head("p (Holm)"),
         Head("device time a run"), Head("trained parameters"),
     ]  # fmt: skip
     shown = board.standings[:MOST_ROWS]
-    rows = [_standing(found, standing, place) for place, standing in enumerate(shown, 1)]
+    rows = [_standing(analysis, standing, place) for place, standing in enumerate(shown, 1)]
     kept = [i for i in range(len(heads)) if any(row[i].text != format.MISSING for row in rows)]
     marked = frozenset(i for i, item in enumerate(shown) if item.group is board.recommended)
     note = ""
     if len(board.standings) > len(shown):
         note = f"The first {len(shown):,} of {len(board.standings):,} configurations."
-    by = f", by {found.metric} alone" if found.front else ""
+    by = f", by {analysis.metric} alone" if analysis.front else ""
     return Grid(
         "leaderboard", f"Configurations, best first{by}", [heads[i] for i in kept],
         [[row[i] for i in kept] for row in rows], marked, note=note,
     )  # fmt: skip
 
 
-def _standing(found: StudyAnalysis, standing: Standing, place: int) -> list[Cell]:
+def _interval(analysis: StudyAnalysis, ends: Interval | None) -> str:
+    if ends is None:
+        return format.MISSING
+    return f"{analysis.value(ends.low)} to {analysis.value(ends.high)}"
+
+
+def _standing(analysis: StudyAnalysis, standing: Standing, place: int) -> list[Cell]:
     group, against = standing.group, standing.comparison
-    alone = found.board.noise is None
+    alone = analysis.board.noise is None
     ends = group.interval
     behind = ""
     if against:
@@ -115,12 +126,11 @@ def _standing(found: StudyAnalysis, standing: Standing, place: int) -> list[Cell
         behind = f"{format.number(against.difference, 3)} ({reach})"
     return [
         Cell(str(standing.tier or place) if standing.tier or alone else format.MISSING, place),
-        Cell(verdict(found, standing)),
+        Cell(verdict(analysis, standing)),
         _trials(group),
-        *(_cell(name, group.row[name], format.number) for name in found.searched),
-        Cell(found.value(group.mean), group.mean),
-        Cell(f"{found.value(ends.low)} to {found.value(ends.high)}" if ends else format.MISSING,
-             ends.low if ends else ""),
+        *(_cell(name, group.row[name], format.number) for name in analysis.searched),
+        Cell(analysis.value(group.mean), group.mean),
+        Cell(_interval(analysis, ends), ends.low if ends else ""),
         Cell(str(len(group.values)), len(group.values)),
         Cell(behind or format.MISSING, against.difference if against else ""),
         Cell(p_value(against.adjusted) if against else format.MISSING,
@@ -130,9 +140,12 @@ def _standing(found: StudyAnalysis, standing: Standing, place: int) -> list[Cell
     ]  # fmt: skip
 
 
-def front(found: StudyAnalysis, of: Front) -> Grid:
+def front(analysis: StudyAnalysis, of: Front) -> Grid:
     """The configurations that none beats in all objectives."""
-    heads = [Head("trials"), *(Head(short(n), _is_number(found.table, n)) for n in found.searched)]
+    heads = [
+        Head("trials"),
+        *(Head(short(n), _is_number(analysis.table, n)) for n in analysis.searched),
+    ]
     heads += [Head(f"{goal.name} (mean)") for goal in of.goals]
     heads += [Head("runs"), Head("device time a run"), Head("", False)]
     best = [goal.board.leader for goal in of.goals]
@@ -144,23 +157,23 @@ def front(found: StudyAnalysis, of: Front) -> Grid:
             for goal, leader in zip(of.goals, best, strict=True)
             if leader is not None and leader.trials == group.trials
         ]
-        told = [f"best {' and '.join(names)}"] * bool(names)
-        told += ["most even"] * (member is of.compromise)
+        texts = [f"best {' and '.join(names)}"] * bool(names)
+        texts += ["most even"] * (member is of.compromise)
         rows.append([
             _trials(group),
-            *(_cell(name, group.row[name], format.number) for name in found.searched),
+            *(_cell(name, group.row[name], format.number) for name in analysis.searched),
             *(Cell(goal.text(value), value)
               for goal, value in zip(of.goals, member.values, strict=True)),
             Cell(str(len(group.values)), len(group.values)),
             Cell(format.seconds(group.device_seconds), group.device_seconds),
-            Cell(", ".join(told)),
+            Cell(", ".join(texts)),
         ])  # fmt: skip
     marked = frozenset(i for i, member in enumerate(of.members) if member is of.compromise)
     return Grid("front", "Pareto front: no configuration is better in one objective and as good "
                 "in the others", heads, rows, marked)  # fmt: skip
 
 
-def leaders(found: StudyAnalysis, of: Front) -> Grid:
+def leaders(analysis: StudyAnalysis, of: Front) -> Grid:
     """Who leads in each objective, and what ties with it."""
     heads = [
         Head("objective", False), Head("trials"), Head("leader", False), Head("mean"),
@@ -173,7 +186,7 @@ def leaders(found: StudyAnalysis, of: Front) -> Grid:
             continue
         ends, one = leader.interval, goal.board.noise
         rows.append([
-            Cell(goal.name), _trials(leader), Cell(settings(leader.row, found.telling)),
+            Cell(goal.name), _trials(leader), Cell(settings(leader.row, analysis.telling)),
             Cell(goal.text(leader.mean), leader.mean),
             Cell(f"{goal.text(ends.low)} to {goal.text(ends.high)}" if ends else format.MISSING,
                  ends.low if ends else ""),
@@ -196,9 +209,9 @@ def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def verdict(found: StudyAnalysis, standing: Standing) -> str:
+def verdict(analysis: StudyAnalysis, standing: Standing) -> str:
     """A standing in words."""
-    board = found.board
+    board = analysis.board
     cheapest = standing.group is board.recommended
     if board.noise is None:
         return "best of single runs" if cheapest else "one run"
@@ -210,49 +223,49 @@ def verdict(found: StudyAnalysis, standing: Standing) -> str:
     return "one run, within noise" if standing.within_noise else "one run, worse"
 
 
-def best_per(found: StudyAnalysis, name: str, rows: pd.DataFrame) -> Grid:
+def best_per(analysis: StudyAnalysis, name: str, rows: pd.DataFrame) -> Grid:
     """The best trial at each value of a parameter."""
-    others = [other for other in found.searched if other != name]
+    others = [other for other in analysis.searched if other != name]
     names = [name, "value", "runs", *others, "number", "trainable_parameters"]
     names += ["warm_device_seconds"]
-    return grid_of(found, f"best_{name}", f"Best trial at each {short(name)}", rows, names)
+    return grid_of(analysis, f"best_{name}", f"Best trial at each {short(name)}", rows, names)
 
 
-def spending(found: StudyAnalysis) -> Grid:
+def spending(analysis: StudyAnalysis) -> Grid:
     """Device time by what it bought, with its price."""
-    total = sum(found.spent.values())
+    total = sum(analysis.spent.values())
     heads = [Head("what", False), Head("device time"), Head("device hours"), Head("share")]
-    heads += [Head("cost")] if found.price else []
-    rows = [_amount(found, name, found.spent[name], total) for name in cost.BOUGHT]
-    rows.append(_amount(found, "in all", total, total))
+    heads += [Head("cost")] if analysis.price else []
+    rows = [_amount(analysis, name, analysis.spent[name], total) for name in cost.BOUGHT]
+    rows.append(_amount(analysis, "in all", total, total))
     return Grid(
         "spending", "Device time by what it bought", heads, rows, frozenset({len(rows) - 1})
     )
 
 
-def _amount(found: StudyAnalysis, name: str, seconds: float, total: float) -> list[Cell]:
+def _amount(analysis: StudyAnalysis, name: str, seconds: float, total: float) -> list[Cell]:
     cells = [
         Cell(name), Cell(format.seconds(seconds), seconds),
         Cell(f"{seconds / 3600:.3g}", seconds), Cell(format.percent(seconds, total), seconds),
     ]  # fmt: skip
-    return cells + ([Cell(found.price.of(seconds), seconds)] if found.price else [])
+    return cells + ([Cell(analysis.price.of(seconds), seconds)] if analysis.price else [])
 
 
-def trial_spending(found: StudyAnalysis) -> Grid:
+def trial_spending(analysis: StudyAnalysis) -> Grid:
     """Device time of every trial by what it bought, the costliest first."""
-    spent = cost.bought(found.table)
+    spent = cost.bought(analysis.table)
     order = spent.sum(axis=1).sort_values(ascending=False, kind="stable").index[:MOST_ROWS]
     kept = [name for name in cost.BOUGHT if spent[name].any()]
     heads = [Head("trial"), Head("state", False), *map(Head, kept), Head("in all")]
-    heads += [Head("cost")] if found.price else []
+    heads += [Head("cost")] if analysis.price else []
     rows = []
     for index in order:
-        number, total = int(found.table.loc[index, "number"]), float(spent.loc[index].sum())
+        number, total = int(analysis.table.loc[index, "number"]), float(spent.loc[index].sum())
         cells = [Cell(str(number), number, f"../trials/{number:05d}/")]
-        cells.append(Cell(str(found.table.loc[index, "state"])))
+        cells.append(Cell(str(analysis.table.loc[index, "state"])))
         cells += [Cell(format.seconds(v), v) for v in (float(spent.loc[index, n]) for n in kept)]
         cells.append(Cell(format.seconds(total), total))
-        rows.append(cells + ([Cell(found.price.of(total), total)] if found.price else []))
+        rows.append(cells + ([Cell(analysis.price.of(total), total)] if analysis.price else []))
     return Grid("trial_spending", "Device time of each trial", heads, rows, brief=10)
 
 
@@ -264,14 +277,14 @@ def worker_names(workers: Sequence[Worker]) -> list[str]:
     ]
 
 
-def workers(found: WorkerTimeBreakdown) -> Grid:
+def workers(analysis: WorkerTimeBreakdown) -> Grid:
     """What each worker's time went to, all of it."""
-    sums = {kind: sum(worker.seconds[kind] for worker in found.workers) for kind in KINDS}
+    sums = {kind: sum(worker.seconds[kind] for worker in analysis.workers) for kind in KINDS}
     kinds = [kind for kind in KINDS if sums[kind] >= 0.05]
-    names = worker_names(found.workers[:MOST_ROWS])
+    names = worker_names(analysis.workers[:MOST_ROWS])
     rows = [
         _seconds(name, worker.seconds, kinds)
-        for name, worker in zip(names, found.workers, strict=False)
+        for name, worker in zip(names, analysis.workers, strict=False)
     ]
     whole = sum(sums.values())
     share = [Cell(format.percent(sums[kind], whole), sums[kind]) for kind in kinds]
@@ -280,11 +293,11 @@ def workers(found: WorkerTimeBreakdown) -> Grid:
         [Cell("share"), *share, Cell(format.percent(whole, whole), whole)],
     ]
     note = (
-        f"The study ran for {format.seconds(found.makespan)}; each row adds up to the time in "
+        f"The study ran for {format.seconds(analysis.makespan)}; each row adds up to the time in "
         "which its worker was part of that."
     )
-    if found.apart > 0:
-        note += f" {format.seconds(found.apart)} between runs without any worker are left out."
+    if analysis.apart > 0:
+        note += f" {format.seconds(analysis.apart)} between runs without any worker are left out."
     heads = [Head("worker", False), *map(Head, kinds), Head("in all")]
     return Grid("workers", "Where every worker's time went", heads, rows,
                 frozenset({len(rows) - 2}), note=note)  # fmt: skip
@@ -299,7 +312,7 @@ def _seconds(name: str, seconds: Mapping[str, float], kinds: Sequence[str]) -> l
     ]
 
 
-def stages(found: StudyAnalysis) -> Grid:
+def stages(analysis: StudyAnalysis) -> Grid:
     """What each ZeRO stage costs."""
     heads = [Head("stage", False), Head("trials"), Head("s per step"), Head("tokens/s"),
              Head("peak memory"), Head("eval loss")]  # fmt: skip
@@ -311,12 +324,12 @@ def stages(found: StudyAnalysis) -> Grid:
             _cell("", row["peak_memory_bytes"], format.size),
             _cell("", row["eval_loss"], format.loss),
         ]
-        for row in zero_stages.stages(found.table).to_dict("records")
+        for row in zero_stages.stages(analysis.table).to_dict("records")
     ]  # fmt: skip
     return Grid("stages", "ZeRO stages, medians over complete trials", heads, rows)
 
 
-def parity(found: StudyAnalysis) -> Grid:
+def parity(analysis: StudyAnalysis) -> Grid:
     """The loss-parity audit, pair by pair."""
     heads = [Head("stages", False), Head("trials", False), Head("evaluations compared"),
              Head("largest relative difference"), Head("at step"), Head("allowed"),
@@ -329,14 +342,14 @@ def parity(found: StudyAnalysis) -> Grid:
             Cell(f"{pair.allowed:.0e}", pair.allowed),
             Cell("agree" if pair.agrees else "disagree"),
         ]
-        for pair in found.parity[:MOST_ROWS]
+        for pair in analysis.parity[:MOST_ROWS]
     ]  # fmt: skip
     return Grid("parity", "Loss parity between stages", heads, rows)
 
 
-def failures(found: StudyAnalysis) -> tuple[Grid, Grid]:
+def failures(analysis: StudyAnalysis) -> tuple[Grid, Grid]:
     """Failures by kind, and each with its settings, cause and log."""
-    rows = found.table[found.table["state"].isin(["failed", "unreadable"])]
+    rows = analysis.table[analysis.table["state"].isin(["failed", "unreadable"])]
     kinds = rows["cause_kind"].fillna("unreadable folder")
     counted = [[Cell(str(kind)), Cell(str(n), n)] for kind, n in kinds.value_counts().items()]
     by_kind = Grid("failure_kinds", "Failures by kind", [Head("kind", False), Head("trials")],
@@ -344,7 +357,7 @@ def failures(found: StudyAnalysis) -> tuple[Grid, Grid]:
     heads = [Head("trial"), Head("kind", False), Head("settings", False),
              Head("first line of the cause", False), Head("log", False)]  # fmt: skip
     listed = [
-        _failure({str(name): value for name, value in row.items()}, found.searched)
+        _failure({str(name): value for name, value in row.items()}, analysis.searched)
         for row in rows.head(MOST_ROWS).to_dict("records")
     ]
     return by_kind, Grid("failures", "Every failure", heads, listed)
