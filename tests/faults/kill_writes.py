@@ -42,8 +42,7 @@ from sweep.study.verify import verify
 from trial.config.trial_config import TrialConfig
 from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.records import Cause, Evaluation, Result, StudyRecord
-from trial.training.checkpoints import COMPLETE, Checkpoints, Measured
-from trial.training.checkpoints import SweepProgress as TrialProgress
+from trial.training.checkpoints import COMPLETE, Checkpoints, Measured, TrialProgress
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 EVENTS = (

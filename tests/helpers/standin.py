@@ -74,7 +74,7 @@ class Session:
 def session() -> Iterator[Session]:
     """A session that ends with the block."""
     process = subprocess.Popen(
-        [sys.executable, "-c", "import helpers_standin; helpers_standin.serve()"],
+        [sys.executable, "-c", "from helpers import standin; standin.serve()"],
         env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

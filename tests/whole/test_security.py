@@ -364,7 +364,7 @@ def test_adapters_are_safetensors_only(tiny, tmp_path):
 
 LISTEN = """
 import psutil
-from sweep.ray_executor import RayExecutor
+from sweep.ray_backend.executor import RayExecutor
 executor = RayExecutor(device="cpu", concurrency=1, expected_jobs=1)
 executor.start()
 try:

@@ -149,7 +149,7 @@ def test_an_exception_that_escapes_the_trial_is_still_a_result(executor, submit,
 
 CLOSING = """
 import psutil
-from sweep.ray_executor import RayExecutor
+from sweep.ray_backend.executor import RayExecutor
 
 executor = RayExecutor(device="cpu", concurrency=1, expected_jobs=1)
 executor.start()

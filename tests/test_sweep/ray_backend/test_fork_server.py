@@ -175,7 +175,7 @@ def test_a_forked_worker_trains_as_a_fresh_process(material):
     """And so does the one that takes its place once it is killed; nothing is left in the end."""
     config: TrialConfig = material.config(training={"max_steps": 10})
     reference = material.folder(config)
-    code = f"from helpers_train import train_to_end; train_to_end({str(reference.path)!r}, 1)"
+    code = f"from helpers.train import train_to_end; train_to_end({str(reference.path)!r}, 1)"
     tests = str(TESTS)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tests, timeout=120)
     before = set(psutil.Process().children(recursive=True))

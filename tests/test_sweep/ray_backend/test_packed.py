@@ -150,10 +150,10 @@ def test_a_job_of_another_kind_waits_a_while_and_not_for_ever():
     backlog.add(Job((TrialRef(0, Path()),), "two"))
     for number in range(1, PASSES + 3):
         backlog.add(Job((TrialRef(number, Path()),), "one"))
-        backlog.serve(only_ones)
+        backlog.dispatch(only_ones)
     assert len(placed) == PASSES
     assert backlog.drop(0)
     assert not backlog.drop(0)
-    backlog.serve(only_ones)
+    backlog.dispatch(only_ones)
     assert len(placed) == PASSES + 2
     assert not len(backlog)

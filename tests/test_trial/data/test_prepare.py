@@ -238,7 +238,7 @@ def test_another_python_process_gives_the_same_hash(rows_file, tmp_path):
     here = prepare(config, tokenizer, tmp_path / "here").data_hash
     program = (
         "import sys; from pathlib import Path; from transformers import AutoTokenizer;"
-        "from trial.builtin import model_path; from trial.config import DataConfig;"
+        "from trial.builtin import model_path; from trial.config.trial_config import DataConfig;"
         "from trial.data import prepare;"
         "config = DataConfig.model_validate_json(sys.argv[1]);"
         "tokenizer = AutoTokenizer.from_pretrained(model_path());"

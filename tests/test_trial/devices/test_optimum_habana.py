@@ -16,10 +16,10 @@ IMPORT = """
 import json, subprocess, sys
 started = []
 subprocess.Popen.__init__ = lambda self, *a, **k: started.append(a)
-from trial import gaudi
-trainer = gaudi.trainer_class()
-gaudi.arguments_class()
-gaudi.gaudi_config({"use_fused_adam": True})
+from trial.devices import optimum_habana
+trainer = optimum_habana.trainer_class()
+optimum_habana.arguments_class()
+optimum_habana.gaudi_config({"use_fused_adam": True})
 import optimum.habana.transformers.trainer as module
 print(json.dumps({
     "modules": sorted({name.split(".")[0] for name in sys.modules}),
@@ -52,17 +52,17 @@ fake = types.ModuleType("habana_frameworks")
 fake.__spec__ = ModuleSpec("habana_frameworks", None, is_package=True)
 fake.__path__ = []
 sys.modules["habana_frameworks"] = fake
-from trial import gaudi
-assert gaudi.on_device()
-gaudi.enter()
+from trial.devices import optimum_habana
+assert optimum_habana.on_device()
+optimum_habana.enter()
 from optimum.habana.transformers import trainer
 from optimum.habana.transformers.training_args import GaudiTrainingArguments
 before = (trainer.get_hpu_memory_stats, trainer.deepspeed_init)
-assert gaudi.trainer_class() is trainer.GaudiTrainer
-assert gaudi.arguments_class() is GaudiTrainingArguments
+assert optimum_habana.trainer_class() is trainer.GaudiTrainer
+assert optimum_habana.arguments_class() is GaudiTrainingArguments
 assert (trainer.get_hpu_memory_stats, trainer.deepspeed_init) == before
 model = types.SimpleNamespace(generation_config=types.SimpleNamespace())
-gaudi.mend_model(model)
+optimum_habana.mend_model(model)
 assert not vars(model.generation_config)
 print("untouched")
 """

@@ -65,8 +65,8 @@ def test_kept_elements_are_scaled_up_and_evaluation_drops_nothing():
     dropout = PlacedDropout(0.25, places, 0, 8)
     ones = torch.ones(1, 8, 8)
     assert dropout(ones).unique().tolist() == pytest.approx([0.0, 4 / 3])
-    assert lora_dropout.bfloat16()(ones).unique().tolist() == pytest.approx([0.0, 4 / 3])
-    assert torch.equal(lora_dropout.eval()(ones), ones)
+    assert dropout.bfloat16()(ones).unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert torch.equal(dropout.eval()(ones), ones)
     assert threshold(0.0) == LOWEST
     assert bool(survivors(places.keys, feature_keys(0, 8), LOWEST).all())
 

@@ -237,14 +237,14 @@ REFUSED = [
     ),
     ({"objective": "a b:c"}, "objective.name", ""),
     ({"objective": "no_such_module:f"}, "objective.name", ""),
-    ({"objective": "helpers_objectives:weightd"}, "objective.name", "weighted"),
+    ({"objective": "helpers.objectives:weightd"}, "objective.name", "weighted"),
     (
-        {"objective": {"name": "helpers_objectives:weighted", "wieght": 2}},
+        {"objective": {"name": "helpers.objectives:weighted", "wieght": 2}},
         "objective.wieght",
         "weight",
     ),
     ({"objective": "npo", "evaluation": {"metrics": ["forget_loss"]}, **BASE}, "keep", ""),
-    ({"evaluation": {"metrics": ["helpers_objectives:nothing"]}}, "evaluation.metrics.0", ""),
+    ({"evaluation": {"metrics": ["helpers.objectives:nothing"]}}, "evaluation.metrics.0", ""),
 ]
 
 
@@ -369,8 +369,8 @@ def test_an_interrupted_trial_goes_on_as_if_nothing_had_happened(material, objec
 
 def test_an_own_objective_and_an_own_metric(material):
     """A copy of sft trains as sft does; the metric is asked at every evaluation."""
-    metrics = {"metrics": ["helpers_objectives:rows_to_forget"]}
-    own = {"name": "helpers_objectives:weighted", "weight": 1.0}
+    metrics = {"metrics": ["helpers.objectives:rows_to_forget"]}
+    own = {"name": "helpers.objectives:weighted", "weight": 1.0}
     config = config_of(material, own, evaluation=metrics)
     config = config.model_copy(
         update={"data": config.data.model_copy(update={"forget_path": None})}

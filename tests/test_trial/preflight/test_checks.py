@@ -66,7 +66,8 @@ def test_good_trials_pass(config):
 
 def test_the_check_loads_no_torch(config):
     program = (
-        "import json, sys; from trial.check import preflight; from trial.config import parse;"
+        "import json, sys; from trial.preflight.checks import preflight;"
+        "from trial.config.trial_config import parse;"
         "assert preflight(parse(json.loads(sys.argv[1]))) == [];"
         "print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
     )
