@@ -431,7 +431,8 @@ def test_loading_leaves_torch_and_ray_unloaded(tmp_path):
     path = write(tmp_path, f"{RATED}stop: {{trials: 9}}\nsampler: cmaes\npruner: hyperband\n")
     code = (
         "import sys; from pathlib import Path; from sweep.loading import loader;"
-        "from sweep.spec.space import Space; spec = loader.load(Path(sys.argv[1])); Space.of(spec).size();"
+        "from sweep.spec.space import Space; spec = loader.load(Path(sys.argv[1]));"
+        "Space.of(spec).size();"
         "print([name for name in ('torch', 'transformers', 'ray', 'deepspeed', 'peft')"
         " if name in sys.modules])"
     )
