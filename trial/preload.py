@@ -51,7 +51,7 @@ def finish_imports(device: str) -> float:
     return spent
 
 
-def forgive_imports() -> None:
+def discard_import_seconds() -> None:
     """Charge no trial with the imports made so far."""
     _import_seconds.clear()
 

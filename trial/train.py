@@ -16,7 +16,7 @@ from trial.store.disk_full import refuse_if_full
 from trial.store.folders import TrialFolder
 from trial.store.phase_timer import Clock
 from trial.store.records import Result, State
-from trial.training.context import AttemptContext, commit
+from trial.training.context import AttemptContext, commit_result
 from trial.training.process_cache import ProcessCache
 
 
@@ -32,7 +32,7 @@ def train(
     Raises:
         FileNotFoundError: the folder has no configuration.
         ValueError: its configuration cannot be read.
-        RuntimeError: `bench` is not fit for another trial.
+        RuntimeError: `process_cache` is not fit for another trial.
         PeerLost: another rank of the trial is gone, or another process has taken the trial up.
         DiskFullError: the disk is full; the trial goes on from its newest checkpoint.
     """
@@ -55,44 +55,44 @@ def train(
     )
 
 
-def _train_alone(session: AttemptContext) -> Result | None:
-    with session.process_cache.use(session.config):
-        result = _outcome(session)
+def _train_alone(context: AttemptContext) -> Result | None:
+    with context.process_cache.use(context.config):
+        result = _outcome(context)
     if result is not None:
-        commit(session, result)
+        commit_result(context, result)
     return result
 
 
-def _outcome(session: AttemptContext) -> Result | None:
+def _outcome(context: AttemptContext) -> Result | None:
     try:
-        state = _attempt(session)
+        state = _attempt(context)
     except rank_group.PeerLost:
-        session.process_cache.reusable = False
+        context.process_cache.reusable = False
         raise
     except Exception as error:
-        session.process_cache.reusable = False
-        refuse_if_full(error, session.folder.path)
-        with open(session.folder.log, "a", encoding="utf-8") as log:
+        context.process_cache.reusable = False
+        refuse_if_full(error, context.folder.path)
+        with open(context.folder.log, "a", encoding="utf-8") as log:
             log.write(failure_kinds.trace(error))
-        if session.rank_group.size > 1 and rank_group.is_peer_loss(error):
+        if context.rank_group.size > 1 and rank_group.is_peer_loss(error):
             raise rank_group.PeerLost(failure_kinds.cause_of(error, None).message) from error
-        step = session.run.steps if session.run else None
-        return session.result("failed", failure_kinds.cause_of(error, step))
-    session.process_cache.give_back(session.model, session.config)
-    return None if state is None else session.result(state)
+        step = context.run.steps if context.run else None
+        return context.result("failed", failure_kinds.cause_of(error, step))
+    context.process_cache.give_back(context.model, context.config)
+    return None if state is None else context.result(state)
 
 
-def _attempt(session: AttemptContext) -> State | None:
-    config = session.config
+def _attempt(context: AttemptContext) -> State | None:
+    config = context.config
     try:
-        with session.clock.during("startup"):
-            device = session.device = session.process_cache.start(config)
+        with context.clock.during("startup"):
+            device = context.device = context.process_cache.start(config)
             from trial.training.attempt import attempt
-        session.process_cache.charge_import_time(session.clock)
+        context.process_cache.charge_import_time(context.clock)
         if rank_env.world_size() > 1 and config.zero_stage is None and device.name == "cpu":
             raise ValueError("several ranks on cpu need a `zero_stage`: they drift apart without")
-        session.rank_group = rank_group.join()
-        return attempt(session, device)
+        context.rank_group = rank_group.join()
+        return attempt(context, device)
     finally:
-        if session.device is not None:
-            rank_env.put_away(session.trainer)
+        if context.device is not None:
+            rank_env.put_away(context.trainer)

@@ -218,7 +218,7 @@ def _import_all(device: str) -> None:
 
     import_trial(device)
     # Nobody waited for them, and no trial pays.
-    preload.forgive_imports()
+    preload.discard_import_seconds()
 
 
 def main(listener: int, device: str) -> None:

@@ -158,7 +158,7 @@ class TrialWorker:
         self._hang_seconds = hang_seconds
         self._lines: dict[int, WorkerControl] = {}
         self._early: dict[int, StopReason] = {}
-        self._bench: Any = None
+        self._process_cache: Any = None
         self._taken: HeldResources | None = None
         self._counter: WorkerTrialSource | None = None
         self._joining: list[TrialRef] = []
@@ -253,8 +253,8 @@ class TrialWorker:
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
         while (event := self._next(out)) is not None:
-            yield event, self._bench is not None and self._bench.reusable
-            if isinstance(event, Lost) and self._bench is None:
+            yield event, self._process_cache is not None and self._process_cache.reusable
+            if isinstance(event, Lost) and self._process_cache is None:
                 return  # The thread still hangs: this process is of no more use.
         thread.join()
 
@@ -277,7 +277,7 @@ class TrialWorker:
                 for number, line in list(self._lines.items()):
                     silent = time.monotonic() - line.heard
                     if self._hang_seconds is not None and silent > self._hang_seconds:
-                        self._bench = None
+                        self._process_cache = None
                         message = f"no step and no evaluated batch in {silent / 60:.3g} minutes"
                         return Lost(number, "hung", message)
 
@@ -286,7 +286,7 @@ class TrialWorker:
             for placed in job.trials:
                 out.put(self._train(placed, out))
         except PeerLost:
-            self._bench = None
+            self._process_cache = None
         finally:
             out.put(None)
 
@@ -301,7 +301,7 @@ class TrialWorker:
             self._pack_here(desk, slots, limit)
         except Exception as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-            self._bench = None
+            self._process_cache = None
         finally:
             self._counter = None
             out.put(None)
@@ -314,8 +314,8 @@ class TrialWorker:
         from trial.preload import finish_imports
         from trial.training.process_cache import ProcessCache
 
-        self._bench = self._bench or ProcessCache(finish_imports)
-        PackedJob(desk, self._bench, slots, limit=limit).run()
+        self._process_cache = self._process_cache or ProcessCache(finish_imports)
+        PackedJob(desk, self._process_cache, slots, limit=limit).run()
 
     def _imported(self) -> None:
         """Wait for the imports that began when the worker did."""
@@ -330,13 +330,13 @@ class TrialWorker:
         except PeerLost:
             raise
         except DiskFullError as error:
-            self._bench = None
+            self._process_cache = None
             return Lost(placed.number, "lost", str(error).split("\n")[0])
         except BaseException as error:  # Anything the trial's own net missed still is a result.
             cause = Cause(kind="error", message=f"{type(error).__name__}: {error}".split("\n")[0])
             result = Result(state="failed", cause=cause)
             folder.write_result(result)
-            self._bench = None
+            self._process_cache = None
         finally:
             self.hang_up(placed.number)
         return Finished(placed.number, result) if result else Interrupted(placed.number)
@@ -348,9 +348,9 @@ class TrialWorker:
         from trial.train import train
         from trial.training.process_cache import ProcessCache
 
-        self._bench = self._bench or ProcessCache(finish_imports)
+        self._process_cache = self._process_cache or ProcessCache(finish_imports)
         with capture(folder, echo=False):
-            return train(folder, line, self._bench)
+            return train(folder, line, self._process_cache)
 
 
 def import_trial(device: str) -> None:

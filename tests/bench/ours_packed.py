@@ -64,7 +64,7 @@ def compiled() -> dict[str, float]:
     from trial.multi_lora.engine import Engine
     from trial.preload import finish_imports
     from trial.store.folders import TrialFolder
-    from trial.training.arguments import build_arguments, labels, training_keywords
+    from trial.training.arguments import build_arguments, tracker_labels, training_keywords
     from trial.training.process_cache import ProcessCache
 
     torch.set_num_threads(1)
@@ -80,7 +80,7 @@ def compiled() -> dict[str, float]:
     base = bench.take_base(first, device)
     initializer = AdapterInitializer(base)
     keywords = training_keywords(first, device, TrialFolder(tempfile.mkdtemp()))
-    arguments = build_arguments(keywords, device, labels(first))
+    arguments = build_arguments(keywords, device, tracker_labels(first))
     engine = Engine(base, device, arguments, initializer.draw(first), SLOTS, max(RANKS))
     base.forward = torch.compile(base.forward, backend="aot_eager")
     rates = [1e-3] * SLOTS

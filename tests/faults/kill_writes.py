@@ -42,7 +42,7 @@ from sweep.study.verify import verify
 from trial.config.trial_config import TrialConfig
 from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.records import Cause, Evaluation, Result, StudyRecord
-from trial.training.checkpoints import COMPLETE, Checkpoints, Measured, TrialProgress
+from trial.training.checkpoints import COMPLETE, Checkpoints, Measurement, TrialProgress
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 EVENTS = (
@@ -188,7 +188,7 @@ def aside(path: Path, whole: bool) -> None:
 
 
 def at_step(step: int) -> TrialProgress:
-    best = Measured(step=step, value=1.0)
+    best = Measurement(step=step, value=1.0)
     return TrialProgress(step=step, best=best, last=best)
 
 

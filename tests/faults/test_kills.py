@@ -17,11 +17,11 @@ from trial.training.process_cache import ProcessCache
 
 def undisturbed(study: StudyFolder, place: Path) -> dict[str, dict[int, float]]:
     """The evaluations of the same trials in this process, where nobody kills."""
-    bench, found = ProcessCache(finish_imports), {}
+    process_cache, found = ProcessCache(finish_imports), {}
     for number, folder in study.all_trials():
         config = folder.read_config()
         again = TrialFolder.create(place / str(number), config)
-        train(again, None, bench)
+        train(again, None, process_cache)
         found[config.fingerprint()] = {row.step: row.eval_loss for row in again.read_evaluations()}
     return found
 

@@ -49,7 +49,7 @@ class NodeWorker(TrialWorker):
         return Path(os.environ[LOCKS], node)
 
     def _train_here(self, folder: TrialFolder, line: WorkerControl) -> Result | None:
-        self._bench = Reusable()
+        self._process_cache = Reusable()
         rank = int(os.environ.get("RANK", "0"))
         self._write_seat(folder, rank)
         line.started(folder, "scripted", 1)

@@ -26,7 +26,7 @@ class ScriptedWorker(TrialWorker):
 
     def _train_here(self, folder: TrialFolder, line: WorkerControl) -> Result | None:
         scripts = (complete, until_stopped, die, spoil, explode, hang, freeze)
-        self._bench = self._bench or Bench(True)
+        self._process_cache = self._process_cache or Bench(True)
         return scripts[folder.read_config().lora.r - 1](self, folder, line)
 
 
@@ -69,7 +69,7 @@ def die(worker: ScriptedWorker, folder: TrialFolder, line: WorkerControl) -> Non
 
 
 def spoil(worker: ScriptedWorker, folder: TrialFolder, line: WorkerControl) -> Result:
-    worker._bench.reusable = False
+    worker._process_cache.reusable = False
     return complete(worker, folder, line)
 
 

@@ -26,14 +26,14 @@ class Material:
         self.root = root
         self.model = make_model(root / "model")
         self.rows = write_rows(root / "rows.jsonl")
-        self._bench = ProcessCache(finish_imports)
+        self._process_cache = ProcessCache(finish_imports)
         self._count = 0
 
     def process_cache(self) -> ProcessCache:
-        """A workbench that still takes trials."""
-        if not self._bench.reusable:
-            self._bench = ProcessCache(finish_imports)
-        return self._bench
+        """The warm process cache; a new one when the last is no longer reusable."""
+        if not self._process_cache.reusable:
+            self._process_cache = ProcessCache(finish_imports)
+        return self._process_cache
 
     def config(self, **sections: Any) -> TrialConfig:
         """A trial of twenty steps in less than a second; sections are merged key by key."""

@@ -188,8 +188,8 @@ def test_the_seeds_files_train_on_both_devices(gaudi, tmp_path):
 class InProcess:
     """An executor that trains each job here and now."""
 
-    def __init__(self, bench) -> None:
-        self.bench = bench
+    def __init__(self, process_cache) -> None:
+        self.process_cache = process_cache
         self.happened: list[Event] = []
 
     def start(self) -> None:
@@ -203,7 +203,7 @@ class InProcess:
 
     def submit(self, job: Job) -> None:
         for placed in job.trials:
-            result = train(TrialFolder(placed.folder), None, self.bench())
+            result = train(TrialFolder(placed.folder), None, self.process_cache())
             assert result is not None
             self.happened.append(Finished(placed.number, result))
 
@@ -241,7 +241,7 @@ def test_one_sweep_file_on_both_devices_gives_equal_tables(material, monkeypatch
         text=True,
     )
     assert there.returncode == 0, there.stdout + there.stderr
-    monkeypatch.setattr(run, "make_executor", lambda *_: InProcess(material.bench))
+    monkeypatch.setattr(run, "make_executor", lambda *_: InProcess(material.process_cache))
     here = CliRunner().invoke(cli.app, [*words, str(tmp_path / "cpu"), "--device", "cpu"])
     assert here.exit_code == 0, here.output
     tables = {d: trials_table(StudyFolder(tmp_path / d / "both")) for d in ("cpu", "hpu")}

@@ -25,7 +25,7 @@ from trial.multi_lora.adapter_init import InitialAdapter, NotPackableError
 from trial.multi_lora.causal_attention import causal_only
 from trial.multi_lora.cuda_graphs import Given, GraphRunner
 from trial.multi_lora.linear_cross_entropy import taken
-from trial.training.loss import add_up, summed_loss, target_nats
+from trial.training.loss import sum_losses, summed_loss, target_cross_entropy
 
 # Gradients are views of one block on purpose.
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout")
@@ -185,7 +185,7 @@ class Engine:
             with onednn_linear.steady(batch["input_ids"].numel() if few else 0):
                 return self._passes.run("evaluate", batch | company, self._evaluate)
 
-        return add_up(nats, batches)
+        return sum_losses(nats, batches)
 
     def _evaluate(self, given: Given) -> torch.Tensor:
         found, labels = self._forward(given), given["labels"]
@@ -210,7 +210,7 @@ class Engine:
         found = found.view(*targets.shape, -1)
         if self._head is not None:
             return self._head.nats(found, targets, shares)
-        losses = target_nats(found.flatten(0, 1).float(), targets.flatten())
+        losses = target_cross_entropy(found.flatten(0, 1).float(), targets.flatten())
         return losses.view(len(shares), -1).sum(dim=1) * shares
 
     def _forward(self, given: Given) -> torch.Tensor:

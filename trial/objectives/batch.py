@@ -143,7 +143,7 @@ def adapter_disabled(module: Any) -> Iterator[None]:
         module.train(training)
 
 
-def token_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def per_token_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Nats of each completion token given those before it, [rows, columns - 1]; elsewhere 0."""
     return cross_entropy(
         wide(logits[:, :-1]).transpose(1, 2),
@@ -153,9 +153,9 @@ def token_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     )
 
 
-def row_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def per_row_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Nats of each row's whole completion, [rows]."""
-    return token_nats(logits, labels).sum(dim=1)
+    return per_token_cross_entropy(logits, labels).sum(dim=1)
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ from trial.data.tokens import TokenDataset
 from trial.data.unlearning import Examined, UnlearningData, lengths_of
 from trial.distributed.rank_group import RankGroup
 from trial.objectives import metrics
-from trial.objectives.batch import Model, row_nats
+from trial.objectives.batch import Model, per_row_cross_entropy
 from trial.objectives.metrics import Floats
 from trial.store.files import write_atomically
 
@@ -174,7 +174,7 @@ def _likelihood(dataset: TokenDataset, means: EvalContext) -> tuple[Floats, Floa
         labels = batch.pop("labels")
         with torch.no_grad():
             logits = means.forward(batch)
-            nats = row_nats(logits, labels.to(logits.device)).cpu().tolist()
+            nats = per_row_cross_entropy(logits, labels.to(logits.device)).cpu().tolist()
         tokens = (labels[:, 1:] != IGNORED).sum(dim=1).tolist()
         found += zip(rows, nats, tokens, strict=False)
     values = np.zeros((2, len(dataset)))

@@ -15,7 +15,15 @@ from torch.nn.functional import kl_div, logsigmoid
 
 from trial.config import user_functions
 from trial.config.objective_registry import KEY, is_outside
-from trial.objectives.batch import Batch, BatchPart, Logits, Model, row_nats, token_nats, wide
+from trial.objectives.batch import (
+    Batch,
+    BatchPart,
+    Logits,
+    Model,
+    per_row_cross_entropy,
+    per_token_cross_entropy,
+    wide,
+)
 
 Objective = Callable[..., torch.Tensor]
 
@@ -69,7 +77,8 @@ def dpo(model: Model, batch: Batch, *, beta: float, retain_weight: float) -> tor
     before = model.reference(batch, *wanted)
     now = model(batch)
     other, forget = (
-        row_nats(before[side], batch[side].labels) - row_nats(now[side], batch[side].labels)
+        per_row_cross_entropy(before[side], batch[side].labels)
+        - per_row_cross_entropy(now[side], batch[side].labels)
         for side in wanted
     )
     loss = batch["forget"].per_row(-logsigmoid(beta * (other - forget)))
@@ -79,9 +88,9 @@ def dpo(model: Model, batch: Batch, *, beta: float, retain_weight: float) -> tor
 def npo(model: Model, batch: Batch, *, beta: float, retain_weight: float) -> torch.Tensor:
     """Negative preference: -2/beta log sigmoid(beta (L - L_reference)) on the forget set."""
     forget = batch["forget"]
-    before = row_nats(model.reference(batch, "forget")["forget"], forget.labels)
+    before = per_row_cross_entropy(model.reference(batch, "forget")["forget"], forget.labels)
     now = model(batch)
-    harder = row_nats(now["forget"], forget.labels) - before
+    harder = per_row_cross_entropy(now["forget"], forget.labels) - before
     loss = forget.per_row(-2 / beta * logsigmoid(beta * harder))
     return loss + _retained(now, batch, retain_weight)
 
@@ -92,7 +101,7 @@ def simnpo(
     """NPO without a reference: -2/beta log sigmoid(beta L / tokens - gamma) on the forget set."""
     forget = batch["forget"]
     now = model(batch)
-    each = row_nats(now["forget"], forget.labels) / forget.targets.clamp(min=1)
+    each = per_row_cross_entropy(now["forget"], forget.labels) / forget.targets.clamp(min=1)
     loss = forget.per_row(-2 / beta * logsigmoid(beta * each - gamma))
     return loss + _retained(now, batch, retain_weight)
 
@@ -149,7 +158,7 @@ def row_divergence(before: torch.Tensor, now: torch.Tensor, lengths: torch.Tenso
 
 
 def _per_token(logits: torch.Tensor, side: BatchPart) -> torch.Tensor:
-    return side.per_token(token_nats(logits, side.labels))
+    return side.per_token(per_token_cross_entropy(logits, side.labels))
 
 
 def _retained(now: Logits, batch: Batch, weight: float) -> torch.Tensor | float:

@@ -44,7 +44,7 @@ from trial.store.disk_full import DiskFullError, refuse_if_full
 from trial.store.folders import TrialFolder
 from trial.store.phase_timer import ShareClock
 from trial.store.records import Result
-from trial.training.attempt import note_attempt, open_run, place_weights
+from trial.training.attempt import record_attempt, restore_run_state, save_result_weights
 from trial.training.context import AttemptContext
 from trial.training.process_cache import ProcessCache
 
@@ -168,7 +168,7 @@ class PackedJob:
         session.model_hash = model_hash(config.model.name_or_path, config.model.revision)
         plan, drawn = floor.plan(config, trial.folder), floor.initializer.draw(config)
         session.parameters = drawn.parameters
-        checkpoint, run = open_run(session, floor.device)
+        checkpoint, run = restore_run_state(session, floor.device)
         if checkpoint is not None and not (checkpoint / STATE).is_file():
             raise NotPackableError("its checkpoint is a trainer's own")
         session.run = run
@@ -182,7 +182,7 @@ class PackedJob:
         )  # fmt: skip
         if checkpoint is not None:
             slot.read_state(checkpoint)
-        note_attempt(session, floor.device, run, slots=floor.slots)
+        record_attempt(session, floor.device, run, slots=floor.slots)
         self.process_cache.cold = False
         return slot
 
@@ -288,7 +288,7 @@ class PackedJob:
         slot.end_step()
         run, plan = slot.run, slot.plan
         step, last = run.steps, run.steps >= plan.max_steps
-        reason = None if last else run.ask()
+        reason = None if last else run.poll_stop()
         if plan.logs(step):
             self._read_losses()
             slot.log(float(norms[slot.index]) if norms is not None else 0.0)
@@ -313,7 +313,7 @@ class PackedJob:
             part = self.floor.engine.evaluate(slot.index, batches, self._alive)
             totals, counts = zip(*self.rank_group.all_gather(part), strict=True)
             value = sum(totals) / sum(counts)
-        run.evaluated(run.steps, slot.epoch, value, slot.write_adapter)
+        run.record_evaluation(run.steps, slot.epoch, value, slot.write_adapter)
         self._say(slot, f"step {run.steps}: eval loss {value:.6f}")
 
     def _alive(self) -> None:
@@ -325,7 +325,7 @@ class PackedJob:
 
     def _obey(self, slot: Slot) -> None:
         """Stop before the first step if somebody wants that."""
-        if reason := slot.run.ask():
+        if reason := slot.run.poll_stop():
             self._stop(slot, reason)
 
     def _save(self, slot: Slot) -> None:
@@ -345,21 +345,21 @@ class PackedJob:
             self._leave(slot)
             self.source.ended(slot.trial, None)
             return
-        slot.run.measure()
+        slot.run.update_progress()
         self._end(slot, "pruned")
 
     def _complete(self, slot: Slot) -> None:
         if slot.session.config.keep_checkpoint:
             self._save(slot)
-        slot.run.measure()
-        place_weights(slot.session, slot.run, slot.write_adapter)
+        slot.run.update_progress()
+        save_result_weights(slot.session, slot.run, slot.write_adapter)
         self._end(slot, "complete")
 
     def _end(self, slot: Slot, state: Any) -> None:
-        from trial.training.context import commit
+        from trial.training.context import commit_result
 
         result = slot.session.result(state)
-        commit(slot.session, result)
+        commit_result(slot.session, result)
         self._leave(slot)
         self._say(slot, f"{state}: {result.value}")
         self.source.ended(slot.trial, result)
@@ -399,7 +399,7 @@ class PackedJob:
             self._fail(trial, session, error)
 
     def _fail(self, trial: PackedTrial, session: AttemptContext, error: Exception) -> None:
-        from trial.training.context import commit
+        from trial.training.context import commit_result
 
         if isinstance(error, TakenOver | DiskFullError) or _name(error) in LEFT_OFF:
             self.source.abandoned(trial, error)
@@ -413,7 +413,7 @@ class PackedJob:
             log.write(failure_kinds.trace(error))
         step = session.run.steps if session.run else None
         result = session.result("failed", failure_kinds.cause_of(error, step))
-        commit(session, result)
+        commit_result(session, result)
         self.source.ended(trial, result)
 
     def _failed_turn(self, slots: list[Slot], error: Exception) -> None:

@@ -20,7 +20,7 @@ from trial.packed.schedule import TrialSchedule, make_schedule
 from trial.packed.slot_count import CANDIDATES, measure, release
 from trial.store import failure_kinds
 from trial.store.folders import TrialFolder
-from trial.training.arguments import build_arguments, labels, training_keywords
+from trial.training.arguments import build_arguments, tracker_labels, training_keywords
 from trial.training.process_cache import ProcessCache
 
 logger = logging.getLogger(__name__)
@@ -130,4 +130,6 @@ def build_fitting(
 
 
 def _arguments(config: TrialConfig, device: Device, folder: TrialFolder) -> Any:
-    return build_arguments(training_keywords(config, device, folder), device, labels(config))
+    return build_arguments(
+        training_keywords(config, device, folder), device, tracker_labels(config)
+    )

@@ -99,7 +99,7 @@ class Slot:
     def step_again(self) -> None:
         """Forget what has been done of the step at hand."""
         self.micro, self.loss = 0, 0.0
-        self.run.forget_step()
+        self.run.discard_step()
 
     def tells_next(self) -> bool:
         """Whether the step just done, not yet counted, is followed by a report."""
@@ -127,7 +127,7 @@ class Slot:
         count = step - self.logged_at
         mean, self.lost, self.logged_at = self.lost / count, 0.0, step
         rate = self.plan.rate(step - 1)
-        self.run.logged(
+        self.run.record_log(
             TrainLog(step=step, loss=round(mean, 4), learning_rate=rate, grad_norm=norm)
         )
 
@@ -146,7 +146,7 @@ class Slot:
         """A checkpoint: all that exact continuation needs; every rank has it, the first writes."""
         if not self.run.rank_group.rank:
             self._write()
-        self.run.saved(self.run.steps)
+        self.run.record_checkpoint(self.run.steps)
 
     def _write(self) -> None:
         from safetensors.torch import save_file

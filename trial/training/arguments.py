@@ -55,7 +55,7 @@ def training_keywords(
     return keywords
 
 
-def labels(config: TrialConfig) -> dict[str, Any]:
+def tracker_labels(config: TrialConfig) -> dict[str, Any]:
     """What experiment trackers are told beside the trainer's own arguments."""
     named = {f"lora.{name}": value for name, value in config.lora.model_dump().items()}
     if config.origin:

@@ -22,8 +22,8 @@ from trial.distributed import rank_env
 from trial.model.load import attach_adapter, count_parameters, model_hash
 from trial.model.weights import copy_folder, save_weights
 from trial.store.records import Attempt, State
-from trial.training.arguments import build_arguments, labels, training_keywords
-from trial.training.callbacks import Reporter
+from trial.training.arguments import build_arguments, tracker_labels, training_keywords
+from trial.training.callbacks import TrialCallback
 from trial.training.checkpoints import Checkpoints, TrialProgress
 from trial.training.context import AttemptContext
 from trial.training.run_state import RunState, Stopped
@@ -33,41 +33,41 @@ logger = logging.getLogger(__name__)
 VERSIONED = ("torch", "transformers", "peft", "accelerate", "optimum-habana", "deepspeed")
 
 
-def attempt(session: AttemptContext, device: Device) -> State | None:
+def attempt(context: AttemptContext, device: Device) -> State | None:
     """Train until the end or until told to stop; None when interrupted at a checkpoint."""
-    checkpoint, run = open_run(session, device)
-    session.run = run
-    note_attempt(session, device, run)
+    checkpoint, run = restore_run_state(context, device)
+    context.run = run
+    record_attempt(context, device, run)
     try:
-        if reason := run.ask():
+        if reason := run.poll_stop():
             raise Stopped(reason)
-        _build(session, device, run, resumed=checkpoint is not None)
-        session.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        _build(context, device, run, resumed=checkpoint is not None)
+        context.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except Stopped as stopped:
         run.stop = stopped.reason
-    run.measure()
+    run.update_progress()
     if run.stop is not None:
         return "pruned" if run.stop == "prune" else None
-    place_weights(session, run, partial(_save, session))
+    save_result_weights(context, run, partial(_save, context))
     return "complete"
 
 
-def open_run(session: AttemptContext, device: Device) -> tuple[Path | None, RunState]:
+def restore_run_state(context: AttemptContext, device: Device) -> tuple[Path | None, RunState]:
     """What the trial has come to so far, and the checkpoint it goes on from if there is one."""
-    checkpoints = Checkpoints(session.folder)
+    checkpoints = Checkpoints(context.folder)
     found = checkpoints.newest()
-    name = session.rank_group.broadcast(found.name if found else None)
+    name = context.rank_group.broadcast(found.name if found else None)
     newest = checkpoints.path / name if name else None
     progress = checkpoints.read_progress(newest) if newest else TrialProgress()
     checkpoints.tidy(progress)
-    session.clock.restore(progress.seconds)
+    context.clock.restore(progress.seconds)
     run = RunState(
-        folder=session.folder,
-        config=session.config,
+        folder=context.folder,
+        config=context.config,
         device=device,
-        control=session.control,
-        rank_group=session.rank_group,
-        clock=session.clock,
+        control=context.control,
+        rank_group=context.rank_group,
+        clock=context.clock,
         checkpoints=checkpoints,
         progress=progress,
         steps=progress.step,
@@ -75,9 +75,9 @@ def open_run(session: AttemptContext, device: Device) -> tuple[Path | None, RunS
     return newest, run
 
 
-def note_attempt(session: AttemptContext, device: Device, run: RunState, slots: int = 1) -> None:
+def record_attempt(context: AttemptContext, device: Device, run: RunState, slots: int = 1) -> None:
     """Write down that the trial has been taken up here; the latest to do so owns it."""
-    folder = session.folder
+    folder = context.folder
     folder.append_attempt(
         Attempt(
             started=time.time(),
@@ -87,7 +87,7 @@ def note_attempt(session: AttemptContext, device: Device, run: RunState, slots: 
             devices=rank_env.world_size(),
             resumed_from=run.progress.step,
             versions={name: found for name in VERSIONED if (found := _version(name))},
-            cold=session.process_cache.cold,
+            cold=context.process_cache.cold,
             slots=slots,
         )
     )
@@ -102,54 +102,56 @@ def _version(name: str) -> str:
         return ""
 
 
-def _build(session: AttemptContext, device: Device, run: RunState, *, resumed: bool) -> None:
+def _build(context: AttemptContext, device: Device, run: RunState, *, resumed: bool) -> None:
     """Arguments first: they set the device up, and ZeRO-3 must be known when weights are loaded."""
-    config, process_cache = session.config, session.process_cache
+    config, process_cache = context.config, context.process_cache
     device.reset_peak()
-    keywords = training_keywords(config, device, session.folder, resumed=resumed)
-    arguments = build_arguments(keywords, device, labels(config))
-    if session.rank_group.size > 1 and config.zero_stage is not None:
+    keywords = training_keywords(config, device, context.folder, resumed=resumed)
+    arguments = build_arguments(keywords, device, tracker_labels(config))
+    if context.rank_group.size > 1 and config.zero_stage is not None:
         rank_env.introduce(device.backend)
     tokenizer = process_cache.tokenizer(config)
     base = process_cache.take_base(config, device)
     data = process_cache.prepared(config, base.config.model_type)
-    session.data_hash = data.data_hash
-    session.model_hash = model_hash(config.model.name_or_path, config.model.revision)
+    context.data_hash = data.data_hash
+    context.model_hash = model_hash(config.model.name_or_path, config.model.revision)
     # Drawn from now on: adapter, order of the data, dropout. Loading drew unlike amounts before.
     transformers.set_seed(config.training["seed"])
-    session.model = attach_adapter(base, config, run.places)
-    session.parameters = count_parameters(session.model)
-    logger.info("%d of %d parameters are trained", *session.parameters)
+    context.model = attach_adapter(base, config, run.places)
+    context.parameters = count_parameters(context.model)
+    logger.info("%d of %d parameters are trained", *context.parameters)
     setup = trainer_setup(config, device, data, arguments.label_smoothing_factor)
-    session.trainer = setup.trainer_class(
-        model=session.model,
+    context.trainer = setup.trainer_class(
+        model=context.model,
         args=arguments,
         data_collator=setup.collator,
         compute_loss_func=setup.loss,
         train_dataset=setup.train,
         eval_dataset=data.eval,
-        callbacks=[Reporter(run, session.model, tokenizer)],
+        callbacks=[TrialCallback(run, context.model, tokenizer)],
         **device.trainer_arguments(config),
     )
-    session.trainer.run = run
-    setup.prepare(session.trainer, tokenizer)
-    device.mend_trainer(session.trainer, config)
-    session.trainer.remove_callback(PrinterCallback)
+    context.trainer.run = run
+    setup.prepare(context.trainer, tokenizer)
+    device.mend_trainer(context.trainer, config)
+    context.trainer.remove_callback(PrinterCallback)
 
 
-def place_weights(session: AttemptContext, run: RunState, save: Callable[[Path], None]) -> None:
+def save_result_weights(
+    context: AttemptContext, run: RunState, save: Callable[[Path], None]
+) -> None:
     """Put the weights whose eval loss is the trial's value where a reader looks for them.
 
     `save` writes those of the last step.
     """
-    target = session.folder.adapter if session.config.lora.r else session.folder.model
+    target = context.folder.adapter if context.config.lora.r else context.folder.model
     best = run.progress.best
-    with session.clock.during("save"):
-        if session.config.keep == "best" and best is not None:
+    with context.clock.during("save"):
+        if context.config.keep == "best" and best is not None:
             copy_folder(run.checkpoints.best(best.step), target)
         else:
             save(target)
 
 
-def _save(session: AttemptContext, folder: Path) -> None:
-    save_weights(session.model, folder, session.process_cache.tokenizer(session.config))
+def _save(context: AttemptContext, folder: Path) -> None:
+    save_weights(context.model, folder, context.process_cache.tokenizer(context.config))

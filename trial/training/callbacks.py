@@ -16,7 +16,7 @@ from trial.training.run_state import RunState, Stopped
 logger = logging.getLogger(__name__)
 
 
-class Reporter(TrainerCallback):
+class TrialCallback(TrainerCallback):
     """Writes metrics, keeps the best weights, asks for checkpoints and obeys stop requests.
 
     It stands behind the trainer's own flow callback and has the last word on its flags.
@@ -38,7 +38,7 @@ class Reporter(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Before the first step of this attempt: stop, or start the stopwatch."""
         if self.first:
-            if reason := self.run.ask():
+            if reason := self.run.poll_stop():
                 raise Stopped(reason)
             self.run.clock.switch("first_step")
 
@@ -53,7 +53,7 @@ class Reporter(TrainerCallback):
             control.should_evaluate = state.global_step in chosen
         if state.global_step >= state.max_steps:
             control.should_evaluate, control.should_save = True, self.run.config.keep_checkpoint
-        elif (reason := self.run.ask()) is not None:
+        elif (reason := self.run.poll_stop()) is not None:
             self.run.stop = reason
             control.should_training_stop = True
             if reason == "prune":
@@ -86,7 +86,7 @@ class Reporter(TrainerCallback):
             learning_rate=logs.get("learning_rate"),
             grad_norm=None if norm is None else float(norm),
         )
-        self.run.logged(entry)
+        self.run.record_log(entry)
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
@@ -94,7 +94,7 @@ class Reporter(TrainerCallback):
         """Write an evaluation, tell whoever listens, keep the weights when they are the best."""
         figures = dict(metrics or {})
         value, epoch = float(figures.pop("eval_loss")), float(state.epoch or 0.0)
-        self.run.evaluated(state.global_step, epoch, value, self._save, figures)
+        self.run.record_evaluation(state.global_step, epoch, value, self._save, figures)
         if saves_with_each_evaluation(self.run.config):
             inside = 0 < state.global_step < state.max_steps
             last = state.global_step == state.max_steps and self.run.config.keep_checkpoint

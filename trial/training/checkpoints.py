@@ -30,7 +30,7 @@ PREFIX = "checkpoint-"
 BEST_PREFIX = "best-"
 
 
-class Measured(Record):
+class Measurement(Record):
     """An eval loss, when it was measured, and what else was measured then."""
 
     step: int
@@ -46,8 +46,8 @@ class TrialProgress(Record):
     tokens: int = 0
     peak_memory_bytes: int = 0
     initial_eval_loss: float | None = None
-    best: Measured | None = None
-    last: Measured | None = None
+    best: Measurement | None = None
+    last: Measurement | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
 
 

@@ -70,13 +70,13 @@ class AttemptContext:
         return {**found, **(self.device.counters() if self.device else {})}
 
 
-def commit(session: AttemptContext, result: Result) -> None:
+def commit_result(context: AttemptContext, result: Result) -> None:
     """Write the result; then what was needed to go on may go, unless the trial may be continued."""
-    if session.run is not None:
-        session.run.stay_in_turn()
-    session.folder.write_result(result)
-    checkpoints = Checkpoints(session.folder)
-    if result.state == "complete" and session.config.keep_checkpoint and session.run:
-        checkpoints.complete(session.run.progress)
+    if context.run is not None:
+        context.run.check_ownership()
+    context.folder.write_result(result)
+    checkpoints = Checkpoints(context.folder)
+    if result.state == "complete" and context.config.keep_checkpoint and context.run:
+        checkpoints.complete(context.run.progress)
     else:
         checkpoints.clear()

@@ -38,17 +38,17 @@ def summed_loss(
     )
 
 
-def target_nats(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def target_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Each target's loss, [positions], of float32 `logits` [positions, vocabulary]; 0 if ignored.
 
     As torch's cross-entropy without a reduction, and one pass less over the gradient of the logits,
     which is as large as all that a small model computes. It has no second derivative.
     """
-    found: torch.Tensor = _TargetNats.apply(logits, targets)
+    found: torch.Tensor = _TargetCrossEntropy.apply(logits, targets)
     return found
 
 
-class _TargetNats(torch.autograd.Function):
+class _TargetCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logarithms = logits.log_softmax(dim=1)
@@ -102,10 +102,12 @@ def total_loss(forward: Forward, batches: Iterable[Batch], *, dense: bool) -> tu
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         return summed_loss(forward(inputs), batch["labels"], dense=dense)
 
-    return add_up(nats, batches)
+    return sum_losses(nats, batches)
 
 
-def add_up(nats: Callable[[Batch], torch.Tensor], batches: Iterable[Batch]) -> tuple[float, int]:
+def sum_losses(
+    nats: Callable[[Batch], torch.Tensor], batches: Iterable[Batch]
+) -> tuple[float, int]:
     """Nats over all tokens of these batches, and how many tokens those are.
 
     `nats` gives a batch's as a tensor, which may still lie on the device.

@@ -38,7 +38,7 @@ class ProcessCache:
         self._prepared: dict[str, Prepared] = {}
         self._base: Any | None = None
         self._base_key = ""
-        self.unpaid_seconds = 0.0
+        self.uncharged_seconds = 0.0
         self._device = ""
 
     def start(self, config: TrialConfig) -> Device:
@@ -57,7 +57,7 @@ class ProcessCache:
         apply_environment(device.environment(config))
         if self.cold:
             # Imports made before the trial arrived are charged to it all the same.
-            self.unpaid_seconds = self._finish_imports(device.name)
+            self.uncharged_seconds = self._finish_imports(device.name)
         if config.zero_stage is not None:
             rank_env.without_compiled_operators(device.name)
         return device
@@ -106,8 +106,8 @@ class ProcessCache:
 
     def charge_import_time(self, clock: Clock) -> None:
         """Charge imports that nobody has paid for yet."""
-        clock.restore(Seconds(startup=self.unpaid_seconds))
-        self.unpaid_seconds = 0.0
+        clock.restore(Seconds(startup=self.uncharged_seconds))
+        self.uncharged_seconds = 0.0
 
     @contextmanager
     def use(self, config: TrialConfig) -> Iterator[None]:

@@ -20,7 +20,7 @@ from trial.store.failure_kinds import check_loss
 from trial.store.folders import TrialFolder
 from trial.store.phase_timer import Clock
 from trial.store.records import Evaluation, TrainLog
-from trial.training.checkpoints import Checkpoints, Measured, TrialProgress
+from trial.training.checkpoints import Checkpoints, Measurement, TrialProgress
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class RunState:
         if self.rank_group.size == 1:
             check_loss("the training loss", value, self.steps + 1, None)
 
-    def forget_step(self) -> None:
+    def discard_step(self) -> None:
         """The step that is being computed is begun anew."""
         self._step_loss = 0.0
 
@@ -80,11 +80,11 @@ class RunState:
         """Add tokens without waiting for the device."""
         self._tokens = tokens if self._tokens is None else self._tokens + tokens
 
-    def measure(self) -> None:
+    def update_progress(self) -> None:
         """Bring the progress up to now: step, seconds, tokens, peak memory. Ranks wait here."""
         tokens, self._tokens = self._tokens, None
         own = (int(tokens) if tokens is not None else 0, self.device.read_peak())
-        self.stay_in_turn()
+        self.check_ownership()
         counts, peaks = zip(*self.rank_group.all_gather(own), strict=True)
         self.progress = self.progress.model_copy(
             update={
@@ -95,11 +95,11 @@ class RunState:
             }
         )
 
-    def note(self, **changes: Any) -> None:
+    def _update(self, **changes: Any) -> None:
         """Change the progress."""
         self.progress = self.progress.model_copy(update=changes)
 
-    def stay_in_turn(self) -> None:
+    def check_ownership(self) -> None:
         """Go on only as long as nobody else has started the trial.
 
         A node that is cut off trains on for minutes, and the trial has gone on elsewhere by then.
@@ -112,19 +112,19 @@ class RunState:
         if self.folder.attempts.stat().st_size != self.attempts_size:
             raise TakenOver(f"{self.folder.path} has been taken up by another process")
 
-    def ask(self) -> StopReason | None:
+    def poll_stop(self) -> StopReason | None:
         """Whether somebody wants the trial to stop: rank 0 hears it, every rank obeys."""
-        self.stay_in_turn()
+        self.check_ownership()
         reason = self.rank_group.broadcast(self.control.stop_reason(self.folder))
         return cast("StopReason | None", reason)
 
-    def logged(self, entry: TrainLog) -> None:
+    def record_log(self, entry: TrainLog) -> None:
         """Write a training log entry; a loss that is not finite ends the trial."""
         logger.info("step %d: training loss %.4f", entry.step, entry.loss)
         self.folder.append(entry)
         check_loss("the training loss", entry.loss, entry.step, self.config.diverged_above)
 
-    def evaluated(
+    def record_evaluation(
         self,
         step: int,
         epoch: float,
@@ -133,7 +133,7 @@ class RunState:
         figures: dict[str, float] | None = None,
     ) -> None:
         """Write an evaluation, `save` the weights when they are the best, tell whoever listens."""
-        self.measure()
+        self.update_progress()
         evaluation = Evaluation(
             step=step,
             eval_loss=value,
@@ -146,25 +146,25 @@ class RunState:
         logger.info("step %d: eval loss %.6f", step, value)
         # An untrained model may be as bad as it likes.
         check_loss("the eval loss", value, step, self.config.diverged_above if step else None)
-        self._keep(Measured(step=step, value=value, metrics=figures or {}), save)
+        self._keep(Measurement(step=step, value=value, metrics=figures or {}), save)
         self.control.evaluated(self.folder, evaluation)
 
-    def _keep(self, measured: Measured, save: Callable[[Path], None]) -> None:
-        self.note(last=measured)
+    def _keep(self, measured: Measurement, save: Callable[[Path], None]) -> None:
+        self._update(last=measured)
         if measured.step == 0:
-            self.note(initial_eval_loss=measured.value)
+            self._update(initial_eval_loss=measured.value)
             return
         best = self.progress.best
         if best is not None and self._badness(measured) >= self._badness(best):
             return
-        self.note(best=measured)
+        self._update(best=measured)
         if self.config.keep == "best":
             with self.clock.during("save"):
                 save(self.checkpoints.best(measured.step))
             if self.checkpoints.newest() is None:
                 self.checkpoints.tidy(self.progress)
 
-    def _badness(self, measured: Measured) -> float:
+    def _badness(self, measured: Measurement) -> float:
         """What `keep: best` keeps the least of: the eval loss, or minus the trade-off.
 
         A model that is to forget has its best eval loss before it starts.
@@ -173,11 +173,11 @@ class RunState:
         plain = self.config.objective.is_plain
         return measured.value if plain or score is None else -score
 
-    def saved(self, step: int) -> None:
+    def record_checkpoint(self, step: int) -> None:
         """The trainer has written all of its checkpoint: declare it whole."""
         self.saved_step = step
         # No rank gets past this before all have written.
-        self.measure()
+        self.update_progress()
         # The last one is declared once the result is there: nothing is left to go on with.
         if step != self.max_steps:
             self.checkpoints.complete(self.progress)

@@ -190,7 +190,7 @@ class TrialTrainer(Base):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with self.run.clock.during("save"):
             super()._save_checkpoint(model, trial)
-        self.run.saved(self.state.global_step)
+        self.run.record_checkpoint(self.state.global_step)
 
     def _rotate_checkpoints(self, *_: Any, **__: Any) -> None:
         """Ours go when a newer one is whole."""

@@ -36,7 +36,7 @@ from trial.packed.trial_source import ListTrialSource, PackedTrial
 from trial.store.control import NullControl
 from trial.store.folders import TrialFolder
 from trial.training.checkpoints import Checkpoints
-from trial.training.loss import target_nats
+from trial.training.loss import target_cross_entropy
 
 FLOAT32 = 2e-5
 """Packed and solo losses part by at most this in float32, over twenty steps at usual rates."""
@@ -657,7 +657,7 @@ def test_a_tokens_loss_and_its_gradient_are_torchs_own():
     weights = torch.rand(40, generator=generator)
     told = []
     for nats in (
-        target_nats(logits, targets),
+        target_cross_entropy(logits, targets),
         cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none"),
     ):
         (slope,) = torch.autograd.grad((nats * weights).sum(), logits)

@@ -11,7 +11,7 @@ from helpers.train import Material, Recorder, train_and_die, train_to_end
 from trial.preload import finish_imports
 from trial.store.folders import TrialFolder
 from trial.train import train
-from trial.training.checkpoints import COMPLETE, Checkpoints, Measured, TrialProgress
+from trial.training.checkpoints import COMPLETE, Checkpoints, Measurement, TrialProgress
 from trial.training.process_cache import ProcessCache
 
 # Eleven steps an epoch: what follows step 15 is the middle of the second.
@@ -184,7 +184,7 @@ def test_the_newest_whole_checkpoint_counts(tmp_path):
     for step in (5, 10):
         (checkpoints.at(step) / COMPLETE).touch()
     assert checkpoints.newest() == checkpoints.at(10)
-    progress = TrialProgress(step=90, tokens=7, best=Measured(step=8, value=1.0))
+    progress = TrialProgress(step=90, tokens=7, best=Measurement(step=8, value=1.0))
     checkpoints.complete(progress)
     assert {path.name for path in checkpoints.path.iterdir()} == {"checkpoint-90", "best-8"}
     assert checkpoints.read_progress(checkpoints.newest()) == progress
