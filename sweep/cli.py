@@ -110,11 +110,12 @@ def check(space: SpaceArgument, overrides: SetOption = None) -> None:
     """Check a sweep file, its model and its data; train nothing."""
     from sweep.planning import memory_check
     from sweep.planning.lint import advice
+    from sweep.spec.grid import grid_size
     from sweep.spec.space import Space
 
     with _clear_errors():
         spec, source = _load(space, overrides, planning=True)
-    size = Space.of(spec).size()
+    size = grid_size(Space.of(spec))
     count = "continuous" if size is None else f"{size} configurations"
     out.print(f"{source}: ok ({count}; sampler {spec.sampler.name}; pruner {spec.pruner.name})")
     for line in [*memory_check.lines(spec), *(f"advice: {line}" for line in advice(spec))]:

@@ -15,7 +15,7 @@ from rich.text import Text
 from sweep.driver.executor import Evaluated, Event, Finished, Interrupted
 from sweep.driver.interfaces import View
 from sweep.driver.progress import RunningTrial, SweepProgress
-from sweep.spec.text import clock, describe, number_text
+from sweep.spec.text import duration_text, number_text, params_text
 from trial.store import metrics
 from trial.store.records import Result
 
@@ -102,7 +102,7 @@ def _cells(number: int, row: RunningTrial, now: float, metric: str) -> tuple[str
     value = metrics.of_evaluation(row.last, metric) if row.last else None
     figure = "-" if value is None else number_text(value)
     where = f"{row.device} ({row.stopping})" if row.stopping else row.device or "starting"
-    return (str(number), describe(row.params), step, figure, where, f"{now - row.since:.0f}")
+    return (str(number), params_text(row.params), step, figure, where, f"{now - row.since:.0f}")
 
 
 def ended_line(
@@ -114,7 +114,7 @@ def ended_line(
     value = metrics.of_result(result, progress.metric)
     if value is not None and result.state in ("complete", "pruned"):
         text.append(f" {number_text(value)}")
-    text.append(f"  {describe(params)}")
+    text.append(f"  {params_text(params)}")
     if result.state == "pruned":
         text.append(f"  at step {result.steps}/{result.max_steps}")
     if result.cause:
@@ -134,8 +134,8 @@ def summary(progress: SweepProgress) -> str:
     if progress.best:
         best = progress.best
         value = number_text(best.value)
-        parts.append(f"best {value} (trial {best.number}: {describe(best.params)})")
-    parts.append(f"{clock(progress.elapsed)} elapsed")
+        parts.append(f"best {value} (trial {best.number}: {params_text(best.params)})")
+    parts.append(f"{duration_text(progress.elapsed)} elapsed")
     if (left := progress.remaining_seconds) is not None:
-        parts.append(f"about {clock(left)} left")
+        parts.append(f"about {duration_text(left)} left")
     return "; ".join(parts)

@@ -30,8 +30,7 @@ from sweep.driver.prefetch import Prefetcher, how_far
 from sweep.driver.progress import SweepProgress
 from sweep.driver.retry_policy import halved, is_halving, retry, tries
 from sweep.driver.stop_rules import Verdict, verdict
-from sweep.spec.failures import FailuresSpec
-from sweep.spec.spec import StopSpec
+from sweep.spec.spec import FailuresSpec, StopSpec
 from trial.config.packing_rules import share_key
 from trial.config.trial_config import Origin, TrialConfig
 from trial.store.disk_full import says_full

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sweep.spec.failures import FailuresSpec
+from sweep.spec.spec import FailuresSpec
 from trial.config.trial_config import Origin, TrialConfig
 from trial.store.records import Cause, CauseKind
 

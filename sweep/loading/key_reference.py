@@ -11,10 +11,10 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from sweep.spec.failures import FailuresSpec
 from sweep.spec.spec import (
     BudgetSpec,
     ConfirmSpec,
+    FailuresSpec,
     ObjectiveSpec,
     PrunerSpec,
     ResourceSpec,

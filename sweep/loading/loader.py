@@ -19,15 +19,16 @@ from sweep.loading import space_checks
 from sweep.loading.paths import absolute_places
 from sweep.loading.raw_sweep import RawSweep, is_at_or_below, read
 from sweep.loading.secret_scan import refuse_secrets
-from sweep.spec import dimension, optuna_options
+from sweep.spec import optuna_options
 from sweep.spec.dimension import Choices, Dimension, Range
-from sweep.spec.failures import FailuresSpec
+from sweep.spec.dimension_parser import parse_dimension
 from sweep.spec.rungs import HALVING, evaluated_at_rungs, rungs
 from sweep.spec.space import Space
 from sweep.spec.spec import (
     NAME,
     BudgetSpec,
     ConfirmSpec,
+    FailuresSpec,
     ObjectiveSpec,
     PrunerSpec,
     ResourceSpec,
@@ -177,7 +178,7 @@ def _dimensions(sheet: RawSweep, kind: str) -> dict[str, Dimension]:
     found: dict[str, Dimension] = {}
     for name, value in ((name, raw[name]) for name in known):
         try:
-            found[name] = dimension.parse(value, f"{kind}.{name}")
+            found[name] = parse_dimension(value, f"{kind}.{name}")
         except ConfigError as error:
             for problem in error.problems:
                 sheet.refuse(problem)

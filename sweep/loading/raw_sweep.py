@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sweep.spec.failures import FailuresSpec
 from sweep.spec.spec import (
     BudgetSpec,
     ConfirmSpec,
+    FailuresSpec,
     ObjectiveSpec,
     ResourceSpec,
     SamplerSpec,

@@ -19,9 +19,20 @@ from sweep.loading.raw_sweep import (
     is_path,
     unknown_path,
 )
-from sweep.spec.dimension import Choices, Derived, Dimension, Fixed, Range, is_in
+from sweep.spec.dimension import (
+    Branch,
+    Choices,
+    Derived,
+    Dimension,
+    Fixed,
+    Range,
+    dependencies,
+    strictly_in,
+)
 from sweep.spec.expression import FUNCTIONS
-from sweep.spec.space import MAX_ENUMERATED, Space, constants, nearest_name, order, overlay, reads
+from sweep.spec.grid import MAX_POINTS, extreme_points, grid_size
+from sweep.spec.overlay import overlay, values_of_base
+from sweep.spec.space import Space, in_dependency_order
 from sweep.spec.spec import SweepSpec
 from trial.config.errors import ConfigError, Problem, nearest
 from trial.config.trial_config import OURS, known_paths, problems_of
@@ -63,14 +74,14 @@ def _variable_problem(name: str) -> Problem | None:
 def check_references(sheet: RawSweep, spec: SweepSpec) -> bool:
     """Conditions and expressions must read what exists, can occur, and runs in no circle."""
     dimensions = {**spec.variables, **spec.space}
-    values = constants(spec.base)
+    values = values_of_base(spec.base)
     named = {*values, *sheet.section("space"), *sheet.section("variables")}
     before = len(sheet.problems)
     for name, dimension in dimensions.items():
         key = _key(spec, name)
-        for missing in sorted(reads(dimension) - named):
+        for missing in sorted(dependencies(dimension) - named):
             rule = "is read here and has no value: not in space, variables or base"
-            near = nearest_name(missing, dimensions, spec.base)
+            near = nearest(missing, [*dimensions, *values])
             sheet.refuse(Problem(key, f"`{missing}` {rule}", near=near))
         for index, branch in enumerate(dimension):
             at = f"{key}.{index}.when" if len(dimension) > 1 else f"{key}.when"
@@ -78,7 +89,7 @@ def check_references(sheet: RawSweep, spec: SweepSpec) -> bool:
                 if parent in dimensions:
                     _check_condition(sheet, at, parent, allowed, dimensions[parent], values)
     try:
-        order(dimensions)
+        in_dependency_order(dimensions)
     except ConfigError as error:
         for problem in error.problems:
             sheet.refuse(replace(problem, key=_key(spec, problem.key)))
@@ -97,7 +108,7 @@ def _check_condition(
     if any(isinstance(branch, Derived) for branch in dimension):
         return
     for value in allowed:
-        standing = parent in constants and is_in(value, [constants[parent]])
+        standing = parent in constants and strictly_in(value, [constants[parent]])
         if not any(_can_be(branch, value) for branch in dimension) and not (
             standing and all(branch.when for branch in dimension)
         ):
@@ -106,9 +117,9 @@ def _check_condition(
             sheet.refuse(problem)
 
 
-def _can_be(branch: Choices | Range | Fixed | Derived, value: Any) -> bool:
+def _can_be(branch: Branch, value: Any) -> bool:
     if isinstance(branch, Fixed):
-        return is_in(value, [branch.value])
+        return strictly_in(value, [branch.value])
     if isinstance(branch, Derived):
         return True
     try:
@@ -198,7 +209,7 @@ def check_points(sheet: RawSweep, spec: SweepSpec, space: Space) -> None:
     """Points at the ends of all dimensions together: derived values and rules across keys."""
     found = 0
     try:
-        for params in space.corners(_CORNERS):
+        for params in extreme_points(space, _CORNERS):
             found += _check_point(sheet, spec, space, params)
             if found >= 20:
                 return
@@ -238,7 +249,7 @@ def enqueued(sheet: RawSweep, space: Space | None) -> tuple[dict[str, Any], ...]
         points.append(dict(flatten(item)))
         try:
             if space:
-                space.check_point(points[-1])
+                space.encode_point(points[-1])
         except ConfigError as error:
             for problem in error.problems:
                 sheet.refuse(replace(problem, key=f"enqueue.{index}.{problem.key}"))
@@ -248,18 +259,18 @@ def enqueued(sheet: RawSweep, space: Space | None) -> tuple[dict[str, Any], ...]
 def check_grid(sheet: RawSweep, space: Space) -> None:
     """A grid must have an end, and one that somebody can wait for."""
     try:
-        size = space.size()
+        size = grid_size(space)
     except ValueError as error:
         sheet.refuse(Problem("sampler.name", f"the grid is too large: {error}", "grid"))
         return
     if size is None:
-        for name, branch in space.searched():
+        for name, branch in space.parameters():
             if branch.count() is None:
                 path = name.partition("[")[0]
                 key = f"space.{path}" if f"space.{path}" in sheet.where else f"variables.{path}"
                 sheet.refuse(Problem(key, "needs a `step` in a grid", branch.describe()))
-    elif size > MAX_ENUMERATED:
-        rule = f"the grid must not exceed {MAX_ENUMERATED} points"
+    elif size > MAX_POINTS:
+        rule = f"the grid must not exceed {MAX_POINTS} points"
         sheet.refuse(Problem("sampler.name", rule, f"{size}"))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from sweep.spec.grid import grid_size, variants
 from sweep.spec.space import Space
 from sweep.spec.spec import SweepSpec
 from trial.config.trial_config import TrialConfig
@@ -87,7 +88,7 @@ def planned_trials(spec: SweepSpec) -> int:
 def known_trials(spec: SweepSpec) -> int | None:
     """Trials that will run at most, by the stop condition and the space; None when neither says."""
     try:
-        size = Space.of(spec).size()
+        size = grid_size(Space.of(spec))
     except ValueError:
         size = None
     return min((count for count in (spec.stop.trials, size) if count is not None), default=None)
@@ -131,7 +132,7 @@ def local_workers(spec: SweepSpec) -> int:
 def base_config(spec: SweepSpec) -> TrialConfig:
     """The first configuration of the space: what all its trials have in common, and one draw."""
     space = Space.of(spec)
-    return space.lay(next(iter(space.variants([]))))
+    return space.configure_values(next(iter(variants(space, []))))
 
 
 def earlier_profile(spec: SweepSpec, runs: Path) -> Profile | None:

@@ -6,9 +6,10 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from sweep.spec.grid import variants
 from sweep.spec.space import Space
 from sweep.spec.spec import SweepSpec
-from sweep.spec.text import describe
+from sweep.spec.text import params_text
 from trial.config.errors import ConfigError, Problem
 from trial.preflight.memory_estimate import GIB
 from trial.preflight.memory_fit import Fit, fit
@@ -87,9 +88,9 @@ def _warnings(heavy: Heavy) -> Iterator[str]:
 def _each(spec: SweepSpec, here: bool) -> Iterator[Heavy]:
     space, resources = Space.of(spec), spec.resources
     seen: set[str] = set()
-    for values in itertools.islice(space.variants(WEIGHS, limit=VARIANTS), VARIANTS):
+    for values in itertools.islice(variants(space, WEIGHS, limit=VARIANTS), VARIANTS):
         try:
-            config = space.lay(values)
+            config = space.configure_values(values)
             key = config.fingerprint()
             if key in seen:
                 continue
@@ -105,7 +106,7 @@ def _each(spec: SweepSpec, here: bool) -> Iterator[Heavy]:
             continue
         if found is not None:
             weighed = {name: value for name, value in values.items() if _weighs(name)}
-            yield Heavy(describe(weighed), found)
+            yield Heavy(params_text(weighed), found)
 
 
 def _weighs(path: str) -> bool:

@@ -10,7 +10,7 @@ from rich.table import Table
 from sweep.planning import cost, memory_check
 from sweep.planning.cost import Profile
 from sweep.spec.spec import SweepSpec
-from sweep.spec.text import describe, short
+from sweep.spec.text import params_text, value_text
 from trial.config.trial_config import TRAINING_DEFAULTS, TrialConfig
 
 
@@ -45,7 +45,7 @@ def _row(config: TrialConfig) -> tuple[str, ...]:
     number = str(config.origin.number) if config.origin else "-"
     steps = config.training["max_steps"]
     length = f"{steps}" if steps > 0 else f"{config.training['num_train_epochs']:g} epochs"
-    return number, describe(params), short(config.lora.scale), length
+    return number, params_text(params), value_text(config.lora.scale), length
 
 
 def _notes(spec: SweepSpec, shown: int) -> list[str]:

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from sweep.loading.raw_sweep import is_at_or_below
 from sweep.planning import memory_check
-from sweep.spec.hpu_groups import SIZES, per_node
+from sweep.spec.grid import variants
+from sweep.spec.hpu_groups import GROUP_SIZES, hpus_per_node
 from sweep.spec.space import Space
 from sweep.spec.spec import SweepSpec
 from trial.config.errors import ConfigError, Problem
-from trial.config.trial_config import TrialConfig, parse, problems_of
+from trial.config.trial_config import TrialConfig, parse
 from trial.preflight.checks import NOT_READ, rank_problems, survey
 
 TOUCHES = ("model", "data", "deepspeed", "device", "lora.target_modules", "lora.modules_to_save")
@@ -62,9 +63,11 @@ def glance(spec: SweepSpec, problems: Sequence[Problem]) -> list[Problem]:
     content = {name: value for name, value in sound.items() if name in looked}
     if looked == {"data"} and isinstance(content.get("data"), Mapping):
         content["data"] = {k: v for k, v in content["data"].items() if k not in NOT_READ}
-    if problems_of(content):
+    try:
+        config = parse(content)
+    except ConfigError:
         return []
-    found = survey(parse(content), here=False)
+    found = survey(config, here=False)
     return [*found.problems, *found.absent]
 
 
@@ -78,21 +81,22 @@ def _mode_problems(spec: SweepSpec) -> Iterator[Problem]:
 def _rank_problems(spec: SweepSpec, here: bool) -> Iterator[Problem]:
     """What stands against several devices for one trial."""
     count, space = spec.resources.devices_per_trial, Space.of(spec)
-    for values in itertools.islice(space.variants(("device", "zero_stage")), VARIANTS):
-        config = space.lay(values)
+    for values in itertools.islice(variants(space, ("device", "zero_stage")), VARIANTS):
+        config = space.configure_values(values)
         packed = config.model_copy(update={"packed": spec.resources.pack != 1})
         yield from rank_problems(packed, count, here=here)
-        if config.device == "hpu" and per_node(count) is None:
-            sizes = ", ".join(map(str, SIZES))
-            rule = f"{sizes} or a multiple of {SIZES[-1]}: the groups in which HPUs work together"
+        if config.device == "hpu" and hpus_per_node(count) is None:
+            sizes = ", ".join(map(str, GROUP_SIZES))
+            largest = GROUP_SIZES[-1]
+            rule = f"{sizes} or a multiple of {largest}: the groups in which HPUs work together"
             yield Problem("resources.devices_per_trial", rule, str(count))
 
 
 def _variants(spec: SweepSpec) -> Iterator[TrialConfig]:
     space = Space.of(spec)
     seen: set[str] = set()
-    for values in space.variants(TOUCHES):
-        config = space.lay(values)
+    for values in variants(space, TOUCHES):
+        config = space.configure_values(values)
         key = config.model_dump_json(include={"model", "data", "deepspeed", "device", "lora"})
         if key not in seen and len(seen) < VARIANTS:
             seen.add(key)

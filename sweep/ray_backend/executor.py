@@ -28,7 +28,7 @@ from sweep.ray_backend.job_queue import JobQueue
 from sweep.ray_backend.rank_placement import PlacementRequest
 from sweep.ray_backend.worker import TrialWorker
 from sweep.ray_backend.worker_group import WorkerGroup
-from sweep.spec.hpu_groups import SIZES, per_node
+from sweep.spec.hpu_groups import GROUP_SIZES, hpus_per_node
 from trial.preflight.memory_fit import device_here
 from trial.store.control import StopReason
 from trial.store.records import CauseKind
@@ -374,12 +374,12 @@ class RayExecutor:
         """Ranks that must share a node: those of an aligned group of HPUs."""
         if self.device != "hpu":
             return 1
-        width = per_node(self.devices_per_trial)
+        width = hpus_per_node(self.devices_per_trial)
         if width is None:
-            sizes = ", ".join(map(str, SIZES))
+            sizes = ", ".join(map(str, GROUP_SIZES))
             raise ValueError(
                 f"resources.devices_per_trial: a trial holds {sizes} HPUs or a multiple of "
-                f"{SIZES[-1]}, got {self.devices_per_trial}"
+                f"{GROUP_SIZES[-1]}, got {self.devices_per_trial}"
             )
         return width
 

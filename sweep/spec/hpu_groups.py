@@ -1,52 +1,60 @@
-"""Which HPUs of a node may work together: aligned groups of 1, 2, 4 or 8 cards. Pure.
+"""Which HPUs of a node may work together: aligned groups of 1, 2, 4 or 8.
 
-Gaudi's cards talk to each other in the groups 0,1 | 2,3 | 4,5 | 6,7 and 0-3 | 4-7 only; Ray would
-give a trial any that are free.
+Gaudi's HPUs talk to each other in the groups 0,1 | 2,3 | 4,5 | 6,7 and 0-3 | 4-7 only; Ray would
+give a trial any that are free. HPUs go by their index among the node's HPUs in the order of their
+module ids, since the ids themselves may start anywhere (virtual machines).
 """
 
 from __future__ import annotations
 
 from collections.abc import Set
 
-SIZES = (1, 2, 4, 8)
-"""Cards of one node that a trial can have."""
+GROUP_SIZES = (1, 2, 4, 8)
+"""HPUs of one node that a trial can have."""
 
 
-def per_node(devices: int) -> int | None:
-    """Cards a trial of `devices` HPUs holds on each of its nodes; None when it cannot be placed."""
-    if devices in SIZES:
+def hpus_per_node(devices: int) -> int | None:
+    """HPUs that a trial of `devices` HPUs holds on each of its nodes; None when none can fit it."""
+    if devices in GROUP_SIZES:
         return devices
-    return None if devices < 1 or devices % SIZES[-1] else SIZES[-1]
+    return None if devices < 1 or devices % GROUP_SIZES[-1] else GROUP_SIZES[-1]
 
 
-def groups(cards: int, count: int) -> list[range]:
-    """The aligned groups of `count` cards on a node that has `cards`, by index.
-
-    Module ids may be any (virtual machines); alignment goes by their order on the node.
+def aligned_groups(hpus: int, size: int) -> list[range]:
+    """The aligned groups of `size` HPUs on a node that has `hpus`, by index.
 
     Raises:
-        ValueError: `count` is no size of a group.
+        ValueError: No group has that size.
     """
-    if count not in SIZES:
-        raise ValueError(f"a group has {', '.join(map(str, SIZES))} cards, got {count}")
-    return [range(first, first + count) for first in range(0, cards - count + 1, count)]
+    if size not in GROUP_SIZES:
+        raise ValueError(f"a group has {', '.join(map(str, GROUP_SIZES))} HPUs, got {size}")
+    return [range(first, first + size) for first in range(0, hpus - size + 1, size)]
 
 
-def free_group(cards: int, count: int, taken: Set[int]) -> tuple[int, ...] | None:
-    """The free aligned group that leaves the largest groups whole; None when there is none."""
-    free = [group for group in groups(cards, count) if taken.isdisjoint(group)]
+def free_group(hpus: int, size: int, held: Set[int]) -> tuple[int, ...] | None:
+    """The free aligned group that leaves the largest groups whole; None when there is none.
+
+    Args:
+        hpus: HPUs of the node.
+        size: HPUs of the group.
+        held: Indices of the HPUs that other trials hold.
+    """
+    free = [group for group in aligned_groups(hpus, size) if held.isdisjoint(group)]
     if not free:
         return None
-    best: range = min(free, key=lambda group: (_broken(group, taken, cards), group.start))
+    best: range = min(free, key=lambda group: (_free_around(group, held, hpus), group.start))
     return tuple(best)
 
 
-def _broken(group: range, taken: Set[int], cards: int) -> list[int]:
-    """How many free cards share each larger block with the group, largest block first."""
-    blocks = []
-    for size in reversed(SIZES):
+def _free_around(group: range, held: Set[int], hpus: int) -> list[int]:
+    """Free HPUs in each larger block around a group, largest block first.
+
+    The fewer are free, the less a trial breaks up by taking the group.
+    """
+    counts = []
+    for size in reversed(GROUP_SIZES):
         if size > len(group):
             first = group.start // size * size
-            block = range(first, min(first + size, cards))
-            blocks.append(len(set(block) - taken))
-    return blocks
+            block = range(first, min(first + size, hpus))
+            counts.append(len(set(block) - held))
+    return counts

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def describe(params: Mapping[str, Any]) -> str:
-    """Parameters as a person says them: last part of the name, short numbers."""
-    return " ".join(f"{short_name(name)}={short(value)}" for name, value in params.items())
+def params_text(params: Mapping[str, Any]) -> str:
+    """Parameters as `r=8 learning_rate=0.0002`: last part of each name, short numbers."""
+    return " ".join(f"{short_name(name)}={value_text(value)}" for name, value in params.items())
 
 
 def short_name(name: str) -> str:
@@ -17,16 +17,16 @@ def short_name(name: str) -> str:
 
 
 def number_text(value: float) -> str:
-    """A figure of an objective: four places, and none of a large one."""
+    """A value of an objective: four decimals, or four digits from 10,000 on."""
     return f"{value:.4f}" if abs(value) < 10_000 else f"{value:.4g}"
 
 
-def short(value: Any) -> str:
-    """A value in few characters."""
+def value_text(value: Any) -> str:
+    """A parameter's value; floats with three digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def clock(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """`75` -> `1:15`, `3700` -> `1:01:40`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sweep.driver.interfaces import Proposal
 from sweep.driver.retry_policy import MEMORY
 from sweep.spec import hpu_shapes
+from sweep.spec.grid import grid_points, grid_size
 from sweep.spec.space import Space
 from sweep.spec.spec import ConfirmSpec, SweepSpec
 from sweep.study.samplers import make_pruner, make_sampler
@@ -95,7 +96,7 @@ class OptunaDecider:
         if hpu_shapes.is_for_hpu(self.spec):
             points = hpu_shapes.together(points, lambda point: point)
         for point in points:
-            fixed = dict(self.space.check_point(point))
+            fixed = dict(self.space.encode_point(point))
             if _canonical(fixed) not in there:
                 self.study.enqueue_trial(fixed)
 
@@ -133,7 +134,7 @@ class OptunaDecider:
 
     def _enumerable(self) -> bool:
         try:
-            size = self.space.size()
+            size = grid_size(self.space)
         except ValueError:
             return False
         return size is not None and size <= ENUMERABLE
@@ -149,7 +150,7 @@ class OptunaDecider:
 
     def _untried(self) -> Iterator[Mapping[str, Any]]:
         """Points of the space that nobody has tried at the moment they are asked for."""
-        points = self.space.grid()
+        points = grid_points(self.space)
         if hpu_shapes.is_for_hpu(self.spec):
             points = hpu_shapes.together(points, self._meant)
         for point in points:

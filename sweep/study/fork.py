@@ -75,7 +75,7 @@ def _carry(
     if result is None or result.state not in ("complete", "pruned"):
         return Lineage(number, None, result.state if result else "not finished")
     try:
-        params = after.check_point(point_of(config, before, after))
+        params = after.encode_point(point_of(config, before, after))
         fresh = after.configure(params, len(study.get_trials(deepcopy=False)))
     except ConfigError as error:
         return Lineage(number, None, str(error.problems[0]))
@@ -90,9 +90,9 @@ def _carry(
 def point_of(config: TrialConfig, before: SweepSpec, after: Space) -> dict[str, Any]:
     """The old trial as a point of the new space: by path, and by name for variables."""
     content = config.model_dump(mode="json")
-    drawn = Space.of(before).named(config.origin.params if config.origin else {})
+    drawn = Space.of(before).named_values(config.origin.params if config.origin else {})
     point: dict[str, Any] = {}
-    for name in after.open_names():
+    for name in after.searched_names():
         if name in drawn:
             point[name] = drawn[name]
         elif (value := dotted.get_value(content, name)) is not None:

@@ -102,7 +102,7 @@ def _read(
     config = folder.read_config()
     if config.origin is not None and not config.origin.searched:
         return
-    params = after.check_point(point_of(config, before, after))
+    params = after.encode_point(point_of(config, before, after))
     measured = [metrics.of_result(result, goal.metric) for goal in spec.objectives]
     values = tuple(value for value in measured if value is not None and math.isfinite(value))
     if len(values) < len(measured):

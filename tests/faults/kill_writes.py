@@ -34,8 +34,7 @@ from sweep.driver.driver import Driver
 from sweep.driver.executor import Job
 from sweep.driver.progress import SweepProgress
 from sweep.spec.dimension import Choices
-from sweep.spec.failures import FailuresSpec
-from sweep.spec.spec import PrunerSpec, ResourceSpec, SamplerSpec, StopSpec, SweepSpec
+from sweep.spec.spec import FailuresSpec, PrunerSpec, ResourceSpec, SamplerSpec, StopSpec, SweepSpec
 from sweep.storage.open import open_storage
 from sweep.study.decider import OptunaDecider
 from sweep.study.verify import verify

@@ -12,6 +12,7 @@ from sweep import cli
 from sweep.loading import loader
 from sweep.planning.lint import advice
 from sweep.spec.dimension import Choices, Derived
+from sweep.spec.grid import extreme_points, grid_points, variants
 from sweep.spec.space import Space
 from trial.config.trial_config import TRAINING_DEFAULTS
 
@@ -68,7 +69,7 @@ def test_a_shipped_file_draws_no_advice_but_the_known(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_file_needs_no_network_and_is_small(name):
-    config = next(Space.of(SPECS[name]).variants(["model", "data"]))
+    config = next(variants(Space.of(SPECS[name]), ["model", "data"]))
     base = SPECS[name].base
     assert base["model"]["name_or_path"].startswith("builtin:")
     assert base["data"]["path"].startswith("builtin:")
@@ -90,8 +91,8 @@ def test_lora_rank_gives_every_rank_its_own_rate_at_one_scale():
     assert isinstance(spec.space["lora.r"][0], Choices)
     assert isinstance(spec.space["lora.lora_alpha"][0], Derived)
     assert spec.varies("training.learning_rate")
-    scales = {space.configure(params).lora.scale for params in space.corners()}
-    ranks = {space.configure(params).lora.r for params in space.corners()}
+    scales = {space.configure(params).lora.scale for params in extreme_points(space)}
+    ranks = {space.configure(params).lora.r for params in extreme_points(space)}
     assert scales == {2.0}
     assert len(ranks) >= 4
     assert spec.stop.trials
@@ -105,7 +106,7 @@ def test_lora_joint_searches_all_five():
 
 def test_zero_stage_is_a_repeated_grid_on_time_and_memory():
     spec = SPECS["zero_stage"]
-    grid = [Space.of(spec).configure(params) for params in Space.of(spec).grid()]
+    grid = [Space.of(spec).configure(params) for params in grid_points(Space.of(spec))]
     stages = [config.zero_stage for config in grid]
     seeds = {config.training["seed"] for config in grid}
     assert {stage: stages.count(stage) for stage in stages} == dict.fromkeys(
@@ -117,7 +118,7 @@ def test_zero_stage_is_a_repeated_grid_on_time_and_memory():
 
 
 def test_smoke_is_four_tiny_trials():
-    grid = Space.of(SPECS["smoke"]).grid()
+    grid = grid_points(Space.of(SPECS["smoke"]))
     steps = SPECS["smoke"].base["training"]["max_steps"]
     assert len(grid) == 4
     assert steps * len(grid) <= 100

@@ -14,8 +14,7 @@ from sweep.driver.driver import Driver
 from sweep.driver.executor import Finished, Lost
 from sweep.driver.progress import SweepProgress
 from sweep.driver.retry_policy import tries
-from sweep.spec.failures import FailuresSpec
-from sweep.spec.spec import StopSpec
+from sweep.spec.spec import FailuresSpec, StopSpec
 from trial.config.trial_config import TrialConfig
 from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.records import Cause, Evaluation, Result

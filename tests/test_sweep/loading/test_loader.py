@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sweep.loading import loader
+from sweep.spec.grid import extreme_points
 from sweep.spec.space import Space
 from sweep.spec.spec import SweepSpec
 from trial.config import yaml_file
@@ -431,8 +432,8 @@ def test_loading_leaves_torch_and_ray_unloaded(tmp_path):
     path = write(tmp_path, f"{RATED}stop: {{trials: 9}}\nsampler: cmaes\npruner: hyperband\n")
     code = (
         "import sys; from pathlib import Path; from sweep.loading import loader;"
-        "from sweep.spec.space import Space; spec = loader.load(Path(sys.argv[1]));"
-        "Space.of(spec).size();"
+        "from sweep.spec.grid import grid_size; from sweep.spec.space import Space;"
+        "spec = loader.load(Path(sys.argv[1])); grid_size(Space.of(spec));"
         "print([name for name in ('torch', 'transformers', 'ray', 'deepspeed', 'peft')"
         " if name in sys.modules])"
     )
@@ -470,7 +471,7 @@ def load_or_refuse(path: Path, overrides=()) -> SweepSpec | None:
         assert all(len(str(problem)) < 5000 for problem in problems)
         return None
     assert SweepSpec.from_content(spec.content()) == spec
-    for params in Space.of(spec).corners(limit=5):
+    for params in extreme_points(Space.of(spec), limit=5):
         Space.of(spec).configure(params, 0)
     return spec
 

@@ -1,4 +1,4 @@
-"""Which HPUs may work together, row by row."""
+"""Which HPUs of a node may work together."""
 
 import itertools
 
@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweep.spec.hpu_groups import SIZES, free_group, groups, per_node
+from sweep.spec.hpu_groups import GROUP_SIZES, aligned_groups, free_group, hpus_per_node
 
 
 @pytest.mark.parametrize(
-    ("cards", "count", "expected"),
+    ("hpus", "size", "expected"),
     [
         (8, 1, [[0], [1], [2], [3], [4], [5], [6], [7]]),
         (8, 2, [[0, 1], [2, 3], [4, 5], [6, 7]]),
@@ -24,18 +24,18 @@ from sweep.spec.hpu_groups import SIZES, free_group, groups, per_node
         (0, 1, []),
     ],
 )
-def test_groups_are_aligned(cards, count, expected):
-    assert [list(group) for group in groups(cards, count)] == expected
+def test_groups_are_aligned(hpus, size, expected):
+    assert [list(group) for group in aligned_groups(hpus, size)] == expected
 
 
-@pytest.mark.parametrize("count", [0, 3, 5, 6, 7, 16, -1])
-def test_no_other_group_exists(count):
-    with pytest.raises(ValueError, match=rf"1, 2, 4, 8 cards, got {count}"):
-        groups(8, count)
+@pytest.mark.parametrize("size", [0, 3, 5, 6, 7, 16, -1])
+def test_no_other_group_exists(size):
+    with pytest.raises(ValueError, match=rf"1, 2, 4, 8 HPUs, got {size}"):
+        aligned_groups(8, size)
 
 
 @pytest.mark.parametrize(
-    ("cards", "count", "taken", "expected"),
+    ("hpus", "size", "held", "expected"),
     [
         (8, 1, set(), (0,)),
         (8, 2, {0}, (2, 3)),
@@ -59,48 +59,48 @@ def test_no_other_group_exists(count):
         (2, 4, set(), None),
     ],
 )
-def test_the_group_that_is_given(cards, count, taken, expected):
-    assert free_group(cards, count, taken) == expected
+def test_the_group_that_is_given(hpus, size, held, expected):
+    assert free_group(hpus, size, held) == expected
 
 
-@given(st.sets(st.integers(0, 7)), st.sampled_from(SIZES), st.integers(0, 8))
-def test_a_group_is_free_aligned_and_found_when_there_is_one(taken, count, cards):
-    found = free_group(cards, count, taken)
+@given(st.sets(st.integers(0, 7)), st.sampled_from(GROUP_SIZES), st.integers(0, 8))
+def test_a_group_is_free_aligned_and_found_when_there_is_one(held, size, hpus):
+    found = free_group(hpus, size, held)
     possible = [
-        set(range(first, first + count))
+        set(range(first, first + size))
         for first in range(8)
-        if first % count == 0 and first + count <= cards
+        if first % size == 0 and first + size <= hpus
     ]
     if found is None:
-        assert all(group & taken for group in possible)
+        assert all(group & held for group in possible)
     else:
         assert set(found) in possible
-        assert not set(found) & taken
+        assert not set(found) & held
 
 
-@given(st.lists(st.sampled_from(SIZES), max_size=8))
+@given(st.lists(st.sampled_from(GROUP_SIZES), max_size=8))
 def test_groups_handed_out_one_after_the_other_never_overlap(counts):
-    taken: set[int] = set()
-    for count in counts:
-        group = free_group(8, count, taken)
+    held: set[int] = set()
+    for size in counts:
+        group = free_group(8, size, held)
         if group is not None:
-            assert not taken & set(group)
-            taken |= set(group)
+            assert not held & set(group)
+            held |= set(group)
 
 
 @pytest.mark.parametrize("order", itertools.permutations([4, 2, 1, 1]))
 def test_a_full_node_fits_in_any_order(order):
     """Filling the broken blocks first leaves room for the large group, whatever comes first."""
-    taken: set[int] = set()
-    for count in order:
-        group = free_group(8, count, taken)
+    held: set[int] = set()
+    for size in order:
+        group = free_group(8, size, held)
         assert group is not None
-        taken |= set(group)
+        held |= set(group)
 
 
 @pytest.mark.parametrize(
     ("devices", "expected"),
     [(1, 1), (2, 2), (4, 4), (8, 8), (16, 8), (24, 8), (3, None), (6, None), (12, None), (0, None)],
 )
-def test_cards_on_each_node(devices, expected):
-    assert per_node(devices) == expected
+def test_hpus_on_each_node(devices, expected):
+    assert hpus_per_node(devices) == expected

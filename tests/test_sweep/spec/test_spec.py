@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from sweep.loading import loader
-from sweep.spec import dimension, expression, optuna_options
+from sweep.spec import expression, optuna_options
+from sweep.spec.dimension_parser import parse_dimension
 from sweep.spec.spec import PrunerSpec, SamplerSpec, SweepSpec
 from trial.config.errors import ConfigError
 from trial.config.trial_config import problems_of
@@ -46,7 +47,7 @@ GRAMMAR = [
 
 @pytest.mark.parametrize(("raw", "form", "fields"), GRAMMAR)
 def test_grammar_means(raw, form, fields):
-    (branch,) = dimension.parse(raw, "space.x")
+    (branch,) = parse_dimension(raw, "space.x")
     assert type(branch).__name__ == form
     for name, value in fields.items():
         got = getattr(branch, name)
@@ -98,7 +99,7 @@ REFUSED = [
 @pytest.mark.parametrize(("raw", "message"), REFUSED)
 def test_grammar_refuses(raw, message):
     with pytest.raises(ConfigError) as caught:
-        dimension.parse(raw, "space.x")
+        parse_dimension(raw, "space.x")
     assert message in str(caught.value)
     assert all(problem.key.startswith("space.x") for problem in caught.value.problems)
 
@@ -109,7 +110,7 @@ def test_branches_that_one_condition_keeps_apart_are_taken():
         {"value": 2, "when": {"a": 2}},
         {"value": 3, "when": {"a": True, "b": 3}},
     ]
-    assert len(dimension.parse(raw, "space.x")) == 3
+    assert len(parse_dimension(raw, "space.x")) == 3
 
 
 numbers = st.one_of(
@@ -130,19 +131,19 @@ def test_a_range_is_accepted_exactly_when_optuna_accepts_it(low, high, step, log
     except (ValueError, ArithmeticError):
         theirs = None
     try:
-        (ours,) = dimension.parse(raw, "x")
+        (ours,) = parse_dimension(raw, "x")
     except ConfigError:
         ours = None
     assert (ours is not None) == (theirs is not None and (whole or kind == "float"))
     if ours:
         assert (ours.low, ours.high) == (theirs.low, theirs.high)
-        assert all(theirs._contains(theirs.to_internal_repr(x)) for x in ours.ends())
+        assert all(theirs._contains(theirs.to_internal_repr(x)) for x in ours.extremes())
 
 
 @given(st.integers(0, 9), st.integers(0, 30), st.sampled_from([1, 2, 3, 0.1, 0.25, 0.7]))
 def test_points_of_a_stepped_range_are_those_optuna_holds(low, width, step):
-    (ours,) = dimension.parse({"low": low, "high": low + width, "step": step}, "x")
-    points = list(ours.points())
+    (ours,) = parse_dimension({"low": low, "high": low + width, "step": step}, "x")
+    points = list(ours.grid_values())
     assert len(points) == ours.count()
     assert points == sorted(set(points))
     theirs = (IntDistribution if ours.type == "int" else FloatDistribution)(
