@@ -1,6 +1,6 @@
-"""Explain: from trial folders alone to a table and a report.
+"""Read trial folders and write tables and reports.
 
-Names are loaded when first used: importing `results` costs nothing, drawing costs when drawing.
+Public names are imported on first use, so that `import results` loads no plotting library.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _HEAVY = (
 
 
 def preload() -> None:
-    """Import what a report takes, for a thread that does so while there is nothing else to do.
+    """Import the modules that a report needs; called from a thread while trials run.
 
-    What fails here fails again where it is needed, or the command has ended meanwhile.
+    Errors are ignored here: the import is repeated, and fails, where the module is used.
     """
     with contextlib.suppress(Exception):
         for name in _HEAVY:

@@ -1,4 +1,4 @@
-"""Trials of any studies side by side: what differs in their settings, and what came of it."""
+"""Compare trials of one or several studies: differing settings, objectives, curves, samples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from results.analysis import significance
-from results.analysis.study_analysis import ReportOptions, StudyAnalysis, find, settings
+from results.analysis.study_analysis import ReportOptions, StudyAnalysis, analyse, settings
 from results.data import format
 from results.data.folders import TrialRead, read_study
 from results.data.naming import sentence
@@ -23,33 +23,33 @@ from trial.store.files import read_lines
 from trial.store.folders import StudyFolder, TrialFolder
 
 SAMPLES = "samples.jsonl"
-"""Generations of fixed prompts in a trial's folder: lines with `prompt` and `completion`."""
+"""File in a trial's folder with generated text: JSON lines with `prompt` and `completion`."""
 MOST = 12
-"""Trials side by side; more cannot be read."""
+"""Largest number of trials on one page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """One trial to compare."""
+    """One compared trial, with the analysis of its study."""
 
     label: str
     analysis: StudyAnalysis
     trial: TrialRead
     row: dict[str, Any]
     group: significance.Group | None
-    """The repeats of its configuration over seeds; None unless it was completed."""
+    """The trial's configuration with its repeats over seeds; None unless it is complete."""
 
     @property
     def value(self) -> float | None:
-        """Its objective, the mean over the seeds when it was repeated; None unless complete.
+        """Objective, averaged over the seeds where it was repeated; None unless complete.
 
-        A pruned trial's last value belongs to another step: it is not comparable.
+        A pruned trial has no value here: its last evaluation was made at an earlier step.
         """
         return None if self.group is None else self.group.mean
 
     @property
     def ending(self) -> str:
-        """How a trial without a value stands."""
+        """State of a trial without a value, in words."""
         steps = self.row["steps"]
         at = "" if format.is_missing(steps) else f" at step {steps}"
         return f"{self.label} ({self.row['state']}{at})"
@@ -68,7 +68,7 @@ def compare(
         trials: numbers when there is one study, `study:number` when there are several; without
             any, the recommended trial of each study (of one study: its three best).
         options: how the page is made.
-        before: told the folders of the trials before the page is made, to put samples there.
+        before: called with the trials' folders before the page is made, e.g. to generate samples.
 
     Returns:
         The path of the HTML page; the Markdown page has the same stem.
@@ -78,7 +78,7 @@ def compare(
     """
     if not studies:
         raise ValueError("compare needs at least one study, got none")
-    analyses = {_label(studies, study): find(read_study(study), options) for study in studies}
+    analyses = {_label(studies, study): analyse(read_study(study), options) for study in studies}
     picks = [_pick(analyses, *name) for name in _wanted(analyses, trials)]
     if not 2 <= len(picks) <= MOST:
         raise ValueError(f"compare takes 2 to {MOST} trials, got {len(picks)}")
@@ -159,7 +159,7 @@ def _page(picks: Sequence[Pick]) -> Page:
 
 
 def _ordered(picks: Sequence[Pick]) -> list[Pick]:
-    """Those with a value, best first."""
+    """Trials with a value, best first."""
     known = [pick for pick in picks if pick.value is not None]
     return sorted(known, key=lambda pick: picks[0].analysis.sign * (pick.value or 0.0))
 
@@ -218,7 +218,7 @@ def _head(label: str) -> str:
 
 
 def _warnings(picks: Sequence[Pick]) -> list[str]:
-    """What makes the values incomparable."""
+    """Reasons why the values cannot be compared (other data, other metric)."""
     texts = []
     for column, what in (("data_hash", "data"), ("model_hash", "base models")):
         known = {str(pick.row[column]) for pick in picks if not format.is_missing(pick.row[column])}
@@ -338,7 +338,7 @@ def _progress(pick: Pick, column: str) -> np.ndarray:
 
 
 def _samples(picks: Sequence[Pick]) -> Section:
-    """Generations of the same prompts, where trials have left any."""
+    """Section with generated text for the same prompts, where trials have any."""
     said: dict[str, dict[str, str]] = {}
     for pick in picks:
         for line in read_lines(pick.trial.folder.path / SAMPLES):

@@ -1,11 +1,11 @@
-"""Write what a study has shown: tables, a page for browsers, a page for code hosts, pictures."""
+"""Write a study's report: tables, an HTML page, a Markdown page and its pictures."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
-from results.analysis.study_analysis import ReportOptions, find
+from results.analysis.study_analysis import ReportOptions, analyse
 from results.data.folders import read_study
 from results.data.trials_table import write_table
 from results.page.page import Page
@@ -17,7 +17,7 @@ from trial.store.folders import StudyFolder
 
 
 def write_report(study: StudyFolder, options: ReportOptions | None = None) -> Path:
-    """Write the whole report under the study's `report` folder, at any moment.
+    """Write the whole report into the study's `report` folder; also while the study runs.
 
     `report.html` is one file that needs no network; beside it `report.md` with its pictures in
     `figures/`, `trials.csv` and `trials.parquet`. Equal folders give equal bytes.
@@ -25,7 +25,7 @@ def write_report(study: StudyFolder, options: ReportOptions | None = None) -> Pa
     Returns:
         The path of `report.html`.
     """
-    analysis = find(read_study(study), options)
+    analysis = analyse(read_study(study), options)
     write_table(analysis.table, study.report)
     return write_page(page_of(analysis), study.report, "report")
 

@@ -1,4 +1,4 @@
-"""Device time by what it bought, and what it cost."""
+"""Device time by use (training, evaluation, pruned, failed ...), and its price."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 BOUGHT = ("start-up and compile", "train", "eval", "save", "pruned", "failed", "retried")
-"""What device time goes to. The first four are those of trials that were completed or still run;
-all time of a pruned or failed trial is that trial's end's; `retried` is work that a lost attempt
-had done and the next one did again."""
+"""Uses of device time. The first four count trials that are complete or still running; all time of
+a pruned or failed trial counts as `pruned` or `failed`; `retried` is training that was lost with
+an attempt and repeated by the next one."""
 
 _PHASES = {
     "start-up and compile": ("seconds_startup", "seconds_load", "seconds_first_step"),
@@ -23,7 +23,7 @@ _PHASES = {
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What one device costs in an hour."""
+    """Price of one device-hour."""
 
     per_device_hour: float
     currency: str = ""
@@ -46,7 +46,7 @@ def price_of(spec: Mapping[str, Any], given: float | None, currency: str) -> Pri
 
 
 def bought(table: pd.DataFrame) -> pd.DataFrame:
-    """Device seconds of every trial by what they bought; one row a trial, in the table's order."""
+    """Device seconds by use; one row per trial, in the table's order."""
     devices = table["devices"].fillna(1).astype(float)
     total = table["device_seconds"].fillna(0.0)
     lost = (table["repeated_seconds"].fillna(0.0) * devices).clip(upper=total)
@@ -63,5 +63,5 @@ def bought(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_sum(table: pd.DataFrame) -> dict[str, float]:
-    """Device seconds of the whole study by what they bought."""
+    """Device seconds of the whole study by use."""
     return {str(name): float(value) for name, value in bought(table).sum().items()}

@@ -1,6 +1,6 @@
-"""Which searched parameter matters: Optuna's own evaluators on a study made of the table.
+"""Parameter importance by Optuna's evaluators (fANOVA, PED-ANOVA).
 
-The study lives in memory; no storage of a sweep is opened.
+They run on an in-memory study that is built from the table; no sweep's storage is opened.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 Shares = tuple[dict[str, float], dict[str, float]]
 
 ENOUGH = 20
-"""Fewer complete trials than this make an importance a guess, and it is said."""
+"""With fewer complete trials the report calls the importance a hint."""
 MOST_TREES = 300
-"""fANOVA is fitted to at most so many trials, evenly drawn by rank of value."""
+"""Largest number of trials that fANOVA is fitted to, spread evenly over the ranked values."""
 FEWEST = 4
 
 
@@ -34,23 +34,23 @@ class Importance:
 
     names: tuple[str, ...]
     ped_anova: tuple[float, ...]
-    """What sets the best tenth apart from the rest."""
+    """Shares by PED-ANOVA: what separates the best tenth of the trials from the rest."""
     fanova: tuple[float, ...]
-    """Share of the variance over the whole space; NaN when it could not be fitted."""
+    """Shares of the objective's variance by fANOVA; NaN where it could not be fitted."""
     trials: int
-    """Complete trials behind it."""
+    """Number of complete trials used."""
     left_out: tuple[str, ...] = ()
-    """Conditional parameters, which not every trial has."""
+    """Conditional parameters; they are left out because not every trial has them."""
 
     @property
     def few(self) -> bool:
-        """Whether there were too few trials to trust it."""
+        """Whether there are fewer than `ENOUGH` trials."""
         return self.trials < ENOUGH
 
 
 def importance(table: pd.DataFrame) -> Importance | None:
     """Importance of the searched parameters; None with fewer than two or hardly any trial."""
-    # Repeats say the same of the parameters again, and only of the best.
+    # Repeats add no new configuration, and only the best ones are repeated.
     rows = table[(table["state"] == "complete") & table["value"].notna() & table["confirms"].isna()]
     searched = [name for name in table.attrs.get("searched", ()) if name not in SEEDS]
     names = [name for name in searched if rows[name].nunique() > 1]
@@ -118,7 +118,7 @@ def _study(rows: pd.DataFrame, names: Sequence[str], sign: float) -> optuna.Stud
 def _distribution(
     column: pd.Series,
 ) -> tuple[optuna.distributions.BaseDistribution, Callable[[Any], Any]]:
-    """What the values may have been drawn from, and how to write one of them."""
+    """An Optuna distribution that covers the values, and the conversion of one value to it."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     if not is_number(column):
@@ -128,7 +128,7 @@ def _distribution(
 
 
 def is_number(column: pd.Series) -> bool:
-    """Whether a parameter has an order."""
+    """Whether the values are numbers."""
     kinds = pd.api.types
     return kinds.is_numeric_dtype(column) and not kinds.is_bool_dtype(column)
 

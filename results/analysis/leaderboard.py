@@ -25,9 +25,9 @@ from results.analysis.significance import (
 from results.data.naming import lower_is_better
 
 MOST_TIERS = 5
-"""Places told apart; what is worse than the last of them shares one more."""
+"""Number of tiers; all configurations below the last one share one more."""
 CLOSE_COST = 0.15
-"""Costs that differ by less than this share are taken as equal: wall times of equal runs do."""
+"""Relative difference below which two costs count as equal: wall times vary by that much."""
 FREE = frozenset({
     "training.learning_rate", "training.lr_scheduler_type", "training.lr_scheduler_kwargs",
     "training.warmup_ratio", "training.warmup_steps", "training.weight_decay",
@@ -36,16 +36,16 @@ FREE = frozenset({
     "training.data_seed", "lora.lora_alpha", "lora.lora_dropout", "lora.use_rslora",
     "lora.init_lora_weights", "scale",
 })  # fmt: skip
-"""Settings that leave the work of a run as it is: whatever the clock says, they cost the same."""
+"""Settings that do not change the work of a run, and so its cost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A configuration's place."""
+    """Place of a configuration on the leaderboard."""
 
     group: Group
     tier: int | None
-    """1 for the leader and what ties with it; None for a single run, which cannot be placed."""
+    """1 for the leader and its ties; None for a configuration with a single run."""
     comparison: Comparison | None = None
     """Against the leader of all; None for the leader itself and for single runs."""
     within_noise: bool | None = None
@@ -60,27 +60,27 @@ class Leaderboard:
     noise: float | None
     """Standard deviation of one run, pooled over the repeats; None when nothing was repeated."""
     recommended: Group | None
-    """The cheapest of the first tier, of equally costly ones the best; the best if all ran once."""
+    """The cheapest of the first tier, the best of equally costly ones; or the best single run."""
 
     @property
     def leader(self) -> Group | None:
-        """The best mean among what was repeated; the best run when nothing was."""
+        """The repeated configuration with the best mean, or the best single run."""
         return self.standings[0].group if self.standings else None
 
     @property
     def tied(self) -> tuple[Standing, ...]:
-        """The first tier."""
+        """The leader and its ties."""
         return tuple(standing for standing in self.standings if standing.tier == 1)
 
     @property
     def same_cost(self) -> bool:
-        """Whether nothing in which the first tier differs can move the cost."""
+        """Whether the first tier differs only in settings that do not change the cost."""
         works = {standing.group.work for standing in self.tied}
         return len(works) == 1 and None not in works
 
     @property
     def beaten(self) -> tuple[Standing, ...]:
-        """Repeated configurations that are outside the leader's noise, best first."""
+        """Repeated configurations that are significantly worse than the leader, best first."""
         return tuple(item for item in self.standings if item.tier is not None and item.tier > 1)
 
 
@@ -99,10 +99,10 @@ def leaderboard(table: pd.DataFrame) -> Leaderboard:
 
 
 def cheapest(groups: Sequence[Group], sign: float = 1.0) -> Group:
-    """The fewest device seconds; among nearly equal ones the fewest trained parameters.
+    """The configuration with the least device time; if nearly equal, the fewest parameters.
 
-    Configurations that do the same work cost the same, however busy the machine was: of them the
-    best is taken.
+    Configurations that do the same work count as equally costly, whatever the measured times say:
+    of those the one with the best mean is returned.
     """
     alike: dict[Any, list[Group]] = {}
     for group in groups:
@@ -131,19 +131,19 @@ def _groups(table: pd.DataFrame) -> list[Group]:
 
 
 def _fair(rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-    """The repeats alone, where a search's best was confirmed by two or more of them.
+    """Rows to average: only the confirmation runs, where there are two or more of them.
 
-    The run that got a configuration picked was picked partly for its luck, which would flatter
-    the mean.
+    The search run that got the configuration selected is left out: it was selected partly for its
+    luck and would bias the mean.
     """
     repeats = [row for row in rows if "confirms" in row and not pd.isna(row["confirms"])]
     return repeats if len(repeats) > 1 else rows
 
 
 def _group(rows: Sequence[dict[str, Any]], costly: Sequence[str] | None) -> Group:
-    """A configuration of rows in number order; `costly` settings move what a run costs.
+    """Build a `Group` from rows in number order; `costly` names the settings that change the cost.
 
-    A seed that was run twice counts once: it is no repeat.
+    A seed that was run twice counts once.
     """
     by_seed: dict[int, dict[str, Any]] = {}
     for row in rows:
@@ -163,7 +163,7 @@ def _group(rows: Sequence[dict[str, Any]], costly: Sequence[str] | None) -> Grou
 
 
 def _placed(repeated: Sequence[Group], sign: float) -> list[Standing]:
-    """Tier by tier: the best of what is left, and all that cannot be told from it."""
+    """Assign tiers: repeatedly the best configuration left and all that tie with it."""
     left, tier = list(repeated), 0
     tiers: dict[int, int] = {}
     against_leader: dict[int, Comparison] = {}

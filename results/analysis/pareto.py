@@ -1,4 +1,4 @@
-"""Several objectives: the configurations that none beats in all, and who leads in each."""
+"""Several objectives: the Pareto front, and the leader of each objective."""
 
 from __future__ import annotations
 
@@ -18,54 +18,54 @@ from trial.store import metrics
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """One objective of several."""
+    """One of several objectives."""
 
     metric: str
     column: str
     sign: int
-    """1 when low values win, else -1."""
+    """1 for minimise, -1 for maximise."""
     table: pd.DataFrame
-    """The study's table as if this were its only objective."""
+    """The study's table with this metric as its objective."""
     board: Leaderboard
-    """The configurations ranked by it alone."""
+    """The leaderboard by this objective alone."""
 
     @property
     def name(self) -> str:
-        """The objective in words."""
+        """Display name of the objective."""
         return words(self.metric)
 
     def text(self, value: float | None) -> str:
-        """A value of it as text."""
+        """A formatted value of the objective."""
         return value_text(self.table)(value)
 
     @property
     def noise(self) -> str:
-        """How far one run of it varies, as text; empty when nobody knows."""
+        """Standard deviation of one run, formatted; empty when nothing was repeated."""
         return "" if self.board.noise is None else noise_text(self.metric, self.board.noise)
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A configuration on the front."""
+    """A configuration on the Pareto front."""
 
     group: Group
     values: tuple[float, ...]
-    """Its mean of each objective, in their order."""
+    """Mean of each objective, in the order of the goals."""
 
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """What several objectives leave to choose from."""
+    """The Pareto front of a study."""
 
     goals: tuple[Goal, ...]
     members: tuple[Member, ...]
-    """From the best of the first objective to the worst."""
+    """Sorted by the first objective, best first."""
     among: int
-    """Configurations with a value of every objective."""
+    """Number of configurations that have a value of every objective."""
 
     @property
     def compromise(self) -> Member | None:
-        """The member nearest to the best of every objective, each scaled to the front's range."""
+        """The member nearest to the ideal point, objectives scaled to the front's range."""
         if len(self.members) < 3:
             return None
         signs = np.array([goal.sign for goal in self.goals])
@@ -76,7 +76,7 @@ class Front:
 
 
 def front_of(table: pd.DataFrame, board: Leaderboard) -> Front | None:
-    """The front of a study's configurations; None with one objective or nothing complete."""
+    """Pareto front of the study; None with a single objective or without complete trials."""
     listed = table.attrs["objectives"]
     if len(listed) < 2 or not board.standings:
         return None
@@ -93,7 +93,7 @@ def front_of(table: pd.DataFrame, board: Leaderboard) -> Front | None:
 
 
 def goal_of(table: pd.DataFrame, metric: str, direction: str) -> Goal:
-    """One metric as if it were the study's only objective."""
+    """A goal for one metric, with a leaderboard of its own."""
     column = metric_column(metric)
     values = table[column] if column in table else pd.Series(np.nan, index=table.index)
     alone = table.assign(value=values.astype(float))

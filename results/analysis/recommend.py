@@ -1,4 +1,4 @@
-"""The trial to take: the best run of the configuration that the report recommends."""
+"""The trial to export: the best run of the configuration that the report recommends."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from trial.store.folders import StudyFolder
 
 
 def recommended(study: StudyFolder) -> int | None:
-    """Its number, of those that still have their weights; None when there is none.
+    """Number of the recommended trial, among those whose weights still exist; None without any.
 
-    The lowest value of all is often luck: where repeats over seeds tie, the report takes the
-    cheapest configuration, and so does this.
+    This is not the trial with the lowest loss, which is often luck: where repeats over seeds tie,
+    the report recommends the cheapest configuration.
     """
     table = trials_table(study)
     group = leaderboard(table).recommended

@@ -1,4 +1,4 @@
-"""Which configurations differ by more than the noise: repeats over seeds, compared honestly.
+"""Significance tests between configurations that were repeated over seeds.
 
 A configuration's repeats are the complete trials that differ in nothing but the seed. The leader is
 the repeated configuration with the best mean. Every other repeated configuration is tested against
@@ -27,12 +27,12 @@ from scipy import stats
 LEVEL = 0.95
 ALPHA = 1 - LEVEL
 FEW_SEEDS = 5
-"""With fewer seeds in common, the noise is taken from all configurations that share them."""
+"""With fewer shared seeds the variance is pooled over the configurations that share them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A range that holds the true value with 95% confidence."""
+    """A 95% confidence interval."""
 
     low: float
     high: float
@@ -46,13 +46,13 @@ class Group:
     seeds: tuple[int, ...]
     values: tuple[float, ...]
     row: Mapping[str, Any]
-    """The table's row of its first trial: settings and costs."""
+    """Table row of the first trial: settings and costs."""
     device_seconds: float
-    """Mean over the repeats, start-up left out: a worker's first trial pays it for all."""
+    """Mean device seconds over the repeats, without start-up."""
     costs: tuple[float, ...] = ()
-    """Device seconds of each of them."""
+    """Device seconds of each repeat."""
     work: tuple[str, ...] | None = None
-    """The settings that move the cost: equal for equal work; None when nobody knows."""
+    """Values of the settings that change the cost; equal for equal work, None when unknown."""
 
     @cached_property
     def mean(self) -> float:
@@ -71,7 +71,7 @@ class Group:
 
     @cached_property
     def interval(self) -> Interval | None:
-        """Of the mean, by Student's t; None for one run."""
+        """Confidence interval of the mean by Student's t; None for one run."""
         if not self.repeated:
             return None
         half = stats.t.ppf(1 - ALPHA / 2, len(self.values) - 1) * self.deviation
@@ -81,26 +81,26 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A configuration against the leader of its tier; positive differences are worse."""
+    """Test of a configuration against the leader of its tier; a positive difference is worse."""
 
     difference: float
     interval: Interval
     p: float
     adjusted: float
     paired: int
-    """Seeds that both have; 0 when Welch's test was used."""
+    """Number of shared seeds; 0 when Welch's test was used."""
     pooled: int = 0
-    """Configurations whose noise was taken together; 0 when only the two's own was."""
+    """Number of configurations whose variance was pooled; 0 when only these two were used."""
 
     @property
     def tied(self) -> bool:
-        """Whether it cannot be told from the leader."""
+        """Whether it does not differ significantly from the leader."""
         return not self.adjusted < ALPHA
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """What is left of configurations by seeds once both are taken out: the noise of one run."""
+    """Residual variance of a two-way layout (configuration x seed): the noise of one run."""
 
     variance: float
     freedom: int
@@ -110,9 +110,9 @@ class Pool:
 def compare(
     group: Group, leader: Group, sign: float = 1.0, among: Sequence[Group] = ()
 ) -> Comparison:
-    """Test a configuration against the leader, uncorrected; both must be repeated.
+    """Test a configuration against the leader, without correction; both must be repeated.
 
-    `among` are the repeated configurations of one study, whose noise may be taken together.
+    `among` are the repeated configurations of the study, whose variance may be pooled.
     """
     alike = [other for other in among if other.seeds == leader.seeds]
     return compare_all(leader, [group], sign, pool_noise(alike) if alike else None)[0]
@@ -121,9 +121,9 @@ def compare(
 def compare_all(
     leader: Group, groups: Sequence[Group], sign: float, pool: Pool | None = None
 ) -> list[Comparison]:
-    """Every configuration against the leader; those that share the same seeds in one go.
+    """Test every configuration against the leader.
 
-    `pool` is the noise of those that have the very seeds of the leader, where these are few.
+    `pool` is the pooled variance of the configurations with exactly the leader's seeds, if any.
     """
     other = dict(zip(leader.seeds, leader.values, strict=True))
     made: dict[int, Comparison] = {}
@@ -148,11 +148,11 @@ def _at(group: Group, seeds: Sequence[int]) -> list[float]:
 
 
 def _paired(differences: np.ndarray, pool: Pool | None = None) -> list[Comparison]:
-    """Paired t tests; one row of differences by seed for each configuration."""
+    """Paired t tests of `differences` [configurations, seeds]."""
     if pool is not None:
         return [_pooled_test(float(row.mean()), len(row), pool) for row in differences]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # rows without any spread are dealt with below
+        warnings.simplefilter("ignore")  # rows without variance are handled below
         test = stats.ttest_1samp(differences, 0.0, axis=1)
         bounds = test.confidence_interval(LEVEL)
     made = []
@@ -168,7 +168,7 @@ def _paired(differences: np.ndarray, pool: Pool | None = None) -> list[Compariso
 
 
 def _pooled_test(mean: float, seeds: int, pool: Pool) -> Comparison:
-    """A t test of a mean difference by the noise of all configurations together."""
+    """T test of a mean difference with the pooled variance."""
     error = float(np.sqrt(2 * pool.variance / seeds))
     if error <= 1e-12 * max(1.0, abs(mean)):
         return replace(_without_noise(mean, seeds), pooled=pool.configurations)
@@ -178,7 +178,7 @@ def _pooled_test(mean: float, seeds: int, pool: Pool) -> Comparison:
 
 
 def pool_noise(groups: Sequence[Group]) -> Pool | None:
-    """The noise of configurations over the same few seeds; None where it says nothing new."""
+    """Pooled variance of configurations with the same few seeds; None for fewer than three."""
     if len(groups) < 3 or len(groups[0].seeds) >= FEW_SEEDS:
         return None
     values = np.array([group.values for group in groups])
@@ -198,7 +198,7 @@ def _welch(mine: np.ndarray, other: np.ndarray) -> Comparison:
 
 
 def _without_noise(mean: float, paired: int) -> Comparison:
-    """Every repeat gave the same number: a difference is one, however small."""
+    """Comparison without any variance: every difference is significant, however small."""
     p = 1.0 if abs(mean) <= 1e-12 else 0.0
     return Comparison(mean, Interval(mean, mean), p, p, paired)
 

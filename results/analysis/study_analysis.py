@@ -1,4 +1,4 @@
-"""Everything that the pages are made of, computed once."""
+"""All quantities that a report or comparison shows, computed once."""
 
 from __future__ import annotations
 
@@ -36,33 +36,33 @@ CPU_MEMORY = (
 
 @dataclass(frozen=True, slots=True)
 class ReportOptions:
-    """How a report is made."""
+    """Options of a report."""
 
     price_per_device_hour: float | None = None
-    """Instead of the sweep file's."""
+    """Overrides the sweep file's price."""
     currency: str = ""
-    """Name or sign behind amounts of money."""
+    """Currency name or sign."""
     made: str = ""
-    """Time of making to print; left out unless given, so that equal folders give equal bytes."""
+    """Time stamp to print; none by default, so that equal folders give equal bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class StudyAnalysis:
-    """A study as it was read, and what was computed from it."""
+    """A study's content and the results computed from it."""
 
     study: StudyRead
     table: pd.DataFrame
     board: Leaderboard
     configurations: pd.DataFrame
-    """From `configurations`."""
+    """Result of `configurations`."""
     importance: Importance | None
     spent: Mapping[str, float]
     price: cost.Price | None
     parity: Sequence[zero_stages.Parity]
     front: Front | None
-    """Of several objectives; None with one."""
+    """Pareto front; None with a single objective."""
     where: WorkerTimeBreakdown | None
-    """What every worker's time went to."""
+    """Use of each worker's time."""
     options: ReportOptions
 
     @property
@@ -72,12 +72,12 @@ class StudyAnalysis:
 
     @property
     def searched(self) -> list[str]:
-        """What the sampler drew, by dotted path; seeds left out, they make repeats."""
+        """Searched keys by dotted path, without seeds."""
         return [name for name in self.table.attrs["searched"] if name not in SEEDS]
 
     @property
     def metric(self) -> str:
-        """The objective in words."""
+        """Display name of the objective."""
         return words(objective(self.table)[0])
 
     @property
@@ -87,24 +87,24 @@ class StudyAnalysis:
 
     @property
     def metric_axis(self) -> str:
-        """The objective in words, with its unit."""
+        """Axis title of the objective, with its unit."""
         return axis_title(objective(self.table)[0])
 
     @property
     def sign(self) -> int:
-        """1 when low values win, else -1."""
+        """1 for minimise, -1 for maximise."""
         return 1 if lower_is_better(self.table) else -1
 
     @property
     def telling(self) -> list[str]:
-        """At most three searched parameters by which a configuration is called in sentences."""
+        """At most three searched parameters that name a configuration in sentences."""
         ranking = self.importance.names if self.importance else ()
         first = [name for name in (RANK, RATE, *ranking, *self.searched) if name in self.searched]
         return list(dict.fromkeys(first))[:MOST_TOLD]
 
     @property
     def systems(self) -> bool:
-        """Whether only systems knobs were searched: the model is meant to stay the same."""
+        """Whether only system settings (ZeRO stage, DeepSpeed) were searched."""
         names = self.searched
         return bool(names) and all(
             n == zero_stages.STAGE or n.startswith("deepspeed.") for n in names
@@ -117,7 +117,7 @@ class StudyAnalysis:
 
     @property
     def noise(self) -> str:
-        """How far one run's value varies, as text; empty when nobody knows."""
+        """Standard deviation of one run, formatted; empty when nothing was repeated."""
         known = self.board.noise
         return "" if known is None else noise_text(objective(self.table)[0], known)
 
@@ -129,25 +129,25 @@ class StudyAnalysis:
 
     @property
     def same_work(self) -> bool:
-        """Whether nothing that differs between the configurations can move their cost."""
+        """Whether the configurations differ only in settings that do not change cost."""
         works = {standing.group.work for standing in self.board.standings}
         return len(works) == 1 and None not in works
 
     def value(self, number: float | None) -> str:
-        """A value of the objective as text."""
+        """Formatted value of the objective."""
         return value_text(self.table)(number)
 
     def gap(self, number: float) -> str:
-        """A distance between two values as text; a small one has few digits that mean anything."""
+        """Formatted difference of two values, with the digits that are significant."""
         return format.number(number, 2) if 0 < abs(number) < 1e-3 else self.value(number)
 
     def hover(self, rows: pd.DataFrame) -> list[str]:
-        """What to say of each row's trial when it is pointed at."""
+        """Hover label of each row's trial."""
         return hover(rows, self.searched, self.metric, value_text(self.table))
 
 
-def find(study: StudyRead, options: ReportOptions | None = None) -> StudyAnalysis:
-    """Compute everything a report needs."""
+def analyse(study: StudyRead, options: ReportOptions | None = None) -> StudyAnalysis:
+    """Analyse a study for a report."""
     options = options or ReportOptions()
     table = table_of(study)
     board = leaderboard(table)
@@ -167,7 +167,7 @@ def find(study: StudyRead, options: ReportOptions | None = None) -> StudyAnalysi
 
 
 def configurations(table: pd.DataFrame, board: Leaderboard) -> pd.DataFrame:
-    """One row a configuration in the leaderboard's order: its first trial's row and its means.
+    """One row per configuration in the leaderboard's order: its first trial's row and its means.
 
     Adds `runs`, and `low` and `high`: the leader's mean and the interval of the distance to it.
     """
@@ -185,7 +185,7 @@ def configurations(table: pd.DataFrame, board: Leaderboard) -> pd.DataFrame:
 
 
 def _reach(board: Leaderboard, standing: Standing, lower: bool) -> tuple[float, float]:
-    """Where a configuration's mean may lie beside the leader's, which stands still."""
+    """Interval of a configuration's mean, relative to the leader's mean."""
     if standing.comparison is None or board.leader is None:
         return float("nan"), float("nan")
     ends, mean = standing.comparison.interval, board.leader.mean
@@ -193,9 +193,9 @@ def _reach(board: Leaderboard, standing: Standing, lower: bool) -> tuple[float, 
 
 
 def best_of_each(found: StudyAnalysis, name: str) -> pd.DataFrame:
-    """The best configuration at each value of `name`, in order of that value.
+    """Best configuration at each value of `name`, sorted by that value.
 
-    A single lucky run is not the best where others were repeated: means come first.
+    Configurations with repeats come before single runs, which may be luck.
     """
     rows = found.configurations
     if name not in rows:
@@ -218,7 +218,7 @@ def underrated(found: StudyAnalysis, name: str) -> pd.DataFrame:
 
 
 def axis_title(metric: str) -> str:
-    """A metric as an axis' title, with its unit."""
+    """Axis title of a metric, with its unit."""
     known = {
         "eval_loss": "eval loss (nats per token)",
         "seconds": "time (s)",
@@ -245,7 +245,7 @@ def _setting(name: str, value: Any) -> str:
 def hover(
     rows: pd.DataFrame, searched: Sequence[str], metric: str, text: Any = format.number
 ) -> list[str]:
-    """A label a trial."""
+    """Hover label of each trial."""
     told = []
     kept = ["number", "value", *(name for name in searched if name in rows)]
     for row in rows[kept].to_dict("records"):

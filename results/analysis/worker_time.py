@@ -1,8 +1,8 @@
-"""Where every worker's time went, second by second, from the folders alone.
+"""Breakdown of every worker's time, computed from the trial folders.
 
-A worker's time is cut at the starts and ends of its trials' attempts; what lies inside an attempt
-is divided by the phases in the trial's result. The parts of a worker add up to the time its sweep
-ran, and the workers together to that time times their number.
+A worker's time is divided at the starts and ends of its trials' attempts, and inside an attempt by
+the phases in the trial's result. The parts of one worker add up to the makespan, those of all
+workers to the makespan times their number.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _PHASES = {
     "save": "save",
 }  # fmt: skip
 KINDS = (START, WAIT, *_PHASES.values(), OTHER, LOST, OPEN, IDLE)
-"""What a worker's time goes to. `start-up` is everything before its first trial, `other` what no
-phase of a trial accounts for, `no trial left` the wait for the other workers at the end."""
+"""Uses of a worker's time. `start-up` is the time before its first trial, `other` is not covered by
+any phase of a trial, `no trial left` is the wait for the other workers at the end."""
 
 STARTS_WITHIN = 900.0
-"""Seconds; a study that was made longer than this before its first trial was not starting."""
+"""Seconds between a study's creation and its first trial that still count as start-up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One attempt: the time a worker had a trial."""
+    """One attempt at a trial: from its start to its end."""
 
     start: float
     end: float
@@ -43,7 +43,7 @@ class Span:
 
     @property
     def begin(self) -> float:
-        """The start, or that of its process, whose imports the attempt has paid."""
+        """Start of the attempt, or of its process where the attempt includes the imports."""
         result = self.trial.result
         cold = sum(attempt.cold for attempt in self.trial.attempts)
         paid = result.seconds.startup / cold if result and cold else 0.0
@@ -52,33 +52,33 @@ class Span:
 
 @dataclass(slots=True)
 class Worker:
-    """A place that trials ran in: one process, or one after another."""
+    """A worker: one process, or several that replaced each other."""
 
     host: str
     processes: list[list[Span]] = field(default_factory=list)
-    """What each of them had to do, in order."""
+    """Attempts of each process, in order."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
-    """By what they went to."""
+    """Seconds by use."""
 
     @property
     def spans(self) -> list[Span]:
-        """All that was done here, in order."""
+        """All attempts of the worker, in order."""
         return [span for own in self.processes for span in own]
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerTimeBreakdown:
-    """The time of all workers of a study."""
+    """Breakdown of the time of all workers of a study."""
 
     workers: tuple[Worker, ...]
     makespan: float
-    """Seconds in which the study ran."""
+    """Seconds during which some worker was running."""
     apart: float
-    """Seconds between its runs, in which no worker was there; part of nothing else."""
+    """Seconds between the study's runs, when no worker was running; not part of `makespan`."""
 
 
 def spans(trials: Sequence[TrialRead]) -> list[Span]:
-    """Every attempt in the order of the starts; an end nobody saw is its last evaluation."""
+    """All attempts by start time; an attempt without a recorded end ends at its last evaluation."""
     found = []
     for trial in trials:
         starts = [attempt.started for attempt in trial.attempts]
@@ -98,13 +98,13 @@ def _end(trial: TrialRead, start: float, until: float) -> float:
 
 
 def processes_of(every: Sequence[Span]) -> list[list[Span]]:
-    """The attempts of each process, in the order of the processes' first seconds."""
+    """Attempts of each process, processes sorted by their first attempt."""
     found: list[list[Span]] = []
     last: dict[tuple[str, int], list[Span]] = {}
     for span in every:
         key = (span.attempt.host, span.attempt.pid)
         own = last.get(key)
-        # Process ids come again, in containers soon: one that starts cold later on is a new one.
+        # Process ids are reused, in containers soon: a later cold start is a new process.
         if own is None or (span.attempt.cold and span.start >= _until(own)):
             own = last[key] = []
             found.append(own)
@@ -117,7 +117,7 @@ def _until(own: Sequence[Span]) -> float:
 
 
 def workers_of(processes: Sequence[Sequence[Span]]) -> list[Worker]:
-    """The fewest places that hold all processes: a new one takes the place of an ended one."""
+    """The fewest workers that hold all processes: a new process continues an ended one's worker."""
     free: dict[str, list[tuple[float, int]]] = {}
     found: list[Worker] = []
     for own in processes:
@@ -134,7 +134,7 @@ def workers_of(processes: Sequence[Sequence[Span]]) -> list[Worker]:
 
 
 def where(study: StudyRead) -> WorkerTimeBreakdown | None:
-    """Where the time of a study's workers went; None when no trial was started."""
+    """Breakdown of a study's worker time; None when no trial was started."""
     processes = processes_of(spans(study.trials))
     if not processes:
         return None
@@ -150,7 +150,7 @@ def where(study: StudyRead) -> WorkerTimeBreakdown | None:
 
 
 def _runs(processes: Sequence[Sequence[Span]], created: float) -> Iterator[tuple[float, float]]:
-    """The stretches of time in which some worker was there."""
+    """Intervals in which some worker was running."""
     first = processes[0][0].begin
     begin = end = created if 0 <= first - created <= STARTS_WITHIN else first
     for index, own in enumerate(processes):
@@ -164,7 +164,7 @@ def _runs(processes: Sequence[Sequence[Span]], created: float) -> Iterator[tuple
 def _divide(
     into: dict[str, float], processes: Sequence[Sequence[Span]], begin: float, end: float
 ) -> None:
-    """Add one worker's time in one run, from its first second to its last."""
+    """Add one worker's time in one run of the study."""
     at = begin
     for own in processes:
         kind = START
@@ -178,7 +178,7 @@ def _divide(
 
 
 def places(spans_of: Sequence[Span]) -> list[int]:
-    """A row for each span in order of start, so that none lies over another: 0 unless packed."""
+    """Row of each span so that none overlaps another; all 0 unless trials were packed."""
     ends: list[float] = []
     rows = []
     for span in spans_of:
@@ -189,16 +189,16 @@ def places(spans_of: Sequence[Span]) -> list[int]:
 
 
 def covered(spans_of: Sequence[Span]) -> float:
-    """Seconds in which at least one of them was there."""
+    """Seconds covered by at least one span."""
     groups = _together(sorted(spans_of, key=lambda span: span.start))
     return sum(_until(group) - group[0].start for group in groups)
 
 
 def _share(into: dict[str, float], group: Sequence[Span], seconds: float) -> None:
-    """Divide some seconds among the trials that had the worker in them, one or several at once.
+    """Divide seconds among the trials that ran on the worker in them, one or several at once.
 
-    The phases of trials that were trained together are already their shares of the wall's time;
-    what else an attempt did they did at once.
+    Phases of packed trials are already shares of wall time; the rest of their attempts ran
+    concurrently.
     """
     known = dict.fromkeys(KINDS, 0.0)
     for span in group:
@@ -213,7 +213,7 @@ def _share(into: dict[str, float], group: Sequence[Span], seconds: float) -> Non
 
 
 def _together(inside: Sequence[Span]) -> Iterator[list[Span]]:
-    """Spans that overlap, as one."""
+    """Merge overlapping spans."""
     group: list[Span] = []
     until = -np.inf
     for span in inside:
@@ -227,7 +227,7 @@ def _together(inside: Sequence[Span]) -> Iterator[list[Span]]:
 
 
 def _parts(span: Span) -> Mapping[str, float]:
-    """An attempt's time by phase: its share of the trial's, by length."""
+    """Time of an attempt by phase, in proportion to its share of the trial's time."""
     trial, length = span.trial, span.end - span.start
     if trial.result is None:
         return {OPEN: length}
@@ -235,7 +235,7 @@ def _parts(span: Span) -> Mapping[str, float]:
     worked = sum(phases.values())
     several = len(trial.attempts) > 1
     whole = sum(one.end - one.start for one in spans([trial])) if several else length
-    # Clocks are read apart: phases may exceed the time between two stamps by a hair.
+    # The clocks are read separately: phases may exceed the time between two stamps slightly.
     scale = min(1.0, whole / worked) if worked else 0.0
     parts = {kind: seconds * scale for kind, seconds in phases.items()}
     parts[LOST if several else OTHER] = max(0.0, whole - worked)

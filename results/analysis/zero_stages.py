@@ -1,4 +1,4 @@
-"""ZeRO stages: what each costs, and whether they train the same model."""
+"""ZeRO stages: time and memory of each, and the parity of their eval losses."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from results.data.folders import StudyRead, TrialRead
 STAGE = "zero_stage"
 
 ROUNDING: Mapping[str, float] = {"float32": 1e-4, "bfloat16": 1e-2, "float16": 5e-3}
-"""Relative difference in eval loss that sums in another order may explain, by type of the base
-weights. Beyond it two stages have not trained the same model."""
+"""Largest relative difference in eval loss that rounding explains, by dtype of the base weights.
+Beyond it two stages have not trained the same model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """Two trials that differ in nothing but the stage, compared at the steps both evaluated."""
+    """Two trials that differ only in the stage, compared at the steps that both evaluated."""
 
     reference: int
     other: int
     stages: tuple[str, str]
     steps: int
-    """How many evaluations were compared."""
+    """Number of compared evaluations."""
     worst: float
     """Largest relative difference in eval loss."""
     at_step: int
@@ -44,7 +44,7 @@ def is_searched(table: pd.DataFrame) -> bool:
 
 
 def stage_name(stage: object) -> str:
-    """A stage in words."""
+    """Display name of a stage."""
     return "no DeepSpeed" if format.is_missing(stage) else f"ZeRO-{stage}"
 
 
@@ -60,7 +60,7 @@ def stages(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def audit(study: StudyRead) -> list[Parity]:
-    """Compare every trial with the one of the lowest stage that is otherwise equal to it."""
+    """Compare every trial with the otherwise equal trial of the lowest stage."""
     alike: dict[tuple[tuple[str, str], ...], list[TrialRead]] = {}
     for trial in study.trials:
         if trial.state == "complete" and len(trial.curve):
@@ -77,7 +77,7 @@ def audit(study: StudyRead) -> list[Parity]:
 
 
 def disagreements(pairs: Sequence[Parity]) -> list[Parity]:
-    """Those that rounding cannot explain, worst first."""
+    """Pairs whose difference rounding does not explain, worst first."""
     return sorted((pair for pair in pairs if not pair.agrees), key=lambda pair: -pair.worst)
 
 

@@ -1,4 +1,4 @@
-"""What the folders of a study say, read once and forgiven much: a broken file costs one row.
+"""Read a study's folders for a report; a broken file makes one trial unreadable, not the study.
 
 Configurations are read as plain mappings: a report must also explain what an older or newer
 version has written, and ten thousand of them must not take minutes.
@@ -38,7 +38,7 @@ class EvalCurve:
     train_seconds: np.ndarray
     time: np.ndarray
     repeated_seconds: float = field(default=0.0, kw_only=True)
-    """Seconds of work that an attempt lost and the next one did again."""
+    """Seconds of training that were lost with an attempt and repeated by the next one."""
 
     def __len__(self) -> int:
         return len(self.step)
@@ -49,7 +49,7 @@ NO_CURVE = EvalCurve(np.empty(0), np.empty(0), np.empty(0), np.empty(0), np.empt
 
 @dataclass(frozen=True, slots=True)
 class TrialRead:
-    """One trial folder as it was found."""
+    """Content of one trial folder."""
 
     number: int
     folder: TrialFolder
@@ -57,7 +57,7 @@ class TrialRead:
     config: Mapping[str, Any] = field(default_factory=dict)
     """Dotted path to value; `origin` left out."""
     params: Mapping[str, Any] = field(default_factory=dict)
-    """What the sampler drew."""
+    """Parameters drawn by the sampler, by dotted path."""
     confirms: int | None = None
     """The trial whose configuration this one repeats with another seed, to confirm it."""
     result: Result | None = None
@@ -69,7 +69,7 @@ class TrialRead:
 
 @dataclass(frozen=True, slots=True)
 class StudyRead:
-    """One study as it was found."""
+    """Content of a study's folder."""
 
     folder: StudyFolder
     record: StudyRecord
@@ -119,7 +119,7 @@ def read_trial(number: int, folder: TrialFolder, curves: bool = True) -> TrialRe
 
 
 def read_curve(path: Path) -> EvalCurve:
-    """The evaluations in a metrics file, the last word on each step; torn lines passed over."""
+    """Evaluations of a metrics file, the last one of each step; incomplete lines are skipped."""
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except OSError:
@@ -180,7 +180,7 @@ def _result(folder: TrialFolder) -> Result | None:
 
 
 def _evaluations(lines: list[bytes]) -> list[tuple[float, ...]]:
-    """The evaluations among some lines: parsed in one go, or one by one when a line is foreign."""
+    """Evaluations among JSON lines; lines are parsed one by one where parsing all at once fails."""
     try:
         parsed = from_json(b"[" + b",".join(lines) + b"]")
     except ValueError:
@@ -205,7 +205,7 @@ def _evaluation(row: Any) -> tuple[float, ...] | None:
 
 
 def _repeated(rows: list[tuple[float, ...]]) -> float:
-    """Seconds between evaluations that were made a second time, after a step back."""
+    """Seconds between evaluations that were repeated after a resume from an earlier step."""
     lost = 0.0
     for before, after in pairwise(rows):
         step, time = after[0], before[4]

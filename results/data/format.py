@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Format numbers, durations, sizes and shares for tables and sentences."""
 
 from __future__ import annotations
 

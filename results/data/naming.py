@@ -1,4 +1,4 @@
-"""Names of settings, metrics and values as people read them."""
+"""Display names of settings and metrics, and how values of a metric are formatted."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _SHORT = {
 
 
 def short(name: str) -> str:
-    """A dotted path as people call it."""
+    """Display name of a dotted path: `training.learning_rate` is `learning rate`."""
     return _SHORT.get(name) or name.rsplit(".", 1)[-1].replace("_", " ")
 
 
 def sentence(text: str) -> str:
-    """Text with a capital at its start and everything else as it is; `r` stays `r`."""
+    """Text with its first letter capitalised; a leading `r ` (the rank) stays lower-case."""
     return text if text.startswith("r ") else text[:1].upper() + text[1:]
 
 
@@ -34,12 +34,12 @@ def ranked(table: pd.DataFrame, state: str = "complete") -> pd.DataFrame:
 
 
 def lower_is_better(table: pd.DataFrame) -> bool:
-    """Whether small values win in this study."""
+    """Whether the study's first objective is minimised."""
     return objective(table)[1] != "maximize"
 
 
 def words(metric: str) -> str:
-    """A metric as people call it."""
+    """Display name of a metric."""
     return metric.removesuffix("_bytes").replace("_", " ")
 
 
@@ -50,12 +50,12 @@ def objective(table: pd.DataFrame) -> tuple[str, str]:
 
 
 def value_text(table: pd.DataFrame) -> Callable[[Any], str]:
-    """How the study's value is written."""
+    """Formatter of the study's first objective."""
     return metric_text(objective(table)[0])
 
 
 def metric_text(metric: str) -> Callable[[Any], str]:
-    """How values of a metric are written."""
+    """Formatter of a metric's values."""
     if "loss" in metric:
         return format.loss
     if metric.endswith("_bytes"):
@@ -64,7 +64,7 @@ def metric_text(metric: str) -> Callable[[Any], str]:
 
 
 def noise_text(metric: str, noise: float) -> str:
-    """A standard deviation of a metric."""
+    """Formatted standard deviation of a metric."""
     return metric_text(metric)(noise) if metric.endswith("_bytes") else format.number(noise, 2)
 
 

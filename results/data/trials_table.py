@@ -1,4 +1,4 @@
-"""The trials of a study as one table: a row a trial folder, whatever state it is in."""
+"""Table of a study's trials (pandas): one row per trial folder, in every state."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _FLOATS = (
 _TAKEN = frozenset((*_INTEGERS, *_TEXTS, *_FLOATS))
 
 SEEDS = ("training.seed", "training.data_seed")
-"""What repeats of one configuration differ in."""
+"""Keys in which repeats of one configuration may differ."""
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What the study makes small or large."""
+    """One objective: a metric and its direction."""
 
     metric: str = "eval_loss"
     direction: str = "minimize"
@@ -98,7 +98,7 @@ def objectives_of(spec: Mapping[str, Any]) -> list[Objective]:
 
 
 def varied_keys(trials: Sequence[TrialRead]) -> list[str]:
-    """What was drawn, then whatever else differs between the trials' configurations."""
+    """Searched keys first, then other keys that differ between the trials' configurations."""
     drawn: dict[str, None] = {}
     seen: dict[str, set[Any]] = {}
     readable = [trial for trial in trials if trial.config]
@@ -139,13 +139,13 @@ def _trailing() -> list[str]:
 
 
 def _further(trials: Sequence[TrialRead]) -> list[str]:
-    """Columns of the metrics that trials report beyond the eval loss."""
+    """Columns of metrics other than the eval loss."""
     names = {name for trial in trials if trial.result for name in trial.result.metrics}
     return [f"metrics.{name}" for name in sorted(names)]
 
 
 def metric_column(metric: str) -> str:
-    """The column that holds an objective."""
+    """Name of the column that holds a metric."""
     known = {"seconds": "seconds_total"}
     return known.get(metric, metric if metric in metrics.METRICS else f"metrics.{metric}")
 
@@ -202,12 +202,12 @@ def _outcome(result: Result, objective: Objective) -> dict[str, Any]:
 
 
 def _warm(result: Result) -> float:
-    """Device seconds without start-up, which a worker's first trial pays for all that follow."""
+    """Device seconds without start-up: only a worker's first trial has a start-up."""
     return (result.seconds.total - result.seconds.startup) * result.devices
 
 
 def group_of(config: Mapping[str, Any]) -> str | None:
-    """Text that is equal for repeats of one configuration over seeds, and for nothing else."""
+    """Key that is equal for repeats of one configuration over seeds, and for nothing else."""
     if not config:
         return None
     items = sorted((key, str(value)) for key, value in config.items() if key not in SEEDS)
@@ -235,7 +235,7 @@ def _first_line(message: str) -> str:
 
 
 def _storable(value: object) -> bool:
-    """Whether a column of whole numbers can hold it: a damaged file may say anything."""
+    """Whether an integer column can hold the value; damaged files may contain anything."""
     return not isinstance(value, int) or -(2**63) <= value < 2**63
 
 
@@ -252,7 +252,7 @@ def _typed(column: pd.Series, name: str) -> pd.Series:
 
 
 def _searched(column: pd.Series) -> pd.Series:
-    """A searched parameter: whole numbers, numbers, truth values, or else text."""
+    """Column of a searched parameter as Int64, Float64, boolean or string."""
     kinds = {type(value) if _storable(value) else str for value in column.dropna()}
     if kinds == {bool}:
         return column.astype("boolean")

@@ -1,4 +1,4 @@
-"""Axes that suit the values on them."""
+"""Axes for numeric parameters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FEW = 7
 
 
 def number_axis(title: str, column: pd.Series) -> Axis:
-    """An axis for a numeric parameter: logarithmic where it spans tenfold, few values by name."""
+    """Axis of a numeric parameter: log scale over a decade or more, ticks at the values if few."""
     values = np.unique(column.dropna().to_numpy(float))
     log = is_log(column)
     named = len(values) <= FEW and (log or all(float(value).is_integer() for value in values))

@@ -1,6 +1,6 @@
-"""A plot as data: what is drawn, before anybody decides with which library.
+"""Charts as data, independent of a plotting library.
 
-The HTML report and the pictures of `report.md` draw the same charts, so they say the same.
+The HTML report (Plotly) and the pictures of `report.md` (matplotlib) draw the same charts.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ Kind = Literal["points", "line", "both", "bar", "step"]
 Tone = Literal["series", "muted", "best", "bad"]
 
 MOST_POINTS = 2_000
-"""Points drawn of one series; more are thinned evenly and the chart says so."""
+"""Largest number of points drawn of a series; more are thinned evenly, with a note."""
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis: what it shows, with its unit."""
+    """One axis: title with unit, scale, limits, ticks."""
 
     title: str
     log: bool = False
     limits: tuple[float, float] | None = None
-    """What is shown at first; None for all."""
+    """Initial range; None for all data."""
     labels: tuple[tuple[float, str], ...] | None = None
-    """Ticks of our own: place and text."""
+    """Explicit ticks: position and text."""
 
     @property
     def prefixed(self) -> bool:
-        """Whether its numbers are so large that ticks are better written with k, M and G."""
+        """Whether ticks use the SI prefixes k, M and G."""
         return self.title.endswith("(bytes)")
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One set of marks."""
+    """One data series."""
 
     name: str
     x: Sequence[float]
@@ -46,27 +46,27 @@ class Series:
     kind: Kind = "points"
     tone: Tone = "series"
     index: int = 0
-    """Which colour of the palette."""
+    """Index into the colour palette."""
     hover: Sequence[str] = ()
     low: Sequence[float] = ()
     """Lower ends of error bars along y."""
     high: Sequence[float] = ()
     base: Sequence[float] = ()
-    """Where bars begin."""
+    """Start of each bar."""
     colour: Sequence[float] = ()
-    """Values that colour the points, on the chart's colour scale."""
+    """Values for the colour scale of the points."""
     dashed: bool = False
     crossed: bool = False
-    """Points are crosses."""
+    """Draw points as crosses."""
     thick: float = 0.8
-    """Thickness of bars, in units of the axis they stand on."""
+    """Thickness of bars in axis units."""
     named: bool = True
-    """Whether it stands in the legend."""
+    """Whether the legend lists it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """A coloured plane under the points: values on a rectangular lattice, NaN where unknown."""
+    """Coloured background: values on a rectangular grid [y, x], NaN where unknown."""
 
     x: np.ndarray
     y: np.ndarray
@@ -75,7 +75,7 @@ class Surface:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A plot with a title, a sentence on how to read it, and its axes."""
+    """A chart: title, a sentence on how to read it, axes, series."""
 
     key: str
     title: str
@@ -84,33 +84,33 @@ class Chart:
     y: Axis
     series: tuple[Series, ...]
     note: str = ""
-    """What was left out or thinned."""
+    """Note on what was left out or thinned."""
     horizontal: bool = False
-    """Bars lie."""
+    """Draw horizontal bars."""
     stacked: bool = False
     colour: str = ""
-    """What the colour scale shows."""
+    """Title of the colour scale."""
     colour_limits: tuple[float, float] | None = None
     surface: Surface | None = None
     texts: tuple[tuple[float, float, str], ...] = ()
-    """Words in the plot: x, y and text."""
+    """Annotations: x, y and text."""
     height: int = 380
     brush: bool = False
-    """Lines across parallel axes, on which ranges can be held: ticks of x are the axes."""
+    """Parallel coordinates: ranges can be selected on the axes, which are the ticks of x."""
     wide: bool = False
-    """Takes the whole width of the page."""
+    """Use the full width of the page."""
 
 
 @dataclass(slots=True)
 class Thinning:
-    """Counts what is drawn of what there is, to say so."""
+    """Selects the items to draw and notes how many were left out."""
 
     drawn: int = 0
     there: int = 0
     what: str = "points"
 
     def indices(self, count: int, most: int = MOST_POINTS, always: int = 0) -> np.ndarray:
-        """Which of `count` ordered items to draw: the first `always`, the rest evenly."""
+        """Indices of the items to draw: the first `always`, then evenly spaced ones."""
         self.there += count
         if count <= most:
             self.drawn += count
@@ -122,7 +122,7 @@ class Thinning:
 
     @property
     def note(self) -> str:
-        """In words; empty when everything is drawn."""
+        """The note; empty when everything is drawn."""
         if self.drawn == self.there:
             return ""
         return f"{self.drawn:,} of {self.there:,} {self.what} are drawn."
@@ -131,9 +131,9 @@ class Thinning:
 def robust_limits(
     values: np.ndarray, log: bool = False, margin: float = 0.05
 ) -> tuple[float, float] | None:
-    """Limits that a few far-off values cannot stretch; None when there is nothing to show.
+    """Axis limits that ignore outliers; None without finite values.
 
-    Values beyond three interquartile ranges from the middle half lie outside.
+    Outliers lie more than three interquartile ranges outside the quartiles (Tukey's far fences).
     """
     known = np.asarray(values, dtype=float)
     known = known[np.isfinite(known) & ((known > 0) | (not log))]
@@ -150,7 +150,7 @@ def robust_limits(
 
 
 def outside(values: np.ndarray, limits: tuple[float, float] | None) -> int:
-    """How many values lie beyond the limits."""
+    """Number of values outside the limits."""
     if limits is None:
         return 0
     known = np.asarray(values, dtype=float)
@@ -158,16 +158,16 @@ def outside(values: np.ndarray, limits: tuple[float, float] | None) -> int:
 
 
 def plain(name: str) -> str:
-    """A name as a chart's key: any file system, link and element id takes it."""
+    """A name as a chart key that is safe in file names, links and element ids."""
     return re.sub(r"[^A-Za-z0-9]+", "_", name)
 
 
 def notes(*parts: str) -> str:
-    """Notes joined, the empty ones left out."""
+    """Join the non-empty notes."""
     return " ".join(part for part in parts if part)
 
 
 def beyond(count: int) -> str:
-    """The note on what the first view leaves out."""
+    """Note on the number of points outside the initial range."""
     what = "far-off point lies" if count == 1 else "far-off points lie"
     return f"{count:,} {what} outside the first view." if count else ""

@@ -1,4 +1,4 @@
-"""Plots about devices: what their time bought, when they worked, ZeRO stages."""
+"""Charts of device time: by use, by trial, timeline of workers, ZeRO stages."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ STATES = ("complete", "pruned", "failed", "unfinished")
 
 
 def cost_charts(analysis: StudyAnalysis) -> list[Chart]:
-    """Every plot that the study has something to show in."""
+    """Charts of device time for which the study has data."""
     made = [_bought(analysis), _per_trial(analysis), _timeline(analysis)]
     return [chart for chart in made if chart]
 
 
 def _unit(seconds: float) -> tuple[float, str]:
-    """A unit in which a duration is a handy number."""
+    """A readable time unit for a duration, and its seconds."""
     if seconds >= 2 * 3600:
         return 3600.0, "hours"
     return (60.0, "minutes") if seconds >= 120 else (1.0, "seconds")
@@ -116,7 +116,7 @@ def _timeline(analysis: StudyAnalysis) -> Chart | None:
 
 
 def _lanes(workers: Sequence[Worker]) -> tuple[list[tuple[Span, float]], float]:
-    """Every attempt and its height: its worker's row, thinner bars side by side where packed."""
+    """Attempts with their row (worker) and bar height; packed trials share a worker's row."""
     rows = [places(worker.spans) for worker in workers]
     most = 1 + max(max(own) for own in rows)
     thick = THICK / most
@@ -157,7 +157,7 @@ def _busy(workers: Sequence[Worker]) -> str:
 
 
 def zero_charts(analysis: StudyAnalysis) -> list[Chart]:
-    """Cost of each stage and the audit's differences."""
+    """Charts of time and memory by ZeRO stage, and of the parity audit."""
     if not zero_stages.is_searched(analysis.table):
         return []
     stages = zero_stages.stages(analysis.table)

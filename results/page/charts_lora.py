@@ -1,4 +1,4 @@
-"""Plots about LoRA: rates, ranks, scale, dropout, and what a lower loss costs."""
+"""Charts of LoRA settings: learning rate by rank, rank, scale, dropout, loss against cost."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from results.page.axes import number_axis
 from results.page.chart import Axis, Chart, Series, Thinning, beyond, notes, outside, robust_limits
 
 SERIES = 8
-"""Ranks told apart by colour; more would not be."""
+"""Largest number of ranks with a colour of their own."""
 FEW_RATES = 12
 CLOSE = 0.05
-"""Rates nearer than this share of the range tried are neighbours by chance."""
+"""Relative distance below which two rates are neighbours by chance."""
 CURVE_POINTS = 5
 CURVE_FEWEST = 3
-"""A line through two trials would claim more than they say."""
+"""Fewest trials that a fitted line is drawn through."""
 
 
 _NO_LINE = (np.empty(0), np.empty(0))
 
 
 def lora_charts(analysis: StudyAnalysis) -> list[Chart]:
-    """Every plot that the study has something to show in."""
+    """Charts of LoRA settings for which the study has data."""
     if analysis.systems:
         return []
     made = [
@@ -47,7 +47,7 @@ def _has(analysis: StudyAnalysis, *names: str) -> bool:
 
 
 def _by_rank(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Trials of each rank, by name; the ranks beyond the palette together."""
+    """Trials by rank; ranks beyond the palette are grouped."""
     if RANK not in rows or not is_number(rows[RANK]) or rows[RANK].nunique() < 2:
         return [("trials", rows)]
     ranks = sorted(rows[RANK].dropna().unique())
@@ -102,7 +102,7 @@ def _rate_series(
 
 
 def _few(rates: pd.Series) -> bool:
-    """Whether the rates are few and apart: a line from one to its neighbour draws their noise."""
+    """Whether the study tried few distinct rates, so that means per rate can be drawn."""
     known = np.unique(rates.dropna().to_numpy(float))
     if len(known) < 2 or known[0] <= 0:
         return len(known) <= FEW_RATES
@@ -111,9 +111,9 @@ def _few(rates: pd.Series) -> bool:
 
 
 def _curve(part: pd.DataFrame, few: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Means where the study tried few rates, else a parabola over log rate.
+    """Line through the means of few distinct rates, else a parabola over log learning rate.
 
-    The parabola goes through the plausible trials and needs some more than its coefficients.
+    The parabola is fitted to the trials inside the axis limits and needs more than three.
     """
     means = part.groupby(RATE)["value"].mean()
     if few:
@@ -244,7 +244,7 @@ def _front(analysis: StudyAnalysis, column: str, axis: str, unit: float) -> Char
 
 
 def _front_words(analysis: StudyAnalysis, column: str) -> str:
-    """What to make of a front; nothing where its cost is an accident of the machine."""
+    """How to read the front; empty where the measured cost is an artefact of the machine."""
     if analysis.same_work:
         return "But nothing searched here moves this cost: how it differs is the machine's doing."
     if column == "peak_memory_bytes" and analysis.on_cpu:
@@ -253,7 +253,7 @@ def _front_words(analysis: StudyAnalysis, column: str) -> str:
 
 
 def pareto(costs: Sequence[float] | np.ndarray, losses: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Indices of the points that no other point is both cheaper and better than, by cost."""
+    """Indices of the Pareto-optimal points (cost and objective minimised), sorted by cost."""
     cost, loss = np.asarray(costs, dtype=float), np.asarray(losses, dtype=float)
     order = np.lexsort((loss, cost))
     best = np.concatenate([[np.inf], np.minimum.accumulate(loss[order])[:-1]])

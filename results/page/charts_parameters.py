@@ -83,7 +83,7 @@ def _as_bar(series: Series) -> Series:
 
 
 def scaled(column: pd.Series) -> tuple[np.ndarray, list[tuple[float, str]]]:
-    """A parameter's values on 0..1 in its own order, and ticks for them."""
+    """A parameter's values scaled to 0..1 (log scale where suitable), and its ticks."""
     if not is_number(column):
         names = sorted({format.number(value) for value in column.dropna()})
         place = {name: i / max(1, len(names) - 1) for i, name in enumerate(names)}
@@ -141,7 +141,7 @@ def _by_rank_of_value(rows: pd.DataFrame) -> np.ndarray:
 
 
 def _bundle(paths: np.ndarray, name: str, group: int, hover: Sequence[str]) -> Series:
-    """Lines of one quarter as one series, broken between trials."""
+    """Lines of one quarter of the trials as one series, with gaps between trials."""
     count, width = paths.shape if len(paths) else (0, 0)
     broken = np.column_stack([paths, np.full(count, np.nan)]) if count else paths
     x = np.tile([*range(width), np.nan], count)
@@ -153,7 +153,7 @@ def _bundle(paths: np.ndarray, name: str, group: int, hover: Sequence[str]) -> S
 
 
 def _ticks(rows: pd.DataFrame, names: Sequence[str]) -> tuple[tuple[float, float, str], ...]:
-    """What the ends and steps of every axis mean, as text beside it."""
+    """Tick labels beside every axis."""
     return tuple(
         (float(index), place, text)
         for index, name in enumerate(names)
@@ -227,7 +227,7 @@ def _contour(analysis: StudyAnalysis, one: str, two: str) -> Chart | None:
 
 
 def _plane(rows: pd.DataFrame, one: str, two: str, logs: Sequence[bool]) -> Surface | None:
-    """Linear interpolation inside the hull of the trials, on axes as they are drawn."""
+    """Linear interpolation inside the convex hull of the trials, on the drawn (log) axes."""
     at = [rows[name].astype(float).to_numpy() for name in (one, two)]
     at = [np.log10(values) if log else values for values, log in zip(at, logs, strict=True)]
     lines = [np.linspace(values.min(), values.max(), LATTICE) for values in at]

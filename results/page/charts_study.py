@@ -1,4 +1,4 @@
-"""Plots about the search: curves, history, parameters together and one by one, rungs."""
+"""Charts of the search: learning curves, history, objectives, rungs; and those of parameters."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from results.page.charts_parameters import (
 )
 
 BEST_CURVES = 12
-"""Curves drawn in colour."""
+"""Number of best curves drawn in colour."""
 MOST_CURVES = 150
 MOST_STEPS = 60
 
 
 def study_charts(analysis: StudyAnalysis) -> list[Chart]:
-    """Every plot that the study has something to show in."""
+    """Charts of the search for which the study has data, in the page's order."""
     made = [
         _curves(analysis),
         _history(analysis),
@@ -99,7 +99,7 @@ def _curve_words(best: int, drawn: int) -> str:
 
 
 def _curve_limits(trials: Sequence[TrialRead]) -> tuple[float, float] | None:
-    """From the lowest loss up to the start of an ordinary trial."""
+    """Axis limits from the lowest loss to the first loss of a median trial."""
     losses = np.concatenate([trial.curve.eval_loss for trial in trials])
     losses = losses[np.isfinite(losses)]
     if not len(losses):
@@ -128,7 +128,7 @@ def _curve(trial: TrialRead, index: int, words: str) -> Series:
 
 
 def _others(trials: Sequence[TrialRead]) -> Series:
-    """All grey curves as one series, broken between them."""
+    """All grey curves as one series with gaps between trials."""
     x: list[float] = []
     y: list[float] = []
     for trial in trials:
@@ -139,7 +139,7 @@ def _others(trials: Sequence[TrialRead]) -> Series:
 
 
 def _ends(trials: Sequence[TrialRead], limits: tuple[float, float] | None) -> list[Series]:
-    """Where pruned and failed trials stopped, and why; far-off ends stand at the axis' top."""
+    """Ends of pruned and failed trials; ends above the axis are drawn at its top."""
     made = []
     tones: dict[str, Tone] = {"pruned": "muted", "failed": "bad"}
     for state, tone in tones.items():
@@ -196,14 +196,14 @@ def _history(analysis: StudyAnalysis) -> Chart | None:
 
 
 def _corners(x: np.ndarray, y: np.ndarray) -> tuple[list[float], list[float]]:
-    """The points at which a step line moves, and its end."""
+    """Points at which a step line changes, and its end."""
     moves = np.flatnonzero(np.diff(y, prepend=np.nan) != 0)
     kept = np.unique(np.append(moves, len(y) - 1))
     return list(x[kept]), list(y[kept])
 
 
 def _objectives(analysis: StudyAnalysis) -> list[Chart]:
-    """The first objective against each of the others."""
+    """Charts of the first objective against each other objective."""
     front = analysis.front
     if front is None or not front.members:
         return []
@@ -250,7 +250,7 @@ def _front_words(analysis: StudyAnalysis, front: Front, member: Member) -> str:
 
 
 def _rungs(analysis: StudyAnalysis) -> Chart | None:
-    """How many trials reached each evaluation step, and how they left."""
+    """Number of trials that reached each evaluation step, by how they ended."""
     trials = [t for t in analysis.study.trials if len(t.curve) and t.confirms is None]
     if not any(trial.state == "pruned" for trial in trials):
         return None

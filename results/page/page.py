@@ -1,4 +1,4 @@
-"""What a page consists of, before it becomes HTML or Markdown."""
+"""The elements of a page, independent of HTML and Markdown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Cell:
 
     text: str
     sort: float | str | None = None
-    """What the column is sorted by; the text when None."""
+    """Sort key; the text when None."""
     link: str = ""
     """A path relative to the page."""
 
@@ -26,7 +26,7 @@ class Head:
 
     text: str
     number: bool = True
-    """Numbers stand to the right and sort as numbers."""
+    """Numeric column: right-aligned and sorted as numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,9 @@ class Grid:
     heads: Sequence[Head]
     rows: Sequence[Sequence[Cell]]
     marked: frozenset[int] = frozenset()
-    """Rows to stress."""
+    """Highlighted rows."""
     brief: int = 20
-    """Rows that Markdown shows."""
+    """Number of rows in Markdown."""
     note: str = ""
 
 
@@ -54,7 +54,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Lines to copy."""
+    """A code block."""
 
     text: str
     title: str = ""
@@ -65,20 +65,20 @@ Block = Text | Grid | Chart | Code
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of a page."""
+    """A section of a page."""
 
     key: str
     title: str
     blocks: tuple[Block, ...] = ()
 
     def charts(self) -> list[Chart]:
-        """Its plots, in order."""
+        """The section's charts, in order."""
         return [block for block in self.blocks if isinstance(block, Chart)]
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A figure for the head of the page."""
+    """A key figure in the page's header."""
 
     label: str
     value: str
@@ -95,10 +95,10 @@ class Page:
     sections: Sequence[Section]
     made: str = ""
     name: str = "report"
-    """Stem of its files."""
+    """Stem of the page's files."""
     files: Sequence[str] = field(default_factory=tuple)
     """Names of the files beside the page."""
 
     def charts(self) -> list[Chart]:
-        """All plots, in order."""
+        """All charts of the page, in order."""
         return [chart for section in self.sections for chart in section.charts()]

@@ -1,4 +1,4 @@
-"""The parts of a study's report, in order; each only when there is something to say."""
+"""Sections of a study's report, in order; a section without content is left out."""
 
 from __future__ import annotations
 

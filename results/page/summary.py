@@ -1,4 +1,4 @@
-"""The answer in words: what wins, whether it really wins, what it cost, what to try next."""
+"""Summary sentences: winner, evidence, explanation, cost, and what to try next."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from results.page.summary_winner import winner_sentences
 
 FEW_REPEATS = 3
 DOMINATES = 0.6
-"""A parameter with this share of the importance is said to dominate."""
+"""Share of the variance from which the summary calls a parameter dominant."""
 
 
 def sentences(analysis: StudyAnalysis) -> list[str]:
-    """Three to seven sentences; the first one is the answer."""
+    """Three to seven sentences; the first one answers the study's question."""
     if analysis.complete.empty:
         texts = [
             _nothing(analysis.table),
@@ -53,7 +53,7 @@ def sentences(analysis: StudyAnalysis) -> list[str]:
 
 
 def _rates(analysis: StudyAnalysis) -> str:
-    """How the best learning rate moves with rank."""
+    """Best learning rate of each rank."""
     best = _searched_ranks(analysis, best_of_each(analysis, RANK))
     if len(best) < 2 or RATE not in analysis.searched or not is_number(best[RATE].dropna()):
         return ""
@@ -66,7 +66,7 @@ def _rates(analysis: StudyAnalysis) -> str:
 
 
 def _searched_ranks(analysis: StudyAnalysis, best: pd.DataFrame) -> pd.DataFrame:
-    """Those of the ranks that more than one rate was tried at: the only one is not the best."""
+    """Ranks at which more than one learning rate was tried."""
     if best.empty or RATE not in analysis.table:
         return best.iloc[:0]
     judged = analysis.table[analysis.table["state"].isin(["complete", "pruned"])]
@@ -75,7 +75,7 @@ def _searched_ranks(analysis: StudyAnalysis, best: pd.DataFrame) -> pd.DataFrame
 
 
 def _underrated(analysis: StudyAnalysis) -> str:
-    """Ranks that pruning may have wronged."""
+    """Ranks at which a pruned trial was better than every complete one."""
     if RANK not in analysis.searched:
         return ""
     rows = underrated(analysis, RANK)
@@ -122,7 +122,7 @@ def _parity(analysis: StudyAnalysis) -> str:
 
 
 def _unfinished(analysis: StudyAnalysis) -> str:
-    """That this is not the end, where it is not."""
+    """Note that trials are unfinished, if any are."""
     count = int((analysis.table["state"] == "unfinished").sum())
     if not count:
         return ""
@@ -165,7 +165,7 @@ def _memory(analysis: StudyAnalysis) -> list[str]:
 
 
 def edges(analysis: StudyAnalysis) -> list[str]:
-    """What to widen: the best value, and all that tie with it, lie at one end of what was tried."""
+    """Advice to widen a range: the best value and its ties lie at one end of those tried."""
     best = analysis.board.recommended
     if best is None:
         return []
@@ -214,7 +214,7 @@ def _side(value: Any, tried: Sequence[float]) -> str:
     if low > 0 and high / low >= 10:
         low, high, at = math.log(low), math.log(high), math.log(at)
     share = (at - low) / (high - low)
-    # Zero dropout or decay cannot be lowered: its lower end is no edge.
+    # Zero dropout or weight decay cannot be lowered: zero is no edge to widen.
     if share <= 0.05:
         return "lower" if tried[0] > 0 else ""
     return "upper" if share >= 0.95 else ""

@@ -1,4 +1,4 @@
-"""What wins: one objective, several (a Pareto front), or speed and memory of ZeRO stages."""
+"""Sentences on the winner: one objective, several (Pareto front), or ZeRO stages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from results.page.tables import p_value
 
 
 def winner_sentences(analysis: StudyAnalysis) -> list[str]:
-    """What wins, and whether the repeats over seeds bear that out."""
+    """Sentences on what wins, and on whether repeats over seeds support it."""
     if analysis.systems:
         return _stages(analysis)
     if analysis.front and analysis.front.members:
@@ -31,7 +31,7 @@ def winner_sentences(analysis: StudyAnalysis) -> list[str]:
 
 
 def name_of(analysis: StudyAnalysis, group: Group) -> str:
-    """A configuration in words, with the trial it is in."""
+    """A configuration in words, with its trial numbers."""
     trial = "trial" if len(group.trials) == 1 else "trials"
     numbers = ", ".join(map(str, group.trials[:5])) + (", …" if len(group.trials) > 5 else "")
     return f"{settings(group.row, analysis.telling)} ({trial} {numbers})"
@@ -44,7 +44,7 @@ def _rank_of(analysis: StudyAnalysis, group: Group) -> str:
 
 
 def _confirmed(analysis: StudyAnalysis) -> list[str]:
-    """Repeats over seeds exist: say what they can tell apart."""
+    """With repeats over seeds: the winner or the ties, with intervals and tests."""
     leader = analysis.board.leader
     if leader is None:
         return []
@@ -109,7 +109,7 @@ def _single_runs(analysis: StudyAnalysis) -> str:
 
 
 def _unconfirmed(analysis: StudyAnalysis) -> list[str]:
-    """No repeats: say what is lowest, and that nobody knows the noise."""
+    """Without repeats: the lowest value, and that the noise is unknown."""
     best = analysis.board.standings[0].group
     rank = _rank_of(analysis, best)
     lead = f"{rank.capitalize()} has" if rank else f"Trial {best.trials[0]} has"
@@ -146,7 +146,7 @@ def _best_other_rank(analysis: StudyAnalysis, best: Group) -> pd.Series | None:
 
 
 def _front(analysis: StudyAnalysis, front: Front) -> list[str]:
-    """Several objectives have no single winner: what is left to choose from, and by what."""
+    """Several objectives: the Pareto front and the leader of each."""
     names = listed([goal.name for goal in front.goals])
     if len(front.members) == 1:
         only = front.members[0]
@@ -171,7 +171,7 @@ def _member(analysis: StudyAnalysis, front: Front, member: Member) -> str:
 
 
 def _leads(analysis: StudyAnalysis, goal: Goal) -> str:
-    """Who is best in one objective, and whether others are as good within the noise."""
+    """The leader of one objective and its ties."""
     board = goal.board
     best = board.leader
     if best is None:
@@ -201,7 +201,7 @@ def _front_noise(analysis: StudyAnalysis, front: Front) -> str:
 
 
 def _stages(analysis: StudyAnalysis) -> list[str]:
-    """Systems knobs alone were searched: speed and memory are the answer."""
+    """Only system settings were searched: the fastest and the leanest stage."""
     stages = zero_stages.stages(analysis.table)
     fast = _least(stages, "seconds_per_step")
     lean = _least(stages, "peak_memory_bytes")
@@ -247,7 +247,7 @@ def _leanest(analysis: StudyAnalysis, fast: pd.Series, lean: pd.Series) -> str:
 
 
 def _tied_stages(analysis: StudyAnalysis, metric: str) -> list[str]:
-    """Stages that share the first place in a metric; none where nothing was repeated."""
+    """Stages that tie for the first place in a metric; empty without repeats."""
     tied = goal_of(analysis.table, metric, "minimize").board.tied
     return list(
         dict.fromkeys(

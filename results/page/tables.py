@@ -1,4 +1,4 @@
-"""Tables for reading, made of the table of trials."""
+"""The tables of a page, made from the trials table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from results.data.naming import short
 from results.page.page import Cell, Grid, Head
 
 MOST_ROWS = 1_000
-"""Rows of a table in the page; the files hold all."""
+"""Largest number of rows on the page; the CSV file has all."""
 
 Text = Callable[[Any], str]
 
@@ -47,7 +47,7 @@ def grid_of(
     names: Sequence[str],
     best: bool = False,
 ) -> Grid:
-    """The columns of `names` that hold anything, in the rows' order."""
+    """Table of the columns in `names` that are not empty."""
     kept = [name for name in names if name in rows and rows[name].notna().any()]
     texts: dict[str, Text] = {**_TEXT, "value": analysis.value}
     shown = rows.head(MOST_ROWS)
@@ -85,7 +85,7 @@ def _is_number(rows: pd.DataFrame, name: str) -> bool:
 
 
 def leaderboard(analysis: StudyAnalysis) -> Grid:
-    """Configurations, best first, with what is known of their noise."""
+    """Configurations, best first, with intervals and tests."""
     board = analysis.board
     heads = [
         Head("place"), Head("verdict", False), Head("trials"),
@@ -141,7 +141,7 @@ def _standing(analysis: StudyAnalysis, standing: Standing, place: int) -> list[C
 
 
 def front(analysis: StudyAnalysis, of: Front) -> Grid:
-    """The configurations that none beats in all objectives."""
+    """Configurations on the Pareto front."""
     heads = [
         Head("trials"),
         *(Head(short(n), _is_number(analysis.table, n)) for n in analysis.searched),
@@ -174,7 +174,7 @@ def front(analysis: StudyAnalysis, of: Front) -> Grid:
 
 
 def leaders(analysis: StudyAnalysis, of: Front) -> Grid:
-    """Who leads in each objective, and what ties with it."""
+    """Leader and ties of each objective."""
     heads = [
         Head("objective", False), Head("trials"), Head("leader", False), Head("mean"),
         Head("95% interval"), Head("runs"), Head("tied with it"), Head("noise of one run"),
@@ -205,12 +205,12 @@ def _trials(group: Group) -> Cell:
 
 
 def p_value(p: float) -> str:
-    """A p value as people write it."""
+    """Formatted p value."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def verdict(analysis: StudyAnalysis, standing: Standing) -> str:
-    """A standing in words."""
+    """Verdict on a configuration in words."""
     board = analysis.board
     cheapest = standing.group is board.recommended
     if board.noise is None:
@@ -232,7 +232,7 @@ def best_per(analysis: StudyAnalysis, name: str, rows: pd.DataFrame) -> Grid:
 
 
 def spending(analysis: StudyAnalysis) -> Grid:
-    """Device time by what it bought, with its price."""
+    """Device time by use, with its price."""
     total = sum(analysis.spent.values())
     heads = [Head("what", False), Head("device time"), Head("device hours"), Head("share")]
     heads += [Head("cost")] if analysis.price else []
@@ -252,7 +252,7 @@ def _amount(analysis: StudyAnalysis, name: str, seconds: float, total: float) ->
 
 
 def trial_spending(analysis: StudyAnalysis) -> Grid:
-    """Device time of every trial by what it bought, the costliest first."""
+    """Device time of every trial by use, the costliest first."""
     spent = cost.bought(analysis.table)
     order = spent.sum(axis=1).sort_values(ascending=False, kind="stable").index[:MOST_ROWS]
     kept = [name for name in cost.BOUGHT if spent[name].any()]
@@ -278,7 +278,7 @@ def worker_names(workers: Sequence[Worker]) -> list[str]:
 
 
 def workers(analysis: WorkerTimeBreakdown) -> Grid:
-    """What each worker's time went to, all of it."""
+    """Time of each worker by use."""
     sums = {kind: sum(worker.seconds[kind] for worker in analysis.workers) for kind in KINDS}
     kinds = [kind for kind in KINDS if sums[kind] >= 0.05]
     names = worker_names(analysis.workers[:MOST_ROWS])
@@ -313,7 +313,7 @@ def _seconds(name: str, seconds: Mapping[str, float], kinds: Sequence[str]) -> l
 
 
 def stages(analysis: StudyAnalysis) -> Grid:
-    """What each ZeRO stage costs."""
+    """Time and memory of each ZeRO stage."""
     heads = [Head("stage", False), Head("trials"), Head("s per step"), Head("tokens/s"),
              Head("peak memory"), Head("eval loss")]  # fmt: skip
     rows = [
@@ -330,7 +330,7 @@ def stages(analysis: StudyAnalysis) -> Grid:
 
 
 def parity(analysis: StudyAnalysis) -> Grid:
-    """The loss-parity audit, pair by pair."""
+    """Loss-parity audit, one row per pair."""
     heads = [Head("stages", False), Head("trials", False), Head("evaluations compared"),
              Head("largest relative difference"), Head("at step"), Head("allowed"),
              Head("verdict", False)]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The table at the end of a sweep, for people at a terminal."""
+"""The table of a study on a terminal."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from trial.store.folders import StudyFolder
 
 WIDTH = 100
 TOP = 20
-"""Complete trials printed; the rest is in the files."""
+"""Largest number of complete trials printed."""
 
 FOLDED = 24
-"""What a column needs whose text goes on in the next line: it takes the room that is left."""
+"""Width reserved for a column whose text may wrap; it gets the remaining width."""
 
 WIDEST = (40, 28, 20, 14, 11, 8)
-"""Characters of a column at most: the first of these with which all searched columns fit."""
+"""Candidate maximum widths of a column: the first with which all searched columns fit is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ _MEASURES = (
 
 
 def print_table(table: pd.DataFrame, console: Console) -> None:
-    """Print the study: complete trials best first, then pruned, failed and the others apart."""
+    """Print a study's trials: complete ones best first, then pruned, failed and others."""
     width = min(WIDTH, console.width)
     for title, rows, columns in _parts(table):
         searched = table.attrs.get("searched", ())
@@ -60,7 +60,7 @@ def print_table(table: pd.DataFrame, console: Console) -> None:
 
 
 def print_status(study: StudyFolder, console: Console) -> None:
-    """Print a study as it stands: its table, and where the workers' time went."""
+    """Print a study's table and the breakdown of its workers' time."""
     read = read_study(study, curves=False)
     print_table(table_of(read), console)
     if found := where(read):
@@ -95,7 +95,7 @@ def _parts(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame, list[_Column]]]
 
 
 def _measures(others: Sequence[_Column]) -> list[_Column]:
-    """The columns that every table has, but for those that are objectives."""
+    """Standard columns, without those that are objectives."""
     named = {column.name for column in others}
     return [column for column in _MEASURES if column.name not in named]
 
@@ -126,9 +126,9 @@ def _drawn(
 def _fitting(
     rows: pd.DataFrame, columns: Sequence[_Column], searched: Sequence[str], width: int
 ) -> tuple[list[_Column], int]:
-    """The columns that say something, as many as the width holds, and how wide one may be.
+    """Columns to print, as many as fit into the width, and the maximum width of one.
 
-    Objectives and searched ones come first: long texts are cut before one of them is left out.
+    Objectives and searched parameters have priority: long texts are cut before one is dropped.
     """
     telling = [column for column in columns if _tells(rows, column, searched)]
     room = width - 9

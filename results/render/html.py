@@ -1,4 +1,4 @@
-"""`report.html`: one file, interactive, that asks no network for anything."""
+"""Render a page as one self-contained, interactive HTML file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MACROS = {Text: "text", Code: "code", Chart: "chart", Grid: "grid"}
 
 
 def render(page: Page) -> str:
-    """The text of a page."""
+    """HTML of a page."""
     environment = templating.environment(html=True)
     environment.filters["figure"] = lambda chart: Markup(plotly_figure.figure_json(chart))
     macros: Any = environment.get_template("blocks.html.j2").module
@@ -35,7 +35,7 @@ def render(page: Page) -> str:
 
 @cache
 def _plotly() -> str:
-    """Plotly's own script, to stand inside a page."""
+    """Plotly's script, to be embedded in the page."""
     from plotly.offline import get_plotlyjs
 
     return get_plotlyjs().replace("</script", "<\\/script")

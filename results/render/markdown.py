@@ -1,4 +1,4 @@
-"""`report.md`: the same page for a code host, with pictures beside it."""
+"""Render a page as Markdown with SVG pictures beside it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from results.render import templating
 
 
 def render(page: Page, pictures: str = "figures") -> str:
-    """The text of a page; its charts are pictures in the folder `pictures`."""
+    """Markdown of a page; its charts are pictures in the folder `pictures`."""
     environment = templating.environment(html=False)
     environment.filters["md"] = escape
     environment.filters["block"] = lambda block: _block(block, pictures)
@@ -53,7 +53,7 @@ def _grid(grid: Grid) -> str:
 
 
 def escape(text: object) -> str:
-    """Text that Markdown shows as it is, on one line; `code` stays code."""
+    """Escape text for Markdown, on one line; `code` stays code."""
     one_line = " ".join(str(text).split())
     parts = re.split(r"(`[^`|<>]+`)", one_line)
     return "".join(part if part[:1] == "`" and len(part) > 2 else _escape(part) for part in parts)

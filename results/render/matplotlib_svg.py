@@ -1,4 +1,4 @@
-"""Charts as SVG pictures, by matplotlib: for `report.md`, print, and code hosts."""
+"""Render charts as SVG with matplotlib, for `report.md` and print."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#6B6B00")
-"""Okabe and Ito's colours, told apart by colour-blind readers, dark enough for white paper."""
+"""Colour-blind safe palette after Okabe and Ito (2008), darkened for white paper."""
 TONES = {"muted": "#b9bec5", "best": "#111111", "bad": "#b00020"}
 
 PAD = 0.1
-"""Inches around a picture."""
+"""Padding around a picture, in inches."""
 
 _STYLE: Any = {
     "text.parse_math": False,
@@ -44,14 +44,14 @@ def svg(chart: Chart) -> str:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # Letters stay text in the file: what this machine's fonts lack, the reader's may have.
+        # Keep text as text: the reader's fonts may have glyphs that this machine's lack.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure = Figure(figsize=(8.5 if chart.wide else 6.5, chart.height / 100))
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         _fill(axes, chart)
         out = io.StringIO()
-        # As "tight" would, which draws everything once more to find that out.
+        # As `bbox_inches="tight"`, which would draw everything a second time.
         around = figure.get_tightbbox().padded(PAD)
         figure.savefig(out, format="svg", bbox_inches=around, metadata={"Date": None})
     return out.getvalue()
@@ -95,7 +95,7 @@ def _short(text: str) -> str:
 
 
 def colour_of(series: Series) -> str:
-    """The series' colour on paper."""
+    """Colour of a series in print."""
     return TONES.get(series.tone) or PALETTE[series.index % len(PALETTE)]
 
 

@@ -1,6 +1,6 @@
-"""Charts as Plotly figures in JSON, by the names of the page's theme instead of colours.
+"""Render charts as Plotly figures in JSON.
 
-A colour is written `$name` here; the page's script puts in the light or the dark theme's.
+Colours are written as `$name`; the page's script replaces them by the light or dark theme's colour.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from results.page.chart import Axis, Chart, Series
 COLOURS = 8
 
 _LAST = {"best": 1900, "muted": 2000, "bad": 2000}
-"""Places in the legend of what is not one of the series."""
+"""Legend ranks of traces that are not series."""
 _MODES = {"points": "markers", "line": "lines", "both": "lines+markers", "step": "lines"}
 
 
@@ -69,7 +69,7 @@ def _axis(axis: Axis) -> dict[str, Any]:
 
 
 def colour_of(series: Series) -> str:
-    """The theme's name of the series' colour."""
+    """Theme colour name of a series."""
     return f"${series.tone}" if series.tone != "series" else f"$c{series.index % COLOURS}"
 
 

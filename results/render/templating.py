@@ -1,4 +1,4 @@
-"""The template environments of the two kinds of page."""
+"""Jinja environments for HTML and Markdown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 @cache
 def environment(html: bool) -> jinja2.Environment:
-    """Templates of this package; those of HTML escape whatever is put into them."""
+    """Environment of the package's templates; HTML templates escape all values."""
     made = jinja2.Environment(
         loader=jinja2.PackageLoader("results"), autoescape=html, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
@@ -33,7 +33,7 @@ def words(text: str) -> Markup:
 
 
 def sortkey(value: Any) -> str:
-    """What a cell is sorted by, in few characters."""
+    """Short sort key of a cell."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:.10g}"

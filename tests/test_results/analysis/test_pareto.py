@@ -8,7 +8,7 @@ import pytest
 from helpers.results import SPEC, add_trial, make_config, make_study
 
 from results import write_report
-from results.analysis.study_analysis import find
+from results.analysis.study_analysis import analyse
 from results.data.folders import read_study
 from results.page.summary import sentences
 
@@ -29,7 +29,7 @@ def study_of(path, points=POINTS, seeds=(0,), noise=0.0):
 
 
 def test_the_front_is_what_no_other_configuration_beats(tmp_path):
-    found = find(read_study(study_of(tmp_path / "s")))
+    found = analyse(read_study(study_of(tmp_path / "s")))
     assert [member.values for member in found.front.members] == [POINTS[0], POINTS[1], POINTS[3]]
     assert found.front.among == 5
     # Scaled to the front's range, (2.1, 3.0) is 0.17 and 0.09 from the best: the nearest by far.
@@ -37,7 +37,7 @@ def test_the_front_is_what_no_other_configuration_beats(tmp_path):
 
 
 def test_every_objective_has_its_leader(tmp_path):
-    found = find(read_study(study_of(tmp_path / "s", seeds=(0, 1, 2), noise=0.01)))
+    found = analyse(read_study(study_of(tmp_path / "s", seeds=(0, 1, 2), noise=0.01)))
     loss, forget = found.front.goals
     assert loss.board.leader.row["lora.r"] == 2
     assert forget.board.leader.row["lora.r"] == 16
@@ -47,7 +47,7 @@ def test_every_objective_has_its_leader(tmp_path):
 
 
 def test_the_answer_is_the_front_and_no_single_winner(tmp_path):
-    told = " ".join(sentences(find(read_study(study_of(tmp_path / "s")))))
+    told = " ".join(sentences(analyse(read_study(study_of(tmp_path / "s")))))
     assert told.startswith("3 of 5 configurations are worth choosing from")
     assert "The lowest eval loss, 2.0000, is that of r 2 (trial 0)." in told
     assert "The highest forget loss, 3.2000, is that of r 16 (trial 3)." in told
@@ -57,14 +57,14 @@ def test_the_answer_is_the_front_and_no_single_winner(tmp_path):
 
 
 def test_one_that_is_best_in_all_is_the_answer(tmp_path):
-    told = sentences(find(read_study(study_of(tmp_path / "s", ((2.0, 9.0), *POINTS[1:])))))
+    told = sentences(analyse(read_study(study_of(tmp_path / "s", ((2.0, 9.0), *POINTS[1:])))))
     assert told[0].startswith("One configuration is best in eval loss and forget loss at once: r 2")
 
 
 def test_a_trial_without_the_second_objective_is_not_on_the_front(tmp_path):
     study = study_of(tmp_path / "s")
     add_trial(study, make_config(9, lora__r=64), 1.0)
-    found = find(read_study(study))
+    found = analyse(read_study(study))
     assert found.front.among == 5
     assert 9 not in [n for member in found.front.members for n in member.group.trials]
 

@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 
 from results.analysis import cost, zero_stages
 from results.analysis.importance import ENOUGH, importance
-from results.analysis.study_analysis import find
+from results.analysis.study_analysis import analyse
 from results.analysis.worker_time import spans
 from results.data import format
 from results.data.folders import read_curve, read_study
@@ -106,7 +106,7 @@ def test_where_the_price_comes_from(spec, given_price, expected):
 
 
 def test_stages_are_measured_and_audited(tmp_path):
-    found = find(read_study(zero_study(tmp_path / "s", drift=0.05)))
+    found = analyse(read_study(zero_study(tmp_path / "s", drift=0.05)))
     stages = zero_stages.stages(found.table).set_index("stage")
     assert list(stages.index) == ["ZeRO-0", "ZeRO-1", "ZeRO-2", "ZeRO-3"]
     assert stages.loc["ZeRO-3", "peak_memory_bytes"] == 300_000_000
@@ -130,7 +130,7 @@ def test_no_deepspeed_is_the_first_stage(tmp_path):
     study = make_study(tmp_path / "s")
     for number, stage in enumerate((2, None)):
         add_trial(study, make_config(number, zero_stage=stage), 2.0)
-    found = find(read_study(study))
+    found = analyse(read_study(study))
     assert list(zero_stages.stages(found.table)["stage"]) == ["no DeepSpeed", "ZeRO-2"]
     assert [(pair.reference, pair.other) for pair in found.parity] == [(1, 0)]
 
@@ -188,7 +188,7 @@ def test_the_planted_parameter_dominates(tmp_path):
         rate, dropout = 10 ** draw.uniform(-5, -2), float(draw.uniform(0, 0.3))
         config = make_config(number, training__learning_rate=rate, lora__lora_dropout=dropout)
         add_trial(study, config, 2 + (math.log10(rate) + 3.5) ** 2 + 0.01 * dropout, evaluations=2)
-    found = find(read_study(study))
+    found = analyse(read_study(study))
     shares = found.importance
     assert shares.names[0] == "training.learning_rate"
     assert shares.fanova[0] > 0.8
