@@ -1,7 +1,7 @@
 """Every figure of speed beside its peers, in one run: `make bench`, `make bench-quick`.
 
 python tests/bench/bench.py [--gpu] [--quick] [--only a,d] [--rounds N] [--scratch FOLDER]
-    [--page FILE]
+    [--page FILE] [--rewrite FILE.json]
 
 Peers live in a virtual environment of their own (build/peers), made on first use from
 requirements-peers.txt; BENCH_PEERS_PYTHON names a Python that has them already. Arms take turns;
@@ -38,7 +38,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help="rounds of every figure")
     parser.add_argument("--scratch", type=Path, help="keep what the arms write here")
     parser.add_argument("--page", type=Path, help="where the page goes")
+    parser.add_argument("--rewrite", type=Path, help="write a page anew from its values")
     asked = parser.parse_args()
+    if asked.rewrite:
+        return rewrite(asked.rewrite)
     bench_peers.install(say)
     scratch = asked.scratch or Path(tempfile.mkdtemp(prefix="bench-"))
     scratch.mkdir(parents=True, exist_ok=True)
@@ -82,6 +85,17 @@ def write(
     target.write_text(page(measured, about), encoding="utf-8")
     values = about | {"figures": {found.figure.key: found.record() for found in measured}}
     target.with_suffix(".json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def rewrite(source: Path) -> int:
+    """Write the page of a finished run anew from its JSON file; nothing is measured."""
+    values = json.loads(source.read_text(encoding="utf-8"))
+    module = bench_gpu if "gpu" in values["machine"] else bench_figures
+    made = module.figures(values["quick"], Path(tempfile.gettempdir()), None)
+    kept = values["figures"]
+    measured = [Measured(item, **kept[item.key]) for item in made if item.key in kept]
+    source.with_suffix(".md").write_text(page(measured, values), encoding="utf-8")
+    return 0
 
 
 def commit() -> str:

@@ -227,7 +227,6 @@ def policies(rounds: int, seeds: int = SEEDS) -> Figure:
             "and one whole trial, with both devices held: no sweep can be sooner, however it draws."
             " See docs/defaults.md for the policies."
         ],
-        across=True,
     )  # fmt: skip
 
 

@@ -108,7 +108,6 @@ def recorded(rounds: int, work: Work) -> Figure:
             for slots in (1, 8, 16)
         ],
         rounds,
-        across=True,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The page of a run of the bench: one table of what is to be reached, then the arms behind it."""
+"""The page of a bench run: a table of ratios and goals, then the values of each arm."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def _head(about: Mapping[str, Any]) -> Iterator[str]:
     yield f"Written by `{command}` on {about['date']} ({about['minutes']:.0f} minutes) from "
     yield f"`{about['commit']}`: {machine['cores']} cores ({machine['processor']}), "
     yield f"{machine['memory_gb']} GB, {used}, Python {machine['python']}."
-    where = "an environment of their own" if about["apart"] else "the same environment"
+    where = "an environment of their own" if about.get("apart") else "the same environment"
     yield f"Peers, in {where}: {peers}."
     yield ""
-    yield "Arms take turns, each in a fresh process; a ratio is taken within a round. Shown are the"
-    yield "median and, in brackets, the lowest and highest of the rounds. `cpu_seconds` are those"
-    yield "of an arm's process and its children, without the processes that Ray starts: our workers"
-    yield "are among them, forked by a child of the command, the peers' are not."
+    yield "Arms take turns, each run in a fresh process. A ratio compares arms within one round."
+    yield "`cpu_seconds` are the CPU seconds of an arm's process and its children. Processes that"
+    yield "Ray itself starts are not included: the peers' workers are such processes, ours are"
+    yield "forked by a child of the command and are included."
     if quick:
         yield "**A quick run: fewer than five rounds and smaller work; for orientation only.**"
     yield ""
 
 
 def _table(measured: Sequence[Measured]) -> Iterator[str]:
-    yield "| | ratio of | reach | measured | rounds | reached |"
-    yield "|---|---|---|---|---|---|"
+    yield "| | ratio of | goal | median | lowest | highest | rounds | reached |"
+    yield "|---|---|---|---|---|---|---|---|"
     for found in measured:
         for reach in found.figure.reaches:
             yield _line(found, reach)
@@ -53,18 +53,16 @@ def _line(found: Measured, reach: Reach) -> str:
     sign = "" if reach.bound is None else f"{'>=' if reach.at_least else '<='} {reach.bound:g}"
     if not ratios:
         missing = [arm for arm in _arm_names(reach) if arm in found.failures]
-        why = found.failures[missing[0]] if missing else "no round came to its end"
+        why = found.failures[missing[0]] if missing else "no round was completed"
         shown = f"| {found.figure.key} | {reach.what} | {sign} | not measured: {_cell(why)} |"
-        return f"{shown} 0 | - |"
+        return f"{shown} | | 0 | |"
     middle = statistics.median(ratios)
-    verdict = "-"
+    verdict = ""
     if reach.bound is not None:
         good = middle >= reach.bound if reach.at_least else middle <= reach.bound
         verdict = "yes" if good else "**no**"
-    shown = f"{middle:.3g} ({min(ratios):.3g} - {max(ratios):.3g})"
-    return (
-        f"| {found.figure.key} | {reach.what} | {sign} | {shown} | {len(ratios)} | {verdict} |"
-    )  # fmt: skip
+    shown = " | ".join(f"{value:.3g}" for value in (middle, min(ratios), max(ratios)))
+    return f"| {found.figure.key} | {reach.what} | {sign} | {shown} | {len(ratios)} | {verdict} |"
 
 
 def _arm_names(reach: Reach) -> list[str]:
@@ -85,29 +83,23 @@ def _arms(measured: Sequence[Measured], command: str) -> Iterator[str]:
         )
         yield from figure.notes
         yield ""
-        yield from _across(found) if figure.across else _down(found)
+        yield from _values(found)
         yield ""
         yield from _profiles(found)
 
 
-def _down(found: Measured) -> Iterator[str]:
-    """A row for each arm."""
-    yield "| arm | " + " | ".join(_names(found)) + " |"
-    yield "|---|" + "---|" * len(_names(found))
+def _values(found: Measured) -> Iterator[str]:
+    """A row for each value of each arm: median, lowest and highest of the rounds."""
+    yield "| arm | value | median | lowest | highest |"
+    yield "|---|---|---|---|---|"
     for arm in found.figure.arms:
-        yield _arm_line(found, arm.name)
-
-
-def _across(found: Measured) -> Iterator[str]:
-    """A column for each arm."""
-    arms = [arm.name for arm in found.figure.arms]
-    yield "| | " + " | ".join(arms) + " |"
-    yield "|---|" + "---|" * len(arms)
-    for name in _names(found):
-        yield f"| {name} | " + " | ".join(_spread(found.values(arm, name)) for arm in arms) + " |"
-    for arm in arms:
-        if arm in found.failures:
-            yield f"| {arm} is not measured: {_cell(found.failures[arm])} |" + " |" * len(arms)
+        if arm.name in found.failures:
+            yield f"| {arm.name} | not measured: {_cell(found.failures[arm.name])} | | | |"
+        for name in _names(found):
+            if values := found.values(arm.name, name):
+                middle = statistics.median(values)
+                shown = " | ".join(f"{v:.3g}" for v in (middle, min(values), max(values)))
+                yield f"| {arm.name} | {name} | {shown} |"
 
 
 def _names(found: Measured) -> list[str]:
@@ -116,23 +108,8 @@ def _names(found: Measured) -> list[str]:
     return [n for n in dict.fromkeys(names) if n not in hidden and not n.startswith(PROFILE)]
 
 
-def _arm_line(found: Measured, arm: str) -> str:
-    if arm in found.failures and arm not in found.told:
-        return f"| {arm} | not measured: {_cell(found.failures[arm])} |" + " |" * (
-            len(_names(found)) - 1
-        )
-    return f"| {arm} | " + " | ".join(_spread(found.values(arm, n)) for n in _names(found)) + " |"
-
-
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:.3g} ({low:.3g} - {high:.3g})"
-
-
 def _profiles(found: Measured) -> Iterator[str]:
-    """Where the seconds of the middle round went: shares that sum to its makespan."""
+    """Breakdown of the median round's makespan."""
     for arm, rounds in found.told.items():
         names = [name for name in rounds[0] if name.startswith(PROFILE)]
         if not names:

@@ -88,8 +88,6 @@ class Figure:
     reaches: Sequence[Reach]
     rounds: int = 5
     notes: Sequence[str] = ()
-    across: bool = False
-    """Whether its arms stand beside each other in the table, for they tell many values."""
 
 
 @dataclass(slots=True)
