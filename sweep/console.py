@@ -91,18 +91,20 @@ def running_table(progress: SweepProgress, metric: str) -> Table:
         table.add_column(name, justify="right" if name in ("trial", "step", metric) else "left")
     now = progress.clock()
     for number, row in sorted(progress.running.items()):
-        table.add_row(*_cells(number, row, now, metric))
+        table.add_row(*_cells(number, progress.params.get(number, {}), row, now, metric))
     return table
 
 
-def _cells(number: int, row: RunningTrial, now: float, metric: str) -> tuple[str, ...]:
+def _cells(
+    number: int, params: Mapping[str, Any], row: RunningTrial, now: float, metric: str
+) -> tuple[str, ...]:
     step = f"{row.last.step}" if row.last else "-"
     if row.max_steps:
         step = f"{step}/{row.max_steps}"
     value = metrics.of_evaluation(row.last, metric) if row.last else None
     figure = "-" if value is None else number_text(value)
     where = f"{row.device} ({row.stopping})" if row.stopping else row.device or "starting"
-    return (str(number), params_text(row.params), step, figure, where, f"{now - row.since:.0f}")
+    return (str(number), params_text(params), step, figure, where, f"{now - row.since:.0f}")
 
 
 def ended_line(

@@ -1,7 +1,7 @@
-"""The disk under a study: low space is noticed before it is full, old checkpoints go.
+"""Disk space of a study: trials start only while there is enough, old checkpoints are removed.
 
-A finished trial that may be trained for longer needs its last checkpoint; only the best few keep
-theirs. What a pruned or failed trial left is removed.
+A finished trial that may be trained for longer needs its last checkpoint: the best few keep theirs.
+Checkpoints of pruned and failed trials are removed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GB = 10**9
 
 @dataclass(slots=True)
 class DiskGuard:
-    """What a driver asks before it starts a trial, and tells when one has ended."""
+    """Says whether there is space for another trial; removes checkpoints of ended trials."""
 
     study: StudyFolder
     resources: ResourceSpec = field(default_factory=ResourceSpec)
@@ -28,10 +28,11 @@ class DiskGuard:
     largest: int = 0
     """Bytes of the largest folder of a trial that has ended in this run."""
     _best: list[tuple[float, int]] = field(default_factory=list)
-    """Value, smaller is better, and number of the trials that keep their checkpoint."""
+    """Loss (the objective, negated when maximised) and number of the trials that keep theirs,
+    ascending."""
 
     def refusal(self) -> str:
-        """Why no further trial may start; empty when there is room for one."""
+        """Why no further trial may start; empty when there is space for one."""
         reserve = int(self.resources.min_free_gb * GB)
         if not reserve:
             return ""
@@ -44,17 +45,18 @@ class DiskGuard:
             f"{self.resources.min_free_gb:g} GB free"
         )
 
-    def ended(self, number: int, result: Result) -> None:
-        """A trial has its result on disk and was told: remove the checkpoints that may go."""
+    def trial_ended(self, number: int, result: Result) -> None:
+        """Remove the checkpoints that no longer have to stay, after a trial was committed."""
         folder = self.study.trial(number)
         self.largest = max(self.largest, folder_bytes(folder))
-        value = metrics.of_result(result, self.goal.metric)
-        if result.state != "complete" or value is None:
+        objective = metrics.of_result(result, self.goal.metric)
+        if result.state != "complete" or objective is None:
             remove_checkpoints(folder)
             return
-        insort(self._best, (-value if self.goal.direction == "maximize" else value, number))
-        for _, loser in self._best[self.resources.keep_checkpoints :]:
-            remove_checkpoints(self.study.trial(loser))
+        loss = -objective if self.goal.direction == "maximize" else objective
+        insort(self._best, (loss, number))
+        for _, worse in self._best[self.resources.keep_checkpoints :]:
+            remove_checkpoints(self.study.trial(worse))
         del self._best[self.resources.keep_checkpoints :]
 
 
@@ -70,5 +72,5 @@ def folder_bytes(folder: TrialFolder) -> int:
         try:
             total += path.lstat().st_size
         except OSError:
-            continue  # Removed in between.
+            continue  # Removed meanwhile.
     return total

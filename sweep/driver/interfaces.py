@@ -26,6 +26,11 @@ class Proposal:
     duplicate_of: int | None = None
     problem: str = ""
 
+    @property
+    def trainable(self) -> bool:
+        """Whether there is a configuration to train that no other trial has."""
+        return self.config is not None and self.duplicate_of is None
+
 
 class Decider(Protocol):
     """Proposes trials and prunes them: a study.

@@ -1,6 +1,7 @@
-"""Proposals drawn before they are needed, in a thread of their own: a sampler may take seconds.
+"""Calls a slow function ahead of need, in a thread of its own: a sampler may take seconds.
 
-Whoever takes them never waits longer than he says, so that evaluations are heard meanwhile.
+Whoever takes the values never waits longer than its timeout, so that evaluations are handled
+meanwhile.
 """
 
 from __future__ import annotations
@@ -16,84 +17,90 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-WORTH = 0.01
-"""Share of a trial's time that a round of asking may take before it is done ahead."""
+MAX_ASK_SHARE = 0.01
+"""Share of a trial's time that a round of asking may take before proposals are drawn ahead."""
 
-UNKNOWN_TRIAL_SECONDS = 100.0
-"""How long a trial is thought to take before any has ended."""
+DEFAULT_TRIAL_SECONDS = 100.0
+"""Assumed length of a trial before any has ended."""
 
 
-def how_far(ask_seconds: float, trial_seconds: float | None, slots: int) -> int:
-    """How many proposals to have ready: none, or one for every slot.
+def prefetch_count(ask_seconds: float, trial_seconds: float | None, capacity: int) -> int:
+    """How many proposals to have ready: none, or as many as trials can run at once.
 
     A proposal drawn early knows nothing of the trials that run meanwhile; it is drawn early only
-    where devices would be kept waiting. All slots may fall free at once: the last one waits for
-    as many draws as there are slots.
+    where devices would be kept waiting. All trials may end together: the last device to get a new
+    one waits for as many draws as there are trials.
     """
-    trial_seconds = UNKNOWN_TRIAL_SECONDS if trial_seconds is None else trial_seconds
-    return slots if ask_seconds * slots > WORTH * trial_seconds else 0
+    trial_seconds = DEFAULT_TRIAL_SECONDS if trial_seconds is None else trial_seconds
+    return capacity if ask_seconds * capacity > MAX_ASK_SHARE * trial_seconds else 0
 
 
 class Prefetcher(Generic[T]):
-    """Calls `draw` one time after another, as often as was ordered, and hands out what it gave."""
+    """Calls `draw` one time after another, as often as requested, and keeps what it returned."""
 
     def __init__(self, draw: Callable[[], T]) -> None:
         self._draw = draw
-        self._ordered: deque[Future[T]] = deque()
-        self._orders: queue.SimpleQueue[Future[T] | None] = queue.SimpleQueue()
+        self._futures: deque[Future[T]] = deque()
+        """Requested draws that nobody has taken, oldest first."""
+        self._to_draw: queue.SimpleQueue[Future[T] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self.seconds = 0.0
-        """What a draw takes: the longer of the last one and of half of what it was before."""
+        self.ask_seconds = 0.0
+        """Estimate of a draw's seconds: the longer of the last draw and half the estimate before
+        it."""
 
     @property
-    def ordered(self) -> int:
-        """Draws that were ordered and not handed out yet."""
-        return len(self._ordered)
+    def requested(self) -> int:
+        """Draws that were requested and not taken yet."""
+        return len(self._futures)
 
-    def order(self, count: int) -> None:
-        """See to it that `count` draws are ordered and not handed out."""
+    def request(self, count: int) -> None:
+        """Request draws until `count` of them are requested and not taken."""
         if self._thread is None and count > 0:
-            self._orders = queue.SimpleQueue()
+            self._to_draw = queue.SimpleQueue()
             # A daemon: a second Ctrl-C does not wait for the sampler.
-            self._thread = threading.Thread(target=self._work, args=(self._orders,), daemon=True)
+            self._thread = threading.Thread(target=self._work, args=(self._to_draw,), daemon=True)
             self._thread.start()
-        for _ in range(count - self.ordered):
-            self._ordered.append(Future())
-            self._orders.put(self._ordered[-1])
+        for _ in range(count - self.requested):
+            self._futures.append(Future())
+            self._to_draw.put(self._futures[-1])
 
-    def arrived(self, wait: float | None = 0.0) -> list[T]:
-        """What was drawn since, oldest first; waits at most `wait` seconds, None without end."""
-        if self._ordered:
+    def take(self, timeout: float | None = 0.0) -> list[T]:
+        """What was drawn since, oldest first; waits at most `timeout` seconds (None: no limit).
+
+        Raises:
+            Exception: what `draw` raised.
+        """
+        if self._futures:
             with contextlib.suppress(TimeoutError):
-                self._ordered[0].exception(wait)
-        found: list[T] = []
-        while self._ordered and self._ordered[0].done():
-            found.append(self._ordered.popleft().result())
-        return found
+                self._futures[0].exception(timeout)
+        drawn: list[T] = []
+        while self._futures and self._futures[0].done():
+            drawn.append(self._futures.popleft().result())
+        return drawn
 
-    def leave(self) -> None:
-        """Cancel what is not begun; wait for nothing."""
-        self._ordered = deque(future for future in self._ordered if not future.cancel())
-        self._orders.put(None)
+    def cancel(self) -> None:
+        """Cancel the draws that have not begun; waits for nothing."""
+        self._futures = deque(future for future in self._futures if not future.cancel())
+        self._to_draw.put(None)
         self._thread = None
 
     def close(self) -> list[T]:
-        """Cancel what is not begun, wait for what is; returns what nobody has taken."""
-        self.leave()
+        """Cancel the draws that have not begun, wait for the one that has; returns those left."""
+        self.cancel()
         left: list[T] = []
-        while self._ordered:
-            left += self.arrived(None)
+        while self._futures:
+            left += self.take(None)
         return left
 
-    def _work(self, orders: queue.SimpleQueue[Future[T] | None]) -> None:
-        while (future := orders.get()) is not None:
+    def _work(self, to_draw: queue.SimpleQueue[Future[T] | None]) -> None:
+        while (future := to_draw.get()) is not None:
             if not future.set_running_or_notify_cancel():
                 continue
             begun = time.monotonic()
             try:
                 drawn = self._draw()
-            except Exception as error:  # Raised again where it is taken.
+            except Exception as error:  # Raised again by `take`.
                 future.set_exception(error)
                 continue
-            self.seconds = max(time.monotonic() - begun, self.seconds / 2)
+            self.ask_seconds = max(time.monotonic() - begun, self.ask_seconds / 2)
             future.set_result(drawn)

@@ -25,7 +25,6 @@ failures are compared."""
 class RunningTrial:
     """A trial that the executor has and that has not ended."""
 
-    params: Mapping[str, Any]
     since: float
     """When it was submitted, by the clock of its `SweepProgress`."""
     device: str = ""
@@ -126,11 +125,16 @@ class SweepProgress:
         left = max(0.0, (self.total - self.ended) * mean - begun)
         return left / max(1, self.capacity)
 
-    def set_running(self, number: int, params: Mapping[str, Any], max_steps: int = 0) -> None:
-        """Count a trial as running: it was handed to the executor."""
+    def add_trial(self, number: int, params: Mapping[str, Any], repeat: bool = False) -> None:
+        """Note what the sampler drew for a trial, and whether it repeats another one."""
         self.params[number] = params
+        if repeat:
+            self.repeats.add(number)
+
+    def set_running(self, number: int) -> None:
+        """Count a trial as running: it was handed to the executor."""
         self.waiting.discard(number)
-        self.running[number] = RunningTrial(params, self.clock(), max_steps=max_steps)
+        self.running[number] = RunningTrial(self.clock())
 
     def set_waiting(self, number: int) -> None:
         """Count a trial as waiting for a device."""
@@ -143,9 +147,8 @@ class SweepProgress:
         if row:
             self.device_seconds_done += self.clock() - row.since
 
-    def add_result(self, number: int, result: Result, params: Mapping[str, Any]) -> None:
+    def add_result(self, number: int, result: Result) -> None:
         """Count the result of a trial that ended now or in an earlier run."""
-        self.params[number] = params
         row = self.running.pop(number, None)
         self.states[result.state] += 1
         if result.state == "duplicate":
@@ -156,16 +159,16 @@ class SweepProgress:
             self.seconds_of_timed += self.clock() - row.since
         self._compare_failure(result)
         if number not in self.repeats:
-            self._compare_with_best(number, result, params)
+            self._compare_with_best(number, result)
 
-    def _compare_with_best(self, number: int, result: Result, params: Mapping[str, Any]) -> None:
+    def _compare_with_best(self, number: int, result: Result) -> None:
         self.since_best += 1
         objective = metrics.of_result(result, self.metric)
         if result.state != "complete" or objective is None:
             return
         sign = -1.0 if self.maximize else 1.0
         if self.best is None or sign * objective < sign * self.best.value:
-            self.best = BestTrial(number, objective, params)
+            self.best = BestTrial(number, objective, self.params.get(number, {}))
             self.since_best = 0
 
     def _compare_failure(self, result: Result) -> None:

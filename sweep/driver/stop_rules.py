@@ -10,7 +10,7 @@ from sweep.spec.spec import StopSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class StopDecision:
     """Why no further trial starts, and whether the running ones are interrupted too."""
 
     reason: str
@@ -18,55 +18,56 @@ class Verdict:
     failed: bool = False
 
 
-Rule = Callable[[StopSpec, SweepProgress], Verdict | None]
+Rule = Callable[[StopSpec, SweepProgress], StopDecision | None]
 
 
-def _alike(stop: StopSpec, progress: SweepProgress) -> Verdict | None:
+def _same_failure(stop: StopSpec, progress: SweepProgress) -> StopDecision | None:
     cause, count = progress.same_failure
-    # A worker pool finds a common cause in its first round: let every slot have its say.
+    # Trials of the first round fail together: let every device report once.
     if not count or count < max(progress.same_failure_limit, progress.capacity):
         return None
-    return Verdict(f"the last {count} trials failed alike: {cause}", interrupt=True, failed=True)
+    reason = f"the last {count} trials failed alike: {cause}"
+    return StopDecision(reason, interrupt=True, failed=True)
 
 
-def _trials(stop: StopSpec, progress: SweepProgress) -> Verdict | None:
+def _trials(stop: StopSpec, progress: SweepProgress) -> StopDecision | None:
     if progress.planned is None or progress.begun < progress.planned:
         return None
-    return Verdict(f"all {progress.planned} trials are done")
+    return StopDecision(f"all {progress.planned} trials are done")
 
 
-def _hours(stop: StopSpec, progress: SweepProgress) -> Verdict | None:
+def _hours(stop: StopSpec, progress: SweepProgress) -> StopDecision | None:
     if stop.hours is None or progress.elapsed < stop.hours * 3600:
         return None
-    return Verdict(f"{stop.hours:g} hours are over", interrupt=True)
+    return StopDecision(f"{stop.hours:g} hours are over", interrupt=True)
 
 
-def _device_hours(stop: StopSpec, progress: SweepProgress) -> Verdict | None:
+def _device_hours(stop: StopSpec, progress: SweepProgress) -> StopDecision | None:
     if stop.device_hours is None or progress.device_seconds < stop.device_hours * 3600:
         return None
-    return Verdict(f"{stop.device_hours:g} device-hours are spent", interrupt=True)
+    return StopDecision(f"{stop.device_hours:g} device-hours are spent", interrupt=True)
 
 
-def _no_improvement(stop: StopSpec, progress: SweepProgress) -> Verdict | None:
+def _no_improvement(stop: StopSpec, progress: SweepProgress) -> StopDecision | None:
     if stop.no_improvement is None or not progress.best:
         return None
     if progress.since_best < stop.no_improvement:
         return None
-    return Verdict(f"no improvement in {progress.since_best} trials")
+    return StopDecision(f"no improvement in {progress.since_best} trials")
 
 
-def _target(stop: StopSpec, progress: SweepProgress) -> Verdict | None:
+def _target(stop: StopSpec, progress: SweepProgress) -> StopDecision | None:
     if stop.target is None or not progress.best:
         return None
     sign = -1.0 if progress.maximize else 1.0
     if sign * progress.best.value > sign * stop.target:
         return None
-    return Verdict(f"the target {stop.target:g} is reached", interrupt=True)
+    return StopDecision(f"the target {stop.target:g} is reached", interrupt=True)
 
 
-RULES: tuple[Rule, ...] = (_alike, _target, _hours, _device_hours, _no_improvement, _trials)
+RULES: tuple[Rule, ...] = (_same_failure, _target, _hours, _device_hours, _no_improvement, _trials)
 
 
-def verdict(stop: StopSpec, progress: SweepProgress) -> Verdict | None:
-    """The first rule that ends the sweep now; None to go on."""
-    return next((found for rule in RULES if (found := rule(stop, progress))), None)
+def stop_decision(stop: StopSpec, progress: SweepProgress) -> StopDecision | None:
+    """The decision of the first rule that ends the sweep now; None to go on."""
+    return next((decision for rule in RULES if (decision := rule(stop, progress))), None)

@@ -18,7 +18,13 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sweep.driver.interfaces import Proposal
-from sweep.driver.retry_policy import MEMORY
+from sweep.sampling.constraints import (
+    FEASIBLE,
+    INFEASIBLE,
+    is_feasible,
+    set_memory_constraint,
+    worst_values,
+)
 from sweep.spec import hpu_shapes
 from sweep.spec.grid import grid_points, grid_size
 from sweep.spec.space import Space
@@ -305,7 +311,7 @@ class OptunaDecider:
         finite = [value for value in values if value is not None and math.isfinite(value)]
         if result.state == "complete" and len(finite) == len(values):
             # GP wants the same constraints of all: it could not learn from one that is violated.
-            _constrain(trial, -1.0)
+            set_memory_constraint(trial, FEASIBLE)
             self.study.tell(trial, finite)
         elif result.state == "pruned" or _teaches(result):
             self.study.tell(trial, state=self._pruned_state())
@@ -317,16 +323,10 @@ class OptunaDecider:
 
         Before any trial is complete there are none to give.
         """
-        _constrain(trial, 1.0)
-        past = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        # None of them in a study of an earlier version: GP refuses to compare.
-        if past and all(MEMORY in other.constraints for other in past):
-            known = zip(*(other.values for other in past if is_feasible(other)), strict=True)
-            goals = [goal.direction for goal in self.spec.objectives]
-            worst = [min if goal == "maximize" else max for goal in goals]
-            self.study.tell(trial, [pick(of) for pick, of in zip(worst, known, strict=True)])
-        else:
-            self.study.tell(trial, state=self._pruned_state())
+        set_memory_constraint(trial, INFEASIBLE)
+        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        worst = worst_values(complete, self.study.directions)
+        self.study.tell(trial, worst, state=None if worst else self._pruned_state())
 
     def _pruned_state(self) -> TrialState:
         """Optuna has no pruned trials with several objectives."""
@@ -376,17 +376,6 @@ def _canonical(params: Any) -> str:
 def _teaches(result: Result) -> bool:
     """Whether a failure says something about the parameters: Optuna's samplers pass over FAIL."""
     return result.cause is not None and result.cause.kind == "diverged"
-
-
-def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether the devices had the memory for a trial, as far as is known."""
-    return all(value <= 0 for value in trial.constraints.values())
-
-
-def _constrain(trial: Trial, value: float) -> None:
-    """Say once whether a trial is feasible; a kill may have come after it was said."""
-    if MEMORY not in trial.constraints:
-        trial.set_constraint(MEMORY, value)
 
 
 def _seeded(spec: SweepSpec) -> bool:

@@ -10,7 +10,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FixedTrial, TrialState
 
-from sweep.driver.retry_policy import MEMORY
+from sweep.sampling.constraints import MEMORY
 from sweep.spec.space import Space
 from sweep.spec.spec import SweepSpec
 from trial.config import dotted

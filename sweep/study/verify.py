@@ -10,8 +10,8 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from sweep.sampling.constraints import is_feasible
 from sweep.spec.spec import SweepSpec
-from sweep.study.decider import is_feasible
 from trial.store import metrics
 from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.records import Result, State

@@ -19,7 +19,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
-from sweep.driver.retry_policy import MEMORY
+from sweep.sampling.constraints import MEMORY
 from sweep.spec.space import Space
 from sweep.spec.spec import SweepSpec
 from sweep.study.fork import point_of

@@ -233,13 +233,13 @@ def one_whole(path: Path, whole: bool) -> None:
 class Ooming(fakes.ScriptedExecutor):
     """Trials fail for want of memory until their micro-batch is halved; one row fails for good."""
 
-    def _advance(self, number):  # type: ignore[no-untyped-def]
-        path, _, _ = self._running[number]
+    def advance(self, number):  # type: ignore[no-untyped-def]
+        path, _, _ = self.running[number]
         config = TrialFolder(path).read_config()
         if config.lora.r == 4 and config.training["per_device_train_batch_size"] > 4:
             cause = Cause(kind="out_of_memory", message="out of memory")
-            return [self._finish(number, Result(state="failed", cause=cause))]
-        return super()._advance(number)
+            return [self.finish(number, Result(state="failed", cause=cause))]
+        return super().advance(number)
 
     def submit(self, job: Job) -> None:
         folder = TrialFolder(job.trials[0].folder)
@@ -306,7 +306,7 @@ def run_study(sampler: str) -> Callable[[Path], None]:
             decider,
             Ooming(curve),
             spec.stop,
-            fakes.Silent(),
+            fakes.RecordingView(),
             SweepProgress(planned=3),
             failures=FailuresSpec(),
             disk=DiskGuard(folder, spec.resources),

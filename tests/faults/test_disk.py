@@ -68,7 +68,7 @@ def test_the_best_keep_their_checkpoint(values, keep, direction, kept, study):
             "pruned": Result(state="pruned", value=0.0),
             "failed": Result(state="failed", cause=cause),
         }
-        disk.ended(number, results.get(value) or Result(state="complete", value=value))
+        disk.trial_ended(number, results.get(value) or Result(state="complete", value=value))
     found = [number for number in range(len(values)) if study.trial(number).checkpoints.exists()]
     assert found == kept
     assert disk.largest >= 1000
@@ -82,7 +82,7 @@ def drive(study: StudyFolder, disk: DiskGuard, total: int) -> tuple[Driver, fake
     decider = fakes.ScriptedDecider(total=total)
     progress = SweepProgress(planned=total)
     stop = StopSpec(trials=total)
-    view = fakes.Silent()
+    view = fakes.RecordingView()
     # Waits for every draw, however busy the machine: a turn of the loop is a look at the disk.
     driver = Driver(
         study, decider, executor, stop, view, progress, disk=disk, ask_ahead=0, patience=None

@@ -1,4 +1,4 @@
-"""Stand-ins for the driver's neighbours: trials that follow a script, in virtual time."""
+"""Test doubles of executor, decider and view: trials follow a script, without waiting."""
 
 from __future__ import annotations
 
@@ -7,14 +7,49 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sweep.driver.driver import Driver
 from sweep.driver.executor import Evaluated, Event, Finished, Interrupted, Job, Lost, Started
 from sweep.driver.interfaces import Proposal
+from sweep.driver.progress import SweepProgress
+from sweep.spec.spec import FailuresSpec, StopSpec
 from trial.config.trial_config import Origin, TrialConfig
-from trial.store.folders import TrialFolder
+from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.records import Cause, Evaluation, Result
 
 REPEATS = 100
 """Numbers from here on are repeats of trial 0."""
+
+
+def make_driver(
+    tmp_path: Path,
+    decider: ScriptedDecider,
+    executor: ScriptedExecutor,
+    *,
+    failures: FailuresSpec | None = None,
+    clock: Callable[[], float] | None = None,
+    ask_ahead: int | None = 0,
+    patience: float | None = None,
+    **stop,
+) -> Driver:
+    """A driver of `tmp_path / "study"` that asks only when a device is free, unless told else."""
+    spec = StopSpec(**stop)
+    progress = SweepProgress(planned=spec.trials, **({"clock": clock} if clock else {}))
+    return Driver(
+        StudyFolder(tmp_path / "study"),
+        decider,
+        executor,
+        spec,
+        RecordingView(),
+        progress,
+        failures=failures or FailuresSpec(),
+        ask_ahead=ask_ahead,
+        patience=patience,
+    )
+
+
+def falling(number: int) -> list[float | None]:
+    """Eval losses of a trial that ends the worse the higher its number."""
+    return [3.0, 2.0, 1.0 + number]
 
 
 @dataclass
@@ -28,9 +63,9 @@ class ScriptedExecutor:
     width: int = 2
     submitted: list[int] = field(default_factory=list)
     stopped: list[tuple[int, str]] = field(default_factory=list)
-    _running: dict[int, tuple[Path, deque[float | None], int]] = field(default_factory=dict)
+    running: dict[int, tuple[Path, deque[float | None], int]] = field(default_factory=dict)
     _stopping: dict[int, str] = field(default_factory=dict)
-    _killed: set[int] = field(default_factory=set)
+    killed: set[int] = field(default_factory=set)
     closed: bool = False
 
     def start(self) -> None: ...
@@ -42,11 +77,11 @@ class ScriptedExecutor:
         return f"{self.width} scripted workers"
 
     def submit(self, job: Job) -> None:
-        (placed,) = job.trials
-        if len(self._running) >= self.width:
-            raise RuntimeError("more jobs than slots")
-        self.submitted.append(placed.number)
-        self._running[placed.number] = (placed.folder, deque(self.curve(placed.number)), 0)
+        (trial,) = job.trials
+        if len(self.running) >= self.width:
+            raise RuntimeError("more jobs than its capacity")
+        self.submitted.append(trial.number)
+        self.running[trial.number] = (trial.folder, deque(self.curve(trial.number)), 0)
 
     def stop(self, number: int, reason: str) -> None:
         self.stopped.append((number, reason))
@@ -56,44 +91,44 @@ class ScriptedExecutor:
         self.closed = True
 
     def events(self, timeout: float) -> list[Event]:
-        return [event for number in list(self._running) for event in self._advance(number)]
+        return [event for number in list(self.running) for event in self.advance(number)]
 
-    def _advance(self, number: int) -> list[Event]:
-        path, left, step = self._running[number]
+    def advance(self, number: int) -> list[Event]:
+        path, left, step = self.running[number]
         folder = TrialFolder(path)
         begun: list[Event] = [Started(number, "scripted", len(left))] if step == 0 else []
         reason = self._stopping.pop(number, None)
         if reason == "interrupt":
-            del self._running[number]
+            del self.running[number]
             return [*begun, Interrupted(number)]
         if reason == "prune":
-            return [*begun, self._finish(number, Result(state="pruned", steps=step))]
+            return [*begun, self.finish(number, Result(state="pruned", steps=step))]
         loss = left.popleft()
-        if loss is None and number not in self._killed:
-            self._killed.add(number)
-            del self._running[number]
+        if loss is None and number not in self.killed:
+            self.killed.add(number)
+            del self.running[number]
             return [*begun, Lost(number, "lost", "killed by the script")]
         loss = left.popleft() if loss is None else loss
         if loss != loss:
             cause = Cause(kind="diverged", message="loss is NaN", step=step)
-            return [*begun, self._finish(number, Result(state="failed", cause=cause, steps=step))]
+            return [*begun, self.finish(number, Result(state="failed", cause=cause, steps=step))]
         evaluation = Evaluation(step=step + 1, eval_loss=loss)
         folder.append(evaluation)
-        self._running[number] = (path, left, step + 1)
+        self.running[number] = (path, left, step + 1)
         if left:
             return [*begun, Evaluated(number, evaluation)]
         result = Result(state="complete", value=loss, steps=step + 1)
-        return [*begun, Evaluated(number, evaluation), self._finish(number, result)]
+        return [*begun, Evaluated(number, evaluation), self.finish(number, result)]
 
-    def _finish(self, number: int, result: Result) -> Finished:
-        path, _, _ = self._running.pop(number)
+    def finish(self, number: int, result: Result) -> Finished:
+        path, _, _ = self.running.pop(number)
         TrialFolder(path).write_result(result)
         return Finished(number, result)
 
 
 @dataclass
 class ScriptedDecider:
-    """Proposes numbered trials; prunes where `prune` says so; remembers all it was told."""
+    """Proposes numbered trials; prunes where `prune` says so; keeps all reports and results."""
 
     total: int = 10**9
     prune: Callable[[int, int], bool] = lambda number, step: False
@@ -107,7 +142,7 @@ class ScriptedDecider:
     left: list[int] = field(default_factory=list)
     """Trials in flight from an earlier run."""
     given_back: list[int] = field(default_factory=list)
-    """Proposals that were not started: they are made again first."""
+    """Proposals that were not started: `ask` returns them first."""
     ask_seconds: float = 0.0
 
     def _proposal(self, number: int) -> Proposal:
@@ -154,8 +189,8 @@ class ScriptedDecider:
         self.told[number] = result
 
 
-class Silent:
-    """A view nobody looks at; keeps what it was told."""
+class RecordingView:
+    """A view that shows nothing and keeps the notes and events."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []

@@ -25,7 +25,8 @@ def test_a_line_says_the_figure_that_is_optimised_and_not_another():
     for metric, said in (("eval_loss", "3.5000"), ("seconds_per_step", "0.5000"),
                          ("peak_memory_bytes", "7.2e+08")):  # fmt: skip
         progress = SweepProgress(metric)
-        progress.add_result(0, result, {"zero_stage": 2})
+        progress.add_trial(0, {"zero_stage": 2})
+        progress.add_result(0, result)
         line = console.ended_line(0, result, {"zero_stage": 2}, progress).plain
         assert f"complete  {said}  zero_stage=2" in line
         assert f"best {said} (trial 0" in console.summary(progress)
@@ -36,7 +37,7 @@ def test_the_table_names_the_figure_it_shows():
                      train_seconds=1.0, time=0.0)  # fmt: skip
     for metric, title, figure in (("seconds", "eval_loss", "2.2500"), ("own", "own", "0.7500")):
         progress = SweepProgress(metric)
-        progress.set_running(0, {})
+        progress.set_running(0)
         progress.running[0].last = row
         text = table_text(progress, metric)
         assert title in text
@@ -52,8 +53,8 @@ def test_what_is_left_of_a_grid_is_estimated_without_a_stop_condition():
     spec = SweepSpec.model_validate(content)
     now = [0.0]
     progress = SweepProgress(at_most=cost.known_trials(spec), clock=lambda: now[0])
-    progress.set_running(0, {})
+    progress.set_running(0)
     now[0] = 10.0
-    progress.add_result(0, Result(state="complete", value=1.0), {})
+    progress.add_result(0, Result(state="complete", value=1.0))
     assert progress.remaining_seconds == 20.0
     assert console.summary(progress).startswith("1 of 3 trials ended")

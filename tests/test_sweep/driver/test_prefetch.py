@@ -1,4 +1,4 @@
-"""Asking ahead: a slow sampler keeps no device waiting, nobody's word is lost, N trials stay N."""
+"""Proposals drawn ahead: a slow sampler keeps no device waiting, N trials stay N draws."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 from helpers import fakes
 
 from sweep.driver.driver import Driver
-from sweep.driver.prefetch import Prefetcher, how_far
-from sweep.driver.progress import SweepProgress
+from sweep.driver.prefetch import Prefetcher, prefetch_count
 from sweep.spec.dimension import Range
 from sweep.spec.spec import SamplerSpec, StopSpec, SweepSpec
 from sweep.storage.open import open_storage
@@ -23,12 +22,9 @@ LONG = 20.0
 """Seconds after which a test that waits for nothing fails."""
 
 
-def make(tmp_path, decider, executor, ask_ahead, patience=None, **stop) -> Driver:
-    spec = StopSpec(**stop)
-    study, progress = StudyFolder(tmp_path / "study"), SweepProgress(planned=spec.trials)
-    view = fakes.Silent()
-    return Driver(
-        study, decider, executor, spec, view, progress, ask_ahead=ask_ahead, patience=patience
+def make_driver(tmp_path, decider, executor, ask_ahead, patience=None, **stop) -> Driver:
+    return fakes.make_driver(
+        tmp_path, decider, executor, ask_ahead=ask_ahead, patience=patience, **stop
     )
 
 
@@ -52,7 +48,7 @@ class Watched(fakes.ScriptedExecutor):
     taken: list[int] = field(default_factory=list)
 
     def events(self, timeout):
-        self.taken.append(len(self._running))
+        self.taken.append(len(self.running))
         self.turn()
         return super().events(timeout)
 
@@ -63,7 +59,7 @@ def test_a_slow_sampler_keeps_no_device_waiting(tmp_path):
     decider = Gated()
     decider.permits.release(3)
     executor = Watched(lambda n: [4.0, 3.0, 2.0, 1.0], width=3, turn=decider.permits.release)
-    make(tmp_path, decider, executor, ask_ahead=3, trials=12).run()
+    make_driver(tmp_path, decider, executor, ask_ahead=3, trials=12).run()
     assert sorted(decider.told) == list(range(12))
     assert executor.taken == [3] * 16
 
@@ -77,7 +73,7 @@ def test_trials_are_heard_and_pruned_while_the_sampler_is_at_it(tmp_path):
             decider.permits.release(10)
 
     executor = Watched(lambda n: [3.0] if n == 0 else [3.0] * 9, width=2, turn=turn)
-    make(tmp_path, decider, executor, ask_ahead=0, patience=0.0, trials=3).run()
+    make_driver(tmp_path, decider, executor, ask_ahead=0, patience=0.0, trials=3).run()
     # Trial 2 was let go only once trial 1 had been told to stop.
     assert executor.stopped == [(1, "prune")]
     assert decider.told[1].state == "pruned"
@@ -89,7 +85,7 @@ def test_trials_are_heard_and_pruned_while_the_sampler_is_at_it(tmp_path):
 def test_n_trials_are_n_draws(tmp_path, ask_ahead):
     decider = fakes.ScriptedDecider(duplicates={2: 0, 3: 0}, impossible={5})
     executor = fakes.ScriptedExecutor(lambda n: [2.0, 1.0], width=2)
-    ending = make(tmp_path, decider, executor, ask_ahead, trials=7).run()
+    ending = make_driver(tmp_path, decider, executor, ask_ahead, trials=7).run()
     assert executor.submitted == [0, 1, 4, 6, 7, 8]
     assert sorted(decider.told) == list(range(9))
     assert decider.given_back == []
@@ -100,7 +96,7 @@ def test_n_trials_are_n_draws(tmp_path, ask_ahead):
 def test_all_that_was_drawn_before_the_space_was_exhausted_is_trained(tmp_path, ask_ahead):
     decider = fakes.ScriptedDecider(total=5)
     executor = fakes.ScriptedExecutor(lambda n: [1.0], width=2)
-    ending = make(tmp_path, decider, executor, ask_ahead).run()
+    ending = make_driver(tmp_path, decider, executor, ask_ahead).run()
     assert executor.submitted == list(range(5))
     assert "every configuration" in ending.reason
 
@@ -117,12 +113,12 @@ def test_what_was_drawn_and_not_started_is_given_back_and_comes_again_on_a_resum
     decider = Telling()
     # The trial ends when the sampler has been asked for the third one after it.
     executor = Watched(lambda n: [2.0] * (n + 1), width=1, turn=lambda: decider.fourth.wait(LONG))
-    make(tmp_path, decider, executor, ask_ahead=3, target=2.0).run()
+    make_driver(tmp_path, decider, executor, ask_ahead=3, target=2.0).run()
     assert executor.submitted == [0]
     assert decider.given_back == [1, 2, 3]
     assert not StudyFolder(tmp_path / "study").trial(1).path.exists()
     again = fakes.ScriptedExecutor(lambda n: [1.0], width=1)
-    make(tmp_path, decider, again, ask_ahead=3, trials=6).run()
+    make_driver(tmp_path, decider, again, ask_ahead=3, trials=6).run()
     assert again.submitted == [1, 2, 3, 4, 5]
 
 
@@ -135,11 +131,11 @@ def test_what_the_sampler_raises_ends_the_loop(tmp_path):
 
     executor = fakes.ScriptedExecutor(lambda n: [1.0])
     with pytest.raises(OSError, match="the storage is gone"):
-        make(tmp_path, Broken(), executor, ask_ahead=2, trials=9).run()
+        make_driver(tmp_path, Broken(), executor, ask_ahead=2, trials=9).run()
 
 
 @pytest.mark.parametrize(
-    ("ask_seconds", "trial_seconds", "slots", "expected"),
+    ("ask_seconds", "trial_seconds", "capacity", "expected"),
     [
         (0.03, 60.0, 8, 0),  # 0.24 s of 60: not worth knowing less
         (0.1, 60.0, 8, 8),
@@ -151,9 +147,9 @@ def test_what_the_sampler_raises_ends_the_loop(tmp_path):
     ],
 )
 def test_it_is_asked_ahead_only_where_devices_would_wait(
-    ask_seconds, trial_seconds, slots, expected
+    ask_seconds, trial_seconds, capacity, expected
 ):
-    assert how_far(ask_seconds, trial_seconds, slots) == expected
+    assert prefetch_count(ask_seconds, trial_seconds, capacity) == expected
 
 
 def test_close_cancels_what_is_not_begun_and_keeps_what_is():
@@ -165,19 +161,29 @@ def test_close_cancels_what_is_not_begun_and_keeps_what_is():
         return 7
 
     class Watched(Prefetcher[int]):
-        def leave(self) -> None:
-            super().leave()
+        def cancel(self) -> None:
+            super().cancel()
             go.set()
 
-    ahead = Watched(draw)
-    ahead.order(3)
+    prefetcher = Watched(draw)
+    prefetcher.request(3)
     assert begun.wait(LONG)
-    assert ahead.arrived() == []
-    assert ahead.close() == [7]
-    assert ahead.ordered == 0
+    assert prefetcher.take() == []
+    assert prefetcher.close() == [7]
+    assert prefetcher.requested == 0
 
 
 RATE = Range(type="float", low=1e-5, high=1e-1, log=True)
+
+
+class LockedDecider(OptunaDecider):
+    """Tells when no `ask` runs: whoever holds `asking` knows."""
+
+    asking = threading.Lock()
+
+    def ask(self):
+        with self.asking:
+            return super().ask()
 
 
 def decide(folder: StudyFolder) -> OptunaDecider:
@@ -187,23 +193,23 @@ def decide(folder: StudyFolder) -> OptunaDecider:
         sampler=SamplerSpec(name="random", seed=3),
         stop=StopSpec(trials=10),
     )
-    return OptunaDecider(spec, "study", open_storage(folder))
+    return LockedDecider(spec, "study", open_storage(folder))
 
 
 def test_a_journal_loses_nothing_while_one_thread_asks_and_another_reports(tmp_path):
     folder = StudyFolder(tmp_path / "study")
     decider = decide(folder)
-    ahead = Prefetcher(decider.ask)
-    ahead.order(40)
+    prefetcher = Prefetcher(decider.ask)
+    prefetcher.request(40)
     expected = {}
-    while ahead.ordered:
-        for proposal in ahead.arrived(None):
+    while prefetcher.requested:
+        for proposal in prefetcher.take(None):
             expected[proposal.number] = {step: proposal.number + step / 10 for step in range(1, 4)}
             for step, loss in expected[proposal.number].items():
                 decider.report(proposal.number, Evaluation(step=step, eval_loss=loss))
             value = expected[proposal.number][3]
             decider.tell(proposal.number, Result(state="complete", value=value, steps=3))
-    ahead.close()
+    prefetcher.close()
     trials = decide(folder).study.trials
     assert {trial.number: trial.intermediate_values for trial in trials} == expected
     assert {trial.number: trial.value for trial in trials} == {n: v[3] for n, v in expected.items()}
@@ -221,13 +227,13 @@ def test_a_sweep_cut_short_ends_with_n_trials_each_trained_once(tmp_path):
 
     for kind in (Cut, fakes.ScriptedExecutor):
         executor = kind(lambda n: [2.0, 1.0], width=2)
-        driver = make(tmp_path, decide(study), executor, ask_ahead=3, trials=10)
+        driver = make_driver(tmp_path, decide(study), executor, ask_ahead=3, trials=10)
         if kind is Cut:
             with pytest.raises(KeyboardInterrupt):
                 driver.run()
             # As after a kill: what was drawn is in flight, and has no folder.
-            driver._ahead.close()
-            states = [trial.state.name for trial in decide(study).study.trials]
+            with LockedDecider.asking:
+                states = [trial.state.name for trial in decide(study).study.trials]
             assert states.count("RUNNING") > 2
         else:
             driver.run()

@@ -153,7 +153,7 @@ def ranks(path, **settings) -> tuple[SimulatedExecutor, StudyFolder]:
     folder, decider = StudyFolder(path / "ranks"), OptunaDecider(spec, "ranks", in_memory())
     progress = SweepProgress(clock=executor.clock)
     Driver(
-        folder, decider, executor, StopSpec(), fakes.Silent(), progress,
+        folder, decider, executor, StopSpec(), fakes.RecordingView(), progress,
         poll=1e9, patience=None, ask_ahead=0,
     ).run()  # fmt: skip
     return executor, folder

@@ -1,0 +1,125 @@
+"""Trials in their folders and in the study: proposals get a folder, results reach the decider."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sweep.driver.disk_guard import DiskGuard
+from sweep.driver.executor import TrialRef
+from sweep.driver.interfaces import Decider, Proposal
+from sweep.driver.progress import SweepProgress
+from trial.config.trial_config import Origin, TrialConfig
+from trial.store.folders import StudyFolder, TrialFolder
+from trial.store.records import Cause, Result
+
+
+@dataclass(slots=True)
+class TrialRegistry:
+    """Creates the folders of proposals and commits the results of trials.
+
+    The order of writing makes a kill harmless: the decider numbers a trial before its folder
+    exists, and a result is in its folder before the decider is told.
+    """
+
+    study: StudyFolder
+    decider: Decider
+    progress: SweepProgress
+    disk: DiskGuard | None = None
+    packed: bool = False
+    """Whether trials may share a job."""
+
+    def create(self, proposal: Proposal) -> TrialRef | None:
+        """Write the configuration of a proposal into its folder.
+
+        Returns:
+            The trial to run; None when the proposal is a duplicate or has no valid configuration.
+            Then its result is committed at once.
+        """
+        folder = self._add_to_progress(proposal)
+        if proposal.config is None:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        elif not folder.config.exists():
+            TrialFolder.create(folder.path, self._with_run_settings(proposal.config))
+        result = result_without_training(proposal)
+        if result is None:
+            return TrialRef(proposal.number, folder.path)
+        folder.write_result(result)
+        self.commit(proposal.number, result)
+        return None
+
+    def commit(self, number: int, result: Result) -> None:
+        """Tell the decider a result that is on disk, then count it."""
+        self.decider.tell(number, result)
+        self._count(number, result)
+
+    def report_evaluations(self, number: int) -> None:
+        """Report the evaluations on disk, of which the decider may lack some after a kill."""
+        for evaluation in self.study.trial(number).read_evaluations():
+            self.decider.report(number, evaluation)
+
+    def restore_finished(self) -> None:
+        """Count the trials that ended in earlier runs.
+
+        A row of equal failures is counted anew: whoever resumes a sweep that ended by it has
+        corrected something.
+        """
+        for number in self.decider.finished():
+            folder = self.study.trial(number)
+            result = folder.read_result()
+            if result:
+                origin = _origin(folder)
+                if origin:
+                    self.progress.add_trial(number, origin.params, repeat=not origin.searched)
+                self._count(number, result)
+        self.progress.same_failure = ("", 0)
+
+    def restore_pending(self) -> Iterator[tuple[TrialRef, Result | None]]:
+        """Trials that were in flight when the study was last left, each with its result if any.
+
+        The decider has all their evaluations then; it has yet to be told the results.
+        """
+        for proposal in self.decider.pending():
+            folder = self._add_to_progress(proposal)
+            result = folder.read_result()
+            trial = TrialRef(proposal.number, folder.path) if result else self.create(proposal)
+            if trial:
+                self.report_evaluations(trial.number)
+                yield trial, result
+
+    def _add_to_progress(self, proposal: Proposal) -> TrialFolder:
+        origin = proposal.config.origin if proposal.config else None
+        repeat = origin is not None and not origin.searched
+        self.progress.add_trial(proposal.number, proposal.params, repeat=repeat)
+        return self.study.trial(proposal.number)
+
+    def _with_run_settings(self, config: TrialConfig) -> TrialConfig:
+        """The configuration with what the run decides: kept checkpoints, shared jobs."""
+        settings = {}
+        if self.disk is not None and self.disk.resources.keep_checkpoints > 0:
+            settings["keep_checkpoint"] = True
+        if self.packed:
+            settings["packed"] = True
+        return config.model_copy(update=settings)
+
+    def _count(self, number: int, result: Result) -> None:
+        self.progress.add_result(number, result)
+        if self.disk:
+            self.disk.trial_ended(number, result)
+
+
+def result_without_training(proposal: Proposal) -> Result | None:
+    """The result of a proposal that cannot be trained; None when it can."""
+    if proposal.duplicate_of is not None:
+        return Result(state="duplicate", duplicate_of=proposal.duplicate_of)
+    if proposal.config is None:
+        return Result(state="failed", cause=Cause(kind="error", message=proposal.problem))
+    return None
+
+
+def _origin(folder: TrialFolder) -> Origin | None:
+    """The origin of a trial of an earlier run; None when its configuration cannot be read."""
+    try:
+        return folder.read_config().origin
+    except (OSError, ValueError):
+        return None

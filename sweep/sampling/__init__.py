@@ -1,0 +1,1 @@
+"""Optuna samplers and pruners, and what they are told about trials."""
