@@ -36,7 +36,7 @@ class SingleRunOptions:
     verbose: bool = False
 
 
-def train(source: Path, options: SingleRunOptions, console: Console) -> int:
+def train_once(source: Path, options: SingleRunOptions, console: Console) -> int:
     """Train the run of a configuration file, or go on with it; returns the exit code.
 
     Raises:

@@ -44,7 +44,7 @@ def preflight(spec: SweepSpec, here: bool = True, *, planning: bool = False) -> 
     return list(absent)
 
 
-def glance(spec: SweepSpec, problems: Sequence[Problem]) -> list[Problem]:
+def preflight_sound_sections(spec: SweepSpec, problems: Sequence[Problem]) -> list[Problem]:
     """What more is wrong with the model and the data of a sweep file that is to be refused anyway.
 
     Only sections that are sound and not searched are looked at.

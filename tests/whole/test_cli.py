@@ -13,13 +13,12 @@ import pandas
 import pytest
 import typer
 import yaml
-from click.testing import Result
 from helpers import models
+from helpers.command import invoke, run_command
 from helpers.paths import ROOT
-from rich.console import Console
-from typer.testing import CliRunner
 
-from sweep import cli, provenance
+from sweep import provenance
+from sweep.cli.output import exit_on_bad_input
 from sweep.study import study_lock
 from sweep.study.extend_trial import prolong
 from trial.config.errors import ConfigError
@@ -27,27 +26,6 @@ from trial.config.trial_config import TrialConfig
 from trial.store.folders import StudyFolder, TrialFolder
 
 SPACES = ROOT / "spaces"
-
-
-def command(*words: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "sweep", *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-
-
-@pytest.fixture(autouse=True)
-def _current_streams(monkeypatch):
-    """The command's consoles keep the streams of the moment it was imported: give it today's."""
-    monkeypatch.setattr(cli, "out", Console(highlight=False))
-    monkeypatch.setattr(cli, "err", Console(stderr=True, highlight=False))
-
-
-def inside(*words: object) -> Result:
-    """The same without a new process, for commands that start nothing."""
-    return CliRunner().invoke(cli.app, [*map(str, words)])
 
 
 def sweep_file(folder: Path, model: Path, rows: Path, **changes: object) -> Path:
@@ -79,7 +57,7 @@ def finished(tmp_path_factory, parts):
     """A sweep of four trials, run to its end through the command."""
     folder = tmp_path_factory.mktemp("finished")
     source = sweep_file(folder, *parts)
-    done = command("run", source, "--runs", folder / "runs")
+    done = run_command("run", source, "--runs", folder / "runs")
     assert done.returncode == 0, done.stdout + done.stderr
     return source, StudyFolder(folder / "runs" / "tiny"), done
 
@@ -113,7 +91,7 @@ def test_every_trial_has_its_folder_whole(finished):
 def test_the_same_command_again_trains_nothing(finished):
     source, study, _ = finished
     before = {n: folder.result.stat().st_mtime_ns for n, folder in study.all_trials()}
-    done = command("run", source, "--runs", study.path.parent)
+    done = run_command("run", source, "--runs", study.path.parent)
     assert done.returncode == 0
     assert {n: folder.result.stat().st_mtime_ns for n, folder in study.all_trials()} == before
 
@@ -140,7 +118,7 @@ def test_a_trial_by_hand_repeats_the_losses_to_the_bit(finished, tmp_path):
 def test_a_changed_sweep_file_is_refused_with_the_difference(finished, parts, tmp_path):
     _, study, _ = finished
     changed = sweep_file(tmp_path, *parts, space={"lora.r": [2, 8]})
-    done = inside("run", changed, "--runs", study.path.parent)
+    done = invoke("run", changed, "--runs", study.path.parent)
     assert done.exit_code == 2
     assert "lora.r" in done.stderr
     assert "--fresh" in done.stderr
@@ -150,7 +128,7 @@ def test_a_changed_sweep_file_is_refused_with_the_difference(finished, parts, tm
 def test_a_second_driver_is_refused_and_told_who_holds_the_study(finished):
     source, study, _ = finished
     with study_lock.hold(study):
-        done = command("run", source, "--runs", study.path.parent)
+        done = run_command("run", source, "--runs", study.path.parent)
     assert done.returncode == 2
     assert "is being run by process" in done.stderr
 
@@ -158,14 +136,14 @@ def test_a_second_driver_is_refused_and_told_who_holds_the_study(finished):
 def test_status_and_report_of_a_finished_study(finished):
     _, study, _ = finished
     for verb in ("status", "report"):
-        done = inside(verb, "tiny", "--runs", study.path.parent)
+        done = invoke(verb, "tiny", "--runs", study.path.parent)
         assert done.exit_code == 0, done.stderr
         assert "Complete, best first" in done.stdout
 
 
 def test_an_unknown_study_names_the_nearest(finished):
     _, study, _ = finished
-    done = inside("status", "tinny", "--runs", study.path.parent)
+    done = invoke("status", "tinny", "--runs", study.path.parent)
     assert done.exit_code == 2
     assert "did you mean tiny?" in done.stderr
 
@@ -182,7 +160,7 @@ def test_bad_trials_end_only_themselves_until_all_fail_alike(parts, tmp_path, ra
     space = {"training.learning_rate": rates}
     changes = {"space": space, "failures": {"alike": 2}, "resources": {"concurrency": 1}}
     source = sweep_file(tmp_path, *parts, **changes)
-    done = command("run", source, "--runs", tmp_path / "runs")
+    done = run_command("run", source, "--runs", tmp_path / "runs")
     assert done.returncode == code, done.stdout + done.stderr
     assert ("failed alike: diverged" in done.stdout) is bool(code)
     study = StudyFolder(tmp_path / "runs" / "tiny")
@@ -193,9 +171,9 @@ def test_bad_trials_end_only_themselves_until_all_fail_alike(parts, tmp_path, ra
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in SPACES.glob("*.yaml")))
 def test_every_shipped_space_checks_and_plans(name):
-    done = inside("check", name)
+    done = invoke("check", name)
     assert done.exit_code == 0, done.stderr
-    done = inside("plan", name, "--count", 3)
+    done = invoke("plan", name, "--count", 3)
     assert done.exit_code == 0, done.stderr
     assert "effective batch" in done.stdout
 
@@ -219,7 +197,7 @@ BAD = [
 def test_bad_input_ends_with_2_and_a_clear_word(words, said, tmp_path):
     runs = words[0] in ("run", "status") and "--runs" not in words
     words = [*words, "--runs", tmp_path] if runs else words
-    done = inside(*words)
+    done = invoke(*words)
     assert done.exit_code == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
@@ -229,7 +207,7 @@ def test_bad_input_ends_with_2_and_a_clear_word(words, said, tmp_path):
 def test_mistakes_of_model_and_data_are_told_with_those_of_the_file(parts, tmp_path):
     source = sweep_file(tmp_path, *parts, sampler="tpee")
     said = "data.completion_column=answr"
-    done = inside("check", source, "--set", said, "--set", "lora.target_modules=[q_prj]")
+    done = invoke("check", source, "--set", said, "--set", "lora.target_modules=[q_prj]")
     assert done.exit_code == 2
     lines = done.stderr.splitlines()
     assert len(lines) == 4
@@ -240,7 +218,7 @@ def test_mistakes_of_model_and_data_are_told_with_those_of_the_file(parts, tmp_p
 def test_what_is_quoted_from_a_file_is_left_as_it_is(tmp_path):
     path = tmp_path / "colons.yaml"
     path.write_text("question: 'a'\nsampler: 'tpe:x:'\nspace: {lora.r: [2]}\nstop: {trials: 1}\n")
-    done = command("check", path)
+    done = run_command("check", path)
     assert done.returncode == 2
     assert "got 'tpe:x:'" in done.stderr
 
@@ -267,7 +245,7 @@ def test_the_exported_winner_is_a_plain_adapter_and_merges_to_the_same_model(fin
     _, study, _ = finished
     for target, merge in (("adapter", []), ("merged", ["--merge"])):
         words = ["export", "tiny", "--runs", study.path.parent, "--to", tmp_path / target, *merge]
-        done = command(*words)
+        done = run_command(*words)
         assert done.returncode == 0, done.stderr
     best = min(range(4), key=lambda number: study.trial(number).read_result().value)
     base = AutoModelForCausalLM.from_pretrained(study.trial(best).read_config().model.name_or_path)
@@ -291,11 +269,11 @@ def test_the_command_that_made_a_study_can_be_typed_again():
 def test_exporting_what_is_not_there_says_so(finished, tmp_path):
     _, study, _ = finished
     words = ["export", "tiny", "--runs", study.path.parent, "--to", tmp_path / "x"]
-    done = inside(*words, "--trial", "77")
+    done = invoke(*words, "--trial", "77")
     assert done.exit_code == 2
     assert "there are 0 to 3, or say `best`" in " ".join(done.stderr.split())
     (tmp_path / "x").mkdir()
-    done = inside(*words)
+    done = invoke(*words)
     assert done.exit_code == 2
     assert "exists already" in done.stderr
 
@@ -310,7 +288,7 @@ def test_a_finished_trial_goes_on_for_longer_from_where_it_ended(finished, tmp_p
     with pytest.raises(ConfigError, match=r"more training\.max_steps"):
         prolong(study, None, best, ["training.max_steps=4"])
     words = ["resume", "tiny", "--runs", tmp_path, "--continue", best]
-    done = command(*words, "--set", "training.max_steps=12", "--workers", 1)
+    done = run_command(*words, "--set", "training.max_steps=12", "--workers", 1)
     assert done.returncode == 0, done.stdout + done.stderr
     longer = study.trial(4)
     assert (longer.read_result().state, longer.read_result().steps) == ("complete", 12)
@@ -318,7 +296,7 @@ def test_a_finished_trial_goes_on_for_longer_from_where_it_ended(finished, tmp_p
     assert [row.step for row in longer.read_evaluations()] == [2, 4, 6, 8, 10, 12]
     assert longer.read_config().origin.continues == best
     assert study.trial(best).result.read_text() == before
-    assert inside("verify", "tiny", "--runs", tmp_path).exit_code == 0
+    assert invoke("verify", "tiny", "--runs", tmp_path).exit_code == 0
 
 
 def test_compare_holds_trials_side_by_side_with_what_they_say(finished):
@@ -327,7 +305,7 @@ def test_compare_holds_trials_side_by_side_with_what_they_say(finished):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     _, study, _ = finished
-    done = command("compare", "tiny", "--runs", study.path.parent, "--trials", "1 3")
+    done = run_command("compare", "tiny", "--runs", study.path.parent, "--trials", "1 3")
     assert done.returncode == 0, done.stderr
     page = Path(done.stdout.split("comparison: ")[1].strip())
     lines = (study.trial(3).path / "samples.jsonl").read_text().splitlines()
@@ -350,15 +328,14 @@ def test_compare_holds_trials_side_by_side_with_what_they_say(finished):
 def test_compare_refuses_what_it_cannot_find(finished):
     _, study, _ = finished
     for trials, said in (("1 99", "no trial"), ("other:1 3", "a trial to compare is")):
-        done = inside("compare", "tiny", "--runs", study.path.parent, "--trials", trials)
+        done = invoke("compare", "tiny", "--runs", study.path.parent, "--trials", trials)
         assert done.exit_code == 2
         assert said in done.stderr
 
 
-def test_a_full_disk_says_how_to_go_on(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "err", Console(stderr=True, highlight=False))
+def test_a_full_disk_says_how_to_go_on(capsys):
     for number, hint in ((errno.ENOSPC, True), (errno.EACCES, False)):
-        with pytest.raises(typer.Exit), cli._clear_errors():
+        with pytest.raises(typer.Exit), exit_on_bad_input():
             raise OSError(number, "no such luck")
         told = capsys.readouterr().err
         assert "no such luck" in told

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from helpers.command import invoke
 from helpers.paths import ROOT
-from typer.testing import CliRunner, Result
-
-from sweep import cli
 
 PROFILES = sorted(ROOT.joinpath("spaces/gaudi").glob("*.yaml"))
 
@@ -17,17 +15,13 @@ def offline(monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
 
 
-def said(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-
-
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
 def test_a_profile_is_checked_and_planned_without_a_device(profile, tmp_path):
-    checked = said("check", profile)
+    checked = invoke("check", profile)
     assert checked.exit_code == 0, checked.output
     assert "not on this machine" in checked.output
     assert "GiB" in checked.output
-    planned = said("plan", profile, "--runs", tmp_path)
+    planned = invoke("plan", profile, "--runs", tmp_path)
     assert planned.exit_code == 0, planned.output
     assert "learning_rate" in planned.output
 
@@ -38,7 +32,7 @@ def test_there_are_three_profiles():
 
 def test_what_cannot_fit_one_card_is_refused_with_the_arithmetic():
     large = next(path for path in PROFILES if "70b" in path.stem)
-    refused = said("check", large, "--set", "resources.devices_per_trial=1")
+    refused = invoke("check", large, "--set", "resources.devices_per_trial=1")
     assert refused.exit_code == 2
     for part in ("GiB", "weights", "in all"):
         assert part in refused.output

@@ -14,11 +14,11 @@ import pytest
 import torch
 import yaml
 from helpers import models
+from helpers.command import invoke
 from helpers.paths import ROOT
-from rich.console import Console
-from typer.testing import CliRunner
 
-from sweep import cli, run
+from sweep.file_checks import check_files
+from sweep.open_study import RunOptions, stored_storage, study_folder
 from sweep.spec.dimension import Choices
 from sweep.spec.spec import SweepSpec
 from sweep.study.verify import verify
@@ -30,12 +30,6 @@ from trial.store.log_capture import capture
 from trial.store.records import StudyRecord
 from trial.train import train
 from trial.training.checkpoints import Checkpoints
-
-
-@pytest.fixture(autouse=True)
-def _current_streams(monkeypatch):
-    monkeypatch.setattr(cli, "out", Console(highlight=False))
-    monkeypatch.setattr(cli, "err", Console(stderr=True, highlight=False))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +77,7 @@ def test_no_tag_of_a_sweep_file_runs_code(tag, place, tmp_path):
     }
     source.write_text(rows[place] + "sampler: grid\n")
     base.write_text(f"device: {text}\n")
-    done = CliRunner().invoke(cli.app, ["check", str(source)])
+    done = invoke("check", source)
     assert done.exit_code == 2, done.output
     assert "Traceback" not in done.stderr
     assert not marker.exists()
@@ -98,7 +92,7 @@ def test_no_expression_of_a_sweep_file_runs_code(expression, tmp_path):
     space = {"lora.r": [2], "lora.lora_alpha": {"expression": expression.format(m=marker)}}
     content = {"space": space, "sampler": "grid"}
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(content))
-    done = CliRunner().invoke(cli.app, ["check", str(tmp_path / "x.yaml")])
+    done = invoke("check", str(tmp_path / "x.yaml"))
     assert done.exit_code == 2, done.output
     assert "Traceback" not in done.stderr
     assert not marker.exists()
@@ -115,17 +109,17 @@ def test_a_study_cannot_be_named_out_of_its_folder(name, option, tmp_path):
     given = {"study": name} if option == "--study" else {"fork": name}
     if not name:
         given = {"study": name}
-        assert run.study_folder("x", run.RunOptions(runs=tmp_path, **given)).name == "x"
+        assert study_folder("x", RunOptions(runs=tmp_path, **given)).name == "x"
         return
     with pytest.raises(ConfigError, match="a plain folder name"):
-        run.study_folder("x", run.RunOptions(runs=tmp_path, **given))
+        study_folder("x", RunOptions(runs=tmp_path, **given))
 
 
 @pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", ".x", ".."])
 def test_a_sweep_file_cannot_name_a_study_out_of_its_folder(name, tmp_path):
     content = {"name": name, "space": {"lora.r": [2]}, "sampler": "grid"}
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(content))
-    done = CliRunner().invoke(cli.app, ["check", str(tmp_path / "x.yaml")])
+    done = invoke("check", str(tmp_path / "x.yaml"))
     assert done.exit_code == 2
     assert "name" in done.stderr
 
@@ -182,18 +176,18 @@ LINKS = [
 @pytest.mark.parametrize("link", LINKS)
 def test_a_link_out_of_the_study_is_refused_before_anything_is_written(link, tmp_path):
     study = make_study(StudyFolder(tmp_path / "runs" / "x"))
-    run.check_inside(study)
+    check_files(study)
     outside = tmp_path / "outside"
     link(study, outside)
     before = sorted(outside.rglob("*"))
     with pytest.raises(ValueError, match="leads out of"):
-        run.check_inside(study)
+        check_files(study)
     (tmp_path / "x.yaml").write_text(yaml.safe_dump({"space": {"lora.r": [2]}, "sampler": "grid"}))
     words = ["run", str(tmp_path / "x.yaml"), "--runs", str(tmp_path / "runs")]
-    done = CliRunner().invoke(cli.app, words)
+    done = invoke(*words)
     assert done.exit_code == 2, done.output
     assert "leads out of" in done.stderr
-    done = CliRunner().invoke(cli.app, ["report", str(study.path)])
+    done = invoke("report", str(study.path))
     assert done.exit_code == 2, done.output
     assert "leads out of" in done.stderr
     assert sorted(outside.rglob("*")) == before
@@ -202,13 +196,13 @@ def test_a_link_out_of_the_study_is_refused_before_anything_is_written(link, tmp
 def test_a_link_within_the_study_is_fine(tmp_path):
     study = make_study(StudyFolder(tmp_path / "runs" / "x"))
     (study.path / "best").symlink_to(study.trial(0).path)
-    run.check_inside(study)
+    check_files(study)
 
 
 def test_a_linked_runs_folder_is_fine(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "runs").symlink_to(tmp_path / "disk")
-    run.check_inside(make_study(StudyFolder(tmp_path / "runs" / "x")))
+    check_files(make_study(StudyFolder(tmp_path / "runs" / "x")))
 
 
 # Models and checkpoints
@@ -238,11 +232,11 @@ def a_link(study: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_checkpoint_of_somebody_else_is_not_loaded(foreign, tmp_path, monkeypatch):
     study = make_study(StudyFolder(tmp_path / "runs" / "x"))
     checkpoints = with_checkpoint(study)
-    run.check_inside(study)
+    check_files(study)
     assert checkpoints.read_progress(checkpoints.at(5)).step == 0
     foreign(study, monkeypatch)
     for look in (
-        lambda: run.check_inside(study),
+        lambda: check_files(study),
         lambda: checkpoints.read_progress(checkpoints.at(5)),
     ):
         with pytest.raises(ValueError, match="loading a checkpoint can run code"):
@@ -253,7 +247,7 @@ def test_a_checkpoint_of_the_trials_own_user_is_everybodys_to_go_on_from(tmp_pat
     study = make_study(StudyFolder(tmp_path / "runs" / "x"))
     with_checkpoint(study)
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 4242)
-    run.check_inside(study)
+    check_files(study)
 
 
 def with_pickled_weights(source: Path, folder: Path, marker: Path) -> Path:
@@ -426,4 +420,4 @@ def test_secrets_of_the_environment_reach_no_file_and_no_terminal(tiny, tmp_path
     files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     assert {"study.json", "train.log", "report.md"} <= {path.name for path in files}
     assert [path for path in files if b"sesame" in path.read_bytes()] == []
-    assert verify(study, run.stored_storage(study)) == []
+    assert verify(study, stored_storage(study)) == []

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers import standin
+from helpers.command import invoke
 from helpers.models import question
 from helpers.seed import write_config, write_model, write_rows
 from helpers.standin import COUNTS, STANDIN, SWITCH
 from helpers.train import Material
 from pandas.testing import assert_frame_equal
-from typer.testing import CliRunner
 
 from results import trials_table
-from sweep import cli, run
+from sweep import run
 from sweep.driver.executor import Event, Finished, Job
 from trial import single_run
 from trial.store.folders import StudyFolder, TrialFolder
@@ -242,7 +242,7 @@ def test_one_sweep_file_on_both_devices_gives_equal_tables(material, monkeypatch
     )
     assert there.returncode == 0, there.stdout + there.stderr
     monkeypatch.setattr(run, "make_executor", lambda *_: InProcess(material.process_cache))
-    here = CliRunner().invoke(cli.app, [*words, str(tmp_path / "cpu"), "--device", "cpu"])
+    here = invoke(*words, tmp_path / "cpu", "--device", "cpu")
     assert here.exit_code == 0, here.output
     tables = {d: trials_table(StudyFolder(tmp_path / d / "both")) for d in ("cpu", "hpu")}
     assert list(tables["hpu"].columns) == list(tables["cpu"].columns)

@@ -16,11 +16,12 @@ import optuna
 import pytest
 from faults import kill_sweeps
 from helpers import postgres as helpers_postgres
+from helpers.command import invoke
 from helpers.paths import ROOT, TESTS
 from rich.console import Console
-from typer.testing import CliRunner
 
-from sweep import cli, run
+from sweep import open_study
+from sweep.open_study import RunOptions
 from sweep.spec.dimension import Choices
 from sweep.spec.spec import SamplerSpec, SweepSpec
 from sweep.storage.open import open_storage, rename
@@ -161,8 +162,8 @@ def test_the_password_is_not_kept(postgres, study, tmp_path):
     source = tmp_path / "x.yaml"
     source.write_text("space: {lora.r: [2, 4]}\nsampler: grid\n")
     words = ["run", "x", f"--storage={postgres}", "--storage", postgres]
-    options = run.RunOptions(runs=study.path.parent, storage=postgres, command=words)
-    run._open_record(study, ranks(2, 4), source, options)
+    options = RunOptions(runs=study.path.parent, storage=postgres, command=words)
+    open_study.write_record(study, ranks(2, 4), source, options)
     texts = [path.read_text() for path in study.path.rglob("*") if path.is_file()]
     assert len(texts) == 2
     assert not any(secret in text for secret in SECRETS for text in texts)
@@ -243,11 +244,7 @@ def test_a_storage_that_cannot_be_opened_is_refused_without_its_password(url, tm
     with pytest.raises(ConfigError, match="--storage") as error:
         connect(url)
     assert "sesame" not in str(error.value)
-    err = Console(stderr=True, highlight=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "err", err)
-        words = ["run", "smoke", "--runs", str(tmp_path), "--storage", url]
-        done = CliRunner().invoke(cli.app, words)
+    done = invoke("run", "smoke", "--runs", tmp_path, "--storage", url)
     assert done.exit_code == 2, done.output
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "smoke" / "study.json").exists()
@@ -306,10 +303,10 @@ def test_a_fresh_start_that_was_cut_short_is_finished_by_the_next_run(
         patch.setattr(step, killed)
         with pytest.raises(KeyboardInterrupt):
             archive.archive(study, lambda: open_storage(study, url))
-    options = run.RunOptions(runs=study.path.parent, storage=url)
+    options = RunOptions(runs=study.path.parent, storage=url)
     # What `resume` gives as its source is in the folder that goes.
     with contextlib.suppress(ConfigError):
-        run._set_aside(study, study.sweep_file, options, Console(quiet=True))
+        open_study.set_aside(study, study.sweep_file, options, Console(quiet=True))
     for path in study.path.parent.glob(f"{study.name}.*"):
         # Whoever goes on with the old study has it left alone.
         assert archive.mend(StudyFolder(path), lambda: open_storage(study, url)) is None
@@ -319,13 +316,13 @@ def test_a_fresh_start_that_was_cut_short_is_finished_by_the_next_run(
 def test_a_storage_that_lost_its_trials_is_refused(study):
     TrialFolder.create(study.trial(3).path, ranks(2) and begin(study, None, ranks(2)).ask().config)
     with pytest.raises(ValueError, match="trial 3, which its storage does not know"):
-        run.check_same_study(study, {0, 1, 2}, [0, 1])
+        open_study.check_same_study(study, {0, 1, 2}, [0, 1])
 
 
 def test_another_studys_storage_is_refused(study):
     with pytest.raises(ValueError, match="choose another name"):
-        run.check_same_study(study, {0, 1}, [0])
-    run.check_same_study(study, {0}, [])
+        open_study.check_same_study(study, {0, 1}, [0])
+    open_study.check_same_study(study, {0}, [])
 
 
 def test_a_name_in_a_storage_of_many_studies_belongs_to_one_folder(url, study):
@@ -349,7 +346,7 @@ def test_a_fork_that_was_cut_short_is_done_again(tmp_path, monkeypatch):
         folder = TrialFolder.create(old.trial(number).path, proposal.config)
         folder.write_result(Result(state="complete", value=1.0, steps=5))
         decider.tell(number, folder.read_result())
-    options = run.RunOptions(runs=tmp_path, study="old", fork="new")
+    options = RunOptions(runs=tmp_path, study="old", fork="new")
     new, source, quiet = StudyFolder(tmp_path / "new"), tmp_path / "x.yaml", Console(quiet=True)
 
     def killed(*_: object) -> None:
@@ -358,10 +355,10 @@ def test_a_fork_that_was_cut_short_is_done_again(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("sweep.study.fork._copy", killed)
         with pytest.raises(KeyboardInterrupt):
-            run._fork(ranks(2, 4, 8), source, new, options, quiet)
+            open_study.fork_study(ranks(2, 4, 8), source, new, options, quiet)
     assert new.path.exists()
     assert not new.exists()
-    run._fork(ranks(2, 4, 8), source, new, options, quiet)
+    open_study.fork_study(ranks(2, 4, 8), source, new, options, quiet)
     record = StudyRecord(name="new", spec=ranks(2, 4, 8).content())
     new.write_record(record)
     assert verify(new, open_storage(new)) == []

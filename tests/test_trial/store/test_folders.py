@@ -7,13 +7,11 @@ import os
 import shutil
 
 import pytest
+from helpers.command import invoke
 from helpers.fuzz import examples
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from rich.console import Console
-from typer.testing import CliRunner
 
-from sweep import cli
 from sweep.spec.dimension import Choices
 from sweep.spec.spec import SweepSpec
 from sweep.storage.open import open_storage
@@ -23,12 +21,6 @@ from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.records import Attempt, Evaluation, Result, StudyRecord, TrainLog
 
 ROW = Evaluation(step=1, eval_loss=2.0)
-
-
-@pytest.fixture(autouse=True)
-def _current_streams(monkeypatch):
-    monkeypatch.setattr(cli, "out", Console(highlight=False))
-    monkeypatch.setattr(cli, "err", Console(stderr=True, highlight=False))
 
 
 def make_study(folder: StudyFolder) -> StudyFolder:
@@ -83,7 +75,7 @@ def test_another_version_is_refused_naming_both(name, read, theirs, sound, tmp_p
         read(study)
     assert f"{path}: version: was written in version {theirs!r}" in str(error.value)
     assert "reads version 1" in str(error.value)
-    done = CliRunner().invoke(cli.app, ["verify", "study", "--runs", str(tmp_path)])
+    done = invoke("verify", "study", "--runs", tmp_path)
     assert done.exit_code in (1, 2)
     assert f"version {theirs!r}" in (done.stdout + done.stderr).replace("\n", "")
 
@@ -93,7 +85,7 @@ def test_no_command_reads_a_study_of_another_version(verb, tmp_path):
     study = StudyFolder(tmp_path / "x")
     study.write_record(StudyRecord(name="x", spec={}))
     study.record.write_text(study.record.read_text().replace('"version": 1', '"version": 2'))
-    done = CliRunner().invoke(cli.app, [verb, "x", "--runs", str(tmp_path)])
+    done = invoke(verb, "x", "--runs", tmp_path)
     assert done.exit_code == 2, done.output
     assert "written in version 2" in " ".join(done.stderr.split())
 
@@ -235,7 +227,7 @@ def test_a_number_that_no_column_holds_has_a_table(verb, sound, tmp_path):
     for name, key in (("config.json", "diverged_above"), ("result.json", "steps")):
         path = study / "trials/00000" / name
         path.write_text(json.dumps({**json.loads(path.read_text()), key: 2**70}))
-    done = CliRunner().invoke(cli.app, [verb, "study", "--runs", str(tmp_path)])
+    done = invoke(verb, "study", "--runs", tmp_path)
     assert done.exception is None, done.exception
 
 
@@ -246,7 +238,7 @@ def look_at_damage(verb, data, sound, tmp_path):
     path = study / data.draw(st.sampled_from(FILES))
     before = (sound.path / "trials/00000" / path.name if not path.exists() else path).read_bytes()
     path.write_bytes(damaged(data, before))
-    done = CliRunner().invoke(cli.app, [verb, "study", "--runs", str(tmp_path)])
+    done = invoke(verb, "study", "--runs", tmp_path)
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     assert done.exit_code in (0, 1, 2)
     assert "Traceback" not in done.stderr

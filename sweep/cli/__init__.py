@@ -1,0 +1,47 @@
+"""The `gaudi-sweep` command. Parses, prints, and sets the exit code; the work is elsewhere.
+
+Exit codes: 0 done, 1 the sweep failed, 2 bad input (nothing was started), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+
+import typer
+
+from sweep.cli import plan_commands, run_commands, study_commands
+
+COMMANDS = (
+    plan_commands.check,
+    plan_commands.plan,
+    run_commands.run,
+    run_commands.train,
+    run_commands.resume,
+    study_commands.verify,
+    study_commands.status,
+    study_commands.report,
+    study_commands.export,
+    study_commands.compare,
+    study_commands.dashboard,
+    plan_commands.doctor,
+)
+"""In the order of `--help`."""
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
+)
+for command in COMMANDS:
+    app.command()(command)
+
+GC_THRESHOLDS = (100_000, 20, 20)
+"""For Python's garbage collector. Modules, tables and studies stay until the process ends: with the
+default thresholds, looking for garbage among them takes a third of a command's seconds."""
+
+
+def main() -> None:
+    """Entry point of `gaudi-sweep`."""
+    gc.set_threshold(*GC_THRESHOLDS)
+    # At exit the operating system frees the memory: no last collection is needed.
+    atexit.register(gc.freeze)
+    app(prog_name="gaudi-sweep")

@@ -1,0 +1,68 @@
+"""Commands that train no sweep: `check`, `plan` and `doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sweep.cli.arguments import RunsOption, SetOption, SpaceArgument, load_sweep_file
+from sweep.cli.output import exit_on_bad_input, out
+
+
+def check(space: SpaceArgument, overrides: SetOption = None) -> None:
+    """Check a sweep file, its model and its data; train nothing."""
+    from sweep.planning import memory_check
+    from sweep.planning.lint import advice
+    from sweep.spec.grid import grid_size
+    from sweep.spec.space import Space
+
+    with exit_on_bad_input():
+        spec, source = load_sweep_file(space, overrides, planning=True)
+    size = grid_size(Space.of(spec))
+    count = "continuous" if size is None else f"{size} configurations"
+    out.print(f"{source}: ok ({count}; sampler {spec.sampler.name}; pruner {spec.pruner.name})")
+    for line in [*memory_check.lines(spec), *(f"advice: {line}" for line in advice(spec))]:
+        out.print(f"  {line}", markup=False, soft_wrap=True)
+
+
+def plan(
+    space: SpaceArgument,
+    overrides: SetOption = None,
+    count: Annotated[int, typer.Option(min=1, help="Proposals of an adaptive sampler.")] = 10,
+    runs: RunsOption = Path("runs"),
+    profile: Annotated[bool, typer.Option("--profile", help="Measure one short trial.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Jobs at once; else as here.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Price of a device-hour.")] = None,
+) -> None:
+    """Show what would run and what it costs, by an earlier study or a profiled trial."""
+    from sweep.planning import cost
+    from sweep.planning.plan import cost_lines, plan_table
+
+    with exit_on_bad_input():
+        spec, _ = load_sweep_file(space, overrides, planning=True)
+        plan_table(spec, count, out)
+        measured = cost.measure(spec) if profile else cost.earlier_profile(spec, runs)
+        lines = ["cost: no earlier study of this model and data; --profile measures a short trial"]
+        if measured is not None:
+            price = spec.resources.price_per_device_hour if price is None else price
+            lines = cost_lines(spec, measured, workers or cost.local_workers(spec), price)
+    for line in lines:
+        out.print(line, markup=False, soft_wrap=True)
+
+
+def doctor(runs: RunsOption = Path("runs")) -> None:
+    """Look at Python, packages, devices, Ray, disk, model and data; say what to do."""
+    from sweep.planning.doctor import examine
+
+    colours = {"ok": "green", "warning": "yellow", "error": "red"}
+    errors = 0
+    for diagnosis in examine(runs):
+        errors += diagnosis.level == "error"
+        advice = f" ({diagnosis.advice})" if diagnosis.advice else ""
+        out.print(f"[{colours[diagnosis.level]}]{diagnosis.level:<8}[/]", end="")
+        line = f"{diagnosis.subject}: {diagnosis.found}{advice}"
+        out.print(line, markup=False, soft_wrap=True)
+    if errors:
+        raise typer.Exit(1)

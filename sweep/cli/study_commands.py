@@ -1,0 +1,128 @@
+"""Commands about a study on disk: `verify`, `status`, `report`, `export` and others."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sweep.cli.arguments import RunsOption, StorageOption, StudyArgument, find_study
+from sweep.cli.output import err, exit_on_bad_input, out, print_report
+
+if TYPE_CHECKING:
+    from trial.store.folders import TrialFolder
+
+
+def verify(
+    study: StudyArgument, runs: RunsOption = Path("runs"), storage: StorageOption = None
+) -> None:
+    """Check a study's folders against its journal and say what differs."""
+    from sweep.open_study import stored_storage
+    from sweep.study.verify import verify as compare_with_storage
+
+    with exit_on_bad_input():
+        folder = find_study(study, runs)
+        findings = compare_with_storage(folder, stored_storage(folder, storage))
+    for finding in findings:
+        out.print(str(finding), style="red" if finding.wrong else "", markup=False, soft_wrap=True)
+    wrong = sum(finding.wrong for finding in findings)
+    count = len(folder.all_trials())
+    out.print(f"{folder.path}: {count} trials, {wrong} difference{'s' * (wrong != 1)}")
+    if wrong:
+        raise typer.Exit(1)
+
+
+def status(study: StudyArgument, runs: RunsOption = Path("runs")) -> None:
+    """Print the table of a study as it stands, and where its workers' time went."""
+    from results import print_status
+
+    with exit_on_bad_input():
+        print_status(find_study(study, runs), out)
+
+
+def report(
+    study: StudyArgument,
+    runs: RunsOption = Path("runs"),
+    price: Annotated[float | None, typer.Option(min=0, help="Price of a device-hour.")] = None,
+) -> None:
+    """Write the tables and the report of a study, at any moment."""
+    with exit_on_bad_input():
+        print_report(find_study(study, runs), price)
+
+
+def export(
+    study: StudyArgument,
+    target: Annotated[Path, typer.Option("--to", help="A folder that does not exist yet.")],
+    trial: Annotated[
+        str, typer.Option(help="A number, or `best`: what the report recommends.")
+    ] = "best",
+    merge: Annotated[bool, typer.Option("--merge", help="The merged model.")] = False,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Write a trial's adapter (or merged model), its model card and its configuration."""
+    from results import recommended
+    from sweep.study.select_trial import choose
+
+    with exit_on_bad_input():
+        source = find_study(study, runs)
+        best = recommended(source) if trial == "best" else None
+        folder = choose(source, trial if best is None else str(best))
+        # A process of its own: only merging needs torch, and this process never loads it.
+        words = [sys.executable, "-m", "trial.export", str(folder.path), str(target)]
+        done = subprocess.run(words + ["--merge"] * merge, capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(done.stderr.strip())
+    out.print(f"trial {folder.path.name} is in {target}")
+
+
+def compare(
+    studies: Annotated[list[str], typer.Argument(metavar="STUDY...", help="Names or folders.")],
+    trials: Annotated[
+        str, typer.Option(help='Numbers: "3 7 12"; of several studies "a:3 b:7".')
+    ] = "",
+    samples: Annotated[bool, typer.Option(help="What each says to a few fixed prompts.")] = True,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Write a page that holds trials of one or more studies side by side."""
+    from results import compare as write_comparison
+    from sweep.file_checks import check_links
+
+    with exit_on_bad_input():
+        folders = [find_study(study, runs) for study in studies]
+        for folder in folders:
+            check_links(folder)
+        chosen = trials.replace(",", " ").split()
+        page = write_comparison(folders, chosen, before=_write_samples if samples else None)
+    out.print(f"comparison: {page}", soft_wrap=True)
+
+
+def _write_samples(trials: Sequence[TrialFolder]) -> None:
+    """Write completions of a few fixed prompts, for the trials that still have weights."""
+    # A process of its own: generating needs torch, and this process never loads it.
+    words = [sys.executable, "-m", "trial.sample", *(str(trial.path) for trial in trials)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        err.print(f"no samples: {done.stderr.strip()[-300:]}", markup=False)
+
+
+def dashboard(
+    study: StudyArgument,
+    runs: RunsOption = Path("runs"),
+    port: Annotated[int, typer.Option(help="On loopback.")] = 8080,
+    storage: StorageOption = None,
+) -> None:
+    """Serve Optuna Dashboard over a study, on loopback, until Ctrl-C."""
+    from sweep.open_study import stored_storage
+
+    with exit_on_bad_input():
+        opened = stored_storage(find_study(study, runs), storage)
+        import optuna_dashboard
+
+        out.print(f"http://127.0.0.1:{port}/dashboard (Ctrl-C ends it)")
+        with contextlib.suppress(KeyboardInterrupt):
+            optuna_dashboard.run_server(opened, host="127.0.0.1", port=port)

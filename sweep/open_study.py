@@ -1,0 +1,273 @@
+"""Open a study: start it, go on with it, fork it, or set an old one aside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from sweep import provenance
+from sweep.file_checks import check_files
+from sweep.spec.spec import SweepSpec
+from sweep.storage.url import again, connect, masked, settled
+from sweep.study import archive
+from trial.config import dotted
+from trial.config.errors import ConfigError, Problem
+from trial.store.files import write_atomically
+from trial.store.folders import StudyFolder
+from trial.store.records import StudyRecord
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+    from sweep.study.decider import OptunaDecider
+
+MAY_CHANGE = ("question", "stop", "resources", "failures", "confirm")
+"""Keys of a sweep file that may change when a study goes on: they do not touch its trials."""
+
+MUST_STAY = ("resources.devices_per_trial",)
+"""It changes the effective batch, and a checkpoint goes on only with as many ranks."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What the command line adds to a sweep file."""
+
+    runs: Path = Path("runs")
+    study: str | None = None
+    fresh: bool = False
+    fork: str | None = None
+    """Name of a new study that carries over what fits of the existing one."""
+    extend_trial: int | None = None
+    """Number of a finished trial to train for longer, as `overrides` say."""
+    overrides: Sequence[str] = ()
+    storage: str | None = None
+    ray_address: str | None = None
+    command: Sequence[str] = ()
+
+
+def study_folder(spec_name: str, options: RunOptions) -> StudyFolder:
+    """The study's folder, `runs/<name>`.
+
+    Raises:
+        ConfigError: the name would lead out of `runs`.
+    """
+    return _folder(options.fork or options.study or spec_name, options)
+
+
+def _folder(name: str, options: RunOptions) -> StudyFolder:
+    if not name or name.startswith(".") or Path(name).name != name or not name.isprintable():
+        raise ConfigError([Problem("--study", "a plain folder name", repr(name))])
+    return StudyFolder(options.runs / name)
+
+
+def open_folder(
+    folder: StudyFolder, spec: SweepSpec, source: Path, options: RunOptions, console: Console
+) -> None:
+    """Prepare the folder of a new study, or check that of one that goes on.
+
+    Raises:
+        ConfigError: the sweep file differs from the one the study was started with.
+        ValueError: the folder holds links or checkpoints that must not be followed or loaded.
+    """
+    check_files(folder)
+    set_aside(folder, source, options, console)
+    if options.fork:
+        fork_study(spec, source, folder, options, console)
+    _copy_prior_studies(folder, spec, options, console)
+    write_record(folder, spec, source, options)
+
+
+def set_aside(folder: StudyFolder, source: Path, options: RunOptions, console: Console) -> None:
+    """Rename an existing study for `--fresh`; first finish a renaming that a kill cut short.
+
+    Raises:
+        ConfigError: a renaming was finished, and the sweep file to run has moved with it.
+    """
+
+    def storage() -> BaseStorage:
+        return stored_storage(folder, options.storage)
+
+    moved = [archive.mend(folder, storage)]
+    if options.fresh:
+        moved.append(archive.archive(folder, storage))
+    for old in filter(None, moved):
+        console.print(f"the old study is kept in {old.path}", markup=False, soft_wrap=True)
+    if moved[0] and source == folder.sweep_file:
+        rule = "its --fresh was cut short and is finished now: `gaudi-sweep run` starts it anew"
+        raise ConfigError([Problem(str(folder.path), rule)])
+
+
+def fork_study(
+    spec: SweepSpec, source: Path, new: StudyFolder, options: RunOptions, console: Console
+) -> None:
+    """Start `new` with the trials of the study that the sweep file names, as far as they fit.
+
+    Its record is written after this: until then it is no study.
+
+    Raises:
+        ConfigError: the new study exists, the old one does not, or a storage cannot be opened.
+    """
+    from sweep.storage.open import open_storage
+    from sweep.study.fork import fork
+
+    old = _folder(options.study or spec.name, options)
+    if new.exists() or not old.exists():
+        got = f"{new.path} exists already" if new.exists() else f"{old.path} is no study"
+        raise ConfigError([Problem("--fork", "a new name, for a study that exists", got)])
+    _check_storage(new, options)
+    if new.path.exists():
+        # Without a record: a fork that was cut short. It is done again, from the beginning.
+        new.path.rename(new.path.with_name(f"{new.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
+    url = settled(options.storage) if options.storage else None
+    for line in fork(old, new, spec, open_storage(new, url)):
+        console.print(str(line), markup=False, soft_wrap=True)
+
+
+def _copy_prior_studies(
+    folder: StudyFolder, spec: SweepSpec, options: RunOptions, console: Console
+) -> None:
+    """Copy the results of the studies that `warm_start` names into a new study."""
+    if not spec.warm_start or folder.exists():
+        return
+    from sweep.study.warm_start import gather, write
+
+    studies = gather(spec, folder, [_folder(name, options) for name in spec.warm_start])
+    write(folder, studies)
+    for study in studies:
+        console.print(str(study), markup=False, soft_wrap=True)
+
+
+def write_record(
+    folder: StudyFolder, spec: SweepSpec, source: Path, options: RunOptions
+) -> StudyRecord:
+    """Write `study.json` and the copy of the sweep file.
+
+    Raises:
+        ConfigError: settings that must stay differ from those of the study, or its storage
+            cannot be opened.
+    """
+    content = spec.content()
+    _check_storage(folder, options)
+    made = provenance.collect([masked(word) for word in options.command])
+    made["storage"] = masked(settled(options.storage)) if options.storage else None
+    if folder.exists():
+        record = folder.read_record()
+        # A study of an older version says nothing of keys that came later.
+        if problems := differences(SweepSpec.from_content(record.spec).content(), content):
+            hint = (
+                "--fork NEW starts a study with the trials that still fit; "
+                f"--fresh starts anew and keeps {folder.path} aside"
+            )
+            raise ConfigError([*problems, Problem("", f"the study has other settings: {hint}")])
+        record = record.model_copy(update={"spec": content})
+    else:
+        record = StudyRecord(name=folder.name, spec=content, source=str(source), provenance=made)
+    folder.write_record(record)
+    if source != folder.sweep_file:
+        write_atomically(folder.sweep_file, source.read_text(encoding="utf-8"))
+    return record
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[Problem]:
+    """Settings that must stay and differ between two versions of a sweep file."""
+    before, after = dotted.flatten(old), dotted.flatten(new)
+    keys = [
+        key
+        for key in {**before, **after}
+        if key in MUST_STAY or key.split(".")[0] not in MAY_CHANGE
+    ]
+    return [
+        Problem(key, f"was {before.get(key, 'absent')!r}", repr(after.get(key, "absent")))
+        for key in keys
+        if before.get(key) != after.get(key)
+    ]
+
+
+def stored_spec(folder: StudyFolder, trials: int | None, concurrency: int | None) -> SweepSpec:
+    """The sweep file a study was last run with; `trials` and `concurrency` replace its own."""
+    spec = SweepSpec.from_content(folder.read_record().spec)
+    stop = spec.stop.model_copy(update={"trials": trials} if trials else {})
+    resources = spec.resources.model_copy(
+        update={"concurrency": concurrency} if concurrency else {}
+    )
+    return spec.model_copy(update={"stop": stop, "resources": resources})
+
+
+def stored_storage(
+    folder: StudyFolder, given: str | None = None, *, repair: bool = False
+) -> BaseStorage:
+    """The storage a study was started with; `given` is its URL once more, with the password.
+
+    Raises:
+        ConfigError: it cannot be opened, its password is missing, or another one is given.
+    """
+    from sweep.storage.open import open_storage
+
+    kept = folder.read_record().provenance.get("storage")
+    return open_storage(folder, again(kept, given), repair=repair)
+
+
+def _check_storage(folder: StudyFolder, options: RunOptions) -> None:
+    """Refuse a storage that cannot be opened, before anything is written or started."""
+    kept = folder.read_record().provenance.get("storage") if folder.exists() else None
+    given = settled(options.storage) if options.storage else None
+    if url := again(kept, given) if folder.exists() else given:
+        connect(url)
+
+
+def open_decider(spec: SweepSpec, folder: StudyFolder, options: RunOptions) -> OptunaDecider:
+    """Load the Optuna study, and repair what a kill has left between it and the folders.
+
+    Raises:
+        ValueError: the storage has lost trials, or holds another study of this name.
+    """
+    from sweep.study.decider import OptunaDecider
+    from sweep.study.extend_trial import mend, prolong
+    from sweep.study.warm_start import read as read_prior_studies
+
+    storage = stored_storage(folder, options.storage, repair=True)
+    record = folder.read_record()
+    decider = OptunaDecider(spec, record.name, storage, read_prior_studies(folder))
+    if not decider.belongs_to(record.created):
+        raise ValueError(
+            f"the storage has a study {record.name!r} that belongs to another folder than "
+            f"{folder.path}: choose another name with --study"
+        )
+    check_same_study(folder, decider.numbered(), decider.finished())
+    mend(folder, decider)
+    if options.extend_trial is not None:
+        prolong(folder, decider, options.extend_trial, options.overrides)
+    return decider
+
+
+def check_same_study(folder: StudyFolder, numbered: set[int], finished: list[int]) -> None:
+    """Hold the trial folders against the storage's trials.
+
+    The storage numbers a trial before its folder is made, and is told a result after it has been
+    written to the folder: it never knows fewer trials, nor finished ones without a folder.
+
+    Args:
+        folder: The study.
+        numbered: Numbers of all trials in the storage.
+        finished: Numbers of those that have finished.
+
+    Raises:
+        ValueError: the storage has lost trials, or holds another study of this name.
+    """
+    folders = {number for number, _ in folder.all_trials()}
+    if ahead := sorted(folders - numbered):
+        raise ValueError(
+            f"{folder.path} has a folder of trial {ahead[0]}, which its storage does not know: the "
+            "storage was lost or replaced. `gaudi-sweep verify` says more; --fresh starts anew and "
+            "keeps the folders aside"
+        )
+    if finished and not folders:
+        raise ValueError(
+            f"the storage has a study {folder.name!r} with {len(finished)} finished trials, and "
+            f"{folder.path} has none of them: choose another name with --study"
+        )
