@@ -14,7 +14,7 @@ from results.analysis import significance
 from results.analysis.study_analysis import ReportOptions, StudyAnalysis, analyse, settings
 from results.data import format
 from results.data.folders import TrialRead, read_study
-from results.data.naming import sentence
+from results.data.naming import capitalize
 from results.page import tables
 from results.page.chart import Axis, Chart, Series, plain, robust_limits
 from results.page.page import Block, Cell, Code, Fact, Grid, Head, Page, Section, Text
@@ -214,7 +214,7 @@ def _test(best: Pick, other: Pick) -> significance.Comparison | None:
 
 def _head(label: str) -> str:
     """A label at the start of a sentence: a study's name stays as it is."""
-    return sentence(label) if label.startswith("trial ") else label
+    return capitalize(label) if label.startswith("trial ") else label
 
 
 def _warnings(picks: Sequence[Pick]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-BOUGHT = ("start-up and compile", "train", "eval", "save", "pruned", "failed", "retried")
+USES = ("start-up and compile", "train", "eval", "save", "pruned", "failed", "retried")
 """Uses of device time. The first four count trials that are complete or still running; all time of
 a pruned or failed trial counts as `pruned` or `failed`; `retried` is training that was lost with
 an attempt and repeated by the next one."""
@@ -45,12 +45,12 @@ def price_of(spec: Mapping[str, Any], given: float | None, currency: str) -> Pri
     return None
 
 
-def bought(table: pd.DataFrame) -> pd.DataFrame:
+def seconds_by_use(table: pd.DataFrame) -> pd.DataFrame:
     """Device seconds by use; one row per trial, in the table's order."""
     devices = table["devices"].fillna(1).astype(float)
     total = table["device_seconds"].fillna(0.0)
     lost = (table["repeated_seconds"].fillna(0.0) * devices).clip(upper=total)
-    spent = pd.DataFrame(0.0, index=table.index, columns=list(BOUGHT))
+    spent = pd.DataFrame(0.0, index=table.index, columns=list(USES))
     kept = ~table["state"].isin(["pruned", "failed"])
     for name, columns in _PHASES.items():
         phase = sum((table[column].fillna(0.0) for column in columns), start=total * 0)
@@ -62,6 +62,6 @@ def bought(table: pd.DataFrame) -> pd.DataFrame:
     return spent
 
 
-def in_sum(table: pd.DataFrame) -> dict[str, float]:
+def total_by_use(table: pd.DataFrame) -> dict[str, float]:
     """Device seconds of the whole study by use."""
-    return {str(name): float(value) for name, value in bought(table).sum().items()}
+    return {str(name): float(value) for name, value in seconds_by_use(table).sum().items()}

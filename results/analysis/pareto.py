@@ -11,7 +11,7 @@ import pandas as pd
 
 from results.analysis.leaderboard import Leaderboard, leaderboard
 from results.analysis.significance import Group
-from results.data.naming import noise_text, value_text, words
+from results.data.naming import format_noise, metric_name, value_formatter
 from results.data.trials_table import metric_column
 from trial.store import metrics
 
@@ -32,16 +32,16 @@ class Goal:
     @property
     def name(self) -> str:
         """Display name of the objective."""
-        return words(self.metric)
+        return metric_name(self.metric)
 
     def text(self, value: float | None) -> str:
         """A formatted value of the objective."""
-        return value_text(self.table)(value)
+        return value_formatter(self.table)(value)
 
     @property
     def noise(self) -> str:
         """Standard deviation of one run, formatted; empty when nothing was repeated."""
-        return "" if self.board.noise is None else noise_text(self.metric, self.board.noise)
+        return "" if self.board.noise is None else format_noise(self.metric, self.board.noise)
 
 
 @dataclass(frozen=True, slots=True)

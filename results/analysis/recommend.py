@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from results.analysis.leaderboard import leaderboard
-from results.data.naming import ranked
+from results.data.naming import ranked_trials
 from results.data.trials_table import trials_table
 from trial.store.folders import StudyFolder
 
@@ -18,7 +18,7 @@ def recommended(study: StudyFolder) -> int | None:
     group = leaderboard(table).recommended
     if group is None:
         return None
-    rows = ranked(table)
+    rows = ranked_trials(table)
     for number in rows.loc[rows["group"] == group.row["group"], "number"]:
         folder = study.trial(int(number))
         if folder.adapter.exists() or folder.model.exists():

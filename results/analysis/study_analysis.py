@@ -12,17 +12,17 @@ from results.analysis import cost, zero_stages
 from results.analysis.importance import Importance, importance
 from results.analysis.leaderboard import Leaderboard, Standing, leaderboard
 from results.analysis.pareto import Front, front_of
-from results.analysis.worker_time import WorkerTimeBreakdown, where
+from results.analysis.worker_time import WorkerTimeBreakdown, worker_time_breakdown
 from results.data import format
 from results.data.folders import StudyRead
 from results.data.naming import (
+    first_objective,
+    format_noise,
     lower_is_better,
-    noise_text,
-    objective,
-    ranked,
-    short,
-    value_text,
-    words,
+    metric_name,
+    ranked_trials,
+    short_name,
+    value_formatter,
 )
 from results.data.trials_table import SEEDS, metric_column, table_of
 
@@ -61,7 +61,7 @@ class StudyAnalysis:
     parity: Sequence[zero_stages.Parity]
     front: Front | None
     """Pareto front; None with a single objective."""
-    where: WorkerTimeBreakdown | None
+    worker_time: WorkerTimeBreakdown | None
     """Use of each worker's time."""
     options: ReportOptions
 
@@ -78,7 +78,7 @@ class StudyAnalysis:
     @property
     def metric(self) -> str:
         """Display name of the objective."""
-        return words(objective(self.table)[0])
+        return metric_name(first_objective(self.table)[0])
 
     @property
     def objectives(self) -> list[tuple[str, str]]:
@@ -88,7 +88,7 @@ class StudyAnalysis:
     @property
     def metric_axis(self) -> str:
         """Axis title of the objective, with its unit."""
-        return axis_title(objective(self.table)[0])
+        return axis_title(first_objective(self.table)[0])
 
     @property
     def sign(self) -> int:
@@ -113,13 +113,13 @@ class StudyAnalysis:
     @property
     def complete(self) -> pd.DataFrame:
         """Complete trials with a value, best first."""
-        return ranked(self.table).dropna(subset="value")
+        return ranked_trials(self.table).dropna(subset="value")
 
     @property
     def noise(self) -> str:
         """Standard deviation of one run, formatted; empty when nothing was repeated."""
         known = self.board.noise
-        return "" if known is None else noise_text(objective(self.table)[0], known)
+        return "" if known is None else format_noise(first_objective(self.table)[0], known)
 
     @property
     def on_cpu(self) -> bool:
@@ -135,7 +135,7 @@ class StudyAnalysis:
 
     def value(self, number: float | None) -> str:
         """Formatted value of the objective."""
-        return value_text(self.table)(number)
+        return value_formatter(self.table)(number)
 
     def gap(self, number: float) -> str:
         """Formatted difference of two values, with the digits that are significant."""
@@ -143,7 +143,7 @@ class StudyAnalysis:
 
     def hover(self, rows: pd.DataFrame) -> list[str]:
         """Hover label of each row's trial."""
-        return hover(rows, self.searched, self.metric, value_text(self.table))
+        return hover(rows, self.searched, self.metric, value_formatter(self.table))
 
 
 def analyse(study: StudyRead, options: ReportOptions | None = None) -> StudyAnalysis:
@@ -157,11 +157,11 @@ def analyse(study: StudyRead, options: ReportOptions | None = None) -> StudyAnal
         board=board,
         configurations=configurations(table, board),
         importance=importance(table),
-        spent=cost.in_sum(table),
+        spent=cost.total_by_use(table),
         price=cost.price_of(study.spec, options.price_per_device_hour, options.currency),
         parity=zero_stages.audit(study) if zero_stages.is_searched(table) else (),
         front=front_of(table, board),
-        where=where(study),
+        worker_time=worker_time_breakdown(study),
         options=options,
     )
 
@@ -212,7 +212,9 @@ def underrated(found: StudyAnalysis, name: str) -> pd.DataFrame:
     best = best_of_each(found, name)
     if best.empty or found.objectives[0][0] != "eval_loss":
         return found.table.iloc[:0]
-    pruned = ranked(found.table, "pruned").dropna(subset=["value", name]).drop_duplicates(name)
+    pruned = (
+        ranked_trials(found.table, "pruned").dropna(subset=["value", name]).drop_duplicates(name)
+    )
     reached = pruned[name].map(dict(zip(best[name], best["value"], strict=True)))
     return pruned[(found.sign * (reached - pruned["value"]) > 0).fillna(False)].sort_values(name)
 
@@ -227,7 +229,7 @@ def axis_title(metric: str) -> str:
         "peak_memory_bytes": "peak memory (bytes)",
         "trainable_parameters": "trained parameters",
     }
-    return known.get(metric, words(metric))
+    return known.get(metric, metric_name(metric))
 
 
 def settings(row: Mapping[str, Any] | pd.Series, names: Sequence[str]) -> str:
@@ -239,7 +241,7 @@ def settings(row: Mapping[str, Any] | pd.Series, names: Sequence[str]) -> str:
 def _setting(name: str, value: Any) -> str:
     if format.is_missing(value):
         return zero_stages.stage_name(None) if name == zero_stages.STAGE else ""
-    return f"{short(name)} {format.number(value, 3)}"
+    return f"{short_name(name)} {format.number(value, 3)}"
 
 
 def hover(

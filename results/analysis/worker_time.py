@@ -133,7 +133,7 @@ def workers_of(processes: Sequence[Sequence[Span]]) -> list[Worker]:
     return found
 
 
-def where(study: StudyRead) -> WorkerTimeBreakdown | None:
+def worker_time_breakdown(study: StudyRead) -> WorkerTimeBreakdown | None:
     """Breakdown of a study's worker time; None when no trial was started."""
     processes = processes_of(spans(study.trials))
     if not processes:
@@ -177,7 +177,7 @@ def _divide(
     into[IDLE] += end - at
 
 
-def places(spans_of: Sequence[Span]) -> list[int]:
+def lanes(spans_of: Sequence[Span]) -> list[int]:
     """Row of each span so that none overlaps another; all 0 unless trials were packed."""
     ends: list[float] = []
     rows = []
@@ -188,7 +188,7 @@ def places(spans_of: Sequence[Span]) -> list[int]:
     return rows
 
 
-def covered(spans_of: Sequence[Span]) -> float:
+def covered_seconds(spans_of: Sequence[Span]) -> float:
     """Seconds covered by at least one span."""
     groups = _together(sorted(spans_of, key=lambda span: span.start))
     return sum(_until(group) - group[0].start for group in groups)

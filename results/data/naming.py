@@ -16,17 +16,17 @@ _SHORT = {
 }  # fmt: skip
 
 
-def short(name: str) -> str:
+def short_name(name: str) -> str:
     """Display name of a dotted path: `training.learning_rate` is `learning rate`."""
     return _SHORT.get(name) or name.rsplit(".", 1)[-1].replace("_", " ")
 
 
-def sentence(text: str) -> str:
+def capitalize(text: str) -> str:
     """Text with its first letter capitalised; a leading `r ` (the rank) stays lower-case."""
     return text if text.startswith("r ") else text[:1].upper() + text[1:]
 
 
-def ranked(table: pd.DataFrame, state: str = "complete") -> pd.DataFrame:
+def ranked_trials(table: pd.DataFrame, state: str = "complete") -> pd.DataFrame:
     """Trials of one state, best first; those without a value last, ties by number."""
     rows = table[table["state"] == state]
     upward = lower_is_better(table)
@@ -35,26 +35,26 @@ def ranked(table: pd.DataFrame, state: str = "complete") -> pd.DataFrame:
 
 def lower_is_better(table: pd.DataFrame) -> bool:
     """Whether the study's first objective is minimised."""
-    return objective(table)[1] != "maximize"
+    return first_objective(table)[1] != "maximize"
 
 
-def words(metric: str) -> str:
+def metric_name(metric: str) -> str:
     """Display name of a metric."""
     return metric.removesuffix("_bytes").replace("_", " ")
 
 
-def objective(table: pd.DataFrame) -> tuple[str, str]:
+def first_objective(table: pd.DataFrame) -> tuple[str, str]:
     """Metric and direction of the study's first objective."""
-    listed = table.attrs.get("objectives") or [["eval_loss", "minimize"]]
-    return listed[0][0], listed[0][1]
+    join_words = table.attrs.get("objectives") or [["eval_loss", "minimize"]]
+    return join_words[0][0], join_words[0][1]
 
 
-def value_text(table: pd.DataFrame) -> Callable[[Any], str]:
+def value_formatter(table: pd.DataFrame) -> Callable[[Any], str]:
     """Formatter of the study's first objective."""
-    return metric_text(objective(table)[0])
+    return metric_formatter(first_objective(table)[0])
 
 
-def metric_text(metric: str) -> Callable[[Any], str]:
+def metric_formatter(metric: str) -> Callable[[Any], str]:
     """Formatter of a metric's values."""
     if "loss" in metric:
         return format.loss
@@ -63,11 +63,11 @@ def metric_text(metric: str) -> Callable[[Any], str]:
     return format.number
 
 
-def noise_text(metric: str, noise: float) -> str:
+def format_noise(metric: str, noise: float) -> str:
     """Formatted standard deviation of a metric."""
-    return metric_text(metric)(noise) if metric.endswith("_bytes") else format.number(noise, 2)
+    return metric_formatter(metric)(noise) if metric.endswith("_bytes") else format.number(noise, 2)
 
 
-def listed(parts: Sequence[str]) -> str:
+def join_words(parts: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return ", ".join(parts[:-1]) + f" and {parts[-1]}" if len(parts) > 1 else "".join(parts)

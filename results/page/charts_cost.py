@@ -9,7 +9,7 @@ import pandas as pd
 
 from results.analysis import cost, zero_stages
 from results.analysis.study_analysis import CPU_MEMORY, StudyAnalysis
-from results.analysis.worker_time import Span, Worker, covered, places
+from results.analysis.worker_time import Span, Worker, covered_seconds, lanes
 from results.data import format
 from results.page import tables
 from results.page.chart import Axis, Chart, Series, Thinning, Tone
@@ -39,15 +39,15 @@ def _bought(analysis: StudyAnalysis) -> Chart | None:
     if not total:
         return None
     unit, name = _unit(total)
-    places = list(range(len(cost.BOUGHT)))[::-1]
-    amounts = [analysis.spent[what] / unit for what in cost.BOUGHT]
+    lanes = list(range(len(cost.USES)))[::-1]
+    amounts = [analysis.spent[what] / unit for what in cost.USES]
     spent = analysis.spent
     hover = [
         f"{what}: {format.seconds(spent[what])} ({format.percent(spent[what], total)})"
-        for what in cost.BOUGHT
+        for what in cost.USES
     ]
-    series = Series("device time", amounts, places, kind="bar", hover=hover)
-    labels = tuple((float(p), what) for p, what in zip(places, cost.BOUGHT, strict=True))
+    series = Series("device time", amounts, lanes, kind="bar", hover=hover)
+    labels = tuple((float(p), what) for p, what in zip(lanes, cost.USES, strict=True))
     return Chart(
         "bought", "Device time by what it bought",
         "All devices together. What was pruned bought the answer that those settings lose; what "
@@ -58,7 +58,7 @@ def _bought(analysis: StudyAnalysis) -> Chart | None:
 
 
 def _per_trial(analysis: StudyAnalysis) -> Chart | None:
-    spent = cost.bought(analysis.table)
+    spent = cost.seconds_by_use(analysis.table)
     total = spent.sum(axis=1)
     if (total > 0).sum() < 2:
         return None
@@ -66,18 +66,18 @@ def _per_trial(analysis: StudyAnalysis) -> Chart | None:
     costly = total[total > 0].sort_values(ascending=False, kind="stable").head(MOST_BARS)
     thinning.there, thinning.drawn = int((total > 0).sum()), len(costly)
     unit, name = _unit(float(total.max()))
-    places, base = list(range(len(costly))), np.zeros(len(costly))
+    lanes, base = list(range(len(costly))), np.zeros(len(costly))
     series = []
-    for index, what in enumerate(cost.BOUGHT):
+    for index, what in enumerate(cost.USES):
         amounts = spent.loc[costly.index, what].to_numpy() / unit
         if amounts.any():
-            series.append(Series(what, places, list(amounts), kind="bar", index=index,
+            series.append(Series(what, lanes, list(amounts), kind="bar", index=index,
                                  base=list(base)))  # fmt: skip
         base = base + amounts
-    step = max(1, len(places) // 20)
+    step = max(1, len(lanes) // 20)
     labels = tuple(
         (float(p), str(analysis.table.loc[i, "number"]))
-        for p, i in list(zip(places, costly.index, strict=True))[::step]
+        for p, i in list(zip(lanes, costly.index, strict=True))[::step]
     )
     return Chart(
         "per_trial", "Device time of each trial",
@@ -91,7 +91,7 @@ def _per_trial(analysis: StudyAnalysis) -> Chart | None:
 
 
 def _timeline(analysis: StudyAnalysis) -> Chart | None:
-    workers = analysis.where.workers if analysis.where else ()
+    workers = analysis.worker_time.workers if analysis.worker_time else ()
     if not workers:
         return None
     lanes, thick = _lanes(workers)
@@ -117,7 +117,7 @@ def _timeline(analysis: StudyAnalysis) -> Chart | None:
 
 def _lanes(workers: Sequence[Worker]) -> tuple[list[tuple[Span, float]], float]:
     """Attempts with their row (worker) and bar height; packed trials share a worker's row."""
-    rows = [places(worker.spans) for worker in workers]
+    rows = [lanes(worker.spans) for worker in workers]
     most = 1 + max(max(own) for own in rows)
     thick = THICK / most
     return [
@@ -147,7 +147,7 @@ def _span_bars(
 
 
 def _busy(workers: Sequence[Worker]) -> str:
-    used = sum(covered(worker.spans) for worker in workers)
+    used = sum(covered_seconds(worker.spans) for worker in workers)
     every = [span for worker in workers for span in worker.spans]
     whole = max(span.end for span in every) - min(span.start for span in every)
     return format.percent(used, whole * len(workers))

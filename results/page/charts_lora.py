@@ -9,7 +9,7 @@ import pandas as pd
 
 from results.analysis.importance import is_number
 from results.analysis.study_analysis import CPU_MEMORY, RANK, RATE, StudyAnalysis, best_of_each
-from results.data.naming import ranked
+from results.data.naming import ranked_trials
 from results.page.axes import number_axis
 from results.page.chart import Axis, Chart, Series, Thinning, beyond, notes, outside, robust_limits
 
@@ -65,7 +65,7 @@ def _rates(analysis: StudyAnalysis) -> Chart | None:
     for index, (name, part) in enumerate(_by_rank(rows)):
         series += _rate_series(analysis, name, part, index, thinning)
     best = best_of_each(analysis, RANK) if _has(analysis, RANK) else analysis.configurations.head(1)
-    pruned = ranked(analysis.table, "pruned").dropna(subset=["value", RATE])
+    pruned = ranked_trials(analysis.table, "pruned").dropna(subset=["value", RATE])
     pruned = pruned.iloc[thinning.indices(len(pruned), 400, always=20)]
     series.append(
         Series("pruned, last value", list(pruned[RATE]), list(pruned["value"]), tone="muted",

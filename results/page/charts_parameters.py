@@ -13,7 +13,7 @@ from results.analysis import zero_stages
 from results.analysis.importance import ENOUGH, is_log, is_number
 from results.analysis.study_analysis import StudyAnalysis
 from results.data import format
-from results.data.naming import sentence, short
+from results.data.naming import capitalize, short_name
 from results.page.axes import number_axis
 from results.page.chart import (
     Axis,
@@ -48,7 +48,7 @@ def importance_chart(analysis: StudyAnalysis) -> Chart | None:
         both.append(("PED-ANOVA", shares.ped_anova, -0.2))
     series = tuple(
         Series(f"{name}", list(values), [place + lift for place in places], kind="both",
-               index=index, hover=[f"{name}<br>{short(key)}: {format.percent(value, 1)}"
+               index=index, hover=[f"{name}<br>{short_name(key)}: {format.percent(value, 1)}"
                                    for key, value in zip(shares.names, values, strict=True)])
         for index, (name, values, lift) in enumerate(both)
     )  # fmt: skip
@@ -58,13 +58,13 @@ def importance_chart(analysis: StudyAnalysis) -> Chart | None:
         if shares.few
         else f"From {shares.trials:,} complete trials."
     )
-    left = ", ".join(map(short, shares.left_out))
+    left = ", ".join(map(short_name, shares.left_out))
     return Chart(
         "importance", "Which parameter matters",
         "fANOVA: share of the variance over all that was tried. PED-ANOVA: what sets the best "
         "tenth apart from the rest.",
         Axis("share", limits=(0.0, 1.02)),
-        Axis("", labels=tuple((float(p), short(n)) for p, n in zip(places, shares.names,
+        Axis("", labels=tuple((float(p), short_name(n)) for p, n in zip(places, shares.names,
                                                                   strict=True))),
         tuple(_as_bar(item) for item in series),
         notes(few, f"Conditional and therefore left out: {left}." if left else ""),
@@ -124,7 +124,7 @@ def parallel_chart(analysis: StudyAnalysis) -> Chart | None:
     series = [
         _bundle(paths[groups == g], texts[g], g, list(hover[groups == g])) for g in (3, 2, 1, 0)
     ]
-    labels = [(float(i), short(name)) for i, name in enumerate(names)]
+    labels = [(float(i), short_name(name)) for i, name in enumerate(names)]
     labels.append((float(len(names)), analysis.metric))
     return Chart(
         "parallel", "Parameters together",
@@ -181,15 +181,17 @@ def _slice(analysis: StudyAnalysis, name: str) -> Chart:
     if name == zero_stages.STAGE:
         rows = rows.assign(**{name: rows[name].map(zero_stages.stage_name)})
     if is_number(rows[name]):
-        x, axis = rows[name].astype(float).to_numpy(), number_axis(short(name), rows[name])
+        x, axis = rows[name].astype(float).to_numpy(), number_axis(short_name(name), rows[name])
     else:
         kinds = sorted({format.number(value) for value in rows[name]})
         x = np.array([kinds.index(format.number(value)) for value in rows[name]], dtype=float)
-        axis = Axis(short(name), labels=tuple((float(i), text) for i, text in enumerate(kinds)))
+        axis = Axis(
+            short_name(name), labels=tuple((float(i), text) for i, text in enumerate(kinds))
+        )
     series = Series("trials", list(x), list(rows["value"]), hover=analysis.hover(rows),
                     colour=list(rows["number"].astype(float)))  # fmt: skip
     return Chart(
-        f"slice_{plain(name)}", f"{sentence(analysis.metric)} over {short(name)}",
+        f"slice_{plain(name)}", f"{capitalize(analysis.metric)} over {short_name(name)}",
         "Later trials are darker: a cloud of dark dots is where the sampler settled. Other "
         "parameters vary too, so read the lower edge.",
         axis, Axis(analysis.metric_axis, limits=limits), (series,),
@@ -217,10 +219,11 @@ def _contour(analysis: StudyAnalysis, one: str, two: str) -> Chart | None:
     series = Series("trials", list(rows[one].astype(float)), list(rows[two].astype(float)),
                     hover=analysis.hover(rows), colour=list(rows["value"]))  # fmt: skip
     return Chart(
-        f"contour_{plain(one)}_{plain(two)}", sentence(f"{short(one)} and {short(two)} together"),
+        f"contour_{plain(one)}_{plain(two)}",
+        capitalize(f"{short_name(one)} and {short_name(two)} together"),
         "Colour is the value, interpolated between the trials (dots); nothing is drawn where "
         "nothing was tried.",
-        number_axis(short(one), rows[one]), number_axis(short(two), rows[two]), (series,),
+        number_axis(short_name(one), rows[one]), number_axis(short_name(two), rows[two]), (series,),
         thinning.note,
         colour=analysis.metric, colour_limits=limits, surface=_plane(rows, one, two, logs),
     )  # fmt: skip

@@ -10,7 +10,7 @@ from results.analysis.pareto import Front, Member
 from results.analysis.study_analysis import StudyAnalysis, axis_title, settings
 from results.data import format
 from results.data.folders import TrialRead
-from results.data.naming import ranked, sentence
+from results.data.naming import capitalize, ranked_trials
 from results.page.chart import (
     Axis,
     Chart,
@@ -172,7 +172,7 @@ def _history(analysis: StudyAnalysis) -> Chart | None:
     values = rows["value"].to_numpy()
     limits = robust_limits(values)
     best = np.minimum.accumulate(analysis.sign * values) * analysis.sign
-    pruned = ranked(analysis.table, "pruned").dropna(subset="value").sort_values("number")
+    pruned = ranked_trials(analysis.table, "pruned").dropna(subset="value").sort_values("number")
     thinning = Thinning(what="trials")
     dots, grey = (part.iloc[thinning.indices(len(part))] for part in (rows, pruned))
     series = (
@@ -231,7 +231,7 @@ def _against_first(analysis: StudyAnalysis, front: Front, place: int) -> Chart:
         series = (*series, one)
     return Chart(
         "objectives" if place == 1 else f"objectives_{plain(goal.metric)}",
-        sentence(f"{analysis.metric} against {goal.name}"),
+        capitalize(f"{analysis.metric} against {goal.name}"),
         "Coloured configurations are the Pareto front: none is better in one objective and as "
         "good in the others. Which of them is best is a question of price; the diamond is the "
         "most even.",

@@ -12,7 +12,7 @@ from results.analysis.importance import ENOUGH, MOST_TREES
 from results.analysis.study_analysis import CPU_MEMORY, RANK, StudyAnalysis, best_of_each
 from results.data import format
 from results.data.folders import TrialRead
-from results.data.naming import ranked
+from results.data.naming import ranked_trials
 from results.page import summary
 from results.page import tables as grids
 from results.page.charts_cost import cost_charts, zero_charts
@@ -146,15 +146,15 @@ def _cost(analysis: StudyAnalysis) -> Section:
     blocks: list[Block] = [grids.spending(analysis)]
     if not analysis.price:
         blocks.append(Text(_PRICE_WORDS, "note"))
-    if analysis.where:
-        blocks.append(grids.workers(analysis.where))
+    if analysis.worker_time:
+        blocks.append(grids.workers(analysis.worker_time))
     return Section(
         "cost", "What it cost", (*blocks, *cost_charts(analysis), grids.trial_spending(analysis))
     )
 
 
 def _pruned(analysis: StudyAnalysis) -> Section:
-    rows = ranked(analysis.table, "pruned")
+    rows = ranked_trials(analysis.table, "pruned")
     names = ["number", "value", *analysis.searched, "steps", "max_steps", "device_seconds"]
     grid = grids.grid_of(
         analysis, "pruned", "Stopped early; the value is the last one seen", rows, names
@@ -249,7 +249,7 @@ def _method(analysis: StudyAnalysis) -> Section:
         "Pruned and failed trials are left out of every test, fit and axis. A first view leaves "
         "out far-off points (beyond three interquartile ranges); double-click a plot to see all.",
         "Device time is wall time of a trial's phases times the devices it held; "
-        f"`retried` is estimated from evaluations made twice. {cost.BOUGHT[0].capitalize()} is "
+        f"`retried` is estimated from evaluations made twice. {cost.USES[0].capitalize()} is "
         "process start, loading, and the first step of every attempt.",
     ]
     if zero_stages.is_searched(analysis.table):

@@ -18,7 +18,7 @@ from results.analysis.study_analysis import (
     underrated,
 )
 from results.data import format
-from results.data.naming import listed, short
+from results.data.naming import join_words, short_name
 from results.page.summary_winner import winner_sentences
 
 FEW_REPEATS = 3
@@ -62,7 +62,7 @@ def _rates(analysis: StudyAnalysis) -> str:
         return f"{the} best learning rate is {format.number(best[RATE].iloc[0])} at every rank."
     rates = [format.number(rate, 3) for rate in best[RATE]]
     pairs = [f"{rate} at r {rank}" for rank, rate in zip(best[RANK], rates, strict=True)]
-    return f"{the} best learning rate is {listed(pairs[:8])}."
+    return f"{the} best learning rate is {join_words(pairs[:8])}."
 
 
 def _searched_ranks(analysis: StudyAnalysis, best: pd.DataFrame) -> pd.DataFrame:
@@ -81,11 +81,12 @@ def _underrated(analysis: StudyAnalysis) -> str:
     rows = underrated(analysis, RANK)
     if rows.empty:
         return ""
-    ranks = listed([str(rank) for rank in rows[RANK]])
+    ranks = join_words([str(rank) for rank in rows[RANK]])
+    trials = join_words([str(number) for number in rows["number"]])
     who = "ranks" if len(rows) > 1 else "rank"
     return (
         f"Pruning may have wronged {who} {ranks}: a pruned trial there was already better than "
-        f"every complete one (trial {listed([str(number) for number in rows['number']])}); run it "
+        f"every complete one (trial {trials}); run it "
         "to the end before ruling the rank out."
     )
 
@@ -99,7 +100,7 @@ def _dominant(analysis: StudyAnalysis) -> str:
         return ""
     share, name = max(known)
     return (
-        f"{short(name).capitalize()} dominates: it explains {format.percent(share, 1)} of the "
+        f"{short_name(name).capitalize()} dominates: it explains {format.percent(share, 1)} of the "
         f"variance of {analysis.metric} over what was tried (fANOVA), so tune it before anything "
         "else."
     )
@@ -137,7 +138,7 @@ def _cost(analysis: StudyAnalysis) -> str:
     lost = {name: analysis.spent[name] for name in ("pruned", "failed", "retried")}
     shares = [f"{format.percent(part, spent)} {name}" for name, part in lost.items() if part]
     money = f" ({analysis.price.of(spent)})" if analysis.price else ""
-    went = f", of which {listed(shares)}" if shares else ""
+    went = f", of which {join_words(shares)}" if shares else ""
     counts = analysis.table["state"].value_counts()
     trials = "1 trial" if counts.sum() == 1 else f"{counts.sum()} trials"
     return f"{trials} took {format.seconds(spent)} of device time{money}{went}."
@@ -178,8 +179,8 @@ def edges(analysis: StudyAnalysis) -> list[str]:
         side = _side(best.row[name], tried)
         if side and all(_side(group.row[name], tried) == side for group in alike):
             texts.append(
-                f"The best {short(name)}, {format.number(best.row[name])}, lies at the {side} end "
-                f"of what was tried ({format.number(tried[0])} to {format.number(tried[-1])}): "
+                f"The best {short_name(name)}, {format.number(best.row[name])}, lies at the {side} "
+                f"end of what was tried ({format.number(tried[0])} to {format.number(tried[-1])}): "
                 "widen it."
             )
     return texts

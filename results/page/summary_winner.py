@@ -15,7 +15,7 @@ from results.analysis.study_analysis import (
     settings,
 )
 from results.data import format
-from results.data.naming import listed, lower_is_better, sentence
+from results.data.naming import capitalize, join_words, lower_is_better
 from results.page.tables import p_value
 
 # What wins
@@ -67,11 +67,11 @@ def _tie(analysis: StudyAnalysis, leader: Group, mean: str) -> list[str]:
     ranks = sorted({group.row[RANK] for group in tied}) if _rank_of(analysis, leader) else []
     who = f"{len(tied)} configurations tie"
     if len(ranks) > 1:
-        who = f"ranks {listed([str(rank) for rank in ranks])} tie"
+        who = f"ranks {join_words([str(rank) for rank in ranks])} tie"
     take = "they cost the same, so take" if analysis.board.same_cost else "take the cheapest,"
     lead = f"No single winner: {who} within the noise; {take} {name_of(analysis, best)}."
     lowest = "It" if analysis.board.same_cost else "It also"
-    lowest = lowest if best is leader else sentence(name_of(analysis, leader))
+    lowest = lowest if best is leader else capitalize(name_of(analysis, leader))
     return [lead, f"{lowest} has the best mean: {mean}."]
 
 
@@ -147,7 +147,7 @@ def _best_other_rank(analysis: StudyAnalysis, best: Group) -> pd.Series | None:
 
 def _front(analysis: StudyAnalysis, front: Front) -> list[str]:
     """Several objectives: the Pareto front and the leader of each."""
-    names = listed([goal.name for goal in front.goals])
+    names = join_words([goal.name for goal in front.goals])
     if len(front.members) == 1:
         only = front.members[0]
         lead = f"One configuration is best in {names} at once: {_member(analysis, front, only)}."
@@ -167,7 +167,7 @@ def _member(analysis: StudyAnalysis, front: Front, member: Member) -> str:
         f"{goal.name} {goal.text(value)}"
         for goal, value in zip(front.goals, member.values, strict=True)
     ]
-    return f"{name_of(analysis, member.group)} with {listed(values)}"
+    return f"{name_of(analysis, member.group)} with {join_words(values)}"
 
 
 def _leads(analysis: StudyAnalysis, goal: Goal) -> str:
@@ -223,8 +223,8 @@ def _fastest(analysis: StudyAnalysis, fast: pd.Series) -> str:
     if len(tied) < 2:
         return f"{fast['stage']} is the fastest, {pace}."
     return (
-        f"No single fastest stage: in seconds per step {listed(tied)} cannot be told apart, their "
-        f"repeats differ as much ({fast['stage']} has the least, {pace})."
+        f"No single fastest stage: in seconds per step {join_words(tied)} cannot be told apart, "
+        f"their repeats differ as much ({fast['stage']} has the least, {pace})."
     )
 
 
@@ -233,8 +233,8 @@ def _leanest(analysis: StudyAnalysis, fast: pd.Series, lean: pd.Series) -> str:
     tied = _tied_stages(analysis, "peak_memory_bytes")
     if len(tied) > 1:
         return (
-            f"In peak memory {listed(tied)} cannot be told apart ({lean['stage']} has the least, "
-            f"{size} a device)."
+            f"In peak memory {join_words(tied)} cannot be told apart ({lean['stage']} has the "
+            f"least, {size} a device)."
         )
     if fast["stage"] == lean["stage"]:
         return f"{lean['stage']} also needs the least memory, {size} a device."

@@ -14,7 +14,7 @@ from results.analysis.significance import Group, Interval
 from results.analysis.study_analysis import StudyAnalysis, settings
 from results.analysis.worker_time import KINDS, Worker, WorkerTimeBreakdown
 from results.data import format
-from results.data.naming import short
+from results.data.naming import short_name
 from results.page.page import Cell, Grid, Head
 
 MOST_ROWS = 1_000
@@ -64,7 +64,7 @@ def grid_of(
         for row in shown.to_dict("records")
     ]
     titles = {**_TITLES, "value": analysis.metric}
-    heads = [Head(titles.get(name) or short(name), _is_number(rows, name)) for name in kept]
+    heads = [Head(titles.get(name) or short_name(name), _is_number(rows, name)) for name in kept]
     note = ""
     if len(rows) > len(shown):
         note = f"The first {len(shown):,} of {len(rows):,}; trials.csv holds all."
@@ -89,7 +89,7 @@ def leaderboard(analysis: StudyAnalysis) -> Grid:
     board = analysis.board
     heads = [
         Head("place"), Head("verdict", False), Head("trials"),
-        *(Head(short(n), _is_number(analysis.table, n)) for n in analysis.searched),
+        *(Head(short_name(n), _is_number(analysis.table, n)) for n in analysis.searched),
         Head(f"{analysis.metric} (mean)"), Head("95% interval"), Head("runs"),
         Head("behind the leader"), Head("p (Holm)"),
         Head("device time a run"), Head("trained parameters"),
@@ -144,7 +144,7 @@ def front(analysis: StudyAnalysis, of: Front) -> Grid:
     """Configurations on the Pareto front."""
     heads = [
         Head("trials"),
-        *(Head(short(n), _is_number(analysis.table, n)) for n in analysis.searched),
+        *(Head(short_name(n), _is_number(analysis.table, n)) for n in analysis.searched),
     ]
     heads += [Head(f"{goal.name} (mean)") for goal in of.goals]
     heads += [Head("runs"), Head("device time a run"), Head("", False)]
@@ -228,7 +228,7 @@ def best_per(analysis: StudyAnalysis, name: str, rows: pd.DataFrame) -> Grid:
     others = [other for other in analysis.searched if other != name]
     names = [name, "value", "runs", *others, "number", "trainable_parameters"]
     names += ["warm_device_seconds"]
-    return grid_of(analysis, f"best_{name}", f"Best trial at each {short(name)}", rows, names)
+    return grid_of(analysis, f"best_{name}", f"Best trial at each {short_name(name)}", rows, names)
 
 
 def spending(analysis: StudyAnalysis) -> Grid:
@@ -236,7 +236,7 @@ def spending(analysis: StudyAnalysis) -> Grid:
     total = sum(analysis.spent.values())
     heads = [Head("what", False), Head("device time"), Head("device hours"), Head("share")]
     heads += [Head("cost")] if analysis.price else []
-    rows = [_amount(analysis, name, analysis.spent[name], total) for name in cost.BOUGHT]
+    rows = [_amount(analysis, name, analysis.spent[name], total) for name in cost.USES]
     rows.append(_amount(analysis, "in all", total, total))
     return Grid(
         "spending", "Device time by what it bought", heads, rows, frozenset({len(rows) - 1})
@@ -253,9 +253,9 @@ def _amount(analysis: StudyAnalysis, name: str, seconds: float, total: float) ->
 
 def trial_spending(analysis: StudyAnalysis) -> Grid:
     """Device time of every trial by use, the costliest first."""
-    spent = cost.bought(analysis.table)
+    spent = cost.seconds_by_use(analysis.table)
     order = spent.sum(axis=1).sort_values(ascending=False, kind="stable").index[:MOST_ROWS]
-    kept = [name for name in cost.BOUGHT if spent[name].any()]
+    kept = [name for name in cost.USES if spent[name].any()]
     heads = [Head("trial"), Head("state", False), *map(Head, kept), Head("in all")]
     heads += [Head("cost")] if analysis.price else []
     rows = []

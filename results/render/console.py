@@ -13,10 +13,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from results.analysis.worker_time import KINDS, WorkerTimeBreakdown, where
+from results.analysis.worker_time import KINDS, WorkerTimeBreakdown, worker_time_breakdown
 from results.data import format
 from results.data.folders import read_study
-from results.data.naming import metric_text, objective, ranked, short, value_text, words
+from results.data.naming import (
+    first_objective,
+    metric_formatter,
+    metric_name,
+    ranked_trials,
+    short_name,
+    value_formatter,
+)
 from results.data.trials_table import metric_column, table_of
 from trial.store.folders import StudyFolder
 
@@ -63,7 +70,7 @@ def print_status(study: StudyFolder, console: Console) -> None:
     """Print a study's table and the breakdown of its workers' time."""
     read = read_study(study, curves=False)
     print_table(table_of(read), console)
-    if found := where(read):
+    if found := worker_time_breakdown(read):
         console.print(_went(found), width=min(WIDTH, console.width))
 
 
@@ -77,11 +84,11 @@ def _went(found: WorkerTimeBreakdown) -> Text:
 
 
 def _parts(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame, list[_Column]]]:
-    settings = [_Column(name, short(name)) for name in table.attrs.get("varied", ())]
-    value = _Column("value", words(objective(table)[0]), value_text(table), True)
-    others = [_Column(metric_column(metric), words(metric), metric_text(metric), True)
+    settings = [_Column(name, short_name(name)) for name in table.attrs.get("varied", ())]
+    value = _Column("value", metric_name(first_objective(table)[0]), value_formatter(table), True)
+    others = [_Column(metric_column(metric), metric_name(metric), metric_formatter(metric), True)
               for metric, _ in table.attrs.get("objectives", ())[1:]]  # fmt: skip
-    complete, pruned, failed = (ranked(table, s) for s in ("complete", "pruned", "failed"))
+    complete, pruned, failed = (ranked_trials(table, s) for s in ("complete", "pruned", "failed"))
     best = f"Complete, best first{_of(len(complete))}"
     stopped = f"Pruned (value when stopped){_of(len(pruned))}"
     cause = [_Column("cause_kind", "cause", str), _Column("cause", "first line", _clip)]
@@ -89,7 +96,7 @@ def _parts(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame, list[_Column]]]
         (best, complete, [value, *others, *settings, *_measures(others)]),
         (stopped, pruned, [value, *settings, _Column("steps", "stopped at"), _MEASURES[4]]),
         (f"Failed{_of(len(failed))}", failed, [*settings, *cause]),
-        ("Unreadable", ranked(table, "unreadable"), [_Column("problem", "problem", str)]),
+        ("Unreadable", ranked_trials(table, "unreadable"), [_Column("problem", "problem", str)]),
     ]
     return [(title, rows.head(TOP), columns) for title, rows, columns in parts if len(rows)]
 

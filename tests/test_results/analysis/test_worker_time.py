@@ -17,9 +17,9 @@ from results.analysis.worker_time import (
     OPEN,
     OTHER,
     WAIT,
-    covered,
-    places,
-    where,
+    covered_seconds,
+    lanes,
+    worker_time_breakdown,
 )
 from results.analysis.worker_time import START as STARTUP
 from results.data.folders import StudyRead, TrialRead, read_study
@@ -47,7 +47,7 @@ def test_every_second_of_a_small_sweep_is_where_it_was_spent(tmp_path):
     ran(study, 0, [(10, 1, True)], 20, seconds)
     ran(study, 1, [(11, 2, True)], 21, seconds)
     ran(study, 2, [(22, 1, False)], 32, Seconds(load=1, train=9))
-    found = where(read_study(study))
+    found = worker_time_breakdown(read_study(study))
     assert found.makespan == 32
     assert found.apart == 0
     first, second = (dict(worker.seconds) for worker in found.workers)
@@ -61,7 +61,7 @@ def test_a_killed_worker_is_replaced_and_its_work_counts_as_lost(tmp_path):
     study = make_study(tmp_path / "s")
     ran(study, 0, [(5, 1, True), (30, 3, True)], 40, Seconds(startup=6, train=8), [(10, 20)])
     ran(study, 1, [(5, 2, True)], 45, Seconds(startup=3, train=40))
-    found = where(read_study(study))
+    found = worker_time_breakdown(read_study(study))
     assert len(found.workers) == 2
     first = found.workers[0].seconds
     # 15 seconds of the first attempt were seen, 10 of the second: 8 of them are in the result.
@@ -75,7 +75,7 @@ def test_the_night_between_two_runs_is_left_out(tmp_path):
     study = make_study(tmp_path / "s")
     ran(study, 0, [(5, 1, True)], 10, Seconds(startup=5, train=5))
     ran(study, 1, [(40_000, 7, True)], 40_010, Seconds(startup=4, train=10))
-    found = where(read_study(study))
+    found = worker_time_breakdown(read_study(study))
     assert len(found.workers) == 1
     assert found.makespan == 10 + 14
     assert found.apart == pytest.approx(40_000 - 4 - 10)
@@ -86,7 +86,7 @@ def test_trials_that_share_a_worker_share_its_time(tmp_path):
     study = make_study(tmp_path / "s")
     for number in range(4):
         ran(study, number, [(10, 1, number == 0)], 30, Seconds(load=2, train=18))
-    found = where(read_study(study))
+    found = worker_time_breakdown(read_study(study))
     assert len(found.workers) == 1
     assert found.workers[0].seconds["train"] == pytest.approx(18)
     assert sum(found.workers[0].seconds.values()) == pytest.approx(30)
@@ -97,7 +97,7 @@ def test_phases_of_packed_trials_are_shares_already(tmp_path):
     study = make_study(tmp_path / "s")
     for number in range(4):
         ran(study, number, [(10, 1, number == 0)], 30, Seconds(load=0.5, train=4))
-    spent = where(read_study(study)).workers[0].seconds
+    spent = worker_time_breakdown(read_study(study)).workers[0].seconds
     assert spent["train"] == pytest.approx(16)
     assert spent["model and data"] == pytest.approx(2)
     assert spent[OTHER] == pytest.approx(2)
@@ -108,9 +108,9 @@ def test_packed_trials_lie_side_by_side_in_the_timeline(tmp_path):
     study = make_study(tmp_path / "s")
     for number, (start, end) in enumerate(((10, 30), (10, 20), (22, 30), (40, 50))):
         ran(study, number, [(start, 1, number == 0)], end, Seconds(train=8))
-    own = where(read_study(study)).workers[0].spans
-    assert places(own) == [0, 1, 1, 0]
-    assert covered(own) == 30
+    own = worker_time_breakdown(read_study(study)).workers[0].spans
+    assert lanes(own) == [0, 1, 1, 0]
+    assert covered_seconds(own) == 30
     text = write_report(study).with_suffix(".md").read_text(encoding="utf-8")
     assert "thin bars side by side are trials that shared it); 75% of their time" in text
 
@@ -118,8 +118,8 @@ def test_packed_trials_lie_side_by_side_in_the_timeline(tmp_path):
 def test_what_still_runs_is_said_to(tmp_path):
     study = make_study(tmp_path / "s")
     ran(study, 0, [(5, 1, True)], None, evaluated=[(10, 9)])
-    assert where(read_study(study)).workers[0].seconds[OPEN] == pytest.approx(4)
-    assert where(read_study(make_study(tmp_path / "empty"))) is None
+    assert worker_time_breakdown(read_study(study)).workers[0].seconds[OPEN] == pytest.approx(4)
+    assert worker_time_breakdown(read_study(make_study(tmp_path / "empty"))) is None
 
 
 SPAN = st.tuples(
@@ -137,7 +137,7 @@ def test_a_workers_parts_add_up_and_no_two_processes_share_a_place(drawn):
         result = Result(state="complete", seconds=seconds, finished=START + start + length)
         trials.append(TrialRead(number, None, "complete", result=result, attempts=(attempt,)))
     record = type("Record", (), {"created": START})()
-    found = where(StudyRead(None, record, tuple(trials)))
+    found = worker_time_breakdown(StudyRead(None, record, tuple(trials)))
     assert found.makespan + found.apart <= 2_070
     for worker in found.workers:
         whole = sum(worker.seconds.values())

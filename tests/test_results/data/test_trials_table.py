@@ -14,7 +14,7 @@ from helpers.results import add_trial, make_config, make_study, rank_study, seed
 from rich.console import Console
 
 from results import print_table, trials_table, write, write_table
-from results.data.naming import ranked
+from results.data.naming import ranked_trials
 from trial.store.folders import TrialFolder
 from trial.store.records import Cause, Result
 
@@ -138,7 +138,7 @@ def test_a_value_that_is_no_number_never_wins(tmp_path, value):
     add_trial(study, make_config(0, lora__r=4), 2.0)
     folder = TrialFolder.create(study.trial(1).path, make_config(1, lora__r=8))
     folder.write_result(Result(state="complete", value=value))
-    assert list(ranked(trials_table(study))["number"]) == [0, 1]
+    assert list(ranked_trials(trials_table(study))["number"]) == [0, 1]
 
 
 def test_other_objectives_are_the_value(tmp_path):
@@ -148,7 +148,7 @@ def test_other_objectives_are_the_value(tmp_path):
         config = make_config(number, zero_stage=number)
         add_trial(study, config, 2.0, seconds_a_step=pace)
     table = trials_table(study)
-    assert list(ranked(table)["number"]) == [1, 0, 2]
+    assert list(ranked_trials(table)["number"]) == [1, 0, 2]
     assert table["value"][1] == pytest.approx(80_000 / 10.4)
     assert table["eval_loss"][1] == 2.0
 

@@ -66,7 +66,7 @@ def test_an_uninterrupted_curve_repeats_nothing(tmp_path):
 
 def test_device_time_adds_up_whatever_it_bought(tmp_path):
     table = trials_table(rank_study(tmp_path / "s"))
-    spent = cost.bought(table)
+    spent = cost.seconds_by_use(table)
     assert spent.sum(axis=1).sum() == pytest.approx(table["device_seconds"].sum())
     assert (spent >= 0).all().all()
     failed = table["state"] == "failed"
@@ -81,7 +81,7 @@ def test_retried_work_is_taken_out_of_training():
         "state": "complete", "devices": 2, "device_seconds": 30.0, "repeated_seconds": 4.0,
         "seconds_train": 10.0, "seconds_eval": 3.0, "seconds_save": 1.0, "seconds_startup": 1.0,
     }]).assign(seconds_load=0.0, seconds_first_step=0.0)  # fmt: skip
-    spent = cost.in_sum(table)
+    spent = cost.total_by_use(table)
     assert spent["retried"] == 8.0
     assert spent["train"] == 12.0
     assert sum(spent.values()) == 30.0
