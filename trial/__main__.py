@@ -22,7 +22,7 @@ from typing import TextIO
 
 from trial import single_run
 from trial.config.errors import ConfigError, Problem
-from trial.config.trial_config import problems_of
+from trial.config.trial_config import TrialConfig, validate
 from trial.devices.environment import prepare
 from trial.distributed import rank_env
 from trial.distributed.rank_group import PeerLost, folder_of_rank
@@ -86,11 +86,11 @@ def main(arguments: list[str] | None = None) -> int:
     end_with_parent()
     try:
         folder = folder_of_rank(_folder(given))
-        _check(folder, given.world_size)
+        config = _check(folder, given.world_size)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return WRONG
-    prepare(folder.read_config(), folder.path)
+    prepare(config, folder.path)
     if (result := folder.read_result()) is not None:
         # Done: neither torch nor other ranks are needed to say so.
         _tell(Terminal(), folder, result)
@@ -149,8 +149,8 @@ def _merge(folder: TrialFolder) -> int:
     return COMPLETE
 
 
-def _check(folder: TrialFolder, size: int) -> None:
-    """Refuse a folder that cannot be trained, before anything is loaded."""
+def _check(folder: TrialFolder, size: int) -> TrialConfig:
+    """The folder's configuration; one that cannot be trained is refused before torch is loaded."""
     if size < 1 or size != rank_env.world_size() > 1:
         raise ValueError(f"--world-size: must be at least 1, and not beside RANK, got {size}")
     if not folder.config.is_file():
@@ -159,13 +159,13 @@ def _check(folder: TrialFolder, size: int) -> None:
         content = json.loads(folder.config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{folder.config}: not JSON: {error}") from error
-    problems = problems_of(content)
-    if not problems:
-        config = folder.read_config()
+    config, problems = validate(content)
+    if config is not None:
         problems = [*preflight(config), *rank_problems(config, size)]
-    if problems:
+    if config is None or problems:
         where = str(folder.config)
         raise ConfigError(Problem(p.key, p.expected, p.got, p.near, where) for p in problems)
+    return config
 
 
 def _train(folder: TrialFolder, verbose: bool) -> int:

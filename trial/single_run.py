@@ -17,7 +17,7 @@ from trial import seed_config
 from trial.config import dotted, yaml_file
 from trial.config.errors import ConfigError, Problem, nearest
 from trial.config.paths import PLACES, resolve
-from trial.config.trial_config import TrialConfig, known_paths, problems_of
+from trial.config.trial_config import TrialConfig, known_paths, validate
 from trial.preflight.checks import preflight, rank_problems
 from trial.store.folders import TrialFolder
 
@@ -79,13 +79,13 @@ def read(
     for text in overrides:
         _override(draft, text)
     _make_absolute(draft)
-    for problem in problems_of(draft.given.content):
+    config, problems = validate(draft.given.content)
+    for problem in problems:
         draft.refuse(problem)
-    config = TrialConfig() if draft.problems else TrialConfig.model_validate(draft.given.content)
-    if not draft.problems:
+    if config is not None and not draft.problems:
         for problem in (*preflight(config), *_launch_problems(config, deepspeed, world_size)):
             draft.refuse(problem)
-    if draft.problems:
+    if config is None or draft.problems:
         raise ConfigError(dict.fromkeys(draft.problems))
     named = Path(draft.given.save_dir).expanduser() if draft.given.save_dir else RUNS / source.stem
     return Single(source, config, TrialFolder(run_dir or named))

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from results.data.folders import StudyRead, TrialRead, read_study
-from trial.config.trial_config import LoraSection
+from trial.config.sections import LoraSection
 from trial.store import metrics
 from trial.store.folders import StudyFolder
 from trial.store.records import Result, Seconds

@@ -9,7 +9,8 @@ from sweep.driver.disk_guard import DiskGuard
 from sweep.driver.executor import TrialRef
 from sweep.driver.interfaces import Decider, Proposal
 from sweep.driver.progress import SweepProgress
-from trial.config.trial_config import Origin, TrialConfig
+from trial.config.sections import Origin
+from trial.config.trial_config import TrialConfig
 from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.records import Cause, Result
 

@@ -22,15 +22,15 @@ from sweep.spec.spec import (
     StopSpec,
     SweepSpec,
 )
-from trial.config.trial_config import (
+from trial.config.sections import (
     DataConfig,
     DeepSpeedSection,
     EvaluationSection,
     LoraSection,
     ModelConfig,
     ObjectiveSection,
-    TrialConfig,
 )
+from trial.config.trial_config import TrialConfig
 
 SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {
     "Top level": ("", SweepSpec),

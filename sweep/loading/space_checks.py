@@ -34,8 +34,9 @@ from sweep.spec.grid import MAX_POINTS, extreme_points, grid_size
 from sweep.spec.overlay import overlay, values_of_base
 from sweep.spec.space import Space, in_dependency_order
 from sweep.spec.spec import SweepSpec
+from trial.config.config_rules import SET_BY_HARNESS
 from trial.config.errors import ConfigError, Problem, nearest
-from trial.config.trial_config import OURS, known_paths, problems_of
+from trial.config.trial_config import known_paths, problems_of
 from trial.store.metrics import EVALUATED
 
 _CORNERS = 1000
@@ -57,7 +58,7 @@ def known_names(sheet: RawSweep, kind: str, dimensions: Mapping[str, Any]) -> li
 def _path_problem(path: str) -> Problem | None:
     if path in CONFIG_SECTIONS:
         return Problem("", "is a section: name one of its keys", repr(path))
-    harness = path.startswith("training.") and path.removeprefix("training.") in OURS
+    harness = path.startswith("training.") and path.removeprefix("training.") in SET_BY_HARNESS
     if is_path(path) or harness:
         return None
     return unknown_path(path, known_paths())

@@ -18,7 +18,7 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from trial.devices import gaudi_release
+from trial.devices import detect, gaudi_release
 from trial.devices.device_memory import CARDS, generation
 from trial.store.files import write_atomically
 
@@ -60,7 +60,7 @@ def _packages(runs: Path) -> Iterator[Diagnosis]:
         return
     pins = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
     wrong = [text for text in map(_mismatch, map(Requirement, pins)) if text]
-    own = gaudi_release.on_gaudi()
+    own = detect.has_gaudi_software()
     wrong = [
         text for text in wrong if not (own and text.partition(" ")[0] in gaudi_release.IMAGE_OWN)
     ]
@@ -84,7 +84,7 @@ def _mismatch(pin: Requirement) -> str:
 
 
 def _gaudi(runs: Path) -> Iterator[Diagnosis]:
-    if not gaudi_release.on_gaudi():
+    if not detect.has_gaudi_software():
         yield Diagnosis("ok", "gaudi", "not a Gaudi machine")
         return
     verdict = gaudi_release.judge()

@@ -11,7 +11,8 @@ from sweep.planning import cost, memory_check
 from sweep.planning.cost import Profile
 from sweep.spec.spec import SweepSpec
 from sweep.spec.text import params_text, value_text
-from trial.config.trial_config import TRAINING_DEFAULTS, TrialConfig
+from trial.config.sections import TRAINING_DEFAULTS
+from trial.config.trial_config import TrialConfig
 
 
 def plan_table(spec: SweepSpec, count: int, console: Console) -> None:

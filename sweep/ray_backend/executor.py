@@ -29,7 +29,7 @@ from sweep.ray_backend.rank_placement import PlacementRequest
 from sweep.ray_backend.worker import TrialWorker
 from sweep.ray_backend.worker_group import WorkerGroup
 from sweep.spec.hpu_groups import GROUP_SIZES, hpus_per_node
-from trial.preflight.memory_fit import device_here
+from trial.devices.detect import detected_device
 from trial.store.control import StopReason
 from trial.store.records import CauseKind
 
@@ -156,7 +156,7 @@ class RayExecutor:
     @contextlib.contextmanager
     def _with_fork_server(self) -> Iterator[Callable[[], None] | None]:
         """Tell a Ray that starts here of a nursery, if there is to be one; yields how it begins."""
-        here = self.device if self.device != "auto" else device_here()
+        here = self.device if self.device != "auto" else detected_device()
         if not self.fork_server or here != "cpu" or sys.platform != "linux":
             yield None
             return

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from sweep.spec import expression
-from trial.config.trial_config import Scalar
+from trial.config.sections import Scalar
 
 
 class SupportsSuggest(Protocol):

@@ -28,7 +28,7 @@ from sweep.spec.dimension import (
     strictly_in,
 )
 from trial.config.errors import ConfigError, Problem, nearest
-from trial.config.trial_config import Scalar
+from trial.config.sections import Scalar
 
 
 def parse_dimension(raw: Any, key: str) -> Dimension:

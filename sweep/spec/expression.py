@@ -15,7 +15,7 @@ from typing import Any
 
 import simpleeval
 
-from trial.config.trial_config import Scalar
+from trial.config.sections import Scalar
 
 MAX_CHARACTERS = 500
 MAX_INTEGER = 2**63

@@ -15,7 +15,7 @@ from typing import Any
 from sweep.spec.dimension import Choices, Distribution, Range
 from sweep.spec.space import Params, Space
 from trial.config.errors import ConfigError
-from trial.config.trial_config import Scalar
+from trial.config.sections import Scalar
 
 MAX_POINTS = 100_000
 """A grid with more points than this is refused: nobody means it."""

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from sweep.spec.dimension import Choices, Derived, Dimension, Range
 from sweep.spec.spec import SweepSpec
-from trial.devices.gaudi_release import on_gaudi
+from trial.devices.detect import has_gaudi_software
 
 PATHS = (
     "model",
@@ -40,7 +40,7 @@ T = TypeVar("T")
 def is_for_hpu(spec: SweepSpec) -> bool:
     """Whether the trials of a sweep train on HPU, as far as this machine can tell."""
     device = spec.base.get("device", "auto")
-    return device == "hpu" or (device == "auto" and on_gaudi())
+    return device == "hpu" or (device == "auto" and has_gaudi_software())
 
 
 def counts(spec: SweepSpec) -> dict[str, int | None]:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from sweep.spec.spec import SweepSpec
-from trial.config.trial_config import TRAINING_DEFAULTS
+from trial.config.sections import TRAINING_DEFAULTS
 
 HALVING = ("successive_halving", "hyperband")
 """Pruners with rungs."""

@@ -24,7 +24,8 @@ from sweep.spec.dimension import (
 from sweep.spec.overlay import overlay, values_of_base
 from sweep.spec.spec import SweepSpec
 from trial.config.errors import ConfigError, Problem, unknown
-from trial.config.trial_config import Origin, Scalar, TrialConfig, parse
+from trial.config.sections import Origin, Scalar
+from trial.config.trial_config import TrialConfig, parse
 
 Params = dict[str, Scalar]
 """Optuna's parameters of one point: their names, and the values that Optuna stores."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sweep.spec.dimension import Choices, Dimension, Range
-from trial.config.trial_config import Section
+from trial.config.sections import Section
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 """A study's name is its folder's: one plain name."""

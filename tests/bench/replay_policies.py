@@ -45,7 +45,8 @@ from sweep.spec.rungs import evaluated_at_rungs
 from sweep.spec.spec import PrunerSpec, SamplerSpec, StopSpec, SweepSpec
 from sweep.storage.open import in_memory
 from sweep.study.decider import OptunaDecider
-from trial.config.trial_config import EvaluationSection, Origin, TrialConfig
+from trial.config.sections import EvaluationSection, Origin
+from trial.config.trial_config import TrialConfig
 from trial.store.folders import StudyFolder
 from trial.store.records import Evaluation, Result
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trial.config.trial_config import Origin, TrialConfig
+from trial.config.sections import Origin
+from trial.config.trial_config import TrialConfig
 from trial.store.folders import StudyFolder
 from trial.store.records import Attempt, Cause, Evaluation, Result, Seconds, StudyRecord
 

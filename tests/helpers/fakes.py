@@ -12,7 +12,8 @@ from sweep.driver.executor import Evaluated, Event, Finished, Interrupted, Job, 
 from sweep.driver.interfaces import Proposal
 from sweep.driver.progress import SweepProgress
 from sweep.spec.spec import FailuresSpec, StopSpec
-from trial.config.trial_config import Origin, TrialConfig
+from trial.config.sections import Origin
+from trial.config.trial_config import TrialConfig
 from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.records import Cause, Evaluation, Result
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from sweep.driver.executor import Event, Finished, Job, TrialRef
 from sweep.ray_backend.executor import RayExecutor
-from trial.config.trial_config import LoraSection, TrialConfig
+from trial.config.sections import LoraSection
+from trial.config.trial_config import TrialConfig
 from trial.store.folders import TrialFolder
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from trial.config.trial_config import Origin, TrialConfig
+from trial.config.sections import Origin
+from trial.config.trial_config import TrialConfig
 from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.records import Attempt, Cause, Evaluation, Result, Seconds, State, StudyRecord
 

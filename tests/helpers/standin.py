@@ -33,8 +33,8 @@ BEFORE = dict(os.environ)
 def environment(**more: str) -> dict[str, str]:
     """The environment of a process that takes the stand-in for a Gaudi."""
     path = [str(STANDIN), str(TESTS), *filter(None, [BEFORE.get("PYTHONPATH")])]
-    folder_of_rank = {"PYTHONPATH": os.pathsep.join(path), SWITCH: "1", "PT_HPU_LAZY_MODE": "0"}
-    return {**BEFORE, "OMP_NUM_THREADS": "1", **folder_of_rank, **more}
+    variables = {"PYTHONPATH": os.pathsep.join(path), SWITCH: "1", "PT_HPU_LAZY_MODE": "0"}
+    return {**BEFORE, "OMP_NUM_THREADS": "1", **variables, **more}
 
 
 class Session:
@@ -50,11 +50,11 @@ class Session:
 
         Rank 0 is killed when it asks for the `killed_at`-th time whether to stop.
         """
-        rank_group: Sequence[Mapping[str, str]] = [{}]
+        of_ranks: Sequence[Mapping[str, str]] = [{}]
         if ranks > 1:
             homes, port = ["here"] * ranks, free_port()
-            rank_group = [rank_environment(rank, homes, "127.0.0.1", port) for rank in range(ranks)]
-        wanted = [{**variables, **one} for one in rank_group]
+            of_ranks = [rank_environment(rank, homes, "127.0.0.1", port) for rank in range(ranks)]
+        wanted = [{**variables, **one} for one in of_ranks]
         return self._ask({"folder": str(folder.path), "ranks": wanted, "killed_at": killed_at})
 
     def command(self, *words: object) -> int:

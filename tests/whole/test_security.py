@@ -23,7 +23,8 @@ from sweep.spec.dimension import Choices
 from sweep.spec.spec import SweepSpec
 from sweep.study.verify import verify
 from trial.config.errors import ConfigError
-from trial.config.trial_config import ModelConfig, TrialConfig, parse
+from trial.config.sections import ModelConfig
+from trial.config.trial_config import TrialConfig, parse
 from trial.model import load
 from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.log_capture import capture

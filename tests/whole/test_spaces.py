@@ -14,7 +14,7 @@ from sweep.planning.lint import advice
 from sweep.spec.dimension import Choices, Derived
 from sweep.spec.grid import extreme_points, grid_points, variants
 from sweep.spec.space import Space
-from trial.config.trial_config import TRAINING_DEFAULTS
+from trial.config.sections import TRAINING_DEFAULTS
 
 NAMES = [
     "learning_rate",

@@ -41,6 +41,16 @@ class ConfigError(ValueError):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
+def raise_as_value_error(problems: Sequence[Problem]) -> None:
+    """Raise the problems from within a pydantic validator, which turns a `ValueError` into its own.
+
+    Raises:
+        ValueError: there is at least one problem.
+    """
+    if problems:
+        raise ValueError("; ".join(str(problem) for problem in problems))
+
+
 _SAID_ELSEWHERE = {
     "asha": "successive_halving", "sha": "successive_halving", "nop": "none", "off": "none",
     "bayes": "gp", "bayesian": "gp", "cma": "cmaes", "cma-es": "cmaes", "nsgaii": "nsga2",

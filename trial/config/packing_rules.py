@@ -10,7 +10,8 @@ import hashlib
 import json
 from typing import Any
 
-from trial.config.trial_config import TRAINING_DEFAULTS, TrialConfig
+from trial.config.sections import TRAINING_DEFAULTS
+from trial.config.trial_config import TrialConfig
 
 RANK_BUCKETS = (16, 64, 128, 256, 512)
 """Adapters are padded with zeros to the next of these ranks; only equal ones share a job."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from trial.config.errors import ConfigError, Problem, nearest
-from trial.config.trial_config import DataConfig
+from trial.config.sections import DataConfig
 from trial.data.readers import Table, read_table, refuse
 
 PROMPT_COLUMNS = ("question", "prompt", "instruction")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trial.config.errors import ConfigError, Problem
-from trial.config.trial_config import DataConfig
+from trial.config.sections import DataConfig
 from trial.data.examples import Row
 from trial.data.prompts import choose_format
 from trial.data.split import Split, read_split

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trial.config.errors import ConfigError, Problem, nearest
-from trial.config.trial_config import DataConfig
+from trial.config.sections import DataConfig
 from trial.model import hub
 
 ENDINGS: dict[str, str] = {

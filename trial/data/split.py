@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from trial.config.trial_config import DataConfig
+from trial.config.sections import DataConfig
 from trial.data.examples import Row, Rows, read_forget, read_rows
 from trial.data.readers import refuse
 from trial.data.refusals import read_alternatives

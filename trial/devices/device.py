@@ -14,6 +14,7 @@ from typing import Any
 from trial.config import library_arguments
 from trial.config.trial_config import TrialConfig
 from trial.devices import gaudi_release, optimum_habana, peak_memory
+from trial.devices.detect import has_gaudi_software
 from trial.devices.environment import BEFORE_START
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def _cpu_environment(config: TrialConfig) -> dict[str, str]:
 
 
 def _hpu_available() -> bool:
-    if not optimum_habana.on_device():
+    if not has_gaudi_software():
         return False
     import habana_frameworks.torch.hpu as hpu
 

@@ -17,6 +17,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from trial.config.trial_config import TrialConfig
+from trial.devices.detect import has_gaudi_software
 
 PLUGIN = "habana-torch-plugin"
 """The distribution behind `habana_frameworks`; its version is the software's."""
@@ -78,11 +79,6 @@ class Verdict:
     remarks: tuple[str, ...] = ()
 
 
-def on_gaudi() -> bool:
-    """Whether Habana's software is installed."""
-    return importlib.util.find_spec("habana_frameworks") is not None
-
-
 def plugin_version() -> str | None:
     """The version of the Gaudi software, from its distribution."""
     return _version(PLUGIN)
@@ -112,7 +108,7 @@ def judge() -> Verdict:
 def image_problems() -> list[str]:
     """What keeps torch and DeepSpeed on a Gaudi machine from being its own builds."""
     found = []
-    for name in IMAGE_OWN if on_gaudi() and not is_stand_in() else ():
+    for name in IMAGE_OWN if has_gaudi_software() and not is_stand_in() else ():
         spec = importlib.util.find_spec(name)
         if spec is None:
             found.append(f"{name} is not installed: {MISSING[name]}")

@@ -7,7 +7,6 @@ its reason beside it. Where `habana_frameworks` can be imported nothing is mende
 from __future__ import annotations
 
 import importlib.machinery
-import importlib.util
 import sys
 import types
 from functools import cache
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trial.config.trial_config import TrialConfig
+from trial.devices.detect import has_gaudi_software
 
 FLASH_FLAGS = (
     "attn_softmax_bf16",
@@ -57,11 +57,6 @@ DEVICE_ONLY = frozenset(
 """Arguments that speed a Gaudi up and that GaudiTrainingArguments refuses or ignores elsewhere."""
 
 
-def on_device() -> bool:
-    """Whether Habana's software is installed."""
-    return importlib.util.find_spec("habana_frameworks") is not None
-
-
 @cache
 def enter() -> None:
     """Make `optimum.habana` importable without running its `__init__`.
@@ -90,7 +85,7 @@ def trainer_class() -> type[Any]:
     from optimum.habana.transformers import trainer
 
     _torch_checkpoint()
-    if not on_device():
+    if not has_gaudi_software():
         _mend(trainer)
     return trainer.GaudiTrainer
 
@@ -101,7 +96,11 @@ def arguments_class() -> type[Any]:
     enter()
     from optimum.habana.transformers.training_args import GaudiTrainingArguments
 
-    return GaudiTrainingArguments if on_device() else _off_device_arguments(GaudiTrainingArguments)
+    return (
+        GaudiTrainingArguments
+        if has_gaudi_software()
+        else _off_device_arguments(GaudiTrainingArguments)
+    )
 
 
 def off_device_arguments() -> dict[str, Any]:
@@ -146,7 +145,7 @@ def mark_step() -> None:
 def mend_model(model: Any) -> None:
     """Give the generation configuration the flags that GaudiTrainer reads unasked."""
     generation = getattr(model, "generation_config", None)
-    if generation is None or on_device():
+    if generation is None or has_gaudi_software():
         return
     for flag in FLASH_FLAGS:
         if not hasattr(generation, flag):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trial.builtin import resolve_model
-from trial.config.trial_config import LoraSection, ModelConfig, TrialConfig
+from trial.config.sections import LoraSection, ModelConfig
+from trial.config.trial_config import TrialConfig
 from trial.model.hub import HUB_ID
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 
-from trial.config.trial_config import LoraSection
+from trial.config.sections import LoraSection
 
 ALL_LINEAR = "all-linear"
 EMBEDDINGS = ("embed_tokens", "embed_in", "wte", "wpe", "word_embeddings", "embed_positions")

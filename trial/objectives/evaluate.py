@@ -18,7 +18,7 @@ import torch
 
 from trial.config import user_functions
 from trial.config.objective_registry import METRICS, is_outside
-from trial.config.trial_config import EvaluationSection
+from trial.config.sections import EvaluationSection
 from trial.data.collate import IGNORED, Batch, Collator
 from trial.data.tokens import TokenDataset
 from trial.data.unlearning import Examined, UnlearningData, lengths_of

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,11 +16,12 @@ from pathlib import Path
 from trial.builtin import MODELS, resolve_model
 from trial.config.errors import ConfigError, Problem, nearest
 from trial.config.packing_rules import why_alone
-from trial.config.trial_config import DataConfig, TrialConfig
+from trial.config.sections import DataConfig
+from trial.config.trial_config import TrialConfig
 from trial.data.prompts import CHAT_TEMPLATE, format_problem
 from trial.data.readers import BUILTIN, missing
 from trial.data.split import read_split
-from trial.devices import gaudi_release
+from trial.devices.detect import detected_device, has_cuda_device, has_gaudi_software
 from trial.devices.optimum_habana import PUBLISHED
 from trial.model import hub
 from trial.model.known_shapes import Settings, known_settings, shapes_of
@@ -30,7 +30,6 @@ from trial.store.reference_ratios import read_ratios
 
 TRACKERS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
 """What `report_to` may name, and the package that it needs."""
-CUDA_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 MODEL_KEY, TOKENIZER_KEY = "model.name_or_path", "model.tokenizer_name_or_path"
 TARGETS_KEY = "lora.target_modules"
 
@@ -69,7 +68,7 @@ def preflight(config: TrialConfig, *, here: bool = True) -> list[Problem]:
 
 def rank_problems(config: TrialConfig, ranks: int, *, here: bool = True) -> list[Problem]:
     """What keeps a trial from training with so many ranks."""
-    guessed = config.device == "auto" and here and not (_has_hpu() or has_cuda())
+    guessed = config.device == "auto" and here and detected_device() == "cpu"
     if ranks == 1 or config.zero_stage is not None or not (config.device == "cpu" or guessed):
         return []
     if config.packed and not why_alone(config):
@@ -327,7 +326,7 @@ def _is_hub_id(config: TrialConfig) -> bool:
 def _gaudi_config_problems(config: TrialConfig) -> list[Problem]:
     """Whether a GaudiConfig by name can be had; only trials on HPU read it."""
     given = config.gaudi_config
-    on_hpu = config.device == "hpu" or (config.device == "auto" and _has_hpu())
+    on_hpu = config.device == "hpu" or (config.device == "auto" and has_gaudi_software())
     if not on_hpu or not isinstance(given, str) or given in PUBLISHED:
         return []
     if _is_hub_id(config):
@@ -351,20 +350,15 @@ def _tracker_problems(config: TrialConfig) -> list[Problem]:
     ]
 
 
-def has_cuda() -> bool:
-    """Whether an NVIDIA device can be seen."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return False
-    return any(Path(file).exists() for file in CUDA_FILES)
-
-
-def _has_hpu() -> bool:
-    return gaudi_release.on_gaudi()
-
-
 _PRESENT: dict[str, tuple[Callable[[], bool], str]] = {
-    "cuda": (has_cuda, "a CUDA device (no NVIDIA device file, or hidden by CUDA_VISIBLE_DEVICES)"),
-    "hpu": (_has_hpu, "a Gaudi device with its software (habana_frameworks is not installed)"),
+    "cuda": (
+        has_cuda_device,
+        "a CUDA device (no NVIDIA device file, or hidden by CUDA_VISIBLE_DEVICES)",
+    ),
+    "hpu": (
+        has_gaudi_software,
+        "a Gaudi device with its software (habana_frameworks is not installed)",
+    ),
 }
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from trial.config.errors import Problem
 from trial.config.trial_config import TrialConfig
+from trial.devices.detect import detected_device
 from trial.devices.device_memory import CARDS, Capacity, capacity
-from trial.devices.gaudi_release import on_gaudi
 from trial.model.known_shapes import known_settings, shapes_of
-from trial.preflight.checks import MODEL_KEY, find_model, has_cuda
+from trial.preflight.checks import MODEL_KEY, find_model
 from trial.preflight.memory_estimate import GIB, NEAR, Estimate, Shapes, estimate
 
 BLAMED = {
@@ -106,9 +106,4 @@ def device_for(config: TrialConfig, here: bool) -> str | None:
     """The kind of device; None when only another machine knows what `auto` is."""
     if config.device != "auto":
         return config.device
-    return device_here() if here else None
-
-
-def device_here() -> str:
-    """What `auto` is on this machine, without a look at the device itself."""
-    return "hpu" if on_gaudi() else "cuda" if has_cuda() else "cpu"
+    return detected_device() if here else None

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from trial.config.trial_config import TrialConfig
-from trial.devices import optimum_habana
+from trial.devices import detect, optimum_habana
 from trial.devices.device import DEVICES, Device, apply_environment, pick
 from trial.devices.environment import ALWAYS, make_recipe_folder
 from trial.distributed import rank_env
@@ -48,7 +48,7 @@ class ProcessCache:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
         for name, value in ALWAYS.items():
             os.environ.setdefault(name, value)
-        if optimum_habana.on_device() and config.device in ("auto", "hpu"):
+        if detect.has_gaudi_software() and config.device in ("auto", "hpu"):
             # Looking for the device loads torch already, and Habana's plugin with it.
             apply_environment(DEVICES["hpu"].environment(config))
             make_recipe_folder()

@@ -10,7 +10,8 @@ from helpers import fakes
 from sweep.driver.executor import Finished, Lost
 from sweep.driver.retry_policy import Retry, count_tries, halve_micro_batch, retry_action
 from sweep.spec.spec import FailuresSpec
-from trial.config.trial_config import Origin, TrialConfig
+from trial.config.sections import Origin
+from trial.config.trial_config import TrialConfig
 from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.records import Cause, Evaluation, Result
 

@@ -22,7 +22,8 @@ from sweep.driver.executor import (
     TrialRef,
 )
 from sweep.ray_backend.executor import RayExecutor
-from trial.config.trial_config import LoraSection, TrialConfig
+from trial.config.sections import LoraSection
+from trial.config.trial_config import TrialConfig
 from trial.store.folders import TrialFolder
 
 

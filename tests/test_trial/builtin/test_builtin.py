@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trial import builtin
 from trial.builtin import docs, make
 from trial.builtin.kept import kept
-from trial.config.trial_config import DataConfig
+from trial.config.sections import DataConfig
 from trial.data.prepare import prepare
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trial.config.errors import ConfigError
-from trial.config.trial_config import DataConfig
+from trial.config.sections import DataConfig
 from trial.data.examples import Row, Turn, read_rows
 from trial.data.split import hold_out, read_split
 

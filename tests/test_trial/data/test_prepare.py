@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, default_data_co
 
 from trial.builtin import model_path
 from trial.config.errors import ConfigError
-from trial.config.trial_config import DataConfig
+from trial.config.sections import DataConfig
 from trial.data.prepare import prepare, tokenizer_hash
 from trial.data.tokens import IGNORED, fit
 

@@ -11,7 +11,8 @@ from helpers.models import question
 from helpers.train import Material
 
 from trial.config.errors import ConfigError
-from trial.config.trial_config import DataConfig, parse
+from trial.config.sections import DataConfig
+from trial.config.trial_config import parse
 from trial.data.order import TrainingOrder
 from trial.data.refusals import REFUSALS, read_alternatives
 from trial.data.split import read_split

@@ -12,15 +12,10 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from trial.builtin import model_path
-from trial.config.trial_config import (
-    DataConfig,
-    DeepSpeedSection,
-    LoraSection,
-    ModelConfig,
-    TrialConfig,
-)
+from trial.config.sections import DataConfig, DeepSpeedSection, LoraSection, ModelConfig
+from trial.config.trial_config import TrialConfig
+from trial.devices import detect
 from trial.model import hub, model_folder
-from trial.preflight import checks
 from trial.preflight.checks import preflight
 
 ROWS = [{"question": f"q{number}", "answer": "a"} for number in range(4)]
@@ -292,7 +287,7 @@ def test_deepspeed_files(config, tmp_path, name, content, part):
 
 
 def test_devices(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(checks, "CUDA_FILES", (str(tmp_path / "nvidia0"),))
+    monkeypatch.setattr(detect, "CUDA_FILES", (str(tmp_path / "nvidia0"),))
     cuda = config.model_copy(update={"device": "cuda"})
     assert only(cuda).key == "device"
     assert preflight(cuda, here=False) == []
@@ -304,7 +299,7 @@ def test_devices(config, tmp_path, monkeypatch):
 
     hpu = config.model_copy(update={"device": "hpu"})
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    if "habana_frameworks" not in sys.modules and not checks._has_hpu():
+    if "habana_frameworks" not in sys.modules and not detect.has_gaudi_software():
         assert only(hpu).key == "device"
     (tmp_path / "habana_frameworks").mkdir()
     (tmp_path / "habana_frameworks" / "__init__.py").touch()

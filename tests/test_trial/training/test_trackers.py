@@ -5,7 +5,8 @@ from __future__ import annotations
 from helpers import models
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trial.config.trial_config import DataConfig, ModelConfig, Origin, TrialConfig
+from trial.config.sections import DataConfig, ModelConfig, Origin
+from trial.config.trial_config import TrialConfig
 from trial.store.folders import TrialFolder
 from trial.train import train
 
