@@ -84,7 +84,7 @@ def _drive(
 
 def make_executor(spec: SweepSpec, options: RunOptions, folder: StudyFolder) -> RayExecutor:
     """The Ray executor, with what the sweep file says about devices."""
-    from trial.devices.environment import environment
+    from trial.devices.environment import process_environment
 
     device, training = spec.base.get("device", "auto"), spec.base.get("training", {})
     lazy, cluster = bool(training.get("use_lazy_mode")), options.ray_address is not None
@@ -96,7 +96,7 @@ def make_executor(spec: SweepSpec, options: RunOptions, folder: StudyFolder) -> 
         expected_jobs=spec.stop.trials,
         pack=0 if spec.resources.pack == "auto" else spec.resources.pack,
         address=options.ray_address,
-        environment=environment(
+        environment=process_environment(
             device,
             lazy,
             folder.path,

@@ -15,7 +15,7 @@ from rich.table import Table
 from results.data import format
 from trial import single_run
 from trial.devices import environment
-from trial.distributed.spawn import run_one
+from trial.distributed.spawn import run_process
 from trial.store.folders import TrialFolder
 from trial.store.metrics import tokens_per_second
 from trial.store.records import Result
@@ -50,7 +50,7 @@ def train_once(source: Path, options: SingleRunOptions, console: Console) -> int
         world_size=options.world_size,
     )
     folder = single_run.open_folder(found, options.world_size)
-    code = run_one(_command(folder, options), {**_environment(found), **os.environ})
+    code = run_process(_command(folder, options), {**_environment(found), **os.environ})
     if (result := folder.read_result()) is not None:
         console.print(_row(folder, result), width=max(console.width, WIDTH))
     return code
@@ -60,7 +60,7 @@ def _environment(run: single_run.Single) -> dict[str, str]:
     """Set before Python starts, as Gaudi's software wants it; what the user has set stays."""
     config = run.config
     lazy = bool(config.training.get("use_lazy_mode"))
-    return environment.environment(
+    return environment.process_environment(
         config.device, lazy, run.folder.path, zero_stage=config.zero_stage
     )
 

@@ -23,7 +23,7 @@ from typing import TextIO
 from trial import single_run
 from trial.config.errors import ConfigError, Problem
 from trial.config.trial_config import TrialConfig, validate
-from trial.devices.environment import prepare
+from trial.devices.environment import set_environment
 from trial.distributed import rank_env
 from trial.distributed.rank_group import PeerLost, folder_of_rank
 from trial.distributed.spawn import end_with_parent, spawn
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return WRONG
-    prepare(config, folder.path)
+    set_environment(config, folder.path)
     if (result := folder.read_result()) is not None:
         # Done: neither torch nor other ranks are needed to say so.
         _tell(Terminal(), folder, result)

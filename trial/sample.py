@@ -32,12 +32,12 @@ def sample(folder: TrialFolder) -> Path | None:
     if not weights.exists():
         return None
     from trial.data.prepare import prepare
-    from trial.devices.device import pick
+    from trial.devices.device import select_device
     from trial.model.load import load_tokenizer
     from trial.preload import preload
 
     # The imports on this device's own terms: optimum-habana cannot be imported just so off a Gaudi.
-    preload(pick(config.device).name)
+    preload(select_device(config.device).name)
     tokenizer, model = load_tokenizer(config.model), _load(folder)
     family = model.config.model_type
     held_out = prepare(config.data, tokenizer, model_family=family).eval

@@ -112,7 +112,7 @@ def open_folder(single: Single, world_size: int = 1) -> TrialFolder:
         rule = f"goes on with the {attempts[-1].devices} ranks it was started with"
         raise ConfigError([Problem("--world-size", rule, str(world_size), where=str(folder.path))])
     if result is not None and result.state == "failed":
-        folder.set_aside_result()
+        folder.move_result_to_failures()
     return folder
 
 

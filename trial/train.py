@@ -14,7 +14,7 @@ from trial.store import failure_kinds
 from trial.store.control import Control, NullControl
 from trial.store.disk_full import refuse_if_full
 from trial.store.folders import TrialFolder
-from trial.store.phase_timer import Clock
+from trial.store.phase_timer import PhaseTimer
 from trial.store.records import Result, State
 from trial.training.context import AttemptContext, commit_result
 from trial.training.process_cache import ProcessCache
@@ -51,7 +51,7 @@ def train(
                 [folder], slots=1, process_cache=process_cache, controls=[control or NullControl()]
             )[0]
     return _train_alone(
-        AttemptContext(folder, config, control or NullControl(), process_cache, Clock())
+        AttemptContext(folder, config, control or NullControl(), process_cache, PhaseTimer())
     )
 
 
@@ -73,7 +73,7 @@ def _outcome(context: AttemptContext) -> Result | None:
         context.process_cache.reusable = False
         refuse_if_full(error, context.folder.path)
         with open(context.folder.log, "a", encoding="utf-8") as log:
-            log.write(failure_kinds.trace(error))
+            log.write(failure_kinds.traceback_text(error))
         if context.rank_group.size > 1 and rank_group.is_peer_loss(error):
             raise rank_group.PeerLost(failure_kinds.cause_of(error, None).message) from error
         step = context.run.steps if context.run else None
@@ -91,8 +91,8 @@ def _attempt(context: AttemptContext) -> State | None:
         context.process_cache.charge_import_time(context.clock)
         if rank_env.world_size() > 1 and config.zero_stage is None and device.name == "cpu":
             raise ValueError("several ranks on cpu need a `zero_stage`: they drift apart without")
-        context.rank_group = rank_group.join()
+        context.rank_group = rank_group.connect()
         return attempt(context, device)
     finally:
         if context.device is not None:
-            rank_env.put_away(context.trainer)
+            rank_env.tear_down(context.trainer)

@@ -88,7 +88,7 @@ def front_of(table: pd.DataFrame, board: Leaderboard) -> Front | None:
         [goal.sign * value for goal, value in zip(goals, member.values, strict=True)]
         for member in known
     ]
-    members = tuple(known[place] for place in metrics.front(points))
+    members = tuple(known[place] for place in metrics.pareto_front(points))
     return Front(goals, members, len(known))
 
 

@@ -30,7 +30,7 @@ from sweep.driver.stop_rules import stop_decision
 from sweep.driver.trial_registry import TrialRegistry
 from sweep.spec.spec import FailuresSpec, StopSpec
 from trial.config.packing_rules import share_key
-from trial.store.disk_full import says_full
+from trial.store.disk_full import is_disk_full_message
 from trial.store.failure_kinds import kind_of_log
 from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.records import Cause, Result
@@ -275,7 +275,7 @@ class Driver:
         # The worker may have written evaluations that it sent nobody.
         self._registry.report_evaluations(number)
         result, cause = folder.read_result(), cause_of_loss(event, folder)
-        full = says_full(event.message)
+        full = is_disk_full_message(event.message)
         left = self._state is SweepState.STOPPING and cause.kind == "lost"
         if result is None and (full or left):
             # No fault of the trial's: the next run resumes it from its checkpoint.

@@ -41,9 +41,9 @@ class Retries:
             return False
         note_retry(folder.log, cause.kind, cause.message)
         if folder.result.exists():
-            folder.set_aside_result()
+            folder.move_result_to_failures()
         else:
-            folder.note_failure(Result(state="failed", cause=cause, steps=cause.step or 0))
+            folder.append_failure(Result(state="failed", cause=cause, steps=cause.step or 0))
         if smaller is not None:
             TrialFolder.create(folder.path, smaller)
         self._waiting.append((self.clock() + action.wait, trial))

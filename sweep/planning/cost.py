@@ -16,7 +16,7 @@ from sweep.spec.grid import grid_size, variants
 from sweep.spec.space import Space
 from sweep.spec.spec import SweepSpec
 from trial.config.trial_config import TrialConfig
-from trial.devices.environment import environment
+from trial.devices.environment import process_environment
 from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.records import Result
 
@@ -190,7 +190,7 @@ def measure(spec: SweepSpec) -> Profile:
     short = {"max_steps": PROFILE_STEPS, "eval_steps": PROFILE_STEPS, "eval_on_start": False}
     config = config.model_copy(update={"training": {**config.training, **short}})
     threads = str(spec.resources.cpus_per_trial)
-    variables = {**os.environ, **environment(config.device), "OMP_NUM_THREADS": threads}
+    variables = {**os.environ, **process_environment(config.device), "OMP_NUM_THREADS": threads}
     with tempfile.TemporaryDirectory() as scratch:
         folder = TrialFolder.create(Path(scratch, "profile"), config)
         words = [sys.executable, "-m", "trial", str(folder.path)]

@@ -19,7 +19,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from trial.devices import detect, gaudi_release
-from trial.devices.device_memory import CARDS, generation
+from trial.devices.device_memory import CARD_GIB, card_generation
 from trial.store.files import write_atomically
 
 Level = Literal["ok", "warning", "error"]
@@ -87,8 +87,8 @@ def _gaudi(runs: Path) -> Iterator[Diagnosis]:
     if not detect.has_gaudi_software():
         yield Diagnosis("ok", "gaudi", "not a Gaudi machine")
         return
-    verdict = gaudi_release.judge()
-    yield Diagnosis("ok", "gaudi", verdict.found)
+    verdict = gaudi_release.check_versions()
+    yield Diagnosis("ok", "gaudi", verdict.installed)
     for remark in verdict.remarks:
         yield Diagnosis("warning", "gaudi", remark)
     for problem in gaudi_release.image_problems():
@@ -119,13 +119,13 @@ def _gaudi_cards() -> Diagnosis:
 def _cards_said(rows: list[str]) -> Diagnosis:
     """Cards by generation, with the memory that plans reckon with."""
     names = [row.rpartition(",")[2].strip() for row in rows]
-    known = {card for name in names if (card := generation(name))}
+    known = {card for name in names if (card := card_generation(name))}
     if not rows or len(known) != 1:
         advice = "say resources.memory_per_device_gb: no plan can know their memory"
         found = f"{len(rows)} cards: {', '.join(sorted(set(names))) or 'no name'}"
         return Diagnosis("warning", "hl-smi", found, advice)
     card = known.pop()
-    return Diagnosis("ok", "hl-smi", f"{len(rows)} cards, {card} with {CARDS[card]:g} GiB each")
+    return Diagnosis("ok", "hl-smi", f"{len(rows)} cards, {card} with {CARD_GIB[card]:g} GiB each")
 
 
 def _cuda(runs: Path) -> Iterator[Diagnosis]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sweep.ray_backend.device_locks import VARIABLE, DeviceLocks, default_folder, machine_modules
-from trial.distributed.rank_group import LISTENER, interfaces, rank_environment
+from trial.distributed.rank_group import LISTENER, rank_environment, socket_interface
 
 CUDA = "CUDA_VISIBLE_DEVICES"
 LOOPBACK = "127.0.0.1"
@@ -107,7 +107,7 @@ def sit(
     homes = [placement.node for placement in placements]
     environ.update(rank_environment(rank, homes, first.address, first.port))
     if len(here) < len(placements) and (name := interface_of(placements[rank].address)):
-        environ.update(interfaces(name))
+        environ.update(socket_interface(name))
     if taken.listener is not None:
         environ[LISTENER] = str(taken.listener.detach())
 

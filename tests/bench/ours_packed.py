@@ -169,7 +169,7 @@ def heads(how: str) -> dict[str, float]:
     from bench_figures import folders_of
     from bench_material import Work
 
-    from trial.devices.device import pick
+    from trial.devices.device import select_device
     from trial.multi_lora import engine
     from trial.packed.setup import open_setup
     from trial.preload import finish_imports
@@ -177,7 +177,7 @@ def heads(how: str) -> dict[str, float]:
     from trial.training.process_cache import ProcessCache
 
     torch.set_num_threads(1)
-    device, told, slots = pick("auto"), {}, 8
+    device, told, slots = select_device("auto"), {}, 8
     size, batch, length = ("words", 2, 128) if device.name == "cpu" else ("0.5b-words", 1, 512)
     with tempfile.TemporaryDirectory() as place:
         model = Path(place) / "model"

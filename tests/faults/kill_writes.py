@@ -175,7 +175,7 @@ def failed(path: Path) -> None:
 
 
 def set_aside(path: Path) -> None:
-    TrialFolder(path).set_aside_result()
+    TrialFolder(path).move_result_to_failures()
 
 
 def aside(path: Path, whole: bool) -> None:

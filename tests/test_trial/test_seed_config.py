@@ -289,7 +289,7 @@ def test_a_complete_run_is_merged_once(config, tmp_path, monkeypatch, capsys, fa
         return subprocess.CompletedProcess(words, code, stderr=failure)
 
     monkeypatch.setattr(subprocess, "run", merge)
-    monkeypatch.setattr("trial.__main__.prepare", lambda *_: None)
+    monkeypatch.setattr("trial.__main__.set_environment", lambda *_: None)
     assert main([str(run), "--merge"]) == code
     target = str(run / "merged")
     assert ran == [[sys.executable, "-m", "trial.export", str(run), target, "--merge"]]

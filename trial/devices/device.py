@@ -1,6 +1,6 @@
-"""The devices a trial can train on, as a table: all that differs between them stands here.
+"""The devices a trial can train on, as a table of all that differs between them.
 
-Adding a device is one entry. Nothing here loads torch until a function of an entry is called.
+Adding a device is one entry. Torch is loaded only when a function of an entry is called.
 """
 
 from __future__ import annotations
@@ -22,52 +22,58 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What one kind of device needs; every function is small and does one thing."""
+    """What is particular to one kind of device."""
 
     name: str
+    """`hpu`, `cuda` or `cpu`."""
     available: Callable[[], bool]
+    """Whether this machine has such a device."""
     label: Callable[[], str]
-    """The device as a person knows it."""
+    """The device's name and model, for records and logs."""
     trainer_class: Callable[[], type[Any]]
+    """A subclass of `transformers.Trainer`, or that class."""
     arguments_class: Callable[[], type[Any]]
+    """A subclass of `transformers.TrainingArguments`, or that class."""
     arguments: Callable[[TrialConfig], dict[str, Any]]
-    """Arguments on top of the trial's own."""
-    ignored: Callable[[], frozenset[str]]
-    """Names of arguments that mean nothing here; they are left out, and the log says so."""
+    """Training arguments that the device needs besides the trial's own."""
+    ignored_arguments: Callable[[], frozenset[str]]
+    """Training arguments without effect on the device; they are left out with a warning."""
     trainer_arguments: Callable[[TrialConfig], dict[str, Any]]
-    """Keyword arguments of the trainer itself."""
+    """Keyword arguments of the trainer's constructor."""
     environment: Callable[[TrialConfig], Mapping[str, str]]
     """Variables that must be set before torch is loaded."""
     reset_peak: Callable[[], None]
+    """Start the measurement of peak memory anew."""
     read_peak: Callable[[], int]
-    """Bytes at the highest since `reset_peak`."""
+    """Peak memory since `reset_peak`, in bytes."""
     synchronise: Callable[[], None]
-    """Wait until the device has done what it was given."""
+    """Wait until all work that was queued on the device is done."""
     evaluation_inputs: Callable[[Any], dict[str, Any]]
-    """What the trainer adds to its inputs besides the batch."""
-    mend_trainer: Callable[[Any, TrialConfig], None]
-    """What a new trainer needs before it trains, or what is to be said of it."""
-    mend_checkpointing: Callable[[Any], None]
-    """Undo what the trainer has done to gradient checkpointing, where that fails."""
+    """Keyword arguments of the model that the device's trainer adds to every batch."""
+    prepare_trainer: Callable[[Any, TrialConfig], None]
+    """Called once with a new trainer: corrects it for the device, or logs its settings."""
+    repair_checkpointing: Callable[[Any], None]
+    """Called with the trainer before training: replaces gradient checkpointing that fails."""
     backend: str
-    """Communication between ranks."""
+    """Backend of torch.distributed."""
     fixed_shapes: bool
-    """Whether a new shape costs a compilation: batches are never trimmed then."""
+    """Whether each new tensor shape costs a compilation: batches keep their padding then."""
     free_reads: bool
-    """Whether reading a tensor's value waits for nothing: losses are checked at every step then."""
+    """Whether reading a tensor's value needs no synchronisation: every step's loss is read then."""
     record: Callable[[Callable[[], Any], Any], tuple[Any, Any]] | None = None
-    """Records what a function launches, in the memory of an earlier recording if one is given.
+    """Captures the kernels that a function launches, as a graph; None where there are no graphs.
 
-    Returns the recording, whose `replay()` launches it again, and what the function returned."""
+    Takes the function and an earlier graph whose memory pool is shared, or None. Returns the graph,
+    whose `replay()` launches the kernels again, and what the function returned."""
     counters: Callable[[], dict[str, float]] = lambda: {}
-    """What the device has counted since `reset_peak`, by the name of a metric."""
+    """Metrics that the device has counted since `reset_peak`, by name."""
 
 
-def _leave(*_: Any) -> None:
+def _do_nothing(*_: Any) -> None:
     return None
 
 
-def _none(_: Any = None) -> dict[str, Any]:
+def _no_arguments(_: Any = None) -> dict[str, Any]:
     return {}
 
 
@@ -107,39 +113,39 @@ def _hpu_label() -> str:
 
 
 def _hpu_arguments(config: TrialConfig) -> dict[str, Any]:
-    wanted: dict[str, Any] = {"use_habana": True}
+    arguments: dict[str, Any] = {"use_habana": True}
     # Eager unless asked for: the argument's own default is lazy, BEFORE_START's is eager.
-    wanted["use_lazy_mode"] = bool(config.training.get("use_lazy_mode"))
+    arguments["use_lazy_mode"] = bool(config.training.get("use_lazy_mode"))
     attention = config.model.attn_implementation
     if "attn_implementation" not in config.training and attention is not None:
         # The arguments check their flash_attention_* against this copy of the model's setting.
-        wanted["attn_implementation"] = attention
+        arguments["attn_implementation"] = attention
     if config.zero_stage is not None and "gradient_checkpointing_kwargs" not in config.training:
         # GaudiTrainer gives DeepSpeed a checkpointing of its own; without re-entry it cuts the one
         # tensor that comes back along its batch.
-        wanted["gradient_checkpointing_kwargs"] = {"use_reentrant": True}
-    return wanted
+        arguments["gradient_checkpointing_kwargs"] = {"use_reentrant": True}
+    return arguments
 
 
 def _hpu_environment(config: TrialConfig) -> dict[str, str]:
-    usual = BEFORE_START["hpu"]
-    return {**usual, "PT_HPU_LAZY_MODE": "1"} if config.training.get("use_lazy_mode") else usual
+    eager = BEFORE_START["hpu"]
+    return {**eager, "PT_HPU_LAZY_MODE": "1"} if config.training.get("use_lazy_mode") else eager
 
 
 def _hpu_trainer_arguments(config: TrialConfig) -> dict[str, Any]:
     return {"gaudi_config": optimum_habana.gaudi_config(config.gaudi_config)}
 
 
-def _hpu_tell(trainer: Any, config: TrialConfig) -> None:
-    """Say in the trial's log with which settings and types it trains."""
-    adapter = gaudi_release.types_of(p for p in trainer.model.parameters() if p.requires_grad)
-    base = gaudi_release.types_of(p for p in trainer.model.parameters() if not p.requires_grad)
-    for line in gaudi_release.settings(config, adapter, base or adapter):
+def _hpu_log_settings(trainer: Any, config: TrialConfig) -> None:
+    """Log the settings and the tensor types that the trial trains with."""
+    adapter = gaudi_release.dtype_names(p for p in trainer.model.parameters() if p.requires_grad)
+    base = gaudi_release.dtype_names(p for p in trainer.model.parameters() if not p.requires_grad)
+    for line in gaudi_release.settings_lines(config, adapter, base or adapter):
         logger.info("%s", line)
 
 
-def _hpu_compilation() -> Any:
-    """The bridge's own count of compiled graphs; None where it keeps none."""
+def _hpu_compilation_counter() -> Any:
+    """Habana's counter of graph compilations; None where the installed release has none."""
     try:
         from habana_frameworks.torch.hpu.metrics import metric_global
     except ImportError:
@@ -148,16 +154,16 @@ def _hpu_compilation() -> Any:
 
 
 def _hpu_counters() -> dict[str, float]:
-    found = _hpu_compilation()
-    return {} if found is None else gaudi_release.compilation(dict(found.stats()))
+    counter = _hpu_compilation_counter()
+    return {} if counter is None else gaudi_release.compilation_metrics(dict(counter.stats()))
 
 
 def _hpu_reset_peak() -> None:
     import habana_frameworks.torch.hpu as hpu
 
     hpu.reset_peak_memory_stats()
-    if (compilation := _hpu_compilation()) is not None:
-        compilation.reset()
+    if (counter := _hpu_compilation_counter()) is not None:
+        counter.reset()
 
 
 def _hpu_read_peak() -> int:
@@ -209,12 +215,12 @@ def _cuda_record(body: Callable[[], Any], earlier: Any) -> tuple[Any, Any]:
     pool = None if earlier is None else earlier.pool()
     try:
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            found = body()
+            result = body()
     except BaseException:
-        # A recording that ends badly leaves its own stream behind as the current one.
+        # A capture that fails leaves its own stream behind as the current one.
         torch.cuda.set_stream(stream)
         raise
-    return graph, found
+    return graph, result
 
 
 DEVICES: dict[str, Device] = {
@@ -225,15 +231,15 @@ DEVICES: dict[str, Device] = {
         trainer_class=optimum_habana.trainer_class,
         arguments_class=optimum_habana.arguments_class,
         arguments=_hpu_arguments,
-        ignored=_no_names,
+        ignored_arguments=_no_names,
         trainer_arguments=_hpu_trainer_arguments,
         environment=_hpu_environment,
         reset_peak=_hpu_reset_peak,
         read_peak=_hpu_read_peak,
         synchronise=_hpu_synchronise,
         evaluation_inputs=optimum_habana.evaluation_inputs,
-        mend_trainer=_hpu_tell,
-        mend_checkpointing=optimum_habana.mend_lazy_checkpointing,
+        prepare_trainer=_hpu_log_settings,
+        repair_checkpointing=optimum_habana.repair_lazy_checkpointing,
         backend="hccl",
         fixed_shapes=True,
         free_reads=False,
@@ -247,15 +253,15 @@ DEVICES: dict[str, Device] = {
         arguments_class=_transformers_arguments,
         # transformers drops NaN losses from its log by default; a diverged trial must show.
         arguments=lambda config: {"logging_nan_inf_filter": False},
-        ignored=library_arguments.gaudi_only_arguments,
-        trainer_arguments=_none,
-        environment=_none,
+        ignored_arguments=library_arguments.gaudi_only_arguments,
+        trainer_arguments=_no_arguments,
+        environment=_no_arguments,
         reset_peak=_cuda_reset_peak,
         read_peak=_cuda_read_peak,
         synchronise=_cuda_synchronise,
-        evaluation_inputs=_none,
-        mend_trainer=_leave,
-        mend_checkpointing=_leave,
+        evaluation_inputs=_no_arguments,
+        prepare_trainer=_do_nothing,
+        repair_checkpointing=_do_nothing,
         backend="nccl",
         fixed_shapes=False,
         free_reads=False,
@@ -268,25 +274,25 @@ DEVICES: dict[str, Device] = {
         trainer_class=optimum_habana.trainer_class,
         arguments_class=optimum_habana.arguments_class,
         arguments=lambda config: optimum_habana.off_device_arguments(),
-        ignored=lambda: optimum_habana.DEVICE_ONLY,
+        ignored_arguments=lambda: optimum_habana.HPU_ONLY_ARGUMENTS,
         trainer_arguments=lambda config: {"gaudi_config": optimum_habana.gaudi_config({})},
         environment=_cpu_environment,
         reset_peak=peak_memory.reset_peak,
         read_peak=peak_memory.read_peak,
-        synchronise=_leave,
+        synchronise=_do_nothing,
         evaluation_inputs=optimum_habana.evaluation_inputs,
-        mend_trainer=optimum_habana.mend_trainer,
-        mend_checkpointing=optimum_habana.mend_checkpointing,
+        prepare_trainer=optimum_habana.restore_autocast,
+        repair_checkpointing=optimum_habana.repair_checkpointing,
         backend="gloo",
         fixed_shapes=False,
         free_reads=True,
     ),
 }
-"""In the order in which `auto` takes them."""
+"""By name, in the order in which `auto` tries them."""
 
 
-def pick(name: str) -> Device:
-    """The device called `name`; `auto` takes the first there is.
+def select_device(name: str) -> Device:
+    """The device called `name`; `auto` selects the first that this machine has.
 
     Raises:
         ValueError: this machine has no such device.
@@ -301,13 +307,13 @@ def pick(name: str) -> Device:
     return device
 
 
-def apply_environment(wanted: Mapping[str, str]) -> None:
-    """Set variables that nobody has set.
+def apply_environment(variables: Mapping[str, str]) -> None:
+    """Set environment variables that are not set yet.
 
     Raises:
-        ValueError: one is set to something else, which a running process cannot mend.
+        ValueError: one has another value, which is too late to change in a running process.
     """
-    for name, value in wanted.items():
+    for name, value in variables.items():
         if os.environ.setdefault(name, value) != value:
             raise ValueError(
                 f"{name} is {os.environ[name]!r} in the environment, this trial needs {value!r}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 GIB = 2**30
 
-CARDS: dict[str, float] = {"Gaudi 2": 96, "Gaudi 3": 128}
+CARD_GIB: dict[str, float] = {"Gaudi 2": 96, "Gaudi 3": 128}
 """GiB of the cards of each generation that optimum-habana 1.21 trains on."""
 MODELS: tuple[tuple[str, str], ...] = (
     (r"HL-?3\d\d|GAUDI ?3", "Gaudi 3"),
@@ -32,12 +32,12 @@ class Capacity:
     """Whether a smaller card may be in its place."""
 
 
-def generation(name: str) -> str | None:
+def card_generation(name: str) -> str | None:
     """The generation of a card by the name that its driver gives."""
     return next((card for rule, card in MODELS if re.search(rule, name, re.IGNORECASE)), None)
 
 
-def capacity(device: str, given_gib: float | None, here: bool) -> Capacity | None:
+def device_capacity(device: str, given_gib: float | None, here: bool) -> Capacity | None:
     """The memory of one device; None when nobody can know it.
 
     `given_gib` is the user's own word, `here` whether trials run on this machine.
@@ -46,7 +46,7 @@ def capacity(device: str, given_gib: float | None, here: bool) -> Capacity | Non
         return Capacity("resources.memory_per_device_gb", given_gib * GIB)
     if device == "hpu":
         card = _gaudi() if here else None
-        return Capacity(card or ASSUMED, CARDS[card or ASSUMED] * GIB, assumed=card is None)
+        return Capacity(card or ASSUMED, CARD_GIB[card or ASSUMED] * GIB, assumed=card is None)
     if not here:
         return None
     if device == "cuda":
@@ -60,7 +60,7 @@ def capacity(device: str, given_gib: float | None, here: bool) -> Capacity | Non
 def _gaudi() -> str | None:
     """The generation of this machine's Gaudi cards."""
     said = _ask("hl-smi", "-Q", "name", "-f", "csv,noheader")
-    return generation(said) if said else None
+    return card_generation(said) if said else None
 
 
 @cache

@@ -40,7 +40,7 @@ NETWORK = ("nfs", "nfs4", "cifs", "smb3", "lustre", "ceph", "beegfs", "gpfs", "f
 """File systems on which the cache's file locks cannot be relied on."""
 
 
-def environment(
+def process_environment(
     device: str,
     lazy: bool = False,
     study: Path | None = None,
@@ -66,11 +66,11 @@ def environment(
     return found
 
 
-def prepare(config: TrialConfig, folder: Path) -> None:
+def set_environment(config: TrialConfig, folder: Path) -> None:
     """Set what nobody has set, for a trial that is trained by hand from its folder."""
     study = folder.parent.parent if folder.parent.name == "trials" else folder
     lazy = bool(config.training.get("use_lazy_mode"))
-    wanted = environment(config.device, lazy, study, zero_stage=config.zero_stage)
+    wanted = process_environment(config.device, lazy, study, zero_stage=config.zero_stage)
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
 

@@ -1,4 +1,4 @@
-"""Which release of Gaudi's software is here, and which other versions belong to it. Torch-free.
+"""Which release of Gaudi's software is installed, and which versions belong to it. Torch-free.
 
 From optimum-habana's own release notes and requirements; nothing here has been run on a device.
 """
@@ -22,24 +22,24 @@ from trial.devices.detect import has_gaudi_software
 PLUGIN = "habana-torch-plugin"
 """The distribution behind `habana_frameworks`; its version is the software's."""
 IMAGE_OWN = ("torch", "deepspeed")
-"""Builds that belong to the image: an install must see them and never replace them."""
-MISSING = {
+"""Packages whose builds come with Gaudi's image; an install must use them and not replace them."""
+INSTALL_ADVICE = {
     "torch": "take Gaudi's PyTorch image, or its installer on a bare host",
     "deepspeed": "pip install git+https://github.com/HabanaAI/DeepSpeed.git@1.23.0, outside of the "
     "virtual environment",
 }
 STAND_IN = "stand-in"
-"""What the summary of a stand-in's distribution says of itself."""
+"""Text in the summary of the distribution that imitates Habana's software in tests."""
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """What goes with one release of the Gaudi software."""
+    """Versions that belong to one release of the Gaudi software."""
 
     packages: tuple[tuple[str, str], ...]
-    """Distributions with the versions that were made for it."""
+    """Distribution and version specifier, pairs."""
     deepspeed: str
-    """Tag of the DeepSpeed fork that its image brings."""
+    """Tag of Habana's DeepSpeed fork in its image."""
 
 
 RELEASES: dict[str, Release] = {
@@ -72,10 +72,10 @@ RELEASES: dict[str, Release] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What was found, and what is to be said of it; nothing when all belongs together."""
+class VersionCheck:
+    """The installed versions, and remarks on those that do not belong together."""
 
-    found: str
+    installed: str
     remarks: tuple[str, ...] = ()
 
 
@@ -85,36 +85,36 @@ def plugin_version() -> str | None:
 
 
 def is_stand_in() -> bool:
-    """Whether a stand-in for tests poses as Habana's software."""
+    """Whether the installed software is the imitation that tests use."""
     try:
         return STAND_IN in str(metadata.metadata(PLUGIN).json.get("summary", "")).lower()
     except metadata.PackageNotFoundError:
         return False
 
 
-def judge() -> Verdict:
-    """The release that is here, and what of the rest was not made for it."""
+def check_versions() -> VersionCheck:
+    """Hold the installed versions against those that belong to the Gaudi release."""
     software = plugin_version()
     wanted = RELEASES.get(_short(software)) if software else None
     names = [name for name, _ in RELEASES["1.24"].packages]
     versions = {name: _version(name) or "none" for name in (*names, "deepspeed", "torch")}
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
-    found = f"Gaudi software {software or 'of an unknown release'}, {listed}"
+    installed = f"Gaudi software {software or 'of an unknown release'}, {listed}"
     if is_stand_in():
-        found = f"{found} (a stand-in for tests: no device, and no figure of it is a Gaudi's)"
-    return Verdict(found, tuple(_remarks(software, wanted, versions)))
+        installed += " (a stand-in for tests: no device, and no figure of it is a Gaudi's)"
+    return VersionCheck(installed, tuple(_remarks(software, wanted, versions)))
 
 
 def image_problems() -> list[str]:
-    """What keeps torch and DeepSpeed on a Gaudi machine from being its own builds."""
-    found = []
+    """Why torch or DeepSpeed on a Gaudi machine is not the build of its image."""
+    problems = []
     for name in IMAGE_OWN if has_gaudi_software() and not is_stand_in() else ():
         spec = importlib.util.find_spec(name)
         if spec is None:
-            found.append(f"{name} is not installed: {MISSING[name]}")
+            problems.append(f"{name} is not installed: {INSTALL_ADVICE[name]}")
         elif sys.prefix != sys.base_prefix and (spec.origin or "").startswith(sys.prefix):
-            found.append(f"{name} is in this virtual environment, and hides the one for Gaudi")
-    return found
+            problems.append(f"{name} is in this virtual environment, and hides the one for Gaudi")
+    return problems
 
 
 def _remarks(
@@ -157,8 +157,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def settings(config: TrialConfig, adapter: str, base: str) -> list[str]:
-    """What a trial on HPU says of its settings in its log; `adapter` and `base` are types."""
+def settings_lines(config: TrialConfig, adapter: str, base: str) -> list[str]:
+    """The settings of a trial on HPU as log lines; `adapter` and `base` are names of dtypes."""
     lazy = os.environ.get("PT_HPU_LAZY_MODE", "unset")
     mode = {"0": "eager", "1": "lazy"}.get(lazy, "unknown")
     cache = os.environ.get("PT_HPU_RECIPE_CACHE_CONFIG", "")
@@ -167,30 +167,31 @@ def settings(config: TrialConfig, adapter: str, base: str) -> list[str]:
     gaudi = config.gaudi_config if inline else f"{config.gaudi_config} (folder or hub id)"
     attention = config.model.attn_implementation or "as the model has it"
     checkpointing = "on" if config.training.get("gradient_checkpointing") else "off"
-    verdict = judge()
+    check = check_versions()
     return [
-        verdict.found,
-        *(f"warning: {remark}" for remark in verdict.remarks),
-        f"PT_HPU_LAZY_MODE={lazy} ({mode}); compiled graphs {_kept(cache)}",
+        check.installed,
+        *(f"warning: {remark}" for remark in check.remarks),
+        f"PT_HPU_LAZY_MODE={lazy} ({mode}); compiled graphs {_cache_text(cache)}",
         f"base weights {base}, adapter {adapter}, {autocast}; GaudiConfig {gaudi}",
         f"attention {attention}; gradient checkpointing {checkpointing}",
     ]
 
 
-def _kept(cache: str) -> str:
+def _cache_text(cache: str) -> str:
     folder = cache.partition(",")[0]
     return f"are kept in {folder}" if folder else "are not kept"
 
 
-def types_of(parameters: Iterable[Any]) -> str:
-    """The types of tensors in words, each once."""
+def dtype_names(parameters: Iterable[Any]) -> str:
+    """The dtypes of tensors, each once: `bfloat16 and float32`."""
     return " and ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in parameters}))
 
 
-def compilation(stats: Mapping[str, float]) -> dict[str, float]:
-    """Metrics of a trial from the bridge's count of compiled graphs.
+def compilation_metrics(stats: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of a trial from the statistics of Habana's `graph_compilation` counter.
 
-    Its time is taken for microseconds, as its documentation's examples read; not seen on a device.
+    `TotalTime` is read as microseconds, from the examples of its documentation; not seen on a
+    device.
     """
     return {
         "graph_compilations": float(stats.get("TotalNumber", 0)),
@@ -200,5 +201,5 @@ def compilation(stats: Mapping[str, float]) -> dict[str, float]:
 
 if __name__ == "__main__":
     # `make install` ends with this on a Gaudi machine.
-    print(judge().found)
+    print(check_versions().installed)
     sys.exit("\n".join(image_problems()) or 0)

@@ -1,7 +1,8 @@
-"""The one door to optimum-habana, and what lets its GaudiTrainer train without a Gaudi.
+"""The only module that imports optimum-habana, and what lets its GaudiTrainer run on a CPU.
 
-Off the device, and only there, eight assumptions of optimum-habana 1.21 are mended; each mend has
-its reason beside it. Where `habana_frameworks` can be imported nothing is mended.
+optimum-habana 1.21 assumes a Gaudi in several places. Where `habana_frameworks` is not installed
+they are patched here, each with its reason beside it; where it is installed they are left alone.
+`tests/test_trial/devices/test_optimum_habana_internals.py` names what an upgrade has removed.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ FLASH_FLAGS = (
     "flash_attention_recompute",
     "flash_attention_causal_mask",
 )
-"""What `adapt_transformers_to_gaudi` adds to every generation configuration."""
+"""Flags that optimum-habana's `adapt_transformers_to_gaudi` adds to generation configurations."""
 
-FUSED = "gaudi_fused_sdpa"
-"""`attn_implementation` of attention as one kernel."""
+FUSED_SDPA = "gaudi_fused_sdpa"
+"""`attn_implementation` of Habana's fused scaled-dot-product attention."""
 
-PUBLISHED: dict[str, dict[str, Any]] = {
+PUBLISHED_CONFIGS: dict[str, dict[str, Any]] = {
     "Habana/llama": {
         "use_fused_adam": True,
         "use_fused_clip_norm": True,
         "use_torch_autocast": True,
     },
 }
-"""What the hub holds under names that configurations use, so that a trial needs no network."""
+"""GaudiConfigs of the hub by id, for ids that configurations use: no network is needed for them."""
 
-DEVICE_ONLY = frozenset(
+HPU_ONLY_ARGUMENTS = frozenset(
     {
         "use_lazy_mode",
         "gaudi_config_name",
@@ -54,15 +55,16 @@ DEVICE_ONLY = frozenset(
         "fp8",
     }
 )
-"""Arguments that speed a Gaudi up and that GaudiTrainingArguments refuses or ignores elsewhere."""
+"""Arguments for a Gaudi alone, which GaudiTrainingArguments refuses or ignores elsewhere."""
 
 
 @cache
-def enter() -> None:
+def make_importable() -> None:
     """Make `optimum.habana` importable without running its `__init__`.
 
-    That file imports diffusion and sentence-embedding trainers, which no sweep needs, and runs
-    `pip list` for a version that is missing off the device (IndexError) and on it only logged.
+    Its `__init__` imports diffusion and sentence-embedding trainers, which no sweep needs, and runs
+    `pip list` for a version that is not there without a Gaudi (IndexError) and only logged with
+    one.
     """
     if "optimum.habana" in sys.modules:
         return
@@ -80,20 +82,20 @@ def enter() -> None:
 
 @cache
 def trainer_class() -> type[Any]:
-    """`GaudiTrainer`, mended where there is no Gaudi."""
-    enter()
+    """`GaudiTrainer`, patched where there is no Gaudi."""
+    make_importable()
     from optimum.habana.transformers import trainer
 
     _torch_checkpoint()
     if not has_gaudi_software():
-        _mend(trainer)
+        _patch_trainer_module(trainer)
     return trainer.GaudiTrainer
 
 
 @cache
 def arguments_class() -> type[Any]:
-    """`GaudiTrainingArguments`; off the device a subclass that lets DeepSpeed in."""
-    enter()
+    """`GaudiTrainingArguments`; without a Gaudi a subclass that allows DeepSpeed."""
+    make_importable()
     from optimum.habana.transformers.training_args import GaudiTrainingArguments
 
     return (
@@ -104,7 +106,7 @@ def arguments_class() -> type[Any]:
 
 
 def off_device_arguments() -> dict[str, Any]:
-    """Keyword arguments without which the arguments refuse to exist off the device."""
+    """Values that `GaudiTrainingArguments` must be given on a CPU."""
     return {
         "use_habana": False,
         "use_cpu": True,
@@ -116,10 +118,10 @@ def off_device_arguments() -> dict[str, Any]:
 
 
 def gaudi_config(content: str | dict[str, Any]) -> Any:
-    """The `GaudiConfig`; a mapping or a known name needs no hub, any other name is asked there."""
+    """The `GaudiConfig` of a mapping, an id of `PUBLISHED_CONFIGS`, a folder, or a hub id."""
     if isinstance(content, str):
-        content = PUBLISHED.get(content, content)
-    enter()
+        content = PUBLISHED_CONFIGS.get(content, content)
+    make_importable()
     from optimum.habana.transformers.gaudi_configuration import GaudiConfig
 
     return (
@@ -128,22 +130,22 @@ def gaudi_config(content: str | dict[str, Any]) -> Any:
 
 
 def evaluation_inputs(trainer: Any) -> dict[str, Any]:
-    """Inputs that GaudiTrainer adds to every training batch, for our own evaluation loop."""
-    enter()
+    """Keyword arguments of the model that GaudiTrainer adds to every training batch."""
+    make_importable()
     from optimum.habana.transformers.trainer import _get_input_update_settings
 
-    _, extra = _get_input_update_settings(trainer.model, lazy_mode=trainer.args.use_lazy_mode)
-    return extra
+    _, inputs = _get_input_update_settings(trainer.model, lazy_mode=trainer.args.use_lazy_mode)
+    return inputs
 
 
 def mark_step() -> None:
-    """Let a Gaudi in lazy mode run what it has been given; elsewhere nothing waits for that."""
+    """Start the operations that lazy mode has accumulated; no effect without Habana's software."""
     if (core := sys.modules.get("habana_frameworks.torch.core")) is not None:
         core.mark_step()
 
 
-def mend_model(model: Any) -> None:
-    """Give the generation configuration the flags that GaudiTrainer reads unasked."""
+def add_missing_generation_flags(model: Any) -> None:
+    """Add the flags that GaudiTrainer reads from a generation configuration, without a Gaudi."""
     generation = getattr(model, "generation_config", None)
     if generation is None or has_gaudi_software():
         return
@@ -152,39 +154,39 @@ def mend_model(model: Any) -> None:
             setattr(generation, flag, False)
 
 
-def fuse_attention(model: Any, config: TrialConfig) -> None:
-    """Turn fused attention on in models that go by their generation configuration.
+def enable_fused_attention(model: Any, config: TrialConfig) -> None:
+    """Turn fused attention on in models that read it from their generation configuration.
 
-    optimum-habana's Llama, Qwen2, Gemma and their like never read `attn_implementation`, and fall
-    back to attention that keeps a matrix of all pairs of tokens.
+    optimum-habana's Llama, Qwen2 and Gemma models, among others, do not read `attn_implementation`;
+    without the flag they compute the whole matrix of attention weights, [tokens, tokens].
     """
     generation = getattr(model, "generation_config", None)
-    if generation is None or config.model.attn_implementation != FUSED:
+    if generation is None or config.model.attn_implementation != FUSED_SDPA:
         return
     generation.use_flash_attention = True
     for flag in ("flash_attention_recompute", "flash_attention_causal_mask"):
         setattr(generation, flag, bool(config.training.get(flag)))
 
 
-def mend_trainer(trainer: Any, config: TrialConfig) -> None:
-    """Turn bf16 autocast on again: GaudiTrainer notes it before its base class clears the note."""
+def restore_autocast(trainer: Any, config: TrialConfig) -> None:
+    """Turn bf16 autocast on again: GaudiTrainer sets the flag before its base class resets it."""
     trainer.use_cpu_amp = bool(config.training.get("bf16")) and config.zero_stage is None
 
 
-def mend_checkpointing(trainer: Any) -> None:
-    """Give DeepSpeed trials torch's checkpointing back.
+def repair_checkpointing(trainer: Any) -> None:
+    """Restore torch's gradient checkpointing in a DeepSpeed trial.
 
-    GaudiTrainer replaces it, for the whole process, by one that returns a tuple for a tensor.
+    GaudiTrainer replaces it in the whole process by a function that returns a tuple for a tensor.
     """
     if trainer.args.gradient_checkpointing and trainer.args.deepspeed:
         _restore_checkpoint(trainer, trainer.args.gradient_checkpointing_kwargs)
 
 
-def mend_lazy_checkpointing(trainer: Any) -> None:
-    """Give lazy trials torch's checkpointing where optimum-habana's copy of it is too old.
+def repair_lazy_checkpointing(trainer: Any) -> None:
+    """Restore torch's gradient checkpointing in lazy trials where optimum-habana's is too old.
 
-    Its copy calls a function of torch by position, and torch has since put `early_stop` in front of
-    the model's own arguments: each would take the place of the one before it.
+    The copy calls a function of torch with positional arguments, and torch has since inserted
+    `early_stop` before the model's own: each argument would arrive one place too early.
     """
     import inspect
 
@@ -214,12 +216,12 @@ def _torch_checkpoint() -> Any:
     return torch.utils.checkpoint.checkpoint
 
 
-def _mend(trainer: Any) -> None:
+def _patch_trainer_module(trainer: Any) -> None:
     from transformers.integrations.deepspeed import deepspeed_init
 
-    # `log` reads the HPU's memory at every entry, through habana_frameworks.
+    # `GaudiTrainer.log` reads the HPU's memory at every entry, through habana_frameworks.
     trainer.get_hpu_memory_stats = lambda device=None: {}
-    # Its own moves the model to the literal device "hpu"; transformers' leaves it where it is.
+    # optimum-habana's moves the model to the literal device "hpu"; transformers' does not move it.
     trainer.deepspeed_init = deepspeed_init
 
 
@@ -227,20 +229,20 @@ def _off_device_arguments(base: type[Any]) -> type[Any]:
     import torch
 
     class OffDeviceArguments(base):  # type: ignore[misc]
-        """GaudiTrainingArguments that pose as an HPU's while their DeepSpeed check runs."""
+        """GaudiTrainingArguments whose device reads as `hpu` during their DeepSpeed check."""
 
         def __post_init__(self) -> None:
-            self._posing = bool(self.deepspeed)
+            self._report_hpu = bool(self.deepspeed)
             try:
                 super().__post_init__()
             finally:
-                self._posing = False
+                self._report_hpu = False
 
         @property
         def device(self) -> Any:
             device = super().device
-            # "This version of DeepSpeed must be run on HPUs" looks at nothing but this.
-            return torch.device("hpu") if getattr(self, "_posing", False) else device
+            # The check "This version of DeepSpeed must be run on HPUs" reads this property alone.
+            return torch.device("hpu") if getattr(self, "_report_hpu", False) else device
 
     OffDeviceArguments.__name__ = base.__name__
     OffDeviceArguments.__qualname__ = base.__qualname__

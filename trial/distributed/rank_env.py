@@ -1,4 +1,4 @@
-"""What a rank finds and leaves in its process: its number, and what DeepSpeed needs around it."""
+"""Environment and global state of a rank's process: rank variables, DeepSpeed, accelerate."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ ONE_RANK = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "1
 
 
 def world_size() -> int:
-    """How many ranks train together."""
+    """Number of ranks of the trial."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """Which of them this process is; 0 decides and writes."""
+    """Number of this process's rank; rank 0 decides and writes."""
     return int(os.environ.get("RANK", "0"))
 
 
 def free_port() -> int:
-    """A port nobody listens on now."""
+    """A TCP port of the loopback interface that is free now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 @contextmanager
-def environment(deepspeed: bool) -> Iterator[None]:
-    """Rank variables for a DeepSpeed trial, unless a launcher has set them; restored afterwards.
+def rank_variables(deepspeed: bool) -> Iterator[None]:
+    """Set rank variables for a DeepSpeed trial, unless a launcher has, and remove them afterwards.
 
-    accelerate's own variables are removed in any case: one left behind makes the next trial a
-    DeepSpeed one without a word.
+    accelerate's variables are removed before and after: one left behind would silently turn the
+    next trial into a DeepSpeed trial.
     """
     before = dict(os.environ)
-    _forget_accelerate()
+    _remove_accelerate_variables()
     if deepspeed and "RANK" not in os.environ:
         os.environ.update(ONE_RANK, MASTER_PORT=str(free_port()))
     try:
         yield
     finally:
-        _forget_accelerate()
+        _remove_accelerate_variables()
         for name in {*ONE_RANK, "MASTER_PORT"} - set(before):
             os.environ.pop(name, None)
 
 
-def without_compiled_operators(device: str) -> None:
-    """Keep DeepSpeed from compiling its shared-memory communication, which one rank never uses."""
+def skip_deepspeed_shm_build(device: str) -> None:
+    """On a CPU, keep DeepSpeed from compiling its shared-memory communication operator."""
     if device != "cpu":
         return
     import deepspeed.ops
@@ -56,10 +56,11 @@ def without_compiled_operators(device: str) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def introduce(backend: str) -> None:
-    """Let DeepSpeed know of the other ranks before the model is loaded.
+def init_deepspeed_comm(backend: str) -> None:
+    """Initialise DeepSpeed's communication before the model is loaded.
 
-    It is told by its engine, and stage 3 asks earlier: it would partition for one rank.
+    Its engine would do so later, and ZeRO stage 3 partitions the weights as they are loaded: before
+    the initialisation it would partition for one rank.
     """
     from deepspeed import comm
 
@@ -67,15 +68,15 @@ def introduce(backend: str) -> None:
         comm.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
-def put_away(trainer: Any | None) -> None:
-    """Undo what a trainer leaves in the process: engine, accelerate's state, ZeRO's marks."""
+def tear_down(trainer: Any | None) -> None:
+    """Remove a trainer's global state: DeepSpeed's engine, accelerate's state, ZeRO's settings."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     if trainer is not None:
         engine = getattr(trainer, "deepspeed", None)
         if engine is not None:
-            # A half-built engine has nothing to destroy; the trial's own error matters more.
+            # An engine whose construction failed cannot be destroyed; the trial's error matters.
             with suppress(Exception):
                 engine.destroy()
         with suppress(Exception):
@@ -84,9 +85,9 @@ def put_away(trainer: Any | None) -> None:
     GradientState._reset_state()
     PartialState._reset_state()
     unset_hf_deepspeed_config()
-    _forget_accelerate()
+    _remove_accelerate_variables()
 
 
-def _forget_accelerate() -> None:
+def _remove_accelerate_variables() -> None:
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
         del os.environ[name]

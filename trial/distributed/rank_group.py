@@ -1,10 +1,10 @@
-"""Several ranks that train one trial: what the first decides, all do at the same step.
+"""Messages between the ranks that train one trial, and what a rank may write.
 
-Ranks speak through the store that torch.distributed meets in, not through collectives: a word costs
-a tenth of a millisecond and never waits for a device. Rank 0 alone writes the trial's folder. What
-goes wrong on one rank can be told instead of a word (`together`): then it goes wrong on all.
+Ranks exchange JSON through a `TCPStore` of torch.distributed, not through collectives: a message
+takes a tenth of a millisecond and never waits for a device. Rank 0 alone writes the trial's folder.
+A failure on one rank can be sent in place of a value (`run_on_all`); then every rank fails.
 
-Loads torch only when a gang of more than one rank joins.
+Torch is loaded only when a group of more than one rank is formed.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from trial.store.folders import TrialFolder
 from trial.store.records import Attempt, Evaluation, Result, TrainLog
 
 LISTENER = "GAUDI_SWEEP_LISTENER"
-"""Number of an open socket that listens at MASTER_PORT, so that nobody takes the port meanwhile."""
+"""Variable with the descriptor of a socket that listens at MASTER_PORT, which reserves the port."""
 
-PATIENCE = timedelta(minutes=30)
-"""How long a rank waits for the others; torch.distributed's own measure."""
+TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for the others: the default of torch.distributed."""
 
 PEER_SIGNS = (
     "closed by peer",
@@ -39,101 +39,113 @@ PEER_SIGNS = (
     "hccl",
     "timed out after",
 )
-"""Text, lower case, of errors that speak of another rank's end."""
+"""Text, lower case, of errors by which a backend reports that another rank has ended."""
 
-_generations = itertools.count()
-"""Every gang of a process has keys of its own in the store, which outlives it."""
+_groups = itertools.count()
+"""Number of the next group of this process: its keys in the store, which outlives a group."""
 
 T = TypeVar("T")
 
 
 class PeerLost(RuntimeError):  # noqa: N818 (what happened; the trial itself has not failed)
-    """Another rank is gone; why, only whoever started the ranks can tell."""
+    """Another rank has ended; only the process that started the ranks can tell why."""
 
 
-class TakenOver(PeerLost):
-    """Another process has taken the trial up; this one, cut off perhaps, must write no more."""
+class TrialTakenOver(PeerLost):
+    """Another process has started the trial anew; this one must not write to its folder."""
 
 
 class RankGroup:
-    """The ranks of one trial as one of them sees the others; alone, it costs nothing."""
+    """The ranks that train one trial, as one of them sees the others.
+
+    With a single rank every method returns at once.
+
+    Args:
+        rank: Number of this rank.
+        size: Number of ranks.
+        store: A `torch.distributed.Store` that all ranks share; None with one rank.
+    """
 
     def __init__(self, rank: int = 0, size: int = 1, store: Any = None) -> None:
         self.rank = rank
         self.size = size
         self._store = store
-        self._turn = 0
-        self._told: BaseException | None = None
+        self._round = 0
+        self._sent_error: BaseException | None = None
 
-    def all_gather(self, value: Any, *, patient: bool = False) -> list[Any]:
-        """Everybody's value, a JSON one, in the order of ranks. Every rank must call this.
+    def all_gather(self, value: Any, *, no_timeout: bool = False) -> list[Any]:
+        """All-gather: every rank's JSON value, indexed by rank. Every rank must call this.
 
-        Waits for half an hour; without end if `patient`, as long as the first rank lives.
+        Args:
+            value: This rank's value, of types that JSON knows.
+            no_timeout: Wait as long as rank 0 lives, not for `TIMEOUT` only.
 
         Raises:
-            PeerFailed: another rank had a failure to tell instead.
+            PeerFailed: another rank has sent a failure in place of its value.
         """
         if self.size == 1:
             return [value]
-        said = self._speak({"value": value}, patient)
-        for rank, word in enumerate(said):
-            if "failed" in word:
-                raise failure_kinds.PeerFailed(rank, *word["failed"])
-        return [word["value"] for word in said]
+        messages = self._exchange({"value": value}, no_timeout)
+        for rank, message in enumerate(messages):
+            if "failed" in message:
+                raise failure_kinds.PeerFailed(rank, *message["failed"])
+        return [message["value"] for message in messages]
 
-    def broadcast(self, value: Any, *, patient: bool = False) -> Any:
-        """What rank 0 says."""
-        return self.all_gather(value, patient=patient)[0]
+    def broadcast(self, value: Any, *, no_timeout: bool = False) -> Any:
+        """Rank 0's JSON value, on every rank; arguments and errors as in `all_gather`."""
+        return self.all_gather(value, no_timeout=no_timeout)[0]
 
     def run_on_all(self, act: Callable[[], T]) -> T:
-        """Do something on every rank; where it fails on one, it fails on all.
+        """Call a function on every rank; if it raises on one rank, every rank raises.
 
-        Nothing in it may fail between an exchange and a collective: the others wait there.
+        The function must not raise between a message and a collective: the other ranks would wait
+        in the collective.
 
         Raises:
-            PeerFailed: it has failed on another rank.
-            PeerLost: another rank is gone.
+            PeerFailed: the function has raised on another rank.
+            PeerLost: another rank has ended.
         """
         if self.size == 1:
             return act()
         try:
-            done = act()
+            returned = act()
         except Exception as error:
-            self._tell(error)
+            self._send_error(error)
             raise
         self.all_gather(None)
-        return done
+        return returned
 
-    def part(self) -> None:
-        """Say goodbye: the first rank, whose process may hold the store, goes last."""
+    def close(self) -> None:
+        """End the group. Rank 0, whose process may hold the store, returns last."""
         if self.rank:
             self._store.set(f"bye/{self.rank}", "")
         elif self.size > 1:
             self._store.wait([f"bye/{rank}" for rank in range(1, self.size)])
 
-    def _tell(self, error: Exception) -> None:
-        """Say what went wrong here, unless all have heard of it."""
-        if error is self._told or isinstance(error, failure_kinds.PeerFailed):
+    def _send_error(self, error: Exception) -> None:
+        """Send an exception to the other ranks, unless they know it already."""
+        if error is self._sent_error or isinstance(error, failure_kinds.PeerFailed):
             return
         if is_peer_loss(error):
             raise PeerLost(failure_kinds.cause_of(error, None).message) from error
-        self._told = error
+        self._sent_error = error
         cause = failure_kinds.cause_of(error, None)
-        self._speak({"failed": [type(error).__name__, cause.kind, cause.message]}, False)
+        self._exchange({"failed": [type(error).__name__, cause.kind, cause.message]}, False)
 
-    def _speak(self, word: dict[str, Any], patient: bool) -> list[dict[str, Any]]:
-        self._turn += 1
-        # All had spoken the last time, so all have heard what was said before that.
-        self._store.delete_key(f"{self._turn - 2}/{self.rank}")
-        self._store.set(f"{self._turn}/{self.rank}", json.dumps(word))
-        keys = [f"{self._turn}/{rank}" for rank in range(self.size)]
-        while patient and not self._there(keys):
+    def _exchange(self, message: dict[str, Any], no_timeout: bool) -> list[dict[str, Any]]:
+        """Send a message and return every rank's message of this round."""
+        self._round += 1
+        # Every rank has sent its message of the last round, so has read those of the one before.
+        self._store.delete_key(f"{self._round - 2}/{self.rank}")
+        self._store.set(f"{self._round}/{self.rank}", json.dumps(message))
+        keys = [f"{self._round}/{rank}" for rank in range(self.size)]
+        while no_timeout and not self._wait_for(keys):
             pass
-        # Nothing after this: the first rank, and the store with it, may be gone in a moment.
+        # Nothing after this: rank 0, and the store with it, may end at any moment.
         return [json.loads(text) for text in self._store.multi_get(keys)]
 
-    def _there(self, keys: list[str]) -> bool:
-        """Wait until all have spoken; False when that took too long for one wait."""
+    def _wait_for(self, keys: list[str]) -> bool:
+        """Wait until all keys are set; False when the store's timeout has passed."""
         from torch.distributed import DistStoreError
 
         try:
@@ -145,8 +157,8 @@ class RankGroup:
         return True
 
 
-def join() -> RankGroup:
-    """The gang that the environment tells of (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
+def connect() -> RankGroup:
+    """The group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT of the environment describe."""
     size = rank_env.world_size()
     if size == 1:
         return RankGroup()
@@ -154,73 +166,76 @@ def join() -> RankGroup:
 
     rank = rank_env.rank()
     # torchrun's agent holds the store itself.
-    serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     listener = os.environ.pop(LISTENER, None)
     store = TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         size,
-        serves,
-        timeout=PATIENCE,
+        is_master,
+        timeout=TIMEOUT,
         wait_for_workers=False,
-        # torch.distributed opens the same one again in a moment.
+        # torch.distributed opens the same store again for its process group.
         multi_tenant=True,
-        master_listen_fd=int(listener) if listener and serves else None,
+        master_listen_fd=int(listener) if listener and is_master else None,
     )
-    # torchrun keeps its store when it starts ranks anew.
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return RankGroup(rank, size, PrefixStore(f"gaudi-sweep/{start}/{next(_generations)}", store))
+    # torchrun keeps its store when it restarts the ranks.
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return RankGroup(rank, size, PrefixStore(f"gaudi-sweep/{restart}/{next(_groups)}", store))
 
 
 def is_peer_loss(error: BaseException) -> bool:
-    """Whether an exception only says that another rank has gone."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
+    """Whether an exception only reports that another rank has ended."""
+    classes = {cls.__name__ for cls in type(error).__mro__}
     text = str(error).lower()
-    return "DistError" in kinds or any(sign in text for sign in PEER_SIGNS)
+    return "DistError" in classes or any(sign in text for sign in PEER_SIGNS)
 
 
 class ReadOnlyTrialFolder(TrialFolder):
-    """A trial folder as ranks other than the first have it: to read, and with a log of its own."""
+    """The trial folder of a rank other than 0: it can be read, and has a log of its own."""
 
     def __init__(self, folder: TrialFolder, rank: int) -> None:
         super().__init__(folder.path)
         self.log = self.path / f"train.rank{rank}.log"
 
     def append(self, line: Evaluation | TrainLog) -> None:
-        """Rank 0 writes."""
+        """Does nothing: rank 0 writes."""
 
     def append_attempt(self, attempt: Attempt) -> None:
-        """Rank 0 writes."""
+        """Does nothing: rank 0 writes."""
 
     def write_result(self, result: Result) -> None:
-        """Rank 0 writes."""
+        """Does nothing: rank 0 writes."""
 
 
 def folder_of_rank(folder: TrialFolder) -> TrialFolder:
-    """The folder as this rank may use it."""
+    """The folder as this process may use it: for reading only unless its rank is 0."""
     rank = rank_env.rank()
     return ReadOnlyTrialFolder(folder, rank) if rank else folder
 
 
-def rank_environment(rank: int, homes: Sequence[str], address: str, port: int) -> dict[str, str]:
-    """What torch.distributed reads: `homes` names the machine of every rank, in their order.
+def rank_environment(rank: int, hosts: Sequence[str], address: str, port: int) -> dict[str, str]:
+    """The variables that torch.distributed reads in one rank's process.
 
-    `address` and `port` are where rank 0 listens. On one machine all stays on the loopback
-    interface.
+    Args:
+        rank: Number of the rank.
+        hosts: The host of every rank, indexed by rank. On a single host all communication goes
+            through the loopback interface.
+        address: Where rank 0 listens.
+        port: Where rank 0 listens.
     """
-    here = [other for other, home in enumerate(homes) if home == homes[rank]]
-    alone = len(here) == len(homes)
+    local = [other for other, host in enumerate(hosts) if host == hosts[rank]]
     variables = {
         "RANK": str(rank),
-        "LOCAL_RANK": str(here.index(rank)),
-        "WORLD_SIZE": str(len(homes)),
-        "LOCAL_WORLD_SIZE": str(len(here)),
+        "LOCAL_RANK": str(local.index(rank)),
+        "WORLD_SIZE": str(len(hosts)),
+        "LOCAL_WORLD_SIZE": str(len(local)),
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
     }
-    return variables | (interfaces("lo") if alone else {})
+    return variables | (socket_interface("lo") if len(local) == len(hosts) else {})
 
 
-def interfaces(name: str) -> dict[str, str]:
-    """Let every backend speak through one network interface."""
+def socket_interface(name: str) -> dict[str, str]:
+    """Variables that make every backend communicate through one network interface."""
     return {f"{backend}_SOCKET_IFNAME": name for backend in ("GLOO", "NCCL", "HCCL")}

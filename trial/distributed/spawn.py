@@ -1,7 +1,7 @@
-"""Several ranks of one trial as plain processes here: `python -m trial DIR --world-size 2`.
+"""Start the ranks of one trial as processes of this machine: `python -m trial DIR --world-size 2`.
 
-The ranks are a session of their own. Signals go to rank 0, which tells the others; when one rank
-ends badly the rest are ended; when this process dies so do they.
+Each rank has a session of its own. Signals are passed to rank 0, which informs the others. When one
+rank fails the others are killed after a grace period, and when this process dies they die too.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from contextlib import contextmanager
 from trial.distributed.rank_group import LISTENER, rank_environment
 
 PARENT = "GAUDI_SWEEP_PARENT"
-GRACE = 10.0
-"""Seconds that the other ranks get to end by themselves once one has ended badly."""
-GOOD = (0, 130)
-"""Exit codes of a rank that is done, or interrupted at a checkpoint."""
+GRACE_SECONDS = 10.0
+"""How long the other ranks may go on by themselves once one has failed."""
+SUCCESS_CODES = (0, 130)
+"""Exit codes of a rank that has finished, or was interrupted at a checkpoint."""
 PR_SET_PDEATHSIG = 1
 
 
 def spawn(command: Sequence[str], size: int) -> int:
-    """Run `command` as every rank of `size`; returns rank 0's exit code, or the first bad one."""
+    """Run `command` as `size` ranks; returns the first failure's exit code, else rank 0's."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         started = [_start(command, rank, size, listener) for rank in range(size)]
     try:
@@ -40,8 +40,8 @@ def spawn(command: Sequence[str], size: int) -> int:
             process.wait()
 
 
-def run_one(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a process that gets our signals and never outlives us; returns its exit code."""
+def run_process(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a process that receives our signals and dies with us; returns its exit code."""
     variables = {**environment, PARENT: str(os.getpid())}
     process = subprocess.Popen(command, env=variables, start_new_session=True)
     try:
@@ -58,7 +58,7 @@ def _start(
     port = int(listener.getsockname()[1])
     variables = rank_environment(rank, ["here"] * size, "127.0.0.1", port)
     environment = {**os.environ, **variables, PARENT: str(os.getpid())}
-    # Every rank would take all cores, and wait for the others to leave them.
+    # By default every rank would start a thread on each core.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
     sockets = [listener.fileno()] if rank == 0 else []
     if sockets:
@@ -78,27 +78,27 @@ def _signals_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def _wait(started: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Wait for all, or a little longer than for the first that ends badly."""
+    """Wait for all processes, or until `GRACE_SECONDS` after the first failure."""
     handles = {os.pidfd_open(process.pid): process for process in started}
     deadline: float | None = None
-    bad: int | None = None
+    failed: int | None = None
     while handles and (deadline is None or time.monotonic() < deadline):
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         for handle in select.select(list(handles), [], [], left)[0]:
             os.close(handle)
             process = handles.pop(handle)
-            ended = process.wait()
-            if ended not in GOOD and bad is None:
-                bad, deadline = ended, time.monotonic() + GRACE
-                print(f"rank {started.index(process)} ended with code {ended}", file=sys.stderr)
+            code = process.wait()
+            if code not in SUCCESS_CODES and failed is None:
+                failed, deadline = code, time.monotonic() + GRACE_SECONDS
+                print(f"rank {started.index(process)} ended with code {code}", file=sys.stderr)
     for handle in handles:
         os.close(handle)
     first = started[0].poll()
-    return int(first or 0) if bad is None else bad
+    return int(first or 0) if failed is None else failed
 
 
 def end_with_parent() -> None:
-    """In a rank that `spawn` started: never outlive the process that did."""
+    """In a process that `spawn` or `run_process` started: die when the process that did dies."""
     parent = os.environ.pop(PARENT, None)
     if parent is None:
         return

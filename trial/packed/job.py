@@ -6,7 +6,7 @@ Every trial keeps its own data order, dropout, clipping, schedule, evaluations, 
 Trials that end make room for the next at once; the others never notice.
 
 Several ranks train the same slots, each its part of every trial's rows: all do the same at the same
-turn, and what fails on one fails on all (`RankGroup.together`).
+turn, and what fails on one fails on all (`RankGroup.run_on_all`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from trial.distributed import rank_env
 from trial.distributed.rank_group import (
     PeerLost,
     RankGroup,
-    TakenOver,
+    TrialTakenOver,
+    connect,
     folder_of_rank,
     is_peer_loss,
-    join,
 )
 from trial.model.dropout_hash import row_key
 from trial.model.load import model_hash
@@ -42,7 +42,7 @@ from trial.store import failure_kinds
 from trial.store.control import Control, NullControl, StopReason
 from trial.store.disk_full import DiskFullError, refuse_if_full
 from trial.store.folders import TrialFolder
-from trial.store.phase_timer import ShareClock
+from trial.store.phase_timer import SharedPhaseTimer
 from trial.store.records import Result
 from trial.training.attempt import record_attempt, restore_run_state, save_result_weights
 from trial.training.context import AttemptContext
@@ -89,14 +89,14 @@ class PackedJob:
             PeerLost: another rank is gone.
         """
         try:
-            with rank_env.environment(deepspeed=False):
-                self.rank_group = join()
+            with rank_env.rank_variables(deepspeed=False):
+                self.rank_group = connect()
                 while self._fill():
                     if not self._crowd:
                         self._turn()
                     if self._crowd:
                         self._shrink()
-                self.rank_group.part()
+                self.rank_group.close()
         except Exception as error:
             self.process_cache.reusable = False
             if _is_loss(error) or (self.rank_group.size > 1 and is_peer_loss(error)):
@@ -120,7 +120,7 @@ class PackedJob:
     def _next(self) -> PackedTrial | None:
         """The next trial: the first rank asks for it, the others hear where it lies."""
         trial = None if self.rank_group.rank else self.source.next(wait=not self.busy)
-        path = self.rank_group.broadcast(str(trial.folder.path) if trial else None, patient=True)
+        path = self.rank_group.broadcast(str(trial.folder.path) if trial else None, no_timeout=True)
         if path is None or trial is not None:
             return trial
         return PackedTrial(folder_of_rank(TrialFolder(path)), NullControl())
@@ -129,7 +129,7 @@ class PackedJob:
         if (result := trial.folder.read_result()) is not None:
             self.source.ended(trial, result)
             return
-        clock, config = ShareClock(), trial.folder.read_config()
+        clock, config = SharedPhaseTimer(), trial.folder.read_config()
         session = AttemptContext(
             trial.folder, config, trial.control, self.process_cache, clock, self.rank_group
         )
@@ -159,7 +159,7 @@ class PackedJob:
             self.source.sized(self._floor.slots)
         return self._floor
 
-    def _load(self, trial: PackedTrial, session: AttemptContext, clock: ShareClock) -> Slot:
+    def _load(self, trial: PackedTrial, session: AttemptContext, clock: SharedPhaseTimer) -> Slot:
         config = session.config
         floor = self._open(config, trial.folder)
         self.process_cache.charge_import_time(clock)
@@ -401,7 +401,7 @@ class PackedJob:
     def _fail(self, trial: PackedTrial, session: AttemptContext, error: Exception) -> None:
         from trial.training.context import commit_result
 
-        if isinstance(error, TakenOver | DiskFullError) or _name(error) in LEFT_OFF:
+        if isinstance(error, TrialTakenOver | DiskFullError) or _name(error) in LEFT_OFF:
             self.source.abandoned(trial, error)
             return
         try:
@@ -410,7 +410,7 @@ class PackedJob:
             self.source.abandoned(trial, full)
             return
         with open(trial.folder.log, "a", encoding="utf-8") as log:
-            log.write(failure_kinds.trace(error))
+            log.write(failure_kinds.traceback_text(error))
         step = session.run.steps if session.run else None
         result = session.result("failed", failure_kinds.cause_of(error, step))
         commit_result(session, result)
@@ -475,7 +475,7 @@ class PackedJob:
             log.write(f"{stamp} {text}\n")
 
 
-LEFT_OFF = (TakenOver.__name__, DiskFullError.__name__)
+LEFT_OFF = (TrialTakenOver.__name__, DiskFullError.__name__)
 """What ends a trial's stay without a result, also where another rank has met it."""
 
 
@@ -485,7 +485,7 @@ def _is_full(error: Exception) -> bool:
 
 def _is_loss(error: Exception) -> bool:
     """Whether another rank is gone, which ends the job; one that is taken over ends a trial."""
-    return isinstance(error, PeerLost) and not isinstance(error, TakenOver)
+    return isinstance(error, PeerLost) and not isinstance(error, TrialTakenOver)
 
 
 def _name(error: Exception) -> str:

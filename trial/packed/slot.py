@@ -19,7 +19,7 @@ from trial.multi_lora.adapter_bank import AdapterBank
 from trial.multi_lora.adapter_init import InitialAdapter
 from trial.packed.schedule import TrialSchedule
 from trial.packed.trial_source import PackedTrial
-from trial.store.phase_timer import ShareClock
+from trial.store.phase_timer import SharedPhaseTimer
 from trial.store.records import TrainLog
 from trial.training.context import AttemptContext
 
@@ -38,7 +38,7 @@ class Slot:
     drawn: InitialAdapter
     bank: AdapterBank
     adamw: SlotAdamW
-    clock: ShareClock
+    clock: SharedPhaseTimer
     order: Iterator[int]
     """Row numbers without end."""
     rows: list[Batch] = field(default_factory=list)

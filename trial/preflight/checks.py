@@ -22,7 +22,7 @@ from trial.data.prompts import CHAT_TEMPLATE, format_problem
 from trial.data.readers import BUILTIN, missing
 from trial.data.split import read_split
 from trial.devices.detect import detected_device, has_cuda_device, has_gaudi_software
-from trial.devices.optimum_habana import PUBLISHED
+from trial.devices.optimum_habana import PUBLISHED_CONFIGS
 from trial.model import hub
 from trial.model.known_shapes import Settings, known_settings, shapes_of
 from trial.model.model_folder import ModelFolder, causal_model_types, read_object
@@ -327,16 +327,18 @@ def _gaudi_config_problems(config: TrialConfig) -> list[Problem]:
     """Whether a GaudiConfig by name can be had; only trials on HPU read it."""
     given = config.gaudi_config
     on_hpu = config.device == "hpu" or (config.device == "auto" and has_gaudi_software())
-    if not on_hpu or not isinstance(given, str) or given in PUBLISHED:
+    if not on_hpu or not isinstance(given, str) or given in PUBLISHED_CONFIGS:
         return []
     if _is_hub_id(config):
         reason = "" if hub.cached_snapshot(given, None) else hub.refusal("model", given)
-        rule = f"a folder, a mapping, {', '.join(PUBLISHED)} or another hub id; {reason}"
+        rule = f"a folder, a mapping, {', '.join(PUBLISHED_CONFIGS)} or another hub id; {reason}"
         return [Problem("gaudi_config", rule, repr(given))] if reason else []
     if Path(given).expanduser().joinpath("gaudi_config.json").is_file():
         return []
-    rule = f"a mapping, {', '.join(PUBLISHED)}, a hub id, or a folder with gaudi_config.json"
-    return [Problem("gaudi_config", rule, repr(given), nearest(given, list(PUBLISHED)))]
+    rule = (
+        f"a mapping, {', '.join(PUBLISHED_CONFIGS)}, a hub id, or a folder with gaudi_config.json"
+    )
+    return [Problem("gaudi_config", rule, repr(given), nearest(given, list(PUBLISHED_CONFIGS)))]
 
 
 def _tracker_problems(config: TrialConfig) -> list[Problem]:

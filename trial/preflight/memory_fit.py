@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from trial.config.errors import Problem
 from trial.config.trial_config import TrialConfig
 from trial.devices.detect import detected_device
-from trial.devices.device_memory import CARDS, Capacity, capacity
+from trial.devices.device_memory import CARD_GIB, Capacity, device_capacity
 from trial.model.known_shapes import known_settings, shapes_of
 from trial.preflight.checks import MODEL_KEY, find_model
 from trial.preflight.memory_estimate import GIB, NEAR, Estimate, Shapes, estimate
@@ -44,7 +44,9 @@ class Fit:
             return "of a device whose memory is not known; say resources.memory_per_device_gb"
         text = f"of {self.capacity.bytes / GIB:.0f} GiB ({self.capacity.what})"
         if self.capacity.assumed:
-            small = [f"{card} has {size:g}" for card, size in CARDS.items() if self._misses(size)]
+            small = [
+                f"{card} has {size:g}" for card, size in CARD_GIB.items() if self._misses(size)
+            ]
             text += f"; {', '.join(small)}: too small" if small else ""
         return text
 
@@ -81,7 +83,7 @@ def fit(
     if not shapes or device is None:
         return None
     found = estimate(config, shapes, ranks=ranks, fixed_shapes=device == "hpu")
-    room = capacity(device, given_gib, here)
+    room = device_capacity(device, given_gib, here)
     if room is not None and device == "cpu" and given_gib is None:
         # The ranks of a CPU trial share one machine's memory.
         room = Capacity(room.what, room.bytes / ranks)

@@ -1,4 +1,4 @@
-"""Where the user's caches lie."""
+"""The user's cache folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a training trial speaks with whoever runs it. Torch-free."""
+"""How a training trial reports to its runner, and is stopped by it. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,36 +12,33 @@ StopReason = Literal["prune", "interrupt"]
 
 
 class Control(Protocol):
-    """Asked at every optimizer step, told of every evaluation; every rank has its own.
-
-    What rank 0's says counts.
-    """
+    """Callbacks of a running trial. Every rank has its own; rank 0's decides when to stop."""
 
     def started(self, folder: TrialFolder, device: str, max_steps: int) -> None:
-        """Everything is loaded; `max_steps` optimizer steps are planned on `device`."""
+        """Called when all is loaded; `max_steps` optimizer steps are planned on `device`."""
 
     def evaluated(self, folder: TrialFolder, evaluation: Evaluation) -> None:
-        """One evaluation is on disk."""
+        """Called when an evaluation is on disk."""
 
     def alive(self, folder: TrialFolder) -> None:
-        """One batch has been evaluated: an evaluation may take long without an optimizer step."""
+        """Called after each batch of an evaluation, which may last long between optimizer steps."""
 
     def stop_reason(self, folder: TrialFolder) -> StopReason | None:
         """Why the trial is to stop before its next optimizer step; None to go on."""
 
 
 class NullControl:
-    """Nobody listens and nobody stops the trial: `python -m trial`."""
+    """Reports to nobody and never stops the trial: `python -m trial`."""
 
     def started(self, folder: TrialFolder, device: str, max_steps: int) -> None:
-        """Nobody to tell."""
+        """Does nothing."""
 
     def evaluated(self, folder: TrialFolder, evaluation: Evaluation) -> None:
-        """Nobody to tell."""
+        """Does nothing."""
 
     def alive(self, folder: TrialFolder) -> None:
-        """Nobody watches."""
+        """Does nothing."""
 
     def stop_reason(self, folder: TrialFolder) -> StopReason | None:
-        """Never."""
+        """Never stops the trial."""
         return None

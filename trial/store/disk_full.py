@@ -1,4 +1,4 @@
-"""A full disk under a trial: not the trial's fault, and no result of it."""
+"""A full disk, told from other errors: it is no result of the trial."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pathlib import Path
 from trial.store.files import sync_folder
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the numbers of an OSError say of it."""
+"""The `errno`s of an OSError that mean a full disk."""
 
-SIGNS = ("no space left on device", "storagefull", "disk is full", "disk quota exceeded")
-"""Text, lower case, of errors that libraries put in the place of an OSError."""
+FULL_TEXTS = ("no space left on device", "storagefull", "disk is full", "disk quota exceeded")
+"""Text, lower case, of errors that libraries raise in place of an OSError for a full disk."""
 
-VAGUE_SIGNS = ("iostream error", "pytorchstreamwriter", "unexpected pos")
-"""What torch says when it cannot write a file, whatever the cause."""
+WRITE_ERROR_TEXTS = ("iostream error", "pytorchstreamwriter", "unexpected pos")
+"""Text of torch's errors for a file that it cannot write, whatever the cause."""
 
 NOTHING_FREE = 1 << 20
 """A file system with fewer free bytes than this is full."""
 
 
 class DiskFullError(OSError):
-    """The trial could not write; it goes on from its newest checkpoint once there is room."""
+    """The trial could not write; it can resume from its newest checkpoint once there is space."""
 
 
 def is_full(error: BaseException, folder: Path) -> bool:
@@ -33,21 +33,21 @@ def is_full(error: BaseException, folder: Path) -> bool:
         text = str(seen).lower()
         if isinstance(seen, OSError) and seen.errno in FULL:
             return True
-        if any(sign in text for sign in SIGNS):
+        if any(known in text for known in FULL_TEXTS):
             return True
-        if any(sign in text for sign in VAGUE_SIGNS):
+        if any(known in text for known in WRITE_ERROR_TEXTS):
             return shutil.disk_usage(folder).free < NOTHING_FREE
         seen = seen.__cause__ or seen.__context__
     return False
 
 
-def says_full(message: str) -> bool:
-    """Whether a message is that of a `DiskFullError`, perhaps of one rank among several."""
+def is_disk_full_message(message: str) -> bool:
+    """Whether a message is that of a `DiskFullError`, perhaps one of another rank."""
     return "the disk of " in message and " is full" in message
 
 
 def refuse_if_full(error: BaseException, folder: Path) -> None:
-    """Turn an exception that a full disk caused into one that says so.
+    """Raise a `DiskFullError` in place of an exception that a full disk has caused.
 
     Raises:
         DiskFullError: the disk is full.
@@ -57,7 +57,7 @@ def refuse_if_full(error: BaseException, folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Bring every file below a folder to the disk: a full one may say so only now."""
+    """Write every file below a folder to disk (fsync), where a full disk may first show."""
     for path in folder.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""What went wrong, from an exception: the kind a sweep counts and the line a person reads."""
+"""The kind of a failure, from an exception or a log, and the cause that is recorded."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 from trial.store.records import Cause, CauseKind
 
-SIGNS: tuple[tuple[str, CauseKind], ...] = (
-    # No card in sight, as without a driver or its container runtime: waiting brings none.
+KIND_BY_TEXT: tuple[tuple[str, CauseKind], ...] = (
+    # No device at all, as without a driver or container runtime: waiting does not help.
     ("[device not found]", "error"),
     ("device already acquired", "device_busy"),
     ("device acquire failed", "device_busy"),
@@ -24,11 +24,11 @@ SIGNS: tuple[tuple[str, CauseKind], ...] = (
     ("cannot allocate memory", "out_of_memory"),
     ("std::bad_alloc", "out_of_memory"),
 )
-"""Text, lower case, to cause; the first that is found decides."""
-AGAIN = "tried again after"
-"""How the line begins that parts a try from the next in a trial's log."""
-LAST_WORDS = 64_000
-"""Bytes of a log that may hold them."""
+"""Text of an error, lower case, and the kind it means; the first row that occurs decides."""
+RETRY_MARK = "tried again after"
+"""Beginning of the line that separates two attempts in a trial's log."""
+LOG_TAIL_BYTES = 64_000
+"""How much of the end of a log is searched for the text of an error."""
 
 
 class Diverged(ArithmeticError):  # noqa: N818 (what happened, as Cause names it)
@@ -40,7 +40,7 @@ class Diverged(ArithmeticError):  # noqa: N818 (what happened, as Cause names it
 
 
 class PeerFailed(RuntimeError):  # noqa: N818 (it is another rank that did)
-    """What another rank of the job has run into: every rank hears of it at the same exchange."""
+    """Another rank of the job has failed; every rank raises this at the same message."""
 
     def __init__(self, rank: int, name: str, kind: CauseKind, message: str) -> None:
         super().__init__(f"rank {rank}: {message}")
@@ -50,7 +50,7 @@ class PeerFailed(RuntimeError):  # noqa: N818 (it is another rank that did)
 
 
 def check_loss(what: str, value: float, step: int, above: float | None) -> None:
-    """Let a loss pass.
+    """Check that training has not diverged.
 
     Raises:
         Diverged: it is not finite, or above the bound.
@@ -60,29 +60,31 @@ def check_loss(what: str, value: float, step: int, above: float | None) -> None:
 
 
 def kind_of_text(text: str) -> CauseKind:
-    """The cause that an error message, or the end of a dead worker's log, speaks of."""
+    """The kind of failure that an error message or a log reports."""
     lowered = text.lower()
-    return next((kind for sign, kind in SIGNS if sign in lowered), "error")
+    return next((kind for sign, kind in KIND_BY_TEXT if sign in lowered), "error")
 
 
 def kind_of_log(log: Path) -> CauseKind:
-    """The cause that the log of a worker speaks of which died without a word to anybody.
+    """The kind of failure that the log of a worker reports which died without raising.
 
-    A Gaudi that runs out of memory may take its process with it. Earlier tries do not count.
+    A Gaudi that runs out of memory may kill its process. Only the last attempt's lines count.
     """
     try:
         with open(log, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_WORDS))
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
             text = file.read().decode(errors="replace")
     except OSError:
         return "error"
-    return kind_of_text(text.rpartition(AGAIN)[2].partition("\n")[2] if AGAIN in text else text)
+    return kind_of_text(
+        text.rpartition(RETRY_MARK)[2].partition("\n")[2] if RETRY_MARK in text else text
+    )
 
 
 def note_retry(log: Path, kind: CauseKind, message: str) -> None:
-    """Part a failed try from the next one in a trial's log."""
+    """Append the line that separates a failed attempt from the next one in a trial's log."""
     with open(log, "a", encoding="utf-8") as file:
-        file.write(f"\n{AGAIN} {kind}: {message.splitlines()[0] if message else ''}\n")
+        file.write(f"\n{RETRY_MARK} {kind}: {message.splitlines()[0] if message else ''}\n")
 
 
 def classify(error: BaseException) -> CauseKind:
@@ -105,7 +107,7 @@ def classify(error: BaseException) -> CauseKind:
 
 
 def cause_of(error: BaseException, step: int | None) -> Cause:
-    """The cause as it is recorded."""
+    """The cause that is recorded for an exception at an optimizer step, where one is known."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     name = type(error).__name__
     plain = isinstance(error, Diverged | ValueError | PeerFailed)
@@ -114,6 +116,6 @@ def cause_of(error: BaseException, step: int | None) -> Cause:
     return Cause(kind=classify(error), message=message.removesuffix(": "), step=step)
 
 
-def trace(error: BaseException) -> str:
+def traceback_text(error: BaseException) -> str:
     """The traceback as Python prints it."""
     return "".join(traceback.format_exception(error))

@@ -1,4 +1,4 @@
-"""Files that survive a crash: whole-file writes, appended lines, torn last lines."""
+"""Crash-safe files: atomic writes, appended lines, repair of torn last lines."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file or nothing, durable when this returns."""
-    # Always the same name: the next writer takes over what a kill left behind.
+    """Write a whole file or nothing; it is on disk when this returns."""
+    # Always the same name: the next writer overwrites what a killed one left behind.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
@@ -26,7 +26,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Make a rename in `path` durable."""
+    """Bring a rename in the folder `path` to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -35,14 +35,14 @@ def sync_folder(path: Path) -> None:
 
 
 def cut_torn_line(path: Path) -> None:
-    """Cut off a last line that a crash left without its end; a missing file stays missing."""
+    """Remove a last line without its newline, which a crash left; a missing file stays missing."""
     if path.exists():
         with open(path, "rb+") as file:
             _cut_torn_line(file)
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line; a torn last line left by a crash is cut off first."""
+    """Append one line, on disk when this returns; a torn last line is removed first."""
     with open(path, "ab+") as file:
         _cut_torn_line(file)
         file.write(line.encode() + b"\n")
@@ -51,7 +51,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a JSONL file; a torn or foreign line is passed over."""
+    """The objects of a JSONL file; a torn last line and lines of other kinds are skipped."""
     if not path.exists():
         return
     with open(path, encoding="utf-8", errors="replace") as file:

@@ -1,11 +1,11 @@
-"""Every path of a study and of a trial, and the records in them. Readers never see half a file.
+"""The files of a study and of a trial, and the records in them. Readers never see half a file.
 
     runs/<study>/study.json            what the study is (version, sweep file, resolved spec)
                  sweep.yaml            the sweep file as it was given
-                 journal.log           the sampler's memory (written by the driver only)
+                 journal.log           Optuna's storage (written by the driver only)
                  trials/00007/         one TrialFolder
 
-A trial folder is the truth of what happened in that trial; the journal can be rebuilt from it.
+A trial folder is the authority on what happened in the trial; the journal can be rebuilt from it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class TrialFolder:
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: it is not one this version can read; says where and why.
+            ValueError: this version cannot read it; the message says where and why.
         """
         return _read(self.config, TrialConfig)
 
@@ -64,20 +64,20 @@ class TrialFolder:
         return _read(self.result, Result) if self.result.exists() else None
 
     def write_result(self, result: Result) -> None:
-        """Commit the trial's end: after this the trial is never trained again."""
+        """Write the result: after this the trial is never trained again."""
         write_atomically(self.result, result.model_dump_json(indent=2) + "\n")
 
-    def set_aside_result(self) -> None:
-        """Move a failed result out of the way of another try; what failed stays on record."""
+    def move_result_to_failures(self) -> None:
+        """Move a failed result to `failures.jsonl`, so that the trial can be tried again."""
         result = self.read_result()
         if result is not None:
-            # Noted already when a kill came between the two.
+            # It is there already when the process was killed between the two writes.
             if result not in self.read_failures()[-1:]:
-                self.note_failure(result)
+                self.append_failure(result)
             self.result.unlink()
 
-    def note_failure(self, result: Result) -> None:
-        """Put a failure on record that the trial is to be tried again after."""
+    def append_failure(self, result: Result) -> None:
+        """Record a failure after which the trial is tried again."""
         append_line(self.failures, result.model_dump_json())
 
     def read_failures(self) -> list[Result]:
@@ -85,11 +85,11 @@ class TrialFolder:
         return list(_parse_all(read_lines(self.failures), Result))
 
     def append(self, line: Evaluation | TrainLog) -> None:
-        """Add one line to the metrics, on disk when this returns."""
+        """Append a line to `metrics.jsonl`; it is on disk when this returns."""
         append_line(self.metrics, line.model_dump_json())
 
     def append_attempt(self, attempt: Attempt) -> None:
-        """Note that the trial was started."""
+        """Append a start of the trial to `attempts.jsonl`."""
         append_line(self.attempts, attempt.model_dump_json())
 
     def read_evaluations(self) -> list[Evaluation]:
@@ -132,25 +132,25 @@ class StudyFolder:
         return self.record.exists()
 
     def read_record(self) -> StudyRecord:
-        """What the study is.
+        """The study's record.
 
         Raises:
             FileNotFoundError: there is no study here.
-            ValueError: made by a version this one cannot read.
+            ValueError: this version cannot read it.
         """
         return _read(self.record, StudyRecord)
 
     def refuse_other_version(self) -> None:
-        """See that the study is of a version this one knows, whatever else its record holds.
+        """Check the format version of the study's record alone.
 
         Raises:
-            ValueError: it is not; says so.
+            ValueError: this version of gaudi-sweep cannot read it.
         """
         text = self.record.read_text(encoding="utf-8", errors="replace")
         _refuse_version(self.record, text, StudyRecord)
 
     def write_record(self, record: StudyRecord) -> None:
-        """Start or update the study's record."""
+        """Write the study's record; makes the folder."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.record, record.model_dump_json(indent=2) + "\n")
 
@@ -189,7 +189,7 @@ def _read(path: Path, record: type[M]) -> M:
 
 
 def _refuse_version(path: Path, text: str, record: type[BaseModel]) -> None:
-    """Say so when the file is of another version of this project."""
+    """Raise a `ValueError` that names the versions when the file has another format version."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):

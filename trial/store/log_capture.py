@@ -37,8 +37,8 @@ def capture(folder: TrialFolder, echo: bool = False) -> Iterator[TextIO]:
     python_streams = sys.stdout, sys.stderr
     try:
         for stream in STREAMS:
-            os.dup2(tee.entrance if tee else log, stream)
-        # Whoever runs us may have put its own objects there, which write elsewhere.
+            os.dup2(tee.write_end if tee else log, stream)
+        # The runner may have put objects of its own there, which write elsewhere.
         sys.stdout, sys.stderr = (_opened(stream) for stream in STREAMS)
         with _logged():
             yield terminal
@@ -56,7 +56,7 @@ def capture(folder: TrialFolder, echo: bool = False) -> Iterator[TextIO]:
 
 @contextmanager
 def _logged() -> Iterator[None]:
-    """What the trial itself logs, with the time."""
+    """Print the records of the logger `trial`, with the time, to standard error."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger = logging.getLogger("trial")
@@ -71,22 +71,22 @@ def _logged() -> Iterator[None]:
 
 
 class _Tee:
-    """A pipe whose reader copies everything to two places."""
+    """A pipe; a thread copies what is written to it to several descriptors."""
 
     def __init__(self, *targets: int) -> None:
         self._targets = targets
-        self._exit, self.entrance = os.pipe()
+        self._read_end, self.write_end = os.pipe()
         self._thread = threading.Thread(target=self._copy, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Wait until all that was written has been copied."""
-        os.close(self.entrance)
+        """Close the pipe once everything has been copied."""
+        os.close(self.write_end)
         self._thread.join()
-        os.close(self._exit)
+        os.close(self._read_end)
 
     def _copy(self) -> None:
-        while block := os.read(self._exit, 1 << 16):
+        while block := os.read(self._read_end, 1 << 16):
             for target in self._targets:
                 os.write(target, block)
 

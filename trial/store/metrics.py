@@ -1,4 +1,4 @@
-"""What a sweep can optimise: numbers of one result or of one evaluation. Torch-free."""
+"""Metrics that a sweep can optimise, of a result or of an evaluation. Torch-free."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from trial.store.records import Evaluation, Result
 
 
 def seconds_per_step(result: Result) -> float:
-    """Wall seconds of a step, the first one with its compilation left out."""
+    """Mean wall seconds of an optimizer step, without the first and its compilation."""
     return result.seconds.train / max(1, result.steps - 1)
 
 
 def tokens_per_second(result: Result) -> float:
-    """Training tokens, padding left out, over the seconds of all steps."""
+    """Training tokens without padding per second of all optimizer steps."""
     busy = result.seconds.train + result.seconds.first_step
     return result.tokens / busy if busy else math.nan
 
@@ -28,12 +28,12 @@ METRICS: dict[str, Callable[[Result], float | None]] = {
     "peak_memory_bytes": lambda result: float(result.peak_memory_bytes),
     "trainable_parameters": lambda result: float(result.trainable_parameters),
 }
-"""Metrics every trial has; any further name is looked up in `Result.metrics`."""
+"""Metrics that every trial has; other names are keys of `Result.metrics`."""
 
 MAXIMIZED = frozenset(
     {"tokens_per_second"} | {name for name, better in EVALUATED.items() if better == "maximize"}
 )
-"""Metrics of which more is better; `EVALUATED` are those of a trial that forgets, by direction."""
+"""Metrics that are maximised; `EVALUATED` holds those of unlearning with their directions."""
 
 
 def of_result(result: Result, metric: str) -> float | None:
@@ -49,38 +49,41 @@ def of_evaluation(evaluation: Evaluation, metric: str) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def front(points: Sequence[Sequence[float]]) -> list[int]:
-    """Places of the points that no other is at least as good as in all and better in one.
+def pareto_front(points: Sequence[Sequence[float]]) -> list[int]:
+    """Indices of the Pareto-optimal points, all objectives minimised.
 
-    Small is good. In order of the first figure; equal points all belong to the front.
+    In order of the first objective; equal points are all Pareto-optimal.
     """
     kept: list[int] = []
-    # In this order a point can only be beaten by one that came before it.
-    for place in sorted(range(len(points)), key=lambda place: (tuple(points[place]), place)):
-        point = points[place]
-        if not any(_beats(points[other], point) for other in kept):
-            kept.append(place)
+    # In this order a point can be dominated only by an earlier one.
+    for index in sorted(range(len(points)), key=lambda index: (tuple(points[index]), index)):
+        point = points[index]
+        if not any(_dominates(points[other], point) for other in kept):
+            kept.append(index)
     return kept
 
 
-def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
+def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     return one != other and all(a <= b for a, b in zip(one, other, strict=True))
 
 
 def best_of(points: Sequence[Sequence[float]], count: int) -> list[int]:
-    """Places of the best points, small being good: front by front, spread along the last one."""
+    """Indices of the best `count` points, all objectives minimised.
+
+    Pareto front by Pareto front; from a front that does not fit, points spread evenly along it.
+    """
     chosen: list[int] = []
     left = list(range(len(points)))
     while left and len(chosen) < count:
-        best = [left[place] for place in front([points[place] for place in left])]
+        best = [left[index] for index in pareto_front([points[index] for index in left])]
         chosen += _spread(best, count - len(chosen))
         left = sorted(set(left).difference(best))
     return chosen
 
 
-def _spread(places: list[int], count: int) -> list[int]:
-    """So many of some places, both ends first of all; the first alone when it is one."""
-    if count >= len(places):
-        return places
+def _spread(items: list[int], count: int) -> list[int]:
+    """`count` items, evenly spaced and with both ends; the first alone when `count` is 1."""
+    if count >= len(items):
+        return items
     steps = max(1, count - 1)
-    return [places[round(step * (len(places) - 1) / steps)] for step in range(count)]
+    return [items[round(step * (len(items) - 1) / steps)] for step in range(count)]

@@ -1,4 +1,4 @@
-"""Wall seconds of a trial by what they bought."""
+"""Wall seconds of a trial by phase."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ from contextlib import contextmanager
 from trial.store.records import Seconds
 
 
-class Clock:
-    """One stopwatch that is always running for exactly one phase of `Seconds`."""
+class PhaseTimer:
+    """A stopwatch that always runs for exactly one phase, a field of `Seconds`.
+
+    Args:
+        before: Seconds that earlier attempts spent.
+        now: The clock, in seconds.
+    """
 
     def __init__(
         self, before: Seconds | None = None, now: Callable[[], float] = time.perf_counter
@@ -21,7 +26,7 @@ class Clock:
         self._since = now()
 
     def switch(self, phase: str) -> str:
-        """Charge what follows to `phase`; returns the phase before."""
+        """Count the time from now on as `phase`; returns the phase until now."""
         now = self._now()
         self._spent[self._phase] += now - self._since
         self._since = now
@@ -30,7 +35,7 @@ class Clock:
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
-        """Charge the block to `phase`, then go on with the phase before it."""
+        """Count the block as `phase`, then go on with the phase before it."""
         before = self.switch(phase)
         try:
             yield
@@ -38,40 +43,43 @@ class Clock:
             self.switch(before)
 
     def restore(self, before: Seconds) -> None:
-        """Add what an earlier attempt spent."""
+        """Add the seconds of an earlier attempt."""
         for phase, seconds in before.model_dump().items():
             self._spent[phase] += seconds
 
     def read(self) -> Seconds:
-        """The seconds of every phase up to now."""
+        """The seconds of every phase until now."""
         self.switch(self._phase)
         return Seconds(**self._spent)
 
 
-class ShareClock(Clock):
-    """The seconds of one trial among several: those spent on it alone, and its share of others."""
+class SharedPhaseTimer(PhaseTimer):
+    """The seconds of one trial of a packed job: its own, and its share of what all spent together.
+
+    It runs only within `during`; shares are added by `charge`.
+    """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         super().__init__(now=now)
-        self._busy = False
+        self._running = False
 
     def charge(self, phase: str, seconds: float) -> None:
-        """Add a share of seconds that several trials spent together."""
+        """Add this trial's share of seconds that several trials spent together."""
         self._spent[phase] += seconds
 
     def switch(self, phase: str) -> str:
-        """Charge what follows to `phase` where it is spent on this trial alone."""
-        if not self._busy:
+        """Count the time from now on as `phase`, if within `during`."""
+        if not self._running:
             self._since = self._now()
         return super().switch(phase)
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
-        """Charge the block to `phase`; outside of such blocks nothing is charged."""
-        before, busy = self.switch(phase), self._busy
-        self._busy = True
+        """Count the block as `phase`; outside of such blocks nothing is counted."""
+        before, running = self.switch(phase), self._running
+        self._running = True
         try:
             yield
         finally:
             self.switch(before)
-            self._busy = busy
+            self._running = running

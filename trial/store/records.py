@@ -12,7 +12,7 @@ CauseKind = Literal["diverged", "out_of_memory", "lost", "device_busy", "hung", 
 
 
 class Record(BaseModel):
-    """Something on disk. Fields added by a later version are ignored, missing ones are refused."""
+    """A record on disk. Fields of later versions are ignored; a missing field is an error."""
 
     model_config = ConfigDict(
         frozen=True, extra="ignore", allow_inf_nan=True, ser_json_inf_nan="constants"
@@ -57,15 +57,15 @@ class Attempt(Record):
     host: str
     pid: int
     device: str
-    """What it ran on, e.g. `cpu`, `cuda NVIDIA H100`, `hpu GAUDI2`, `hpu stand-in`."""
+    """The device, for example `cpu`, `cuda NVIDIA H100`, `hpu GAUDI2`, `hpu stand-in`."""
     devices: int = 1
     resumed_from: int = 0
     """Optimizer step of the checkpoint it went on from; 0 for a fresh start."""
     versions: dict[str, str] = Field(default_factory=dict)
     cold: bool = True
-    """Whether this process had to import and load everything."""
+    """Whether the process was new, so that it had to import the libraries and load the model."""
     slots: int = 1
-    """Trials that the job could hold at once; their seconds are shares of its own."""
+    """Trials that the job can train at once; a trial's seconds are its share of the job's."""
 
 
 class Cause(Record):
@@ -73,17 +73,17 @@ class Cause(Record):
 
     kind: CauseKind
     message: str
-    """First line of the cause, as a person reads it."""
+    """First line of the error, for a person to read."""
     step: int | None = None
 
 
 class Seconds(Record):
-    """Wall seconds of a trial by what they bought, summed over its attempts."""
+    """Wall seconds of a trial by phase, summed over its attempts."""
 
     startup: float = 0.0
-    """Imports and device start, paid by a worker's first trial."""
+    """Imports and device start, counted for a worker's first trial only."""
     load: float = 0.0
-    """Base model, tokenizer and data."""
+    """Loading of the base model, the tokenizer and the data."""
     first_step: float = 0.0
     """The first optimizer step of each attempt: graph compilation, where there is any."""
     train: float = 0.0
@@ -98,25 +98,29 @@ class Seconds(Record):
 
 
 class Result(Record):
-    """How a trial ended: `result.json`, written last and once."""
+    """How a trial ended: `result.json`, written last and once.
+
+    `value` is the eval loss whatever the sweep optimises; `trial.store.metrics.of_result` reads the
+    sweep's objective from a result.
+    """
 
     version: Literal[1] = 1
     state: State
     value: float | None = None
-    """Eval loss of the saved adapter (see `keep`); the last one seen when pruned."""
+    """Eval loss of the saved adapter (see `keep`), or the last eval loss of a pruned trial."""
     best_step: int | None = None
     steps: int = 0
     """Optimizer steps done."""
     max_steps: int = 0
     """Optimizer steps planned."""
     initial_eval_loss: float | None = None
-    """Before the first step, when `training.eval_on_start` is set."""
+    """Eval loss before the first step, when `training.eval_on_start` is set."""
     metrics: dict[str, float] = Field(default_factory=dict)
     tokens: int = 0
     trainable_parameters: int = 0
     total_parameters: int = 0
     peak_memory_bytes: int = 0
-    """Peak of the device's memory; of the process (RSS) on CPU."""
+    """Peak memory of the device; on a CPU the peak resident memory of the process."""
     seconds: Seconds = Seconds()
     device: str = ""
     devices: int = 1
@@ -137,6 +141,6 @@ class StudyRecord(Record):
     spec: dict[str, Any]
     """The resolved sweep file."""
     source: str = ""
-    """Where the sweep file was."""
+    """Path of the sweep file."""
     provenance: dict[str, Any] = Field(default_factory=dict)
     """Versions, git commit, host."""

@@ -1,4 +1,4 @@
-"""Truth ratios that another trial measured, for forget quality to compare with. Torch-free."""
+"""Truth ratios of a reference trial, which forget quality compares with. Torch-free."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def read_ratios(folder: str | None) -> list[float] | None:
     """Truth ratios of a trial's forget set; None when no trial is named.
 
     Raises:
-        ConfigError: that trial has measured none.
+        ConfigError: that trial has none.
     """
     if folder is None:
         return None

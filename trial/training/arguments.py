@@ -35,7 +35,7 @@ def training_keywords(
     config: TrialConfig, device: Device, folder: TrialFolder, *, resumed: bool = False
 ) -> dict[str, Any]:
     """Keyword arguments of the device's arguments class."""
-    ignored = sorted(device.ignored() & set(config.training))
+    ignored = sorted(device.ignored_arguments() & set(config.training))
     if ignored:
         logger.warning("no effect on %s: %s", device.name, ", ".join(ignored))
     own = {name: value for name, value in config.training.items() if name not in ignored}

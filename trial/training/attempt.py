@@ -109,7 +109,7 @@ def _build(context: AttemptContext, device: Device, run: RunState, *, resumed: b
     keywords = training_keywords(config, device, context.folder, resumed=resumed)
     arguments = build_arguments(keywords, device, tracker_labels(config))
     if context.rank_group.size > 1 and config.zero_stage is not None:
-        rank_env.introduce(device.backend)
+        rank_env.init_deepspeed_comm(device.backend)
     tokenizer = process_cache.tokenizer(config)
     base = process_cache.take_base(config, device)
     data = process_cache.prepared(config, base.config.model_type)
@@ -133,7 +133,7 @@ def _build(context: AttemptContext, device: Device, run: RunState, *, resumed: b
     )
     context.trainer.run = run
     setup.prepare(context.trainer, tokenizer)
-    device.mend_trainer(context.trainer, config)
+    device.prepare_trainer(context.trainer, config)
     context.trainer.remove_callback(PrinterCallback)
 
 

@@ -10,7 +10,7 @@ from trial.devices.device import Device
 from trial.distributed.rank_group import RankGroup
 from trial.store.control import Control
 from trial.store.folders import TrialFolder
-from trial.store.phase_timer import Clock
+from trial.store.phase_timer import PhaseTimer
 from trial.store.records import Cause, Result, State
 from trial.training.checkpoints import Checkpoints, TrialProgress
 from trial.training.process_cache import ProcessCache
@@ -27,7 +27,7 @@ class AttemptContext:
     config: TrialConfig
     control: Control
     process_cache: ProcessCache
-    clock: Clock
+    clock: PhaseTimer
     rank_group: RankGroup = field(default_factory=RankGroup)
     device: Device | None = None
     run: RunState | None = None

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from trial.config.trial_config import TrialConfig
 from trial.devices import detect, optimum_habana
-from trial.devices.device import DEVICES, Device, apply_environment, pick
+from trial.devices.device import DEVICES, Device, apply_environment, select_device
 from trial.devices.environment import ALWAYS, make_recipe_folder
 from trial.distributed import rank_env
 from trial.model.load import is_local, leaves_base_as_it_was, load_base, load_tokenizer
-from trial.store.phase_timer import Clock
+from trial.store.phase_timer import PhaseTimer
 from trial.store.records import Seconds
 
 if TYPE_CHECKING:
@@ -52,14 +52,14 @@ class ProcessCache:
             # Looking for the device loads torch already, and Habana's plugin with it.
             apply_environment(DEVICES["hpu"].environment(config))
             make_recipe_folder()
-        device = pick(config.device)
+        device = select_device(config.device)
         self._device = device.name
         apply_environment(device.environment(config))
         if self.cold:
             # Imports made before the trial arrived are charged to it all the same.
             self.uncharged_seconds = self._finish_imports(device.name)
         if config.zero_stage is not None:
-            rank_env.without_compiled_operators(device.name)
+            rank_env.skip_deepspeed_shm_build(device.name)
         return device
 
     def tokenizer(self, config: TrialConfig) -> Any:
@@ -87,11 +87,11 @@ class ProcessCache:
             return _with_attention(base, config, device)
         del base
         attention = config.model.attn_implementation
-        if attention == optimum_habana.FUSED and device.name != "hpu":
+        if attention == optimum_habana.FUSED_SDPA and device.name != "hpu":
             logger.warning("no effect on %s: attn_implementation %s", device.name, attention)
             attention = None
         fresh = load_base(config.model, attention)
-        optimum_habana.mend_model(fresh)
+        optimum_habana.add_missing_generation_flags(fresh)
         self._base_key = key
         return _with_attention(fresh, config, device)
 
@@ -104,7 +104,7 @@ class ProcessCache:
         """Take back a base model that nothing has been done to."""
         self._base = base
 
-    def charge_import_time(self, clock: Clock) -> None:
+    def charge_import_time(self, clock: PhaseTimer) -> None:
         """Charge imports that nobody has paid for yet."""
         clock.restore(Seconds(startup=self.uncharged_seconds))
         self.uncharged_seconds = 0.0
@@ -119,7 +119,7 @@ class ProcessCache:
         if not self.reusable:
             raise RuntimeError("this process is spent: start a fresh one for the next trial")
         try:
-            with rank_env.environment(deepspeed=config.zero_stage is not None):
+            with rank_env.rank_variables(deepspeed=config.zero_stage is not None):
                 yield
         except BaseException:
             self.reusable = False
@@ -137,5 +137,5 @@ class ProcessCache:
 def _with_attention(base: Any, config: TrialConfig, device: Device) -> Any:
     """The base model with fused attention as this trial wants it."""
     if device.name == "hpu":
-        optimum_habana.fuse_attention(base, config)
+        optimum_habana.enable_fused_attention(base, config)
     return base

@@ -13,12 +13,12 @@ import torch
 from trial.config.objective_registry import TRADE_OFF
 from trial.config.trial_config import TrialConfig
 from trial.devices.device import Device
-from trial.distributed.rank_group import RankGroup, TakenOver
+from trial.distributed.rank_group import RankGroup, TrialTakenOver
 from trial.model.lora_dropout import BatchPositions
 from trial.store.control import Control, StopReason
 from trial.store.failure_kinds import check_loss
 from trial.store.folders import TrialFolder
-from trial.store.phase_timer import Clock
+from trial.store.phase_timer import PhaseTimer
 from trial.store.records import Evaluation, TrainLog
 from trial.training.checkpoints import Checkpoints, Measurement, TrialProgress
 
@@ -42,7 +42,7 @@ class RunState:
     device: Device
     control: Control
     rank_group: RankGroup
-    clock: Clock
+    clock: PhaseTimer
     checkpoints: Checkpoints
     places: BatchPositions = field(default_factory=BatchPositions)
     """Where the batch in training stands, for the adapter's dropout."""
@@ -105,12 +105,12 @@ class RunState:
         A node that is cut off trains on for minutes, and the trial has gone on elsewhere by then.
 
         Raises:
-            TakenOver: somebody has.
+            TrialTakenOver: somebody has.
         """
         if self.rank_group.rank or self.attempts_size is None:
             return
         if self.folder.attempts.stat().st_size != self.attempts_size:
-            raise TakenOver(f"{self.folder.path} has been taken up by another process")
+            raise TrialTakenOver(f"{self.folder.path} has been taken up by another process")
 
     def poll_stop(self) -> StopReason | None:
         """Whether somebody wants the trial to stop: rank 0 hears it, every rank obeys."""

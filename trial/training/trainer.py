@@ -177,7 +177,7 @@ class TrialTrainer(Base):
 
     def _wrap_model(self, model: Any, *rest: Any, **named: Any) -> Any:
         """The last stop before DeepSpeed takes the model over."""
-        self.run.device.mend_checkpointing(self)
+        self.run.device.repair_checkpointing(self)
         return super()._wrap_model(model, *rest, **named)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -241,7 +241,7 @@ def test_a_kill_before_the_smaller_configuration_was_written_costs_no_try(tmp_pa
     folder = driver.study.trial(0)
     folder.path.mkdir(parents=True)
     cause = Cause(kind="out_of_memory", message="out of memory")
-    folder.note_failure(Result(state="failed", cause=cause))
+    folder.append_failure(Result(state="failed", cause=cause))
     driver.run()
     assert driver.decider.told[0].state == "complete"
     assert len(folder.read_config().origin.changes) == 1

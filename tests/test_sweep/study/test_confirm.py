@@ -82,7 +82,9 @@ def test_the_front_is_what_nothing_beats(width):
         def beaten(point, points=points):
             return any(all(map(float.__le__, o, point)) and o != point for o in points)
 
-        assert sorted(metrics.front(points)) == [i for i, p in enumerate(points) if not beaten(p)]
+        assert sorted(metrics.pareto_front(points)) == [
+            i for i, p in enumerate(points) if not beaten(p)
+        ]
 
 
 def test_the_best_come_front_by_front_and_never_twice():

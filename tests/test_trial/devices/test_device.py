@@ -13,7 +13,7 @@ from helpers.train import Material
 from trial.config import library_arguments
 from trial.config.trial_config import parse
 from trial.devices import device
-from trial.devices.device import DEVICES, apply_environment, pick
+from trial.devices.device import DEVICES, apply_environment, select_device
 from trial.preload import finish_imports
 from trial.store.folders import TrialFolder
 from trial.train import train
@@ -26,16 +26,16 @@ def test_auto_takes_the_first_there_is(monkeypatch):
     for name in DEVICES:
         entry = replace(DEVICES[name], available=lambda name=name: present[name])
         monkeypatch.setitem(DEVICES, name, entry)
-    assert pick("auto").name == "cpu"
+    assert select_device("auto").name == "cpu"
     present["cuda"] = True
-    assert pick("auto").name == "cuda"
+    assert select_device("auto").name == "cuda"
     present["hpu"] = True
-    assert pick("auto").name == "hpu"
+    assert select_device("auto").name == "hpu"
     present["hpu"] = False
     with pytest.raises(ValueError, match="this machine has no hpu"):
-        pick("hpu")
+        select_device("hpu")
     with pytest.raises(ValueError, match="hpu, cuda, cpu, got 'gaudi'"):
-        pick("gaudi")
+        select_device("gaudi")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_transformers_own_trainer_learns_as_gaudis(material, monkeypatch, stage)
         available=lambda: True,
         label=lambda: "stand-in",
         arguments=lambda config: {**cuda.arguments(config), "use_cpu": True},
-        ignored=lambda: cuda.ignored(),
+        ignored_arguments=lambda: cuda.ignored_arguments(),
         environment=DEVICES["cpu"].environment,
         reset_peak=lambda: None,
         read_peak=lambda: 1,

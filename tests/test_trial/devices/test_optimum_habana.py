@@ -1,4 +1,4 @@
-"""The door to optimum-habana: the real classes, little else loaded, mends only off the device."""
+"""optimum-habana: its real classes, little else loaded, patched only where there is no Gaudi."""
 
 import json
 import subprocess
@@ -55,7 +55,7 @@ sys.modules["habana_frameworks"] = fake
 from trial.devices import optimum_habana
 from trial.devices import detect
 assert detect.has_gaudi_software()
-optimum_habana.enter()
+optimum_habana.make_importable()
 from optimum.habana.transformers import trainer
 from optimum.habana.transformers.training_args import GaudiTrainingArguments
 before = (trainer.get_hpu_memory_stats, trainer.deepspeed_init)
@@ -63,7 +63,7 @@ assert optimum_habana.trainer_class() is trainer.GaudiTrainer
 assert optimum_habana.arguments_class() is GaudiTrainingArguments
 assert (trainer.get_hpu_memory_stats, trainer.deepspeed_init) == before
 model = types.SimpleNamespace(generation_config=types.SimpleNamespace())
-optimum_habana.mend_model(model)
+optimum_habana.add_missing_generation_flags(model)
 assert not vars(model.generation_config)
 print("untouched")
 """
@@ -82,14 +82,14 @@ def test_arguments_off_the_device_are_those_of_a_cpu(tmp_path, monkeypatch, deep
 
     if deepspeed is not None:
         deepspeed = {**deepspeed, "train_micro_batch_size_per_gpu": "auto"}
-    with rank_env.environment(deepspeed=deepspeed is not None):
+    with rank_env.rank_variables(deepspeed=deepspeed is not None):
         arguments = optimum_habana.arguments_class()(
             output_dir=str(tmp_path), deepspeed=deepspeed, **optimum_habana.off_device_arguments()
         )
         assert arguments.device.type == "cpu"
         assert not arguments.use_habana
         assert arguments.adam_epsilon == 1e-6
-        rank_env.put_away(None)
+        rank_env.tear_down(None)
 
 
 def test_flags_that_the_trainer_reads_are_there_and_off():
@@ -98,7 +98,7 @@ def test_flags_that_the_trainer_reads_are_there_and_off():
 
     model = transformers.AutoModelForCausalLM.from_config(model_config("llama", 16, 8))
     model.generation_config.use_flash_attention = True
-    optimum_habana.mend_model(model)
+    optimum_habana.add_missing_generation_flags(model)
     flags = {flag: getattr(model.generation_config, flag) for flag in optimum_habana.FLASH_FLAGS}
     assert flags == {
         **dict.fromkeys(optimum_habana.FLASH_FLAGS, False),
@@ -126,7 +126,7 @@ def test_a_wrong_gaudi_config_is_refused(given, key, near):
 
 def test_the_keys_of_a_gaudi_config_are_those_of_the_class():
     assert set(library_arguments.gaudi_config_keys()) == set(vars(optimum_habana.gaudi_config({})))
-    for known in optimum_habana.PUBLISHED.values():
+    for known in optimum_habana.PUBLISHED_CONFIGS.values():
         assert problems_of({"gaudi_config": known}) == []
 
 

@@ -20,7 +20,7 @@ from transformers import (
 
 from trial.builtin import model_path
 from trial.config.trial_config import parse
-from trial.devices.device_memory import Capacity, generation
+from trial.devices.device_memory import Capacity, card_generation
 from trial.model.known_shapes import known_settings, shapes_of
 from trial.model.load import lora_arguments
 from trial.model.lora_targets import adapter_parameters, saved_parameters, trained_share
@@ -382,4 +382,4 @@ def test_a_models_memory_on_this_machine():
      ("HL-288", "Gaudi 2"), ("HL-338", "Gaudi 3"), ("HL-205", None), ("", None)],
 )  # fmt: skip
 def test_cards_by_the_drivers_name(name, card):
-    assert generation(name) == card
+    assert card_generation(name) == card

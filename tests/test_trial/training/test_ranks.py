@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from trial.config.trial_config import TrialConfig
-from trial.distributed.rank_group import TakenOver
+from trial.distributed.rank_group import TrialTakenOver
 from trial.store.folders import TrialFolder
 from trial.store.records import Attempt
 from trial.train import train
@@ -158,7 +158,7 @@ class Usurper(Recorder):
 def test_a_process_that_was_given_up_writes_no_more(material, asked):
     """Cut off from the cluster, a node trains on for minutes."""
     folder = material.folder(material.config(training=TRAINING))
-    with pytest.raises(TakenOver):
+    with pytest.raises(TrialTakenOver):
         train(folder, Usurper(asked=asked), material.process_cache())
     assert folder.read_result() is None
     assert all(row.step <= asked for row in folder.read_evaluations())
