@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ from rich.console import Console
 from sweep import provenance
 from sweep.file_checks import check_files
 from sweep.spec.spec import SweepSpec
-from sweep.storage.url import again, connect, masked, settled
-from sweep.study import archive
+from sweep.storage.url import connect, masked, resumed_url, with_absolute_path
+from sweep.study import archive, recover
 from trial.config import dotted
 from trial.config.errors import ConfigError, Problem
 from trial.store.files import write_atomically
@@ -92,9 +91,9 @@ def set_aside(folder: StudyFolder, source: Path, options: RunOptions, console: C
     def storage() -> BaseStorage:
         return stored_storage(folder, options.storage)
 
-    moved = [archive.mend(folder, storage)]
+    moved = [recover.repair_folder(folder, storage)]
     if options.fresh:
-        moved.append(archive.archive(folder, storage))
+        moved.append(archive.archive_study(folder, storage))
     for old in filter(None, moved):
         console.print(f"the old study is kept in {old.path}", markup=False, soft_wrap=True)
     if moved[0] and source == folder.sweep_file:
@@ -120,10 +119,8 @@ def fork_study(
         got = f"{new.path} exists already" if new.exists() else f"{old.path} is no study"
         raise ConfigError([Problem("--fork", "a new name, for a study that exists", got)])
     _check_storage(new, options)
-    if new.path.exists():
-        # Without a record: a fork that was cut short. It is done again, from the beginning.
-        new.path.rename(new.path.with_name(f"{new.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
-    url = settled(options.storage) if options.storage else None
+    recover.archive_cut_fork(new)
+    url = with_absolute_path(options.storage) if options.storage else None
     for line in fork(old, new, spec, open_storage(new, url)):
         console.print(str(line), markup=False, soft_wrap=True)
 
@@ -134,10 +131,11 @@ def _copy_prior_studies(
     """Copy the results of the studies that `warm_start` names into a new study."""
     if not spec.warm_start or folder.exists():
         return
-    from sweep.study.warm_start import gather, write
+    from sweep.study.warm_start import collect_prior_studies, write_prior_trials
 
-    studies = gather(spec, folder, [_folder(name, options) for name in spec.warm_start])
-    write(folder, studies)
+    folders = [_folder(name, options) for name in spec.warm_start]
+    studies = collect_prior_studies(spec, folder, folders)
+    write_prior_trials(folder, studies)
     for study in studies:
         console.print(str(study), markup=False, soft_wrap=True)
 
@@ -154,7 +152,7 @@ def write_record(
     content = spec.content()
     _check_storage(folder, options)
     made = provenance.collect([masked(word) for word in options.command])
-    made["storage"] = masked(settled(options.storage)) if options.storage else None
+    made["storage"] = masked(with_absolute_path(options.storage)) if options.storage else None
     if folder.exists():
         record = folder.read_record()
         # A study of an older version says nothing of keys that came later.
@@ -209,14 +207,14 @@ def stored_storage(
     from sweep.storage.open import open_storage
 
     kept = folder.read_record().provenance.get("storage")
-    return open_storage(folder, again(kept, given), repair=repair)
+    return open_storage(folder, resumed_url(kept, given), repair=repair)
 
 
 def _check_storage(folder: StudyFolder, options: RunOptions) -> None:
     """Refuse a storage that cannot be opened, before anything is written or started."""
     kept = folder.read_record().provenance.get("storage") if folder.exists() else None
-    given = settled(options.storage) if options.storage else None
-    if url := again(kept, given) if folder.exists() else given:
+    given = with_absolute_path(options.storage) if options.storage else None
+    if url := resumed_url(kept, given) if folder.exists() else given:
         connect(url)
 
 
@@ -227,21 +225,21 @@ def open_decider(spec: SweepSpec, folder: StudyFolder, options: RunOptions) -> O
         ValueError: the storage has lost trials, or holds another study of this name.
     """
     from sweep.study.decider import OptunaDecider
-    from sweep.study.extend_trial import mend, prolong
-    from sweep.study.warm_start import read as read_prior_studies
+    from sweep.study.extend_trial import extend_trial
+    from sweep.study.warm_start import read_prior_trials
 
     storage = stored_storage(folder, options.storage, repair=True)
     record = folder.read_record()
-    decider = OptunaDecider(spec, record.name, storage, read_prior_studies(folder))
+    decider = OptunaDecider(spec, record.name, storage, read_prior_trials(folder))
     if not decider.belongs_to(record.created):
         raise ValueError(
             f"the storage has a study {record.name!r} that belongs to another folder than "
             f"{folder.path}: choose another name with --study"
         )
-    check_same_study(folder, decider.numbered(), decider.finished())
-    mend(folder, decider)
+    check_same_study(folder, decider.numbers(), decider.finished())
+    recover.repair_study(folder, decider)
     if options.extend_trial is not None:
-        prolong(folder, decider, options.extend_trial, options.overrides)
+        extend_trial(folder, decider, options.extend_trial, options.overrides)
     return decider
 
 

@@ -25,7 +25,7 @@ from sweep.planning import cost
 from sweep.ray_backend.executor import RayExecutor
 from sweep.signals import graceful_interrupt, raise_keyboard_interrupt
 from sweep.spec.spec import SweepSpec
-from sweep.storage.url import is_storage_error, masked, reason
+from sweep.storage.url import error_text, is_storage_error, masked
 from sweep.study import study_lock
 from trial.store.disk_full import is_full
 from trial.store.folders import StudyFolder
@@ -150,7 +150,7 @@ def _explained_errors(folder: StudyFolder) -> Iterator[None]:
         if is_full(error, folder.path):
             text = f"the disk of {folder.path} is full"
         elif is_storage_error(error):
-            text = f"the storage of {folder.path} does not answer: {reason(error)}"
+            text = f"the storage of {folder.path} does not answer: {error_text(error)}"
         else:
             raise
         raise ValueError(f"{text}; nothing is lost, go on with: {resume_command()}") from error

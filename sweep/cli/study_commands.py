@@ -66,12 +66,12 @@ def export(
 ) -> None:
     """Write a trial's adapter (or merged model), its model card and its configuration."""
     from results import recommended
-    from sweep.study.select_trial import choose
+    from sweep.study.select_trial import select_trial
 
     with exit_on_bad_input():
         source = find_study(study, runs)
         best = recommended(source) if trial == "best" else None
-        folder = choose(source, trial if best is None else str(best))
+        folder = select_trial(source, trial if best is None else str(best))
         # A process of its own: only merging needs torch, and this process never loads it.
         words = [sys.executable, "-m", "trial.export", str(folder.path), str(target)]
         done = subprocess.run(words + ["--merge"] * merge, capture_output=True, text=True)

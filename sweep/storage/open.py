@@ -5,7 +5,7 @@ from __future__ import annotations
 import optuna
 from optuna.storages import BaseStorage
 
-from sweep.storage.journal import Journal, OneDriversStorage
+from sweep.storage.journal import Journal, SingleDriverStorage
 from sweep.storage.url import connect
 from trial.store.files import cut_torn_line
 from trial.store.folders import StudyFolder
@@ -16,10 +16,11 @@ def open_storage(
 ) -> BaseStorage:
     """The study's storage: the journal file in its folder, or any Optuna storage URL.
 
-    Only the driver repairs a torn last line: to others it may be one that is being written.
+    Only the driver repairs a torn last line: for others it may be a line that is being written.
 
     Raises:
         ConfigError: there is no such storage, or its server does not answer.
+        ValueError: there is no journal, and none is to be made.
     """
     if url is not None:
         return connect(url)
@@ -28,13 +29,13 @@ def open_storage(
         cut_torn_line(folder.journal)
     elif not folder.journal.exists():
         raise ValueError(f"{folder.journal}: there is no journal")
-    return OneDriversStorage(Journal(str(folder.journal)))
+    return SingleDriverStorage(Journal(str(folder.journal)))
 
 
-def rename(storage: BaseStorage, old: str, new: str) -> None:
-    """Give a study another name; one that the storage does not have is passed over.
+def rename_study(storage: BaseStorage, old: str, new: str) -> None:
+    """Rename a study in its storage; does nothing when there is no study `old`.
 
-    Cut short, it leaves the study under both names, and is done again from the old one.
+    A kill may leave the study under both names: called again, it copies the old one again.
     """
     names = optuna.get_all_study_names(storage)
     if old not in names:
@@ -48,5 +49,5 @@ def rename(storage: BaseStorage, old: str, new: str) -> None:
 
 
 def in_memory() -> BaseStorage:
-    """A storage that ends with the process, for previews."""
+    """A storage in this process's memory, for previews."""
     return optuna.storages.InMemoryStorage()

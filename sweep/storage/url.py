@@ -1,7 +1,7 @@
 """Storage URLs: opened with clear errors, shown and stored without their password.
 
 A URL with a password is given by `--storage` or in the environment variable GAUDI_SWEEP_STORAGE,
-when the study is started and again when it goes on; `study.json` keeps it without the password.
+when the study is started and again when it is resumed; `study.json` has it without the password.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def secrets(url: str) -> list[str]:
     return [form for secret in found for form in (secret, unquote(secret))]
 
 
-def settled(url: str) -> str:
-    """The URL as it means the same from every folder: SQLite's relative path made absolute."""
+def with_absolute_path(url: str) -> str:
+    """The URL with a relative path of SQLite made absolute, so that it holds in every folder."""
     head = _SQLITE.match(url)
     if head is None or url[head.end() :].startswith((":memory:", "file:")):
         return url
@@ -49,13 +49,13 @@ def settled(url: str) -> str:
     return f"{head[0]}{Path(path).resolve()}{mark}{query}" if path else url
 
 
-def again(kept: str | None, given: str | None) -> str | None:
-    """The URL of a study that goes on: what it keeps, with the password that is given again.
+def resumed_url(kept: str | None, given: str | None) -> str | None:
+    """The URL of a study that is resumed: the kept one, with the password that is given again.
 
     Raises:
         ConfigError: the password is missing, or another storage is given.
     """
-    given = settled(given) if given else None
+    given = with_absolute_path(given) if given else None
     if given is not None and masked(given) != kept:
         was = masked(kept) if kept else "its journal file"
         rule = f"the study keeps its storage, {was} (`--fresh` starts anew)"
@@ -79,12 +79,12 @@ def connect(url: str) -> BaseStorage:
     try:
         return optuna.storages.get_storage(url)
     except (SQLAlchemyError, ImportError, ValueError, OSError, OptunaError) as error:
-        rule = f"expected an Optuna storage URL that can be opened: {reason(error, url)}"
+        rule = f"expected an Optuna storage URL that can be opened: {error_text(error, url)}"
         raise ConfigError([Problem("--storage", rule, masked(url))]) from None
 
 
 def is_storage_error(error: BaseException) -> bool:
-    """Whether an exception, itself or through its causes, is a storage's."""
+    """Whether an exception or one of its causes comes from a storage."""
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -94,8 +94,8 @@ def is_storage_error(error: BaseException) -> bool:
     return seen is not None
 
 
-def reason(error: BaseException, url: str | None = None) -> str:
-    """The first line of what went wrong, without passwords."""
+def error_text(error: BaseException, url: str | None = None) -> str:
+    """The first line of the innermost error's message, without passwords."""
     deepest = getattr(error, "orig", None) or error.__cause__ or error
     deepest = getattr(deepest, "orig", None) or deepest
     lines = [line.strip() for line in str(deepest).splitlines() if line.strip()]

@@ -1,7 +1,8 @@
-"""`--fresh` moves the old study out of the way, under a name with the time.
+"""`--fresh` renames an existing study: its name gets the time appended.
 
-A journal moves with its folder, at once. In a storage of many studies the name has to go too, in
-several steps: what is to become of the study is noted first, so that the next run can finish them.
+A journal moves with its folder, in one step. In a storage of many studies the study has to be
+renamed as well, in several steps: a note of the move is written first, from which the next run can
+finish it after a kill.
 """
 
 from __future__ import annotations
@@ -21,15 +22,14 @@ NOTE = "aside.json"
 
 
 class ArchiveNote(Record):
-    """A study that is on its way out."""
+    """A move that has begun: names of the study in its storage."""
 
     old: str
     new: str
-    """What it is called in its storage, and will be."""
 
 
-def archive(folder: StudyFolder, storage: Callable[[], BaseStorage]) -> StudyFolder | None:
-    """Move an existing study out of the way; returns it, None when there is none.
+def archive_study(folder: StudyFolder, storage: Callable[[], BaseStorage]) -> StudyFolder | None:
+    """Rename an existing study; returns it under its new name, None when there is none.
 
     Raises:
         ConfigError: its storage cannot be opened; nothing has been moved then.
@@ -38,36 +38,36 @@ def archive(folder: StudyFolder, storage: Callable[[], BaseStorage]) -> StudyFol
         return None
     record = folder.read_record()
     new = f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}"
-    move = ArchiveNote(old=record.name, new=new)
+    note = ArchiveNote(old=record.name, new=new)
     if record.provenance.get("storage"):
         storage()
-        write_atomically(folder.path / NOTE, move.model_dump_json())
-    return _move(folder, move, storage)
+        write_atomically(folder.path / NOTE, note.model_dump_json())
+    return _move(folder, note, storage)
 
 
-def mend(folder: StudyFolder, storage: Callable[[], BaseStorage]) -> StudyFolder | None:
-    """Finish a move that was cut short; returns the moved study, None when there was none."""
+def finish_archiving(folder: StudyFolder, storage: Callable[[], BaseStorage]) -> StudyFolder | None:
+    """Finish a move that a kill cut short; returns the moved study, None when there was none."""
     if not (folder.path / NOTE).exists():
         return None
-    move = ArchiveNote.model_validate_json((folder.path / NOTE).read_text(encoding="utf-8"))
-    if folder.name == move.new:
+    note = ArchiveNote.model_validate_json((folder.path / NOTE).read_text(encoding="utf-8"))
+    if folder.name == note.new:
         # Moved already; under the old name there may be another study by now.
         (folder.path / NOTE).unlink()
         return None
-    return _move(folder, move, storage)
+    return _move(folder, note, storage)
 
 
 def _move(
-    folder: StudyFolder, move: ArchiveNote, storage: Callable[[], BaseStorage]
+    folder: StudyFolder, note: ArchiveNote, storage: Callable[[], BaseStorage]
 ) -> StudyFolder:
-    """Every step is done anew or passed over when it was done before."""
-    moved = StudyFolder(folder.path.with_name(move.new))
+    """Move folder and study; every step may be repeated after a kill."""
+    moved = StudyFolder(folder.path.with_name(note.new))
     record = folder.read_record()
     if record.provenance.get("storage"):
-        from sweep.storage.open import rename
+        from sweep.storage.open import rename_study
 
-        rename(storage(), move.old, move.new)
-        folder.write_record(record.model_copy(update={"name": move.new}))
+        rename_study(storage(), note.old, note.new)
+        folder.write_record(record.model_copy(update={"name": note.new}))
     folder.path.rename(moved.path)
     (moved.path / NOTE).unlink(missing_ok=True)
     return moved

@@ -1,11 +1,10 @@
-"""The decider: an Optuna study that proposes, prunes, and remembers. Optuna's only home.
+"""The decider: an Optuna study that proposes trials, prunes them and is told their results.
 
-The journal is the sampler's memory; its one writer is the driver that holds the study's lease.
+The one writer of the study's storage is the driver that holds the study's lock.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import random
@@ -21,35 +20,29 @@ from sweep.driver.interfaces import Proposal
 from sweep.sampling.constraints import (
     FEASIBLE,
     INFEASIBLE,
-    is_feasible,
     set_memory_constraint,
     worst_values,
 )
+from sweep.sampling.known_configurations import KnownConfigurations
+from sweep.sampling.pruners import make_pruner
+from sweep.sampling.samplers import make_sampler
+from sweep.sampling.warm_start_sampler import PriorTrial, WarmStartSampler
 from sweep.spec import hpu_shapes
-from sweep.spec.grid import grid_points, grid_size
 from sweep.spec.space import Space
-from sweep.spec.spec import ConfirmSpec, SweepSpec
-from sweep.study.samplers import make_pruner, make_sampler
-from sweep.study.warm_start import PriorTrial, WarmSampler
+from sweep.spec.spec import SweepSpec
+from sweep.storage import compat
+from sweep.study.confirmations import OUTSIDE_SEARCH, missing_repeats, with_seed
 from trial.config.errors import ConfigError
 from trial.config.trial_config import TrialConfig
 from trial.store import metrics
 from trial.store.records import Evaluation, Result
 
-REDRAWS = 20
-"""So many known configurations in a row mean that the sampler has nothing new to say."""
-
-ENUMERABLE = 10_000
-"""Spaces up to this size are searched for an untried point when the sampler repeats itself."""
+MAX_DUPLICATES = 20
+"""More duplicates in a row than this mean that the sampler has nothing new to propose."""
 
 OWNER = "folder_created"
-"""The study's mark of its folder: in a storage of many studies, two folders may want one name."""
-
-_FAILED = (TrialState.FAIL, TrialState.PRUNED)
-
-_OUTSIDE = {"confirms", "continues"}
-"""Marks of trials that are no part of the search: never pruned, never repeated."""
-
+"""User attribute of the study: when its folder was created. Tells two folders apart that want the
+same study name in one storage."""
 
 ASK_SECONDS = {"gp": 3.0}
 """What an ask is known to take, by sampler, once there are trials to learn from."""
@@ -59,15 +52,15 @@ class OptunaDecider:
     """Asks and tells one Optuna study.
 
     `ask` may run in one thread while `report` and `tell` are called in another, as Optuna's own
-    `n_jobs` does: storages lock themselves, and what `ask` alone writes here no other method does.
+    `n_jobs` does: storages lock themselves, and no other method writes what `ask` writes here.
     """
 
     def __init__(
-        self, spec: SweepSpec, name: str, storage: BaseStorage, earlier: Sequence[PriorTrial] = ()
+        self, spec: SweepSpec, name: str, storage: BaseStorage, prior: Sequence[PriorTrial] = ()
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        # CMA-ES learns from the value that comes with it.
+        # CMA-ES learns from the value that an infeasible trial is told with.
         warnings.filterwarnings("ignore", message="Constraints have been set, but CmaEsSampler")
         self.spec = spec
         self.space = Space.of(spec)
@@ -80,38 +73,31 @@ class OptunaDecider:
         past = self.study.get_trials(deepcopy=False)
         # The same seed after a resume would repeat the draws made before it, or those of the study
         # that this one starts from.
-        drawn = len(past) + len(earlier)
-        self._draws = random.Random(f"{spec.sampler.seed}/{drawn}" if _seeded(spec) else None)
-        sampler = make_sampler(spec, self._draws.getrandbits(31))
-        self.study.sampler = WarmSampler(sampler, earlier, self.space) if earlier else sampler
+        drawn = len(past) + len(prior)
+        seed = None if spec.sampler.seed is None else f"{spec.sampler.seed}/{drawn}"
+        self._random = random.Random(seed)
+        sampler = make_sampler(spec, self._random.getrandbits(31))
+        self.study.sampler = WarmStartSampler(sampler, prior, self.space) if prior else sampler
         self.study.pruner = make_pruner(spec)
         self.ask_seconds = ASK_SECONDS.get(spec.sampler.name, 0.0)
-        self._open: dict[int, Trial] = {}
-        self._known: dict[str, int] = {}
-        """Number of the first trial by fingerprint."""
-        self._repeats = 0
+        self._in_flight: dict[int, Trial] = {}
+        self._known = KnownConfigurations(spec, self.space, past)
+        self._duplicates = 0
+        """Duplicates drawn in a row."""
         self._exhausted = False
-        self._walk = self._untried()
+        self._grid = self._known.untried()
         self._enqueue(past)
-        self._remember(past)
 
     def _enqueue(self, past: list[FrozenTrial]) -> None:
         """Enqueue the known-good points; a kill may have come after some of them."""
-        there = {_canonical(trial.system_attrs.get("fixed_params")) for trial in past}
+        enqueued = {_canonical(trial.system_attrs.get("fixed_params")) for trial in past}
         points = list(self.spec.enqueue)
         if hpu_shapes.is_for_hpu(self.spec):
             points = hpu_shapes.together(points, lambda point: point)
         for point in points:
-            fixed = dict(self.space.encode_point(point))
-            if _canonical(fixed) not in there:
-                self.study.enqueue_trial(fixed)
-
-    def _remember(self, past: list[FrozenTrial]) -> None:
-        for trial in past:
-            if trial.state.is_finished() and "duplicate_of" not in trial.user_attrs:
-                with contextlib.suppress(ConfigError, KeyError):
-                    config = self.space.configure(trial.params, trial.number)
-                    self._known.setdefault(config.fingerprint(), trial.number)
+            params = dict(self.space.encode_point(point))
+            if _canonical(params) not in enqueued:
+                self.study.enqueue_trial(params)
 
     # Asking
 
@@ -123,260 +109,176 @@ class OptunaDecider:
             return self._ask_grid()
         proposal = self._propose(self.study.ask())
         if proposal.duplicate_of is None:
-            self._repeats = 0
+            self._duplicates = 0
         else:
-            self._repeated()
+            self._count_duplicate()
         return proposal
 
-    def _repeated(self) -> None:
-        """In a small space, enqueue a point nobody has tried; in a large one, bear some repeats."""
-        self._repeats += 1
-        self._exhausted = self._repeats > REDRAWS
-        if self._enumerable():
-            untried = list(self._untried())
+    def _count_duplicate(self) -> None:
+        """In a small space, enqueue an untried point; in a large one, bear some duplicates."""
+        self._duplicates += 1
+        self._exhausted = self._duplicates > MAX_DUPLICATES
+        if self._known.enumerable():
+            untried = list(self._known.untried())
             self._exhausted = not untried
             if untried:
-                self.study.enqueue_trial(dict(self._draws.choice(untried)))
-
-    def _enumerable(self) -> bool:
-        try:
-            size = grid_size(self.space)
-        except ValueError:
-            return False
-        return size is not None and size <= ENUMERABLE
+                self.study.enqueue_trial(dict(self._random.choice(untried)))
 
     def _ask_grid(self) -> Proposal | None:
         # Points already in the queue come first: a kill may have left one there.
         if not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            point = next(self._walk, None)
+            point = next(self._grid, None)
             if point is None:
                 return None
             self.study.enqueue_trial(dict(point))
         return self._propose(self.study.ask())
 
-    def _untried(self) -> Iterator[Mapping[str, Any]]:
-        """Points of the space that nobody has tried at the moment they are asked for."""
-        points = grid_points(self.space)
-        if hpu_shapes.is_for_hpu(self.spec):
-            points = hpu_shapes.together(points, self._meant)
-        for point in points:
-            try:
-                config = self.space.configure(point, None)
-            except ConfigError:
-                continue
-            if config.fingerprint() not in self._known:
-                yield point
-
-    def _meant(self, point: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What a point means by dotted path; nothing when it means nothing."""
-        try:
-            return self.space.values(point)
-        except ConfigError:
-            return {}
-
     def _propose(self, trial: Trial) -> Proposal:
         params = self.space.suggest(trial)
-        self._open[trial.number] = trial
+        self._in_flight[trial.number] = trial
         config, problem = None, ""
         try:
             config = self.space.configure(params, trial.number)
         except ConfigError as error:
             problem = str(error)
-        if config and (confirms := trial.user_attrs.get("confirms")) is not None:
-            config = _reseeded(config, confirms, trial.user_attrs["seed"])
-        if (longer := trial.user_attrs.get("config")) is not None:
-            config = renumbered(TrialConfig.model_validate_json(longer), trial.number)
-        same = config.fingerprint() if config else json.dumps(params, sort_keys=True)
-        known = self._known.setdefault(same, trial.number)
-        original = known if known != trial.number else None
-        return Proposal(trial.number, params, config, original, problem)
+        marks = trial.user_attrs
+        if config and "confirms" in marks:
+            config = with_seed(config, marks["confirms"], marks["seed"])
+        if "config" in marks:
+            config = renumbered(TrialConfig.model_validate_json(marks["config"]), trial.number)
+        fingerprint = config.fingerprint() if config else _canonical(params)
+        duplicate_of = self._known.add(fingerprint, trial.number)
+        return Proposal(trial.number, params, config, duplicate_of, problem)
 
-    # Confirming
+    def requeue(self, number: int) -> None:
+        """Put a proposal that was never started into Optuna's queue, where `ask` looks first."""
+        compat.set_waiting(self.study, self._in_flight.pop(number))
 
     def confirmations(self) -> Iterator[Proposal]:
         """The best configurations once more, each with the seeds it has not had yet."""
-        confirm = self.spec.confirm
-        if confirm is None:
-            return
         trials = self.study.get_trials(deepcopy=False)
-        had = {
-            (trial.user_attrs["confirms"], trial.user_attrs["seed"])
-            for trial in trials
-            if "confirms" in trial.user_attrs
-        }
-        for best in self._best(trials, confirm):
-            first = self.space.configure(best.params).training["seed"]
-            for seed in range(first + 1, first + confirm.seeds):
-                if (best.number, seed) not in had:
-                    attributes = {"confirms": best.number, "seed": seed}
-                    yield self._propose(self._begin(best.params, attributes))
+        for repeat in missing_repeats(trials, self.spec, self.space):
+            yield self._propose(
+                compat.create_running_trial(self.study, repeat.params, repeat.user_attrs())
+            )
 
-    def _best(self, trials: list[FrozenTrial], confirm: ConfirmSpec) -> list[FrozenTrial]:
-        """The best trials of the search, or of each value of what `confirm.per` names."""
-        alike: dict[str, list[FrozenTrial]] = {}
-        for trial in trials:
-            searched = is_feasible(trial) and not _OUTSIDE & trial.user_attrs.keys()
-            if trial.state == TrialState.COMPLETE and searched:
-                values = self.space.values(trial.params) if confirm.per else {}
-                alike.setdefault(_canonical(values.get(confirm.per or "")), []).append(trial)
-        goals = self.spec.objectives
-        signs = [-1.0 if goal.direction == "maximize" else 1.0 for goal in goals]
-        best = []
-        for done in alike.values():
-            points = [[s * v for s, v in zip(signs, t.values, strict=True)] for t in done]
-            best += [done[place] for place in metrics.best_of(points, confirm.top)]
-        return best
+    def preview(self, count: int) -> list[TrialConfig]:
+        """The configurations of the first proposals of a fresh study, without training any."""
+        configs: list[TrialConfig] = []
+        while len(configs) < count and (proposal := self.ask()) is not None:
+            if proposal.config and proposal.trainable:
+                configs.append(proposal.config)
+        return configs
 
-    # Going on for longer
+    # Training a finished trial for longer
 
-    def prolong(self, number: int, config: TrialConfig) -> int:
-        """Number a trial that goes on where a finished one ended, and leave it in flight."""
+    def add_extension(self, number: int, config: TrialConfig) -> int:
+        """Create a trial in flight that continues a finished one; returns its number."""
         source = next(t for t in self.study.get_trials(deepcopy=False) if t.number == number)
-        attributes = {"continues": number, "config": config.model_dump_json()}
-        trial = self._begin(source.params, attributes)
+        marks = {"continues": number, "config": config.model_dump_json()}
+        trial = compat.create_running_trial(self.study, source.params, marks)
         self.space.suggest(trial)
         return trial.number
 
-    def prolonged(self, number: int) -> dict[int, TrialConfig]:
-        """Trials that go on where a finished one ended, by number; those that failed left out."""
+    def extensions(self, number: int) -> dict[int, TrialConfig]:
+        """Trials that continue a finished one, by number, but for failed and pruned ones."""
         return {
             trial.number: TrialConfig.model_validate_json(trial.user_attrs["config"])
             for trial in self.study.get_trials(deepcopy=False)
-            if trial.user_attrs.get("continues") == number and trial.state not in _FAILED
+            if trial.user_attrs.get("continues") == number
+            and trial.state not in (TrialState.FAIL, TrialState.PRUNED)
         }
 
-    def _begin(self, params: Mapping[str, Any], attributes: Mapping[str, Any]) -> Trial:
-        """A trial in flight that is to draw these values, whatever else waits to be asked for."""
-        fixed = {"fixed_params": dict(params)}
-        template = optuna.trial.create_trial(
-            state=TrialState.RUNNING, user_attrs=dict(attributes), system_attrs=fixed
-        )
-        storage, study_id = self.study._storage, self.study._study_id
-        return Trial(self.study, storage.create_new_trial(study_id, template))
-
-    # Coming back
+    # Resuming
 
     def pending(self) -> list[Proposal]:
         """Trials in flight when the study was last left, under their own numbers."""
         trials = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return [self._propose(Trial(self.study, trial._trial_id)) for trial in trials]
+        return [self._propose(compat.running_trial(self.study, trial)) for trial in trials]
 
     def finished(self) -> list[int]:
         """Numbers of the trials that have ended."""
         trials = self.study.get_trials(deepcopy=False)
         return [trial.number for trial in trials if trial.state.is_finished()]
 
+    def numbers(self) -> set[int]:
+        """Numbers of all trials that were ever started or enqueued."""
+        return {trial.number for trial in self.study.get_trials(deepcopy=False)}
+
     def belongs_to(self, created: float) -> bool:
-        """Whether it is the study of the folder that was made then; one that nobody has is now."""
+        """Whether the study is that of the folder created then; claims a study without owner."""
         owner = self.study.user_attrs.get(OWNER)
         if owner is None:
             self.study.set_user_attr(OWNER, created)
         return owner in (None, created)
 
-    def numbered(self) -> set[int]:
-        """Numbers of all trials that were ever started or enqueued."""
-        return {trial.number for trial in self.study.get_trials(deepcopy=False)}
-
-    def requeue(self, number: int) -> None:
-        """A proposal that was never started waits in Optuna's queue, where `ask` looks first."""
-        trial = self._open.pop(number)
-        self.study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
-
     # Telling
 
     def report(self, number: int, evaluation: Evaluation) -> bool:
-        """Take an evaluation in; True to prune. A step already known is not reported twice."""
+        """Report an evaluation; True to prune. A step already known is not reported twice."""
         if len(self.spec.objectives) > 1:
             return False
-        trial = self._open[number]
-        value = metrics.of_evaluation(evaluation, self.spec.objectives[0].metric)
-        # Before the first step all trials are the same model: nothing to judge.
-        if value is None or evaluation.step <= 0:
+        trial = self._in_flight[number]
+        objective = metrics.of_evaluation(evaluation, self.spec.objectives[0].metric)
+        # Before the first step all trials are the same model: nothing to prune by.
+        if objective is None or evaluation.step <= 0:
             return False
-        if evaluation.step not in trial._cached_frozen_trial.intermediate_values:
-            trial.report(value, evaluation.step)
-        return not _OUTSIDE & trial.user_attrs.keys() and trial.should_prune()
+        if not compat.is_reported(trial, evaluation.step):
+            trial.report(objective, evaluation.step)
+        return not OUTSIDE_SEARCH & trial.user_attrs.keys() and trial.should_prune()
 
     def tell(self, number: int, result: Result) -> None:
-        """Tell Optuna the truth: complete, pruned at its step, or failed."""
+        """Tell Optuna how a trial ended: complete, pruned at its step, infeasible or failed.
+
+        A duplicate is told as failed, which samplers ignore: it teaches them nothing new.
+        """
+        trial = self._in_flight.pop(number)
         if result.state == "duplicate":
-            self.tell_duplicate(number, result.duplicate_of)
+            trial.set_user_attr("duplicate_of", result.duplicate_of)
+            self.study.tell(trial, state=TrialState.FAIL)
             return
-        trial = self._open.pop(number)
-        self._annotate(trial, result)
-        if result.cause and result.cause.kind == "out_of_memory":
+        kind = result.cause.kind if result.cause else None
+        if result.cause:
+            trial.set_user_attr("cause", f"{kind}: {result.cause.message}")
+        if result.best_step is not None:
+            trial.set_user_attr("best_step", result.best_step)
+        measured = [metrics.of_result(result, goal.metric) for goal in self.spec.objectives]
+        values = [value for value in measured if value is not None and math.isfinite(value)]
+        if kind == "out_of_memory":
             self._tell_infeasible(trial)
-            return
-        values = [metrics.of_result(result, goal.metric) for goal in self.spec.objectives]
-        finite = [value for value in values if value is not None and math.isfinite(value)]
-        if result.state == "complete" and len(finite) == len(values):
-            # GP wants the same constraints of all: it could not learn from one that is violated.
+        elif result.state == "complete" and len(values) == len(measured):
+            # GPSampler wants the same constraints of all trials.
             set_memory_constraint(trial, FEASIBLE)
-            self.study.tell(trial, finite)
-        elif result.state == "pruned" or _teaches(result):
+            self.study.tell(trial, values)
+        elif result.state == "pruned" or kind == "diverged":
+            # Samplers ignore failed trials, and a divergence says something of the parameters.
             self.study.tell(trial, state=self._pruned_state())
         else:
             self.study.tell(trial, state=TrialState.FAIL)
 
     def _tell_infeasible(self, trial: Trial) -> None:
-        """A violated constraint, and the worst values so far: only TPE sees a trial without any.
+        """Tell a violated constraint with the worst values so far.
 
-        Before any trial is complete there are none to give.
+        Without values only TPE would learn from it. Before any trial is complete there are none.
         """
         set_memory_constraint(trial, INFEASIBLE)
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        worst = worst_values(complete, self.study.directions)
-        self.study.tell(trial, worst, state=None if worst else self._pruned_state())
+        if worst := worst_values(complete, self.study.directions):
+            self.study.tell(trial, worst)
+        else:
+            self.study.tell(trial, state=self._pruned_state())
 
     def _pruned_state(self) -> TrialState:
         """Optuna has no pruned trials with several objectives."""
         return TrialState.FAIL if len(self.spec.objectives) > 1 else TrialState.PRUNED
 
-    def _annotate(self, trial: Trial, result: Result) -> None:
-        if result.cause:
-            trial.set_user_attr("cause", f"{result.cause.kind}: {result.cause.message}")
-        if result.best_step is not None:
-            trial.set_user_attr("best_step", result.best_step)
-
-    def tell_duplicate(self, number: int, original: int | None) -> None:
-        """A repeat is not trained; the sampler is told nothing it does not know."""
-        trial = self._open.pop(number)
-        trial.set_user_attr("duplicate_of", original)
-        self.study.tell(trial, state=TrialState.FAIL)
-
-    def preview(self, count: int) -> list[TrialConfig]:
-        """The first proposals of a fresh study, without training anything."""
-        shown: list[TrialConfig] = []
-        while len(shown) < count and (proposal := self.ask()) is not None:
-            if proposal.config and proposal.duplicate_of is None:
-                shown.append(proposal.config)
-        return shown
-
 
 def renumbered(config: TrialConfig, number: int) -> TrialConfig:
-    """The same configuration as another trial's."""
+    """The same configuration as that of another trial number."""
     if config.origin is None:
         return config
     return config.model_copy(update={"origin": config.origin.model_copy(update={"number": number})})
 
 
-def _reseeded(config: TrialConfig, confirms: int, seed: int) -> TrialConfig:
-    """The same configuration with another seed: adapter, data order and dropout differ."""
-    if config.origin is None:
-        return config
-    origin = config.origin.model_copy(update={"confirms": confirms})
-    training = {**config.training, "seed": seed}
-    return config.model_copy(update={"training": training, "origin": origin})
-
-
-def _canonical(params: Any) -> str:
+def _canonical(params: Mapping[str, Any] | None) -> str:
     return json.dumps(params, sort_keys=True)
-
-
-def _teaches(result: Result) -> bool:
-    """Whether a failure says something about the parameters: Optuna's samplers pass over FAIL."""
-    return result.cause is not None and result.cause.kind == "diverged"
-
-
-def _seeded(spec: SweepSpec) -> bool:
-    return spec.sampler.seed is not None

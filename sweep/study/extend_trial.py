@@ -1,7 +1,7 @@
-"""Train a finished trial for longer: a new trial that goes on from its last checkpoint.
+"""Trains a finished trial for longer: a new trial that resumes from its last checkpoint.
 
 The finished trial keeps its number, its result and its adapter; the longer one gets a number of its
-own, and Optuna is told both.
+own, and the study has both.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from trial.store.disk_full import sync_tree
 from trial.store.folders import StudyFolder, TrialFolder
 
 
-def prolong(
+def extend_trial(
     study: StudyFolder, decider: OptunaDecider, number: int, overrides: Sequence[str]
 ) -> int:
-    """Put the longer trial in flight, to be taken up by the driver; returns its number.
+    """Create the longer trial in flight, for the driver to resume; returns its number.
 
-    One that is in flight already, for the command was interrupted, is not made twice.
+    When an interrupted command has created it already, it is not created twice.
 
     Raises:
         ConfigError: the trial cannot go on, or the overrides do not make it longer.
@@ -30,21 +30,21 @@ def prolong(
     source = study.trial(number)
     _refuse_unfinished(source, number)
     config = _longer(source, number, overrides)
-    for other, made in decider.prolonged(number).items():
-        if made.fingerprint() == config.fingerprint():
+    for other, existing in decider.extensions(number).items():
+        if existing.fingerprint() == config.fingerprint():
             if study.trial(other).result.exists():
                 raise _refuse(f"another length: trial {other} is trial {number} trained that long")
             return other
     if not source.checkpoints.exists():
         rule = "resources.keep_checkpoints says how many of the best keep theirs"
         raise _refuse(f"a trial that has its last checkpoint, trial {number} has not: {rule}")
-    new = decider.prolong(number, config)
+    new = decider.add_extension(number, config)
     _copy(source, study.trial(new), renumbered(config, new))
     return new
 
 
-def mend(study: StudyFolder, decider: OptunaDecider) -> None:
-    """Finish what a kill cut short: a longer trial that has its number and not yet its folder."""
+def finish_extensions(study: StudyFolder, decider: OptunaDecider) -> None:
+    """Create the folders of longer trials that a kill has left with a number and without one."""
     for proposal in decider.pending():
         origin = proposal.config.origin if proposal.config else None
         if proposal.config and origin and origin.continues is not None:
@@ -54,7 +54,7 @@ def mend(study: StudyFolder, decider: OptunaDecider) -> None:
 
 
 def _copy(source: TrialFolder, folder: TrialFolder, config: TrialConfig) -> None:
-    """The configuration comes last: a folder that has one has the checkpoint too."""
+    """Copy checkpoint and metrics, then the configuration: where it is, the checkpoint is too."""
     folder.path.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
     shutil.copytree(source.checkpoints, folder.checkpoints)

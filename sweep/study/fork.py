@@ -1,4 +1,4 @@
-"""A new study from an old one: the trials that fit the changed sweep file are carried over."""
+"""A new study from an old one: the trials that fit the changed sweep file are copied into it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FixedTrial, TrialState
 
-from sweep.sampling.constraints import MEMORY
+from sweep.sampling.constraints import FEASIBLE, MEMORY
 from sweep.spec.space import Space
 from sweep.spec.spec import SweepSpec
 from trial.config import dotted
@@ -23,12 +23,12 @@ from trial.store.records import Result
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """What became of one trial of the old study."""
+    """A trial of the old study and the number of its copy."""
 
     old: int
     new: int | None
     reason: str = ""
-    """Why it was dropped."""
+    """Why it has no copy."""
 
     def __str__(self) -> str:
         if self.new is None:
@@ -39,7 +39,7 @@ class Lineage:
 def fork(
     old: StudyFolder, new: StudyFolder, spec: SweepSpec, storage: BaseStorage
 ) -> list[Lineage]:
-    """Carry over every finished trial whose configuration the new space can propose as it stands.
+    """Copy every finished trial whose exact configuration the new space can propose.
 
     Raises:
         ValueError: the old study cannot be read.
@@ -54,12 +54,12 @@ def fork(
         raise ValueError(f"the storage has a study {new.name!r} already: choose a name") from None
     before, after = SweepSpec.from_content(old.read_record().spec), Space.of(spec)
     return [
-        _carry(number, folder, new, study, before, after, spec)
+        _copy_trial(number, folder, new, study, before, after, spec)
         for number, folder in old.all_trials()
     ]
 
 
-def _carry(
+def _copy_trial(
     number: int,
     folder: TrialFolder,
     new: StudyFolder,
@@ -83,7 +83,7 @@ def _carry(
         return Lineage(number, None, _difference(config, fresh))
     study.add_trial(_frozen(after, params, result, folder, spec))
     target = new.trial(fresh.origin.number if fresh.origin else 0)
-    _copy(folder, target, fresh, f"carried over from trial {number} of {before.name}")
+    _copy_folder(folder, target, fresh, f"carried over from trial {number} of {before.name}")
     return Lineage(number, fresh.origin.number if fresh.origin else None)
 
 
@@ -136,12 +136,14 @@ def _frozen(
         params=params,
         distributions=draw.distributions,
         intermediate_values=curve if single else {},
-        constraints={MEMORY: -1.0} if complete else None,
+        constraints={MEMORY: FEASIBLE} if complete else None,
     )
 
 
-def _copy(source: TrialFolder, target: TrialFolder, config: TrialConfig, change: str) -> None:
-    """The whole folder under its new number; the result comes last, as always."""
+def _copy_folder(
+    source: TrialFolder, target: TrialFolder, config: TrialConfig, change: str
+) -> None:
+    """Copy a trial's folder under its new number; the result comes last: it marks the end."""
     skip = shutil.ignore_patterns("result.json", "config.json", "checkpoints", ".*")
     shutil.copytree(source.path, target.path, ignore=skip)
     if config.origin:

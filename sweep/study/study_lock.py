@@ -1,4 +1,4 @@
-"""One driver per study: a lock that dies with its holder, and a note of who holds it."""
+"""One driver per study: a file lock, and a note of the process that holds it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class StudyBusyError(RuntimeError):
 
 @contextmanager
 def hold(study: StudyFolder) -> Iterator[None]:
-    """Be the study's only driver.
+    """Hold the study's lock: no other driver can run it meanwhile.
 
-    The operating system drops the lock when the holder dies, so a dead holder's study is free.
+    The operating system releases the lock when the holder dies; nothing is left to clean up.
 
     Raises:
         StudyBusyError: names the holder: host, process, since when.
     """
     study.path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the folder, not in it: `--fresh` moves the folder away while the lease is held.
+    # Beside the folder, not in it: `--fresh` renames the folder while the lock is held.
     lock = FileLock(study.path.with_name(f".{study.name}.lock"))
     holder = study.path.with_name(f".{study.name}.driver.json")
     try:
@@ -37,8 +37,8 @@ def hold(study: StudyFolder) -> Iterator[None]:
     except Timeout:
         raise StudyBusyError(f"study {study.name} is being run by {_describe(holder)}") from None
     try:
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-        write_atomically(holder, json.dumps(me) + "\n")
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        write_atomically(holder, json.dumps(owner) + "\n")
         yield
         holder.unlink(missing_ok=True)
     finally:
@@ -48,8 +48,8 @@ def hold(study: StudyFolder) -> Iterator[None]:
 def _describe(holder: os.PathLike[str]) -> str:
     try:
         with open(holder, encoding="utf-8") as file:
-            me = json.load(file)
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(me["since"]))
-        return f"process {me['pid']} on {me['host']} since {since}"
+            owner = json.load(file)
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner["since"]))
+        return f"process {owner['pid']} on {owner['host']} since {since}"
     except (OSError, ValueError, KeyError):
         return "another process"

@@ -1,4 +1,4 @@
-"""Do a study's folders and its journal tell the same story?"""
+"""Compares the trial folders of a study with its journal."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from trial.store import metrics
 from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.records import Result, State
 
-TOLD = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL", "duplicate": "FAIL"}
-TAUGHT = ("diverged", "out_of_memory")
-"""Failures that the sampler is told as pruned, so that it learns from them."""
-INFEASIBLE = "out_of_memory"
-"""This one as complete, with a constraint that it violates, once any trial is complete."""
+EXPECTED = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL", "duplicate": "FAIL"}
+"""Optuna's state of a trial by the state in its folder."""
+TOLD_AS_PRUNED = ("diverged", "out_of_memory")
+"""Failures that are told as pruned, so that the sampler learns from them."""
+TOLD_AS_INFEASIBLE = "out_of_memory"
+"""This one is told as complete with a violated constraint, once any trial is complete."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One difference; `wrong` is False where the next run mends it by itself."""
+    """One difference; `wrong` is False where the next run repairs it."""
 
     number: int
     text: str
@@ -96,13 +97,13 @@ def _without_result(trial: FrozenTrial) -> Iterator[Finding]:
 def _compare_end(
     trial: FrozenTrial, folder: TrialFolder, result: Result, spec: SweepSpec
 ) -> Iterator[Finding]:
-    expected = TOLD[result.state]
-    if result.cause and result.cause.kind in TAUGHT and len(spec.objectives) == 1:
+    expected = EXPECTED[result.state]
+    if result.cause and result.cause.kind in TOLD_AS_PRUNED and len(spec.objectives) == 1:
         expected = "PRUNED"
     values = [metrics.of_result(result, goal.metric) for goal in spec.objectives]
     if result.state == "complete" and None in values:
         expected = "FAIL"
-    if result.cause and result.cause.kind == INFEASIBLE and not is_feasible(trial):
+    if result.cause and result.cause.kind == TOLD_AS_INFEASIBLE and not is_feasible(trial):
         expected, values = trial.state.name, trial.values
     if trial.state.name != expected:
         text = f"ended {result.state}, the journal says {trial.state.name}"
@@ -121,18 +122,20 @@ def _compare_curve(
         for row in folder.read_evaluations()
         if row.step > 0
     }
-    told = trial.intermediate_values
-    for step, value in told.items():
+    reported = trial.intermediate_values
+    for step, value in reported.items():
         if step not in measured:
             yield Finding(trial.number, f"step {step} was reported and is not in its metrics")
         elif not _same(measured[step], value):
             text = f"step {step} was reported as {value}, its metrics say {measured[step]}"
             yield Finding(trial.number, text)
     for step, found in measured.items():
-        # What a failed trial said last was never passed on: it may be no number.
-        if found is not None and step not in told and ended in ("complete", "pruned"):
+        # The last evaluation of a failed trial is not reported: it may be NaN.
+        if found is not None and step not in reported and ended in ("complete", "pruned"):
             yield Finding(trial.number, f"step {step} is in its metrics and was not reported")
 
 
-def _same(measured: float | None, told: float) -> bool:
-    return measured == told or (measured is not None and math.isnan(measured) and math.isnan(told))
+def _same(measured: float | None, reported: float) -> bool:
+    if measured is not None and math.isnan(measured):
+        return math.isnan(reported)
+    return measured == reported

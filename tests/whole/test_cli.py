@@ -20,7 +20,7 @@ from helpers.paths import ROOT
 from sweep import provenance
 from sweep.cli.output import exit_on_bad_input
 from sweep.study import study_lock
-from sweep.study.extend_trial import prolong
+from sweep.study.extend_trial import extend_trial
 from trial.config.errors import ConfigError
 from trial.config.trial_config import TrialConfig
 from trial.store.folders import StudyFolder, TrialFolder
@@ -286,7 +286,7 @@ def test_a_finished_trial_goes_on_for_longer_from_where_it_ended(finished, tmp_p
     (best,) = [number for number, folder in study.all_trials() if folder.checkpoints.exists()]
     before = study.trial(best).result.read_text()
     with pytest.raises(ConfigError, match=r"more training\.max_steps"):
-        prolong(study, None, best, ["training.max_steps=4"])
+        extend_trial(study, None, best, ["training.max_steps=4"])
     words = ["resume", "tiny", "--runs", tmp_path, "--continue", best]
     done = run_command(*words, "--set", "training.max_steps=12", "--workers", 1)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -24,8 +24,8 @@ from sweep import open_study
 from sweep.open_study import RunOptions
 from sweep.spec.dimension import Choices
 from sweep.spec.spec import SamplerSpec, SweepSpec
-from sweep.storage.open import open_storage, rename
-from sweep.storage.url import VARIABLE, again, connect, masked, settled
+from sweep.storage.open import open_storage, rename_study
+from sweep.storage.url import VARIABLE, connect, masked, resumed_url, with_absolute_path
 from sweep.study import archive
 from sweep.study.decider import OptunaDecider
 from sweep.study.verify import verify
@@ -169,7 +169,7 @@ def test_the_password_is_not_kept(postgres, study, tmp_path):
     assert not any(secret in text for secret in SECRETS for text in texts)
     kept = study.read_record().provenance["storage"]
     assert kept.startswith("postgresql+psycopg2://sweeper:***@127.0.0.1:")
-    assert again(kept, postgres) == postgres
+    assert resumed_url(kept, postgres) == postgres
 
 
 # URLs
@@ -195,9 +195,9 @@ def test_a_password_is_never_shown(url, shown):
 
 def test_a_relative_sqlite_file_means_the_same_from_everywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert settled("sqlite:///x.db?timeout=3") == f"sqlite:///{tmp_path}/x.db?timeout=3"
-    assert settled("sqlite:///:memory:") == "sqlite:///:memory:"
-    assert settled("postgresql://h/x.db") == "postgresql://h/x.db"
+    assert with_absolute_path("sqlite:///x.db?timeout=3") == f"sqlite:///{tmp_path}/x.db?timeout=3"
+    assert with_absolute_path("sqlite:///:memory:") == "sqlite:///:memory:"
+    assert with_absolute_path("postgresql://h/x.db") == "postgresql://h/x.db"
 
 
 KEPT = "postgresql://me:***@h/db"
@@ -213,7 +213,7 @@ KEPT = "postgresql://me:***@h/db"
     ],
 )
 def test_a_study_goes_on_in_its_own_storage(kept, given):
-    assert again(kept, given) == (given or kept)
+    assert resumed_url(kept, given) == (given or kept)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_a_study_goes_on_in_its_own_storage(kept, given):
 )
 def test_another_storage_or_a_missing_password_is_refused(kept, given, said):
     with pytest.raises(ConfigError) as error:
-        again(kept, given)
+        resumed_url(kept, given)
     assert said in str(error.value)
     assert "pw" not in str(error.value)
 
@@ -268,15 +268,15 @@ def is_kept_aside(study: StudyFolder, url: str) -> bool:
         "trial 1: is in flight: the next run takes it up"
     ]
     assert sorted(path.name for path in old.path.iterdir()) == ["study.json", "trials"]
-    return begin(study, url, ranks(2)).numbered() == set()
+    return begin(study, url, ranks(2)).numbers() == set()
 
 
 def test_a_fresh_start_keeps_the_old_study_under_another_name(url, study):
     one_told(study, url)
-    assert archive.archive(study, lambda: open_storage(study, url)) is not None
+    assert archive.archive_study(study, lambda: open_storage(study, url)) is not None
     assert is_kept_aside(study, url)
-    assert archive.mend(study, lambda: open_storage(study, url)) is None
-    rename(open_storage(study, url), "no such study", "other")
+    assert archive.finish_archiving(study, lambda: open_storage(study, url)) is None
+    rename_study(open_storage(study, url), "no such study", "other")
     assert "other" not in optuna.get_all_study_names(open_storage(study, url))
 
 
@@ -302,14 +302,14 @@ def test_a_fresh_start_that_was_cut_short_is_finished_by_the_next_run(
     with monkeypatch.context() as patch:
         patch.setattr(step, killed)
         with pytest.raises(KeyboardInterrupt):
-            archive.archive(study, lambda: open_storage(study, url))
+            archive.archive_study(study, lambda: open_storage(study, url))
     options = RunOptions(runs=study.path.parent, storage=url)
     # What `resume` gives as its source is in the folder that goes.
     with contextlib.suppress(ConfigError):
         open_study.set_aside(study, study.sweep_file, options, Console(quiet=True))
     for path in study.path.parent.glob(f"{study.name}.*"):
         # Whoever goes on with the old study has it left alone.
-        assert archive.mend(StudyFolder(path), lambda: open_storage(study, url)) is None
+        assert archive.finish_archiving(StudyFolder(path), lambda: open_storage(study, url)) is None
     assert is_kept_aside(study, url)
 
 
@@ -333,7 +333,7 @@ def test_a_name_in_a_storage_of_many_studies_belongs_to_one_folder(url, study):
     for _ in range(2):
         assert OptunaDecider(ranks(2, 4), study.name, storage).belongs_to(made)
         assert not OptunaDecider(ranks(2, 4), study.name, storage).belongs_to(made + 1.0)
-    rename(storage, study.name, f"{study.name}.aside")
+    rename_study(storage, study.name, f"{study.name}.aside")
     assert OptunaDecider(ranks(2, 4), f"{study.name}.aside", storage).belongs_to(made)
     assert OptunaDecider(ranks(2, 4), study.name, storage).belongs_to(made + 1.0)
 
@@ -353,7 +353,7 @@ def test_a_fork_that_was_cut_short_is_done_again(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("sweep.study.fork._copy", killed)
+        patch.setattr("shutil.copytree", killed)
         with pytest.raises(KeyboardInterrupt):
             open_study.fork_study(ranks(2, 4, 8), source, new, options, quiet)
     assert new.path.exists()

@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 
 from sweep.loading.loader import load
+from sweep.sampling.warm_start_sampler import PriorTrial, match_quantiles
 from sweep.spec.dimension import Choices, Range
 from sweep.spec.spec import SamplerSpec, SweepSpec
 from sweep.storage.open import in_memory, open_storage
 from sweep.study.decider import OptunaDecider
-from sweep.study.warm_start import PriorTrial, gather, levelled, read, write
+from sweep.study.warm_start import (
+    collect_prior_studies,
+    read_prior_trials,
+    write_prior_trials,
+)
 from trial.config.errors import ConfigError
 from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.records import Result, StudyRecord
@@ -63,10 +68,10 @@ def test_the_first_draws_are_near_what_was_best(tmp_path, old, name):
     options = {"multivariate": True, "group": True, "constant_liar": True} if name == "tpe" else {}
     spec = make_spec(name="new", sampler=SamplerSpec(name=name, seed=2, options=options))
     new = StudyFolder(tmp_path / "new")
-    (taught,) = gather(spec, new, [old])
+    (taught,) = collect_prior_studies(spec, new, [old])
     assert str(taught) == "the sampler starts from 32 trials of earlier"
-    write(new, [taught])
-    earlier = read(new)
+    write_prior_trials(new, [taught])
+    earlier = read_prior_trials(new)
     assert earlier == list(taught.trials)
     draws = {}
     for known in ((), earlier):
@@ -77,7 +82,7 @@ def test_the_first_draws_are_near_what_was_best(tmp_path, old, name):
             draws[bool(known)].append(far(proposal))
             decider.tell(proposal.number, Result(state="complete", value=far(proposal)))
         # Nothing of it is a trial of this study.
-        assert decider.numbered() == set(range(8))
+        assert decider.numbers() == set(range(8))
         assert len(decider.study.trials) == 8
     assert np.median(draws[True]) < 0.5 < np.median(draws[False])
 
@@ -87,7 +92,7 @@ def test_a_study_of_the_same_seed_does_not_draw_the_same_again(tmp_path, old):
     few = StudyFolder(tmp_path / "few")
     spec = make_spec(sampler=SamplerSpec(name="tpe", seed=0))
     run(few, spec, 4)
-    (taught,) = gather(spec, StudyFolder(tmp_path / "new"), [few])
+    (taught,) = collect_prior_studies(spec, StudyFolder(tmp_path / "new"), [few])
     decider = OptunaDecider(spec, "new", in_memory(), taught.trials)
     drawn = {decider.ask().config.training["learning_rate"] for _ in range(4)}
     assert not drawn & {trial.params["training.learning_rate"] for trial in taught.trials}
@@ -96,7 +101,7 @@ def test_a_study_of_the_same_seed_does_not_draw_the_same_again(tmp_path, old):
 def test_a_new_study_learns_beyond_what_it_started_from(tmp_path, old):
     """Losses of another length lie on another level; the best place has moved, too."""
     spec = make_spec(steps=99, sampler=SamplerSpec(name="tpe", seed=3))
-    (taught,) = gather(spec, StudyFolder(tmp_path / "new"), [old])
+    (taught,) = collect_prior_studies(spec, StudyFolder(tmp_path / "new"), [old])
     assert not any(trial.alike for trial in taught.trials)
     decider = OptunaDecider(spec, "new", in_memory(), taught.trials)
     moved = []
@@ -116,28 +121,35 @@ def rows(study: str, values: list[float], alike: bool) -> list[PriorTrial]:
 
 def test_values_of_another_setting_count_by_their_place():
     same, other = rows("same", [1.0, 2.0], True), rows("other", [90.0, 70.0, 80.0, 60.0], False)
-    assert levelled([*same, *other], []) == [(1.0,), (2.0,), (90.0,), (70.0,), (80.0,), (60.0,)]
-    found = [value for (value,) in levelled([*same, *other], [(3.0,), (4.0,), (5.0,)])]
+    assert match_quantiles([*same, *other], []) == [
+        (1.0,),
+        (2.0,),
+        (90.0,),
+        (70.0,),
+        (80.0,),
+        (60.0,),
+    ]
+    found = [value for (value,) in match_quantiles([*same, *other], [(3.0,), (4.0,), (5.0,)])]
     assert found[:2] == [1.0, 2.0]
     assert found[2:] == pytest.approx([4.75, 3.75, 4.25, 3.25])
     # With one trial of its own to go by, the order stays.
     draw = random.Random(0)
     values = [draw.random() for _ in range(20)]
-    mapped = [value for (value,) in levelled(rows("other", values, False), [(7.0,)])]
+    mapped = [value for (value,) in match_quantiles(rows("other", values, False), [(7.0,)])]
     assert np.argsort(mapped).tolist() == np.argsort(values).tolist()
     assert mapped == pytest.approx([7.0] * 20, abs=1e-6)
 
 
 def test_what_does_not_fit_is_left_out_and_said(tmp_path, old):
     space = {"training.learning_rate": (RATE,), "lora.r": (Choices(choices=(2, 4)),)}
-    (taught,) = gather(make_spec(space=space), StudyFolder(tmp_path / "new"), [old])
+    (taught,) = collect_prior_studies(make_spec(space=space), StudyFolder(tmp_path / "new"), [old])
     assert {trial.params["lora.r"] for trial in taught.trials} == {2, 4}
     assert "left out: lora.r: 8" in str(taught)
     narrow = {"training.learning_rate": (Range(type="float", low=1e-9, high=2e-9, log=True),)}
     with pytest.raises(ConfigError, match=r"warm_start.0: a study with complete trials .*0 trials"):
-        gather(make_spec(space=narrow), StudyFolder(tmp_path / "new"), [old])
+        collect_prior_studies(make_spec(space=narrow), StudyFolder(tmp_path / "new"), [old])
     with pytest.raises(ConfigError, match="another study") as caught:
-        gather(make_spec(), old, [old, StudyFolder(tmp_path / "nothing")])
+        collect_prior_studies(make_spec(), old, [old, StudyFolder(tmp_path / "nothing")])
     assert [problem.key for problem in caught.value.problems] == ["warm_start.0", "warm_start.1"]
 
 

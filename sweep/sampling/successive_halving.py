@@ -1,7 +1,7 @@
-"""Optuna's successive halving, from memory: the same decisions at a cost that does not grow.
+"""Optuna's successive halving with the rungs in memory: same decisions, constant cost per step.
 
-Optuna's own pruner reads every trial of the study again at every rung: at ten thousand trials that
-is nearly all that a driver does. The driver is alone with its study, so it need read them once.
+Optuna's own pruner reads every trial of the study at every rung: at ten thousand trials that takes
+nearly all of a driver's time. One driver alone writes to a study, so it need read them only once.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from optuna.pruners import BasePruner, SuccessiveHalvingPruner
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
+from sweep.storage.compat import set_system_attr
 
-class Halving(BasePruner):
-    """As `optuna.pruners.SuccessiveHalvingPruner`; it and its arguments are explained there.
 
-    Rungs are kept where Optuna keeps them, so that either pruner can go on with a study.
+class CachedSuccessiveHalvingPruner(BasePruner):
+    """Decides as `optuna.pruners.SuccessiveHalvingPruner`, which explains the arguments.
+
+    The values at rungs are stored where Optuna stores them (system attributes
+    `completed_rung_<n>`), so that either pruner can go on with a study.
 
     Raises:
-        ValueError: Optuna's refuses the arguments.
+        ValueError: Optuna's pruner refuses the arguments.
     """
 
     def __init__(
@@ -38,22 +41,22 @@ class Halving(BasePruner):
         self.reduction_factor = reduction_factor
         self.bootstrap_count = bootstrap_count
         self._rungs: dict[str, list[float]] | None = None
-        """What has come to each rung, the best first."""
+        """By system attribute: the values that reached the rung, lower is better, ascending."""
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Whether the trial is not among the best of a rung that it has come to."""
+        """Whether the trial is not among the best 1/reduction_factor of a rung it has reached."""
         step = trial.last_step
         if step is None:
             return False
         sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
-        rungs, value = self._known(study, sign), trial.intermediate_values[step]
+        rungs, value = self._rungs_of(study, sign), trial.intermediate_values[step]
         number = 0
         while (key := f"completed_rung_{number}") in trial.system_attrs:
             number += 1
         while step >= self.first * self.reduction_factor**number:
             if math.isnan(value):
                 return True
-            study._storage.set_trial_system_attr(trial._trial_id, key, value)
+            set_system_attr(study, trial, key, value)
             rung = rungs.setdefault(key, [])
             bisect.insort(rung, sign * value)
             if len(rung) <= self.bootstrap_count:
@@ -64,7 +67,7 @@ class Halving(BasePruner):
             key = f"completed_rung_{number}"
         return False
 
-    def _known(self, study: Study, sign: float) -> dict[str, list[float]]:
+    def _rungs_of(self, study: Study, sign: float) -> dict[str, list[float]]:
         """The rungs so far; read from the study the first time."""
         if self._rungs is None:
             self._rungs = {}

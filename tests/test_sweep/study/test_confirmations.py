@@ -6,15 +6,16 @@ import itertools
 import random
 
 import pytest
+from helpers.decider import RATE, complete, make_spec
 
-from sweep.spec.dimension import Choices, Range
-from sweep.spec.spec import ConfirmSpec, ObjectiveSpec, SamplerSpec, StopSpec, SweepSpec
-from sweep.storage.open import in_memory
+from sweep.spec.dimension import Choices
+from sweep.spec.spec import ConfirmSpec, ObjectiveSpec, PrunerSpec, SamplerSpec, StopSpec, SweepSpec
+from sweep.storage.open import in_memory, open_storage
 from sweep.study.decider import OptunaDecider
 from trial.store import metrics
-from trial.store.records import Result, Seconds
+from trial.store.folders import StudyFolder
+from trial.store.records import Evaluation, Result, Seconds
 
-RATE = Range(type="float", low=1e-5, high=1e-1, log=True)
 RANKS = (Choices(choices=(2, 4, 8)),)
 
 
@@ -94,3 +95,27 @@ def test_the_best_come_front_by_front_and_never_twice():
     assert len(chosen) == 4
     assert sorted(metrics.best_of(points, 99)) == list(range(9))
     assert metrics.best_of([[3.0], [1.0], [2.0]], 2) == [1, 2]
+
+
+def test_the_best_are_repeated_over_the_same_seeds_and_never_pruned(tmp_path):
+    space = {"lora.r": (Choices(choices=(2, 4, 8)),)}
+    pruner = PrunerSpec(name="threshold", options={"upper": 0.5})
+    spec = make_spec(
+        space=space,
+        base={"training": {"seed": 7}},
+        sampler=SamplerSpec(name="grid"),
+        pruner=pruner,
+        confirm=ConfirmSpec(top=2, seeds=3),
+    )
+    folder = StudyFolder(tmp_path / "study")
+    decider = OptunaDecider(spec, "study", open_storage(folder))
+    for loss in (3.0, 1.0, 2.0):
+        decider.tell(decider.ask().number, complete(loss))
+    repeats = list(decider.confirmations())
+    seen = [(p.config.lora.r, p.config.training["seed"], p.config.origin.confirms) for p in repeats]
+    assert seen == [(4, 8, 1), (4, 9, 1), (8, 8, 2), (8, 9, 2)]
+    assert not decider.report(repeats[0].number, Evaluation(step=1, eval_loss=9.0))
+    decider.tell(repeats[0].number, complete(0.1))
+    again = OptunaDecider(spec, "study", open_storage(folder))
+    assert [p.config.training["seed"] for p in again.pending()] == [9, 8, 9]
+    assert list(again.confirmations()) == []

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.pruners import SuccessiveHalvingPruner
 
-from sweep.study.successive_halving import Halving
+from sweep.sampling.successive_halving import CachedSuccessiveHalvingPruner
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -59,7 +59,10 @@ VALUES = st.floats(-3, 3).map(lambda value: round(value, 1)) | st.just(float("na
 def test_it_decides_as_optunas_own(options, direction, curves, resumed):
     curves = [[*curve[:-1], 0.0] for curve in curves]
     theirs = SuccessiveHalvingPruner(**options)
-    ours = [Halving(**options), Halving(**options) if resumed else theirs]
+    ours = [
+        CachedSuccessiveHalvingPruner(**options),
+        CachedSuccessiveHalvingPruner(**options) if resumed else theirs,
+    ]
     assert decisions(ours, direction, curves) == decisions([theirs], direction, curves)
 
 
@@ -74,7 +77,7 @@ def test_the_study_is_read_once_however_many_trials_it_has(monkeypatch):
     monkeypatch.setattr(optuna.Study, "get_trials", counted)
     drawn = random.Random(0)
     curves = [[drawn.random() for _ in range(8)] for _ in range(40)]
-    decisions([Halving(reduction_factor=2)], "minimize", curves)
+    decisions([CachedSuccessiveHalvingPruner(reduction_factor=2)], "minimize", curves)
     assert len(reads) == 1
     reads.clear()
     decisions([SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)], "minimize", curves)
@@ -84,4 +87,4 @@ def test_the_study_is_read_once_however_many_trials_it_has(monkeypatch):
 @pytest.mark.parametrize("wrong", [{"min_resource": 0}, {"reduction_factor": 1}])
 def test_what_optuna_refuses_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Halving(**wrong)
+        CachedSuccessiveHalvingPruner(**wrong)

@@ -1,0 +1,171 @@
+"""Optuna's private names that this project uses, all in one place. Written for Optuna 5.0.0.
+
+`tests/test_sweep/storage/test_compat.py` says which of them a new version of Optuna lacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._file import BaseJournalFileLock
+from optuna.storages.journal._storage import JournalOperation
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+WRITTEN_FOR = "5.0.0"
+
+PRIVATE_NAMES: Mapping[str, Collection[str]] = {
+    "Study": ("_storage", "_study_id", "_get_trials"),
+    "Trial": ("_trial_id", "_cached_frozen_trial"),
+    "FrozenTrial": ("_trial_id",),
+    "JournalFileBackend": ("_file_path",),
+    "JournalStorage": ("_thread_lock", "_sync_with_backend", "_replay_result"),
+    "JournalStorage._replay_result": ("get_study", "_study_id_to_trial_ids", "_trials"),
+}
+"""Attributes by the object that has them."""
+
+# Trials of a study
+
+
+def running_trial(study: Study, trial: FrozenTrial) -> Trial:
+    """A trial in flight as an object that suggests and reports."""
+    return Trial(study, trial._trial_id)
+
+
+def create_running_trial(
+    study: Study, params: Mapping[str, Any], user_attrs: Mapping[str, Any]
+) -> Trial:
+    """A new trial in flight that will suggest these values, whatever else is enqueued."""
+    import optuna
+
+    template = optuna.trial.create_trial(
+        state=TrialState.RUNNING,
+        user_attrs=dict(user_attrs),
+        system_attrs={"fixed_params": dict(params)},
+    )
+    return Trial(study, study._storage.create_new_trial(study._study_id, template))
+
+
+def set_waiting(study: Study, trial: Trial) -> None:
+    """Put a trial in flight back into the queue, where `Study.ask` looks first."""
+    study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+
+
+def set_system_attr(study: Study, trial: FrozenTrial, key: str, value: Any) -> None:
+    """Set a system attribute of a trial in flight."""
+    study._storage.set_trial_system_attr(trial._trial_id, key, value)
+
+
+def is_reported(trial: Trial, step: int) -> bool:
+    """Whether an intermediate value was reported for a step."""
+    return step in trial._cached_frozen_trial.intermediate_values
+
+
+def complete_trials(study: Study) -> list[FrozenTrial]:
+    """The complete trials, from the cache that Optuna keeps while a sampler draws."""
+    return study._get_trials(deepcopy=False, states=(TrialState.COMPLETE,), use_cache=True)
+
+
+def renumber(trial: FrozenTrial, number: int) -> FrozenTrial:
+    """Give a trial that is in no storage a number and the same id."""
+    trial.number = trial._trial_id = number
+    return trial
+
+
+class StudyWithPriorTrials:
+    """A study that shows a sampler further complete trials before its own."""
+
+    def __init__(self, study: Study, prior: Sequence[FrozenTrial]) -> None:
+        self._study = study
+        self._prior = prior
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(
+        self,
+        deepcopy: bool = True,
+        states: Sequence[TrialState] | None = None,
+        use_cache: bool = False,
+    ) -> list[FrozenTrial]:
+        own = self._study._get_trials(deepcopy=deepcopy, states=states, use_cache=use_cache)
+        wanted = states is None or TrialState.COMPLETE in states
+        return [*self._prior, *own] if wanted else own
+
+    def get_trials(
+        self, deepcopy: bool = True, states: Sequence[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """As `Study.get_trials`, over more trials."""
+        return self._get_trials(deepcopy, states)
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """As `Study.trials`, over more trials."""
+        return self._get_trials()
+
+
+# The journal
+
+INTERMEDIATE_VALUE = JournalOperation.SET_TRIAL_INTERMEDIATE_VALUE
+"""Code of the journal's operation for a reported evaluation."""
+
+
+class _NoLock(BaseJournalFileLock):
+    """A lock that locks nothing."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        return None
+
+
+class UnlockedJournalFile(JournalFileBackend):
+    """A journal file without a lock of its own: one that a kill leaves behind would block it."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, lock_obj=_NoLock())
+
+    @property
+    def path(self) -> str:
+        """Path of the file."""
+        return self._file_path
+
+
+class ReplayedTrials:
+    """The trials of a journal storage in memory, as its journal was last replayed."""
+
+    def __init__(self, replay: Any) -> None:
+        self._replay = replay
+
+    def ids(self, study_id: int) -> list[int]:
+        """Ids of a study's trials, by number.
+
+        Raises:
+            KeyError: there is no such study.
+        """
+        self._replay.get_study(study_id)
+        ids: list[int] = self._replay._study_id_to_trial_ids[study_id]
+        return ids
+
+    def with_ids(self, ids: Collection[int]) -> list[FrozenTrial]:
+        """The trials that have these ids; not copies."""
+        trials = self._replay._trials
+        return [trials[number] for number in ids]
+
+
+@contextmanager
+def replayed(storage: JournalStorage) -> Iterator[ReplayedTrials]:
+    """Replay what the journal has gained; the trials may be read while the context is open."""
+    with storage._thread_lock:
+        storage._sync_with_backend()
+        yield ReplayedTrials(storage._replay_result)
+
+
+def trial_id(trial: FrozenTrial) -> int:
+    """The id of a trial in its storage."""
+    return trial._trial_id
