@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -187,3 +189,11 @@ def zero_study(path: Path, drift: float = 0.0, device: str = "hpu") -> StudyFold
         add_trial(study, config, loss, seconds_a_step=0.1 + 0.05 * stage,
                   memory=900_000_000 - 200_000_000 * stage, device=device)  # fmt: skip
     return study
+
+
+def charts(html: str) -> dict[str, dict]:
+    """The charts of a page by key, as Plotly gets them."""
+    found = re.findall(
+        r'<script type="application/json" id="data-(\w+)">(.*?)</script>', html, re.DOTALL
+    )
+    return {key: json.loads(text) for key, text in found}
