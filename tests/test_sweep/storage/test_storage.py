@@ -349,7 +349,7 @@ def test_a_fork_that_was_cut_short_is_done_again(tmp_path, monkeypatch):
     options = RunOptions(runs=tmp_path, study="old", fork="new")
     new, source, quiet = StudyFolder(tmp_path / "new"), tmp_path / "x.yaml", Console(quiet=True)
 
-    def killed(*_: object) -> None:
+    def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
