@@ -1,8 +1,7 @@
-"""An executor that trains nothing: whole sweeps in seconds, from learning curves recorded once.
+"""An executor that replays recorded learning curves in simulated time: whole sweeps in seconds.
 
-For tests, and to choose samplers and pruners: time is simulated, everything else is real (the
-driver, the study, the trial folders). Curves come from a finished grid; between its points they
-are interpolated.
+For tests, and to compare samplers and pruners. The driver, the study and the trial folders are
+real. Curves come from a finished grid; between its points they are interpolated.
 """
 
 from __future__ import annotations
@@ -31,18 +30,19 @@ SEED = "training.seed"
 
 @dataclass(frozen=True, slots=True)
 class RecordedCurve:
-    """What a trial of a given length shows, and what it takes in seconds."""
+    """The evaluations of a trial of a given length, and what it takes in seconds."""
 
     steps: tuple[int, ...]
     """Optimizer steps at which it is evaluated."""
     losses: tuple[float, ...]
+    """Eval loss at each of them."""
     step_seconds: float = 1.0
     eval_seconds: float = 0.0
     load_seconds: float = 0.0
-    """Paid by every trial; what a worker pays once is the executor's."""
+    """Of every trial; what a worker takes once is the executor's `startup_seconds`."""
 
     def at(self, steps: Collection[int]) -> RecordedCurve:
-        """The same trial evaluated at these of its steps alone."""
+        """The same trial evaluated only at those of its steps that are in `steps`."""
         kept = [pair for pair in zip(self.steps, self.losses, strict=True) if pair[0] in steps]
         return replace(
             self, steps=tuple(step for step, _ in kept), losses=tuple(loss for _, loss in kept)
@@ -50,37 +50,37 @@ class RecordedCurve:
 
 
 @dataclass(frozen=True, slots=True)
-class Costs:
+class RecordedCosts:
     """Seconds of one trial of a recorded grid: the medians over its trials."""
 
     startup: float
-    """Imports and the base model, paid by a worker's first trial."""
+    """Imports and the base model: a worker's first trial alone."""
     load: float
     step: float
     evaluation: float
-    """With what is written then: the adapter where it is the best so far, a checkpoint."""
+    """Includes what is written then: a checkpoint, and the adapter where it is the best so far."""
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
-    """The learning curves of a full grid over numbers, each cell with several seeds."""
+class RecordedGrid:
+    """The learning curves of a full grid over numeric parameters, with several seeds a point."""
 
     axes: Mapping[str, tuple[float, ...]]
     """Values by dotted path, ascending."""
     seeds: tuple[int, ...]
     steps: tuple[int, ...]
     losses: Any
-    """Array: axes in their order, then seeds, then steps."""
-    costs: Costs
+    """Eval losses, array [axis 1, ..., axis n, seeds, steps]."""
+    costs: RecordedCosts
 
     @classmethod
-    def read(cls, path: Path, costs: Costs | None = None) -> Recorded:
+    def read(cls, path: Path, costs: RecordedCosts | None = None) -> RecordedGrid:
         """The grid of a file that `tests/bench/replay_record.py` wrote.
 
-        A file of losses alone takes the `costs` of a grid that was timed.
+        A file of losses alone takes the `costs` of another grid, which was timed.
 
         Raises:
-            ValueError: a cell of the grid is missing, or there twice; no seconds are known.
+            ValueError: a point of the grid is missing or there twice, or no seconds are known.
         """
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -100,10 +100,10 @@ class Recorded:
         return cls(axes, seeds, steps, losses, costs or _costs(rows, steps))
 
     def at(self, point: Mapping[str, float], seed: int | None = None) -> tuple[float, ...]:
-        """Losses at a point, linear between the grid's in the logarithm of every axis.
+        """Losses by step at a point: multilinear interpolation in the logarithm of every axis.
 
-        An axis that begins at 0 has no logarithm: there, linear in the value itself.
-        Points outside stand for the nearest of the grid's border. Without a seed: the mean.
+        An axis that begins at 0 is interpolated in the value itself. A point outside the grid gets
+        the losses of the nearest point of its border. Without a seed: the mean over seeds.
         """
         table = self.losses.mean(axis=-2) if seed is None else self.losses[..., seed, :]
         for name, values in self.axes.items():
@@ -113,26 +113,31 @@ class Recorded:
         return tuple(float(loss) for loss in table)
 
     def curve(self, point: Mapping[str, float], seed: int) -> RecordedCurve:
-        """The curve of one trial; `seed` counts the recorded seeds round and round."""
+        """The curve of one trial, with the recorded seed `seed` modulo their number."""
         losses = self.at(point, seed % len(self.seeds))
         costs = self.costs
         return RecordedCurve(self.steps, losses, costs.step, costs.evaluation, costs.load)
 
 
-def _costs(rows: Sequence[Mapping[str, str]], steps: Sequence[int]) -> Costs:
-    """Medians, for a busy machine has outliers; the first trial paid its worker's start."""
+def _costs(rows: Sequence[Mapping[str, str]], steps: Sequence[int]) -> RecordedCosts:
+    """Medians over trials: a busy machine has outliers. The first trial started the worker."""
     first, later = rows[0], rows[1:]
-    took = {name: float(np.median([float(row[name]) for row in later])) for name in PHASES}
-    return Costs(
-        startup=float(first["startup"]) + float(first["load"]) - took["load"],
-        load=took["load"],
-        step=(took["first_step"] + took["train"]) / steps[-1],
-        evaluation=(took["eval"] + took["save"]) / len(steps),
+    median = {name: float(np.median([float(row[name]) for row in later])) for name in PHASES}
+    return RecordedCosts(
+        startup=float(first["startup"]) + float(first["load"]) - median["load"],
+        load=median["load"],
+        step=(median["first_step"] + median["train"]) / steps[-1],
+        evaluation=(median["eval"] + median["save"]) / len(steps),
     )
 
 
 def _between(values: Sequence[float], value: float) -> tuple[int, float]:
-    """The index below a value, and how far it is to the next one, in logarithms if all have one."""
+    """Where a value lies among ascending ones.
+
+    Returns:
+        The index of the value below, and the share of the way to the next one (0 to 1): in
+        logarithms when all values are positive.
+    """
     value = min(max(value, values[0]), values[-1])
     below = min(max(bisect_right(values, value) - 1, 0), len(values) - 1)
     if below == len(values) - 1:
@@ -143,24 +148,24 @@ def _between(values: Sequence[float], value: float) -> tuple[int, float]:
 
 
 @dataclass(slots=True)
-class _Play:
+class _SimulatedTrial:
     """One trial on a simulated device."""
 
     folder: TrialFolder
     slot: int
     curve: RecordedCurve
     began: float
-    paid: float
-    """Seconds of start-up and load."""
+    setup_seconds: float
+    """Start-up of its worker, and load."""
     last: Evaluation | None = None
     stop: StopReason | None = None
 
 
 @dataclass(slots=True)
 class SimulatedExecutor:
-    """Plays trials on `nodes` of `devices` each; `events` moves its clock on.
+    """Replays trials on `nodes` with `devices` each; `events` advances its clock.
 
-    Give `clock` to the driver's `Progress`: then budgets and estimates count simulated time.
+    Give `clock` to the driver's `SweepProgress`: then budgets and estimates use simulated time.
     """
 
     curve: Callable[[int, TrialConfig], RecordedCurve]
@@ -168,36 +173,36 @@ class SimulatedExecutor:
     nodes: int = 1
     devices: int = 1
     startup_seconds: float = 0.0
-    """Paid by a worker's first trial; by every trial when workers are not `warm`."""
+    """Of a worker's first trial; of every trial when workers are not `warm`."""
     warm: bool = True
     pack: int = 1
     """Trials that share a device."""
     share: float = 1.0
     """Device-seconds of a trial in a full pack over those of the same trial alone."""
     counts_driver: bool = False
-    """Whether the clock goes on while the driver thinks, as it does for real devices."""
+    """Whether the clock includes the real time that the driver takes between calls."""
     now: float = 0.0
     busy_seconds: float = 0.0
-    """Device-seconds that ended trials held, start-up included."""
-    _plays: dict[int, _Play] = field(default_factory=dict)
+    """Device-seconds of ended trials, start-up included."""
+    _trials: dict[int, _SimulatedTrial] = field(default_factory=dict)
     _due: list[tuple[float, int, int, Event]] = field(default_factory=list)
-    """Time, tie-breaker, start of the trial that it belongs to, event."""
+    """Heap of time, tie-breaker, start number of the event's trial, event."""
     _starts: dict[int, int] = field(default_factory=dict)
-    """The last start of every trial: events of earlier ones are void."""
+    """Number of the last start of every trial: events of earlier starts are dropped."""
     _count: Any = field(default_factory=itertools.count)
     _idle: list[int] = field(default_factory=list)
     """Free slots; slot s is on device s % devices, so that packs fill evenly."""
-    _up: dict[int, float] = field(default_factory=dict)
-    """When each worker is up."""
-    _left: float = 0.0
-    """When the driver was last given something to think about, by a real clock."""
+    _ready_at: dict[int, float] = field(default_factory=dict)
+    """When each worker has started."""
+    _returned_at: float = 0.0
+    """When the last call of the driver returned, by a real clock."""
     driver_seconds: float = 0.0
-    """What the driver took to think, in real seconds."""
+    """Real seconds that the driver took between its calls."""
 
     def start(self) -> None:
-        """Every device is free; the lowest is taken first."""
+        """Free every device; the lowest is used first."""
         self._idle = list(range(self.capacity()))
-        self._left = perf_counter()
+        self._returned_at = perf_counter()
 
     def clock(self) -> float:
         """Simulated seconds since the start."""
@@ -205,9 +210,14 @@ class SimulatedExecutor:
 
     def capacity(self) -> int:
         """Trials that run at once."""
-        return self._devices() * self.pack
+        return self._device_count() * self.pack
 
-    def _devices(self) -> int:
+    @property
+    def running(self) -> list[int]:
+        """Numbers of the trials on devices."""
+        return list(self._trials)
+
+    def _device_count(self) -> int:
         return self.nodes * self.devices
 
     def describe(self) -> str:
@@ -215,57 +225,59 @@ class SimulatedExecutor:
         return f"{self.nodes} simulated nodes of {self.devices} devices each"
 
     def submit(self, job: Job) -> None:
-        """Put a job of one trial on a free device; it goes on where its folder ends."""
-        self._note_driver()
-        (placed,) = job.trials
+        """Start a job of one trial on a free device; it resumes after its last evaluation."""
+        self._count_driver_time()
+        (ref,) = job.trials
         slot = heapq.heappop(self._idle)
-        worker = slot % self._devices()
-        folder = TrialFolder(placed.folder)
+        worker = slot % self._device_count()
+        folder = TrialFolder(ref.folder)
         config = folder.read_config()
-        curve = self._slowed(self.curve(placed.number, config))
+        curve = self._slowed(self.curve(ref.number, config))
         if config.evaluation.steps is not None:
             curve = curve.at({*config.evaluation.steps, curve.steps[-1]})
-        paid = curve.load_seconds + self._startup(worker)
-        play = _Play(folder, slot, curve, self.now, paid)
-        self._plays[placed.number] = play
-        self._starts[placed.number] = next(self._count)
-        self._schedule(placed, play)
+        setup_seconds = curve.load_seconds + self._startup(worker)
+        trial = _SimulatedTrial(folder, slot, curve, self.now, setup_seconds)
+        self._trials[ref.number] = trial
+        self._starts[ref.number] = next(self._count)
+        self._schedule(ref, trial)
 
     def _startup(self, worker: int) -> float:
-        """Seconds until a worker is up; those that share it wait for the same start."""
+        """Seconds until a worker has started; trials that share it wait for the same start."""
         if not self.warm:
             return self.startup_seconds
-        return max(0.0, self._up.setdefault(worker, self.now + self.startup_seconds) - self.now)
+        return max(
+            0.0, self._ready_at.setdefault(worker, self.now + self.startup_seconds) - self.now
+        )
 
     def _slowed(self, curve: RecordedCurve) -> RecordedCurve:
-        """The curve in a full pack: each trial waits for the others'."""
-        times = self.pack * self.share
-        if times == 1.0:
+        """The curve in a full pack, where the trials of a device take turns."""
+        factor = self.pack * self.share
+        if factor == 1.0:
             return curve
         return replace(
             curve,
-            step_seconds=curve.step_seconds * times,
-            eval_seconds=curve.eval_seconds * times,
-            load_seconds=curve.load_seconds * times,
+            step_seconds=curve.step_seconds * factor,
+            eval_seconds=curve.eval_seconds * factor,
+            load_seconds=curve.load_seconds * factor,
         )
 
-    def _schedule(self, placed: TrialRef, play: _Play) -> None:
-        number, curve = placed.number, play.curve
-        evaluations = play.folder.read_evaluations()
+    def _schedule(self, ref: TrialRef, trial: _SimulatedTrial) -> None:
+        number, curve = ref.number, trial.curve
+        evaluations = trial.folder.read_evaluations()
         step = evaluations[-1].step if evaluations else 0
-        play.last = evaluations[-1] if evaluations else None
-        time = self.now + play.paid
-        self._push(time, number, Started(number, self._place(play.slot), curve.steps[-1]))
+        trial.last = evaluations[-1] if evaluations else None
+        time = self.now + trial.setup_seconds
+        self._push(time, number, Started(number, self._device_name(trial.slot), curve.steps[-1]))
         for at, loss in zip(curve.steps, curve.losses, strict=True):
             if at > step:
                 time += (at - step) * curve.step_seconds + curve.eval_seconds
                 step = at
                 evaluation = Evaluation(step=at, eval_loss=loss, time=time)
                 self._push(time, number, Evaluated(number, evaluation))
-        self._push(time, number, Finished(number, self._result(play, "complete", step, time)))
+        self._push(time, number, Finished(number, self._result(trial, "complete", step, time)))
 
-    def _place(self, slot: int) -> str:
-        worker = slot % self._devices()
+    def _device_name(self, slot: int) -> str:
+        worker = slot % self._device_count()
         return f"node{worker // self.devices}:{worker % self.devices}"
 
     def _push(self, time: float, number: int, event: Event) -> None:
@@ -273,32 +285,32 @@ class SimulatedExecutor:
 
     def stop(self, number: int, reason: StopReason) -> None:
         """The trial leaves its device one optimizer step later."""
-        self._note_driver()
-        play = self._plays.get(number)
-        if play is None or play.stop is not None:
+        self._count_driver_time()
+        trial = self._trials.get(number)
+        if trial is None or trial.stop is not None:
             return
-        play.stop = reason
+        trial.stop = reason
         self._starts[number] = next(self._count)
-        time = self.now + play.curve.step_seconds
-        step = play.last.step if play.last else 0
-        result = self._result(play, "pruned", step, time)
+        time = self.now + trial.curve.step_seconds
+        step = trial.last.step if trial.last else 0
+        result = self._result(trial, "pruned", step, time)
         prune = reason == "prune"
         self._push(time, number, Finished(number, result) if prune else Interrupted(number))
 
     def events(self, timeout: float) -> list[Event]:
         """The next events, all of one moment; the clock moves on to them, or by `timeout`."""
-        self._note_driver()
-        found = self._next(timeout)
-        self._left = perf_counter()
-        return found
+        self._count_driver_time()
+        events = self._next(timeout)
+        self._returned_at = perf_counter()
+        return events
 
-    def _note_driver(self) -> None:
-        """Count what the driver took since it was last here."""
+    def _count_driver_time(self) -> None:
+        """Count the time that the driver took since its last call."""
         clock = perf_counter()
-        thought, self._left = clock - self._left, clock
-        self.driver_seconds += thought
+        taken, self._returned_at = clock - self._returned_at, clock
+        self.driver_seconds += taken
         if self.counts_driver:
-            self.now += thought
+            self.now += taken
 
     def _next(self, timeout: float) -> list[Event]:
         while self._due and self._due[0][2] != self._starts[self._due[0][3].number]:
@@ -317,33 +329,33 @@ class SimulatedExecutor:
         return found
 
     def _apply(self, event: Event) -> None:
-        """Write what a worker would have written before it spoke."""
-        play = self._plays[event.number]
+        """Write what a worker would have written before it sent the event."""
+        trial = self._trials[event.number]
         if isinstance(event, Evaluated):
-            play.last = event.evaluation
-            play.folder.append(event.evaluation)
+            trial.last = event.evaluation
+            trial.folder.append(event.evaluation)
         elif isinstance(event, Finished | Interrupted):
             if isinstance(event, Finished):
-                play.folder.write_result(event.result)
-            del self._plays[event.number]
-            self.busy_seconds += (self.now - play.began) / self.pack
-            heapq.heappush(self._idle, play.slot)
+                trial.folder.write_result(event.result)
+            del self._trials[event.number]
+            self.busy_seconds += (self.now - trial.began) / self.pack
+            heapq.heappush(self._idle, trial.slot)
 
-    def _result(self, play: _Play, state: Any, step: int, time: float) -> Result:
-        curve = play.curve
-        shown = [loss for at, loss in zip(curve.steps, curve.losses, strict=True) if at <= step]
-        train = max(0.0, time - play.began - play.paid)
-        best = min(shown, default=None)
+    def _result(self, trial: _SimulatedTrial, state: Any, step: int, time: float) -> Result:
+        curve = trial.curve
+        losses = [loss for at, loss in zip(curve.steps, curve.losses, strict=True) if at <= step]
+        train = max(0.0, time - trial.began - trial.setup_seconds)
+        best = min(losses, default=None)
         return Result(
             state=state,
-            value=best if state == "complete" else shown[-1] if shown else None,
-            best_step=curve.steps[shown.index(best)] if best is not None else None,
+            value=best if state == "complete" else losses[-1] if losses else None,
+            best_step=curve.steps[losses.index(best)] if best is not None else None,
             steps=step,
             max_steps=curve.steps[-1],
-            seconds=Seconds(load=play.paid, train=train),
+            seconds=Seconds(load=trial.setup_seconds, train=train),
             device="replayed",
             finished=time,
         )
 
     def close(self, *, wait: bool = True) -> None:
-        """Nothing was started."""
+        """Nothing was started, so there is nothing to end."""

@@ -39,7 +39,7 @@ from sweep.driver.driver import Driver
 from sweep.driver.executor import Event, Finished
 from sweep.driver.interfaces import Decider, Proposal
 from sweep.driver.progress import SweepProgress
-from sweep.driver.simulated_executor import Costs, Recorded, SimulatedExecutor
+from sweep.driver.simulated_executor import RecordedCosts, RecordedGrid, SimulatedExecutor
 from sweep.spec.dimension import Choices, Derived, Range
 from sweep.spec.rungs import evaluated_at_rungs
 from sweep.spec.spec import PrunerSpec, SamplerSpec, StopSpec, SweepSpec
@@ -69,7 +69,7 @@ class Grid:
     """Recorded curves, and the space that is searched on them."""
 
     name: str
-    recorded: Recorded
+    recorded: RecordedGrid
     drawn: Mapping[str, Choices | Range]
     alpha: str
     """What `lora_alpha` is."""
@@ -94,8 +94,8 @@ def grids() -> list[Grid]:
     The joint one has the ranges of `spaces/lora_joint.yaml`, and the other's seconds: it was
     recorded packed, on a busy machine.
     """
-    plain = Recorded.read(CURVES / "tiny_llama.csv")
-    joint = Recorded.read(CURVES / "tiny_llama_joint.csv", costs=plain.costs)
+    plain = RecordedGrid.read(CURVES / "tiny_llama.csv")
+    joint = RecordedGrid.read(CURVES / "tiny_llama_joint.csv", costs=plain.costs)
     scale = Choices(choices=(0.5, 1, 2, 4))
     dropout = Range(type="float", low=0.0, high=0.2, step=0.05)
     return [
@@ -107,7 +107,7 @@ def grids() -> list[Grid]:
     ]  # fmt: skip
 
 
-def _rates(recorded: Recorded) -> Range:
+def _rates(recorded: RecordedGrid) -> Range:
     rates = recorded.axes[RATE]
     return Range(type="float", low=rates[0], high=rates[-1], log=True)
 
@@ -246,7 +246,7 @@ def ours(
     )
 
 
-def policies(recorded: Recorded) -> list[Policy]:
+def policies(recorded: RecordedGrid) -> list[Policy]:
     """The table's rows: ours first, then the peers'."""
     asha = {"max_t": len(recorded.steps)}
     plain = SamplerSpec(name="tpe")
@@ -329,7 +329,7 @@ def scratch() -> str | None:
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
-def target(recorded: Recorded, widths: float = 1.0) -> tuple[float, float]:
+def target(recorded: RecordedGrid, widths: float = 1.0) -> tuple[float, float]:
     """The best cell's value on the mean of its seeds, and what is within noise of it."""
     finals = recorded.losses.min(axis=-1)
     means = finals.mean(axis=-1)
@@ -399,7 +399,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def floor(costs: Costs, steps: Sequence[int], slots: int) -> float:
+def floor(costs: RecordedCosts, steps: Sequence[int], slots: int) -> float:
     """Device-seconds before which no sweep can name a trial it has trained whole.
 
     Every device is held from the start until then: a worker's start-up and one whole trial.

@@ -28,7 +28,7 @@ sys.path.insert(0, str(REPOSITORY))
 from sweep.driver.driver import Driver  # noqa: E402
 from sweep.driver.executor import Event, Finished  # noqa: E402
 from sweep.driver.progress import SweepProgress  # noqa: E402
-from sweep.driver.simulated_executor import Recorded, RecordedCurve, SimulatedExecutor  # noqa: E402
+from sweep.driver.simulated_executor import RecordedCurve, RecordedGrid, SimulatedExecutor  # noqa: E402
 from sweep.spec.dimension import Choices, Range  # noqa: E402
 from sweep.spec.spec import PrunerSpec, SamplerSpec, StopSpec, SweepSpec  # noqa: E402
 from sweep.storage.open import open_storage  # noqa: E402
@@ -61,7 +61,7 @@ class Watch:
                 self.megabytes.append(psutil.Process().memory_info().rss / 1e6)
 
 
-def sweep_spec(recorded: Recorded, trials: int, sampler: str) -> SweepSpec:
+def sweep_spec(recorded: RecordedGrid, trials: int, sampler: str) -> SweepSpec:
     """Rank and rate of the recorded grid, any rate between its ends."""
     ranks, rates = recorded.axes[RANK], recorded.axes[RATE]
     return SweepSpec(
@@ -79,7 +79,7 @@ def sweep_spec(recorded: Recorded, trials: int, sampler: str) -> SweepSpec:
 
 def simulate(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run the sweep; what it came to."""
-    recorded = Recorded.read(CURVES)
+    recorded = RecordedGrid.read(CURVES)
     spec = sweep_spec(recorded, asked.trials, asked.sampler)
     plain = recorded.curve({RANK: 8, RATE: 1e-3}, 0)
     whole = plain.load_seconds + plain.steps[-1] * plain.step_seconds

@@ -11,7 +11,7 @@ from helpers import fakes
 from sweep.driver.driver import Driver
 from sweep.driver.executor import Evaluated, Finished, Interrupted, Job, Started, TrialRef
 from sweep.driver.progress import SweepProgress
-from sweep.driver.simulated_executor import Recorded, RecordedCurve, SimulatedExecutor
+from sweep.driver.simulated_executor import RecordedCurve, RecordedGrid, SimulatedExecutor
 from sweep.spec.dimension import Choices
 from sweep.spec.spec import StopSpec, SweepSpec
 from sweep.storage.open import in_memory, open_storage
@@ -39,7 +39,7 @@ def submit(executor: SimulatedExecutor, path, number: int) -> TrialFolder:
 def play(executor: SimulatedExecutor, until: float = 1e6) -> list[tuple[float, object]]:
     """All that happens until nothing runs, with its times."""
     seen = []
-    while executor._plays and executor.now < until:
+    while executor.running and executor.now < until:
         seen += [(executor.now, event) for event in executor.events(until - executor.now)]
     return seen
 
@@ -80,7 +80,7 @@ def test_an_interrupted_trial_goes_on_where_it_was(executor, tmp_path):
 
 
 def test_the_recorded_grid_is_whole_and_is_played_at_its_points():
-    recorded = Recorded.read(CURVES)
+    recorded = RecordedGrid.read(CURVES)
     assert recorded.losses.shape == (5, 7, 3, len(recorded.steps))
     point = {RANK: recorded.axes[RANK][2], RATE: recorded.axes[RATE][3]}
     assert recorded.at(point, 1) == pytest.approx(recorded.losses[2, 3, 1].tolist())
@@ -96,11 +96,11 @@ def test_a_grid_with_a_hole_is_refused(tmp_path):
     lines = CURVES.read_text().splitlines()
     (tmp_path / "hole.csv").write_text("\n".join([*lines[:7], *lines[8:]]))
     with pytest.raises(ValueError, match="do not fill a grid"):
-        Recorded.read(tmp_path / "hole.csv")
+        RecordedGrid.read(tmp_path / "hole.csv")
 
 
 def test_a_whole_sweep_is_played_and_the_same_twice(tmp_path):
-    recorded = Recorded.read(CURVES)
+    recorded = RecordedGrid.read(CURVES)
     spec = sweep_spec(recorded, 30, "tpe")
     bests = []
     for name in ("first", "second"):
@@ -193,9 +193,9 @@ def test_the_clock_can_wait_for_the_driver(tmp_path):
 def test_a_grid_of_losses_alone_takes_the_seconds_of_another():
     joint = CURVES.with_name("tiny_llama_joint.csv")
     with pytest.raises(ValueError, match="it holds no seconds"):
-        Recorded.read(joint)
-    timed = Recorded.read(CURVES)
-    recorded = Recorded.read(joint, costs=timed.costs)
+        RecordedGrid.read(joint)
+    timed = RecordedGrid.read(CURVES)
+    recorded = RecordedGrid.read(joint, costs=timed.costs)
     assert recorded.costs == timed.costs
     point = {"alpha_over_r": 1.4, "lora.r": 8, "lora.lora_dropout": 0.0, RATE: 7e-3}
     undropped, dropped = recorded.at(point), recorded.at({**point, "lora.lora_dropout": 0.2})
