@@ -16,7 +16,7 @@ from pathlib import Path
 from trial import seed_config
 from trial.config import dotted, yaml_file
 from trial.config.errors import ConfigError, Problem, nearest
-from trial.config.paths import PLACES, resolve
+from trial.config.paths import PATH_KEYS, resolve
 from trial.config.trial_config import TrialConfig, known_paths, validate
 from trial.preflight.checks import preflight, rank_problems
 from trial.store.folders import TrialFolder
@@ -160,7 +160,7 @@ def _override(draft: _Draft, text: str) -> None:
 
 def _make_absolute(draft: _Draft) -> None:
     """Files are looked for beside the configuration, else from here."""
-    for place in PLACES:
+    for place in PATH_KEYS:
         section, _, key = place.partition(".")
         content = draft.given.content.get(section)
         if isinstance(content, dict) and key in content:

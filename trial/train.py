@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 
-from trial.config.packing_rules import why_alone
+from trial.config.packing_rules import unpackable_reason
 from trial.distributed import rank_env, rank_group
 from trial.preload import finish_imports
 from trial.store import failure_kinds
@@ -41,7 +41,7 @@ def train(
         return result
     config = folder.read_config()
     process_cache = process_cache or ProcessCache(finish_imports)
-    if config.packed and not why_alone(config):
+    if config.packed and not unpackable_reason(config):
         process_cache.start(config)
         from trial.multi_lora.adapter_init import NotPackableError
         from trial.packed.job import train_packed

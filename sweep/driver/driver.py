@@ -29,7 +29,7 @@ from sweep.driver.retries import Retries
 from sweep.driver.stop_rules import stop_decision
 from sweep.driver.trial_registry import TrialRegistry
 from sweep.spec.spec import FailuresSpec, StopSpec
-from trial.config.packing_rules import share_key
+from trial.config.packing_rules import packing_key
 from trial.store.disk_full import is_disk_full_message
 from trial.store.failure_kinds import kind_of_log
 from trial.store.folders import StudyFolder, TrialFolder
@@ -202,7 +202,7 @@ class Driver:
             if trial is None:
                 return
             self.progress.set_running(trial.number)
-            key = share_key(TrialFolder(trial.folder).read_config()) if self.packed else None
+            key = packing_key(TrialFolder(trial.folder).read_config()) if self.packed else None
             self.executor.submit(Job((trial,), key))
             self._apply_stop_rules()
 

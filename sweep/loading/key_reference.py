@@ -1,4 +1,7 @@
-"""The key reference of sweep files, drawn from the fields: `python -m sweep.reference FILE`."""
+"""The reference of every key of a sweep file, generated from the pydantic fields.
+
+python -m sweep.loading.key_reference docs/keys.md
+"""
 
 from __future__ import annotations
 
@@ -56,8 +59,9 @@ HIDDEN = {"version", "origin", "options", "objectives"}
 TEMPLATE = """\
 # Every key of a sweep file
 
-Written by `python -m sweep.reference docs/keys.md`; a test keeps it current. `base.training` takes
-any `TrainingArguments` or `GaudiTrainingArguments` name, `base.lora` any PEFT `LoraConfig` name.
+Written by `python -m sweep.loading.key_reference docs/keys.md`; a test keeps it current.
+`base.training` takes any `TrainingArguments` or `GaudiTrainingArguments` name, `base.lora` any PEFT
+`LoraConfig` name.
 {% for title, rows in sections.items() %}
 ## {{ title }}
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from sweep.loading.raw_sweep import RawSweep
-from trial.config.paths import PLACES, resolve
+from trial.config.paths import PATH_KEYS, resolve
 
 
 def absolute_places(sheet: RawSweep) -> None:
     """Make every relative place in the base and the space absolute; hub ids stay as they are."""
-    for place in PLACES:
+    for place in PATH_KEYS:
         section, _, key = place.partition(".")
         content = sheet.section("base").get(section)
         if isinstance(content, dict) and key in content:

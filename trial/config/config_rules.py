@@ -187,7 +187,7 @@ def cross_section_problems(content: Mapping[str, Any]) -> list[Problem]:
     objective = content.get("objective", objective_registry.PLAIN)
     objective = {"name": objective} if isinstance(objective, str) else dict(objective)
     name = objective.pop("name", objective_registry.PLAIN)
-    entry = objective_registry.entry_of(name)
+    entry = objective_registry.find_objective(name)
     if name == objective_registry.PLAIN:
         return []
     data, lora, training = (
@@ -195,7 +195,7 @@ def cross_section_problems(content: Mapping[str, Any]) -> list[Problem]:
         for key in ("data", "lora", "training")
     )
     problems = []
-    if entry and entry.sides and data.get("forget_path") is None:
+    if entry and entry.parts and data.get("forget_path") is None:
         problems.append(Problem("data.forget_path", f"what {name} is to forget", "null"))
     problems += _keep_problems(content, data)
     if entry and entry.reference:

@@ -1,4 +1,4 @@
-"""Mistakes in a user's input, gathered so that one edit can mend them all."""
+"""Mistakes in a user's input, collected so that all can be corrected at once."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake: which key, what was expected there, what was got, the nearest known name.
+    """One mistake in a configuration.
 
-    `key` is a dotted path (`training.learning_rate`), empty for the document as a whole.
-    `where` is `file:line` once the loader knows it.
+    Attributes:
+        key: Dotted path (`training.learning_rate`), empty for the document as a whole.
+        expected: The rule that does not hold.
+        got: The value, as text.
+        near: The most similar known name.
+        where: `file:line`, or the override, once it is known.
     """
 
     key: str
@@ -34,7 +38,7 @@ class Problem:
 
 
 class ConfigError(ValueError):
-    """Every mistake found in a user's input, at once."""
+    """All mistakes in a user's input, one line each."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
@@ -51,7 +55,7 @@ def raise_as_value_error(problems: Sequence[Problem]) -> None:
         raise ValueError("; ".join(str(problem) for problem in problems))
 
 
-_SAID_ELSEWHERE = {
+_OTHER_NAMES = {
     "asha": "successive_halving", "sha": "successive_halving", "nop": "none", "off": "none",
     "bayes": "gp", "bayesian": "gp", "cma": "cmaes", "cma-es": "cmaes", "nsgaii": "nsga2",
     "halton": "qmc", "sobol": "qmc", "gpu": "cuda", "nvidia": "cuda", "gaudi": "hpu",
@@ -60,13 +64,13 @@ _SAID_ELSEWHERE = {
     "hpus": "devices_per_trial", "devices": "devices_per_trial", "cpus": "cpus_per_trial",
     "workers": "concurrency", "n_trials": "trials", "max_trials": "trials", "timeout": "hours",
 }  # fmt: skip
-"""Names that other tools have for a key or value, too far in spelling to be found by it."""
+"""Names of other tools for our keys and values, not similar enough in spelling to be suggested."""
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """The known name closest to `name`, or an empty string when none is close."""
-    if (meant := _SAID_ELSEWHERE.get(name.lower(), "")) in known and meant:
-        return meant
+    """The known name most similar to `name`, or an empty string when none is similar."""
+    if (ours := _OTHER_NAMES.get(name.lower(), "")) in known and ours:
+        return ours
     tails: dict[str, str] = {}
     for full in known:
         tails.setdefault(full.rsplit(".", 1)[-1], full)
@@ -79,12 +83,12 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def nearest_choice(value: object, rule: str) -> str:
-    """The nearest to a value of the choices that a rule quotes: `one of 'no' or 'steps'`."""
+    """The choice most similar to a value, among those a rule quotes: `one of 'no' or 'steps'`."""
     return nearest(value, re.findall("'([^']+)'", rule)) if isinstance(value, str) else ""
 
 
 def unknown(key: str, known: Sequence[str], what: str = "key") -> Problem:
-    """The problem of a name that is not in `known`: the vocabulary and the nearest of it."""
+    """The problem of a name that is not in `known`, with a list of the known names if short."""
     name = key.rsplit(".", 1)[-1]
     near = nearest(name, known)
     listed = "" if len(known) > 24 else f"; known: {', '.join(known)}"
@@ -93,36 +97,41 @@ def unknown(key: str, known: Sequence[str], what: str = "key") -> Problem:
 
 _ACROSS = "across_keys"
 _BRANCH = re.compile(r"str|int|float|bool|none|(list|dict|tuple|literal)\[.*\]|constrained-\w+")
-"""How pydantic names the branches of a union in the place of an error."""
+"""How pydantic names the branches of a union in the location of an error."""
 
 
 def across(key: str, rule: str, got: object) -> PydanticCustomError:
-    """What a validator of a whole section raises about one of its keys."""
-    said = "null" if got is None else repr(got)
-    return PydanticCustomError(_ACROSS, "{rule}", {"key": key, "rule": rule, "got": said})
+    """The error that a validator of a whole section raises for one key of the section."""
+    text = "null" if got is None else repr(got)
+    return PydanticCustomError(_ACROSS, "{rule}", {"key": key, "rule": rule, "got": text})
 
 
 def from_pydantic(error: ValidationError, known: Mapping[str, Sequence[str]]) -> list[Problem]:
     """Turn pydantic's errors into problems; `known` maps a section's dotted path to its keys."""
     by_place: dict[str, list[tuple[bool, Problem]]] = {}
     for item in error.errors():
-        place, deeper = _branch(item["loc"])
+        place, deeper = _split_location(item["loc"])
         key = ".".join(map(str, (*place, *deeper)))
         found = (bool(deeper), _from_item(item, key, known))
         by_place.setdefault(".".join(map(str, place)), []).append(found)
-    return [problem for found in by_place.values() for problem in _one_for_all(found)]
+    return [problem for found in by_place.values() for problem in _merge_union_problems(found)]
 
 
-def _branch(place: tuple[int | str, ...]) -> tuple[tuple[int | str, ...], tuple[int | str, ...]]:
-    """The place of a value, and below it that of the mistake within one branch of a union."""
+def _split_location(
+    place: tuple[int | str, ...],
+) -> tuple[tuple[int | str, ...], tuple[int | str, ...]]:
+    """Divide a location into that of the value and that within one branch of a union."""
     for depth, part in enumerate(place):
         if depth and isinstance(part, str) and _BRANCH.fullmatch(part):
             return place[:depth], place[depth + 1 :]
     return place, ()
 
 
-def _one_for_all(found: list[tuple[bool, Problem]]) -> list[Problem]:
-    """A value that no branch of a union takes is one mistake; a branch that it entered says it."""
+def _merge_union_problems(found: list[tuple[bool, Problem]]) -> list[Problem]:
+    """Merge the problems of one value: a union reports one for each of its branches.
+
+    Problems from within a branch (a wrong item of a list) are more precise and win.
+    """
     inside = [problem for deeper, problem in found if deeper]
     if inside or len(found) == 1:
         return inside or [problem for _, problem in found]

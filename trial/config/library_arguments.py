@@ -1,8 +1,8 @@
 """The argument names of the installed libraries, read from their source without importing them.
 
-`TrainingArguments`, `GaudiTrainingArguments` and `LoraConfig` live in packages whose import loads
-torch. The deciding side must name a misspelt key before any worker starts, so the dataclasses are
-parsed instead: always the installed version's names, in some tens of milliseconds.
+Importing `TrainingArguments`, `GaudiTrainingArguments` or `LoraConfig` loads torch, which takes
+seconds. A sweep file must be checked before any worker starts, so the dataclasses are parsed (AST)
+instead: the names of the installed version, in some tens of milliseconds.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _TRACKERS = "INTEGRATION_TO_CALLBACK"
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """One dataclass field: its name, the annotation as written, and a check of values."""
+    """One dataclass field: name, annotation as written, and the type that values are checked by."""
 
     name: str
     annotation: str
     accepts: Any
 
     def refusal(self, value: object) -> str:
-        """What the argument expects, when `value` does not fit; otherwise an empty string."""
+        """What the argument expects, when it does not accept `value`; otherwise an empty string."""
         try:
             _adapter(self.accepts).validate_python(value, strict=True)
         except ValidationError as error:
@@ -46,7 +46,7 @@ class Argument:
 
 @cache
 def _adapter(accepts: Any) -> TypeAdapter[Any]:
-    """Made once for each type: a resume checks every argument of every trial."""
+    """Cached by type: a resumed sweep checks every argument of every trial."""
     return TypeAdapter(accepts)
 
 
@@ -77,7 +77,7 @@ def _enums(tree: ast.Module) -> dict[str, Any]:
 
 
 def _type(annotation: ast.expr, names: dict[str, Any]) -> Any:
-    """The type an annotation means, with enumerations in place of the bare `str` beside them."""
+    """The type that an annotation means; `Union[SomeEnum, str]` accepts the enum's values only."""
     text = ast.unparse(annotation)
     for enum in names:
         text = text.replace(f"Union[{enum}, str]", enum)
@@ -115,7 +115,7 @@ def training_arguments() -> dict[str, Argument]:
 
 @cache
 def gaudi_only_arguments() -> frozenset[str]:
-    """Names that only `GaudiTrainingArguments` has; meaningless to the CUDA trainer."""
+    """Fields of `GaudiTrainingArguments` that `TrainingArguments` does not have."""
     source = _source("transformers", "training_args.py")
     gaudi = _source("optimum.habana.transformers", "training_args.py")
     return frozenset(_arguments(gaudi, "GaudiTrainingArguments", {})) - frozenset(
@@ -125,7 +125,7 @@ def gaudi_only_arguments() -> frozenset[str]:
 
 @cache
 def reporters() -> tuple[str, ...]:
-    """The names that `report_to` takes: transformers' table of trackers, and all or none."""
+    """The names that `report_to` accepts: transformers' trackers, `all` and `none`."""
     source = _source("transformers.integrations", "integration_utils.py")
     for node in source.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == _TRACKERS:
@@ -136,13 +136,13 @@ def reporters() -> tuple[str, ...]:
 
 @cache
 def lora_arguments() -> dict[str, Argument]:
-    """PEFT's `LoraConfig` fields by name; `r: 0` (no adapter) is ours."""
+    """PEFT's `LoraConfig` fields by name."""
     return _arguments(_source("peft.tuners.lora", "config.py"), "LoraConfig", {})
 
 
 @cache
 def gaudi_config_keys() -> dict[str, type]:
-    """`GaudiConfig` keys with what they hold, `bool` or `list`; it passes over any other key."""
+    """`GaudiConfig` keys and their types, `bool` or `list`; GaudiConfig ignores unknown keys."""
     tree = _source("optimum.habana.transformers", "gaudi_configuration.py")
     found: dict[str, type] = {}
     for node in ast.walk(tree):

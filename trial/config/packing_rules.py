@@ -1,7 +1,7 @@
-"""Which trials may train side by side in one process: a pure function of their configurations.
+"""Which trials may share a packed job, as a pure function of their configurations. Torch-free.
 
-A packed job trains trials that differ in what is data to it (rank, scale, dropout, learning rate,
-schedule, seed, steps, ...) and agree in everything else. Torch-free.
+The trials of a packed job train in one process. They may differ in rank, scale, dropout, learning
+rate, schedule, seed, steps and the like, and must agree in everything else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from trial.config.sections import TRAINING_DEFAULTS
 from trial.config.trial_config import TrialConfig
 
 RANK_BUCKETS = (16, 64, 128, 256, 512)
-"""Adapters are padded with zeros to the next of these ranks; only equal ones share a job."""
+"""Adapters are padded with zeros to the next of these ranks; a job's trials share one bucket."""
 
 VARIED = frozenset(
     {
@@ -44,24 +44,24 @@ VARIED = frozenset(
 """Training arguments in which trials of one job may differ."""
 
 SHARED = frozenset({"per_device_train_batch_size", "per_device_eval_batch_size", "bf16"})
-"""Training arguments in which they agree."""
+"""Training arguments in which the trials of one job must agree."""
 
 FIXED: dict[str, Any] = {
     name: TRAINING_DEFAULTS[name]
     for name in ("eval_strategy", "save_strategy", "report_to", "optim")
 }
-"""Training arguments that a packed job knows one value of."""
+"""Training arguments for which a packed job supports a single value."""
 
 _LORA = frozenset(
     {"r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "bias", "target_modules"}
     | {"init_lora_weights", "rank_pattern", "alpha_pattern"}
 )
-_UNSTEADY = frozenset({"reduce_lr_on_plateau", "greedy"})
-"""Schedules that are no function of the step."""
+_ADAPTIVE = frozenset({"reduce_lr_on_plateau", "greedy"})
+"""Learning-rate schedules that depend on more than the step."""
 
 
 def bucket(rank: int) -> int:
-    """The rank that adapters of `rank` are padded to; beyond the buckets its own."""
+    """The rank that an adapter of `rank` is padded to; above all buckets `rank` itself."""
     return next((size for size in RANK_BUCKETS if rank <= size), rank)
 
 
@@ -71,13 +71,13 @@ def padded_rank(config: TrialConfig) -> int:
     return bucket(max([config.lora.r, *pattern.values()]))
 
 
-def why_alone(config: TrialConfig) -> str:
-    """Why the trial cannot share a job, in words; empty when it can."""
+def unpackable_reason(config: TrialConfig) -> str:
+    """Why the trial cannot share a packed job, for a log; empty when it can."""
     lora, extra = config.lora, config.lora.model_extra or {}
     if not lora.r:
         return "the whole model is trained"
-    measured = config.evaluation.metrics or config.data.forget_path is not None
-    if not config.objective.is_plain or measured:
+    has_metrics = config.evaluation.metrics or config.data.forget_path is not None
+    if not config.objective.is_plain or has_metrics:
         return "packed jobs know the plain objective and the eval loss"
     if config.zero_stage is not None:
         return "DeepSpeed trains one model at a time"
@@ -95,14 +95,14 @@ def why_alone(config: TrialConfig) -> str:
     for name, value in FIXED.items():
         if config.training[name] != value:
             return f"training.{name} is not {value!r}"
-    if config.training["lr_scheduler_type"] in _UNSTEADY:
+    if config.training["lr_scheduler_type"] in _ADAPTIVE:
         return "its schedule follows the eval loss"
     return ""
 
 
-def share_key(config: TrialConfig) -> str | None:
-    """Trials with equal keys may share a job; None for one that trains alone."""
-    if not config.packed or why_alone(config):
+def packing_key(config: TrialConfig) -> str | None:
+    """Trials with equal keys may share a packed job; None for a trial that must train alone."""
+    if not config.packed or unpackable_reason(config):
         return None
     lora = config.lora
     content = {

@@ -1,4 +1,4 @@
-"""Files and folders that a configuration names, made absolute. Pure but for looking."""
+"""Makes the paths in a configuration absolute. Looks at the file system, changes nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from trial.config.errors import Problem, nearest
 
-PLACES = (
+PATH_KEYS = (
     "model.name_or_path",
     "model.tokenizer_name_or_path",
     "data.path",
@@ -18,15 +18,15 @@ PLACES = (
     "evaluation.retain_model",
     "deepspeed.config",
 )
-"""Keys of a configuration that name a file or folder, or something on a hub."""
+"""Keys of a configuration that hold a path or a hub id."""
 
 _ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".yaml", ".yml")
 
 
 def resolve(key: str, value: Any, folders: Sequence[Path]) -> tuple[Any, Problem | None]:
-    """The absolute path in the first of the folders that has it, else the value as it is.
+    """The value of `key` as an absolute path in the first of the folders where it exists.
 
-    The problem is that of a text which can only be a path, and leads nowhere.
+    A value that is found nowhere is returned unchanged; with a problem, if it can only be a path.
     """
     if not isinstance(value, str) or not value or value.startswith("builtin:"):
         return value, None
@@ -45,7 +45,7 @@ def resolve(key: str, value: Any, folders: Sequence[Path]) -> tuple[Any, Problem
 
 
 def _nearest(value: str, folders: Sequence[Path]) -> str:
-    """The value with the nearest name that is there in place of its last one."""
+    """The path with its last name replaced by the most similar existing one."""
     for folder in folders:
         try:
             place = Path(folder, Path(value).expanduser())
@@ -58,7 +58,7 @@ def _nearest(value: str, folders: Sequence[Path]) -> str:
 
 
 def _must_exist(key: str, value: str) -> bool:
-    """Whether a text can only be a path: a hub id is `name` or `owner/name`."""
+    """Whether a value can only be a path; a hub id is `name` or `owner/name`."""
     return (
         key.endswith("deepspeed.config")
         or value.startswith((".", "/", "~"))

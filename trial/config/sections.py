@@ -66,7 +66,7 @@ class ModelConfig(Section):
     tokenizer_name_or_path: str | None = None
     """Where the tokenizer is, when not beside the model."""
     trust_remote_code: bool = False
-    """Run Python files that come with the model. Off unless asked for; said aloud when on."""
+    """Run Python files that come with the model. Off by default; a warning is printed when on."""
 
 
 class DataConfig(Section):
@@ -79,7 +79,7 @@ class DataConfig(Section):
     split: str = "train"
     """Split of a hub or saved dataset to draw from."""
     format: Literal["auto", "csv", "json", "jsonl", "parquet", "dataset"] = "auto"
-    """How to read `path`; `auto` goes by its ending."""
+    """How to read `path`; `auto` goes by the file's extension."""
     delimiter: str | None = None
     """CSV delimiter; sniffed when null."""
     prompt_column: str | None = None
@@ -99,23 +99,23 @@ class DataConfig(Section):
     eval_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the rows held out, when there is no eval set of its own."""
     split_seed: int = Field(default=0, ge=0)
-    """Seed of the held-out split; apart from `training.seed`, so that seeds share one eval set."""
+    """Seed of the held-out split; not `training.seed`, so that all seeds share one eval set."""
     max_train_samples: int | None = Field(default=None, ge=1)
-    """Train on at most so many rows."""
+    """Most rows to train on."""
     max_eval_samples: int | None = Field(default=None, ge=1)
-    """Evaluate on at most so many rows."""
+    """Most rows to evaluate on."""
     forget_path: str | None = None
-    """Rows to be forgotten, read as `path` is; `path` is then what is to be retained, and its rows
-    that ask the same are left out."""
+    """Rows to be forgotten, read as `path` is; `path` then holds the rows to be retained, without
+    those that ask the same question."""
     forget_name: str | None = None
     """Configuration name of the hub dataset at `forget_path`; `name` when null."""
     forget_split: str = "train"
     """Split of the dataset at `forget_path`."""
     max_forget_samples: int | None = Field(default=None, ge=1)
-    """Forget at most so many rows."""
+    """Most rows to forget."""
     alternatives: str | tuple[str, ...] | None = None
-    """What to answer instead (idk, dpo): texts, or a file with one a line; a few refusals when
-    null."""
+    """Answers in place of the forgotten ones (idk, dpo): texts, or a file with one a line; a few
+    refusals when null."""
     alternative_column: str | None = None
     """Column of the forget set with another answer for each row, instead of `alternatives`."""
 
@@ -156,7 +156,7 @@ class LoraSection(BaseModel):
 
 
 class DeepSpeedSection(Section):
-    """DeepSpeed beyond the stage."""
+    """DeepSpeed settings besides `zero_stage`."""
 
     config: str | dict[str, Any] | None = None
     """The user's own `ds_config.json`: a path or the mapping itself."""
@@ -199,21 +199,21 @@ class ObjectiveSection(BaseModel):
 
 
 class EvaluationSection(Section):
-    """When a trial is evaluated, and what that reports beside the eval loss.
+    """When a trial is evaluated, and which metrics it reports besides the eval loss.
 
-    The built-in figures need a forget set.
+    The built-in metrics need a forget set.
     """
 
     steps: list[int] | None = None
     """Evaluate after these optimizer steps and after the last one, and at no other; null goes by
     `training.eval_steps`."""
     metrics: list[str] | None = None
-    """Names of figures (docs/objectives.md), or your own `package.module:function`; null takes
-    every figure that the data allow."""
+    """Names of metrics (docs/objectives.md), or your own `package.module:function`; null takes
+    every metric that the data allow."""
     max_new_tokens: int = Field(default=32, ge=1)
     """Tokens generated for each ROUGE-L answer."""
     generate_rows: int = Field(default=16, ge=1)
-    """So many rows of either set are answered in words for ROUGE-L."""
+    """Rows of each set for which answers are generated, for ROUGE-L."""
     retain_model: str | None = None
     """Folder of a trial that never saw the forget set (`objective: sft` with the same
     `data.forget_path`); forget quality compares with it."""
@@ -233,20 +233,20 @@ class EvaluationSection(Section):
 
 
 class Origin(Section):
-    """Where a trial came from; has no effect on training."""
+    """How a trial came about; without effect on training."""
 
     study: str
     number: int = Field(ge=0)
     params: dict[str, Any] = Field(default_factory=dict)
-    """What the sampler drew, by dotted path."""
+    """The sampler's parameters, by dotted path."""
     confirms: int | None = None
     """Number of the trial that this one repeats with another seed."""
     continues: int | None = None
     """Number of the finished trial that this one trains for longer."""
     changes: list[str] = Field(default_factory=list)
-    """What the harness changed, in words: after a failure, or when a trial was carried over."""
+    """Changes by the harness, as sentences: after a failure, or when a trial was copied."""
 
     @property
     def searched(self) -> bool:
-        """Whether the trial belongs to the search, and not to what was done with its results."""
+        """Whether the trial is part of the search; false when it confirms or continues another."""
         return self.confirms is None and self.continues is None

@@ -1,4 +1,4 @@
-"""What one trial trains: the contract written to `config.json`, checked without torch.
+"""Everything that one trial trains with, as in its `config.json`; checked without torch.
 
 Keys under `training` are `TrainingArguments` names, under `lora` PEFT `LoraConfig` names, both
 verbatim and both checked against the installed versions.
@@ -49,7 +49,7 @@ class TrialConfig(Section):
     model: ModelConfig = ModelConfig()
     """The base model."""
     data: DataConfig = DataConfig()
-    """What it is trained and evaluated on."""
+    """The training and evaluation data."""
     lora: LoraSection = LoraSection()
     """The adapter."""
     training: dict[str, Any] = Field(default_factory=dict)
@@ -57,11 +57,11 @@ class TrialConfig(Section):
     objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
     """What training minimises: a name, or `{name: ..., its arguments}`."""
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
-    """When the trial is evaluated, and what that reports beside the eval loss."""
+    """When the trial is evaluated, and which metrics it reports besides the eval loss."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
     """DeepSpeed ZeRO stage; null trains without DeepSpeed."""
     deepspeed: DeepSpeedSection = DeepSpeedSection()
-    """DeepSpeed beyond the stage."""
+    """DeepSpeed settings besides `zero_stage`."""
     device: DeviceName = "auto"
     """`auto` takes hpu, else cuda, else cpu."""
     keep: Literal["best", "last"] = "best"

@@ -1,7 +1,7 @@
-"""The user's own function, named `package.module:function`: found by its source, loaded by name.
+"""Functions of the user, named `package.module:function`. Torch-free.
 
-Checking never imports: the module is parsed where Python would find it, from the folder in which
-the command was given or from the path. Torch-free.
+A name is checked without an import: the module's source is parsed where Python would find it, in
+the current folder or on `sys.path`.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from typing import Any
 from trial.config.errors import ConfigError, Problem, nearest, unknown
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-GIVEN = 2
-"""Arguments that the harness gives by place: model and batch, or model and sets."""
+POSITIONAL = 2
+"""Arguments that the harness passes by position: model and batch, or model and data."""
 
 
-def shape_problems(key: str, name: str) -> list[Problem]:
-    """Whether a name can be a function's at all."""
+def name_problems(key: str, name: str) -> list[Problem]:
+    """The mistake in a name that is not of the form `package.module:function`."""
     if _NAME.fullmatch(name):
         return []
     return [Problem(key, "package.module:function", repr(name))]
 
 
 def code_problems(at: str, key: str, name: str, arguments: Mapping[str, Any]) -> list[Problem]:
-    """Whether the function is there and takes the arguments; `at` is where those stand."""
-    if shape_problems(key, name):
+    """A missing function, or arguments that it does not take; `at` is the key of the arguments."""
+    if name_problems(key, name):
         return []
     module, _, function = name.partition(":")
-    file = find(module)
+    file = find_source(module)
     if file is None:
         return [Problem(key, "a module that can be imported from here", repr(module))]
     try:
@@ -56,8 +56,8 @@ def code_problems(at: str, key: str, name: str, arguments: Mapping[str, Any]) ->
     ]
 
 
-def find(module: str) -> Path | None:
-    """The source file of a module, by its place alone."""
+def find_source(module: str) -> Path | None:
+    """The source file of a module, found without an import."""
     parts = module.split(".")
     for root in (os.getcwd(), *sys.path):
         stem = Path(root or ".", *parts)
@@ -69,7 +69,10 @@ def find(module: str) -> Path | None:
 
 @lru_cache(maxsize=32)
 def _read(file: Path, stamp: int) -> tuple[frozenset[str], dict[str, tuple[str, ...] | None]]:
-    """Names a module binds, and the keyword arguments of its functions; None takes any."""
+    """Names that a module defines, and the keyword arguments of its functions; None: any.
+
+    `stamp` is the file's modification time: a changed file is parsed again.
+    """
     tree = ast.parse(file.read_text(encoding="utf-8"))
     names: set[str] = set()
     functions: dict[str, tuple[str, ...] | None] = {}
@@ -89,12 +92,12 @@ def _read(file: Path, stamp: int) -> tuple[frozenset[str], dict[str, tuple[str, 
 def _keywords(arguments: ast.arguments) -> tuple[str, ...] | None:
     if arguments.kwarg is not None:
         return None
-    by_place = [item.arg for item in (*arguments.posonlyargs, *arguments.args)][GIVEN:]
-    return (*by_place, *(item.arg for item in arguments.kwonlyargs))
+    positional = [item.arg for item in (*arguments.posonlyargs, *arguments.args)][POSITIONAL:]
+    return (*positional, *(item.arg for item in arguments.kwonlyargs))
 
 
-def load(key: str, name: str) -> Callable[..., Any]:
-    """Import the user's function.
+def load_function(key: str, name: str) -> Callable[..., Any]:
+    """Import the function called `name`; `key` is its key in the configuration.
 
     Raises:
         ConfigError: it cannot be imported, or is no function.

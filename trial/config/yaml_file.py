@@ -1,7 +1,7 @@
 """A YAML file as plain values, with the line of every key.
 
-Stricter and safer than PyYAML's own loader: numbers as YAML 1.2 reads them (`1e-4` is a float, `no`
-is a text, because `eval_strategy: no` is meant so), keys must be text and differ, and size, depth,
+Stricter and safer than PyYAML's own loader: scalars follow YAML 1.2's core schema (`1e-4` is a
+float and `no` a text, as in `eval_strategy: no`), keys must be text and unique, and size, depth,
 aliases and numbers are bounded.
 """
 
@@ -20,7 +20,7 @@ from trial.config.errors import ConfigError, Problem
 
 MAX_BYTES = 128 * 1024
 MAX_VALUES = 20_000
-"""Values after aliases are expanded: nine lines of YAML can mean a billion."""
+"""Limit of values with aliases expanded: nine lines of YAML can expand to a billion."""
 MAX_DEPTH = 40
 
 _TAG = "tag:yaml.org,2002:"
@@ -32,7 +32,7 @@ _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": Fals
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes only; what a plain scalar means is decided here, not by YAML 1.1."""
+    """Composes nodes without YAML 1.1's types; `_scalar` decides what a plain scalar means."""
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
         """The tag of a node that names none."""
@@ -45,7 +45,7 @@ class _Loader(yaml.SafeLoader):
 
 @dataclass(slots=True)
 class Document:
-    """Plain values, and where each key stands."""
+    """Plain values, and the line of each key."""
 
     content: Any
     lines: dict[str, int] = field(default_factory=dict)
@@ -63,7 +63,7 @@ def read(path: Path) -> Document:
     """The file's values.
 
     Raises:
-        ConfigError: it cannot be read, or is not the YAML we take; says the line.
+        ConfigError: it cannot be read, or is not the YAML accepted here; names the line.
     """
     try:
         with open(path, "rb") as file:
@@ -86,7 +86,7 @@ def parse(text: str, where: str) -> Document:
     """The values of a YAML text; `where` names it in problems.
 
     Raises:
-        ConfigError: it is not the YAML we take; says the line.
+        ConfigError: it is not the YAML accepted here; names the line.
     """
     try:
         node = yaml.compose(text, Loader=_Loader)
@@ -117,15 +117,15 @@ def _at(problem: Problem, where: str, line: int | None) -> Problem:
 
 def _syntax(error: yaml.YAMLError, where: str) -> Problem:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    said = getattr(error, "problem", None) or getattr(error, "context", None) or str(error)
-    if "'\\t'" in said:
-        said = "found a tab: indent with spaces"
-    problem = Problem("", f"is not valid YAML: {said}")
+    text = getattr(error, "problem", None) or getattr(error, "context", None) or str(error)
+    if "'\\t'" in text:
+        text = "found a tab: indent with spaces"
+    problem = Problem("", f"is not valid YAML: {text}")
     return _at(problem, where, mark.line + 1 if mark else None)
 
 
 class _Reader:
-    """Turns nodes into values, one document's worth; gathers problems and goes on."""
+    """Converts the nodes of one document into values; collects mistakes and goes on."""
 
     def __init__(self) -> None:
         self.lines: dict[str, int] = {}
@@ -134,7 +134,7 @@ class _Reader:
         self._open: list[int] = []
 
     def value(self, node: yaml.Node, key: str, line: int) -> Any:
-        """The value of a node; a mistake in it is noted and reads as None."""
+        """The value of a node; None, with a problem collected, where it has a mistake."""
         self.lines.setdefault(key, line)
         try:
             return self._value(node, key)
@@ -193,7 +193,7 @@ class _Reader:
         return content
 
     def _merged(self, node: yaml.MappingNode, key: str) -> Iterator[tuple[str, Any]]:
-        """What `<<` brings in: mappings, whose own keys go after the explicit ones."""
+        """Keys and values that `<<` merges into a mapping; explicit keys take precedence."""
         for name_node, value_node in node.value:
             if name_node.tag != f"{_TAG}merge":
                 continue
@@ -222,7 +222,7 @@ def _line(node: yaml.Node) -> int:
 
 
 def _scalar(node: yaml.ScalarNode, key: str) -> Any:
-    """What a scalar means by YAML 1.2's core schema."""
+    """The value of a scalar by YAML 1.2's core schema."""
     tag = node.tag.removeprefix(_TAG)
     if tag == "str":
         return node.value

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from trial.config import user_functions
-from trial.config.objective_registry import METRICS, is_outside
+from trial.config.objective_registry import METRICS, is_user_function
 from trial.config.sections import EvaluationSection
 from trial.data.collate import IGNORED, Batch, Collator
 from trial.data.tokens import TokenDataset
@@ -115,11 +115,11 @@ class Examination:
         """Every wanted figure by name; one that is not known is left out."""
         examined: Mapping[str, Examined] = self.sets.examined if self.sets else {}
         answers = {name: Answers(part, means) for name, part in examined.items()}
-        own = [name for name in self.wanted if is_outside(name)]
+        own = [name for name in self.wanted if is_user_function(name)]
         found = self._figures(answers) if answers and len(own) < len(self.wanted) else {}
         found = {name: value for name, value in found.items() if name in self.wanted}
         for name in own:
-            function = user_functions.load("evaluation.metrics", name)
+            function = user_functions.load_function("evaluation.metrics", name)
             found[name.rpartition(":")[2]] = float(function(means.model, answers))
         return {name: value for name, value in found.items() if math.isfinite(value)}
 

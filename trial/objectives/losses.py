@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import kl_div, logsigmoid
 
 from trial.config import user_functions
-from trial.config.objective_registry import KEY, is_outside
+from trial.config.objective_registry import KEY, is_user_function
 from trial.objectives.batch import (
     Batch,
     BatchPart,
@@ -125,7 +125,11 @@ def find(name: str) -> Objective:
     Raises:
         ConfigError: the user's own cannot be imported.
     """
-    return user_functions.load(f"{KEY}.name", name) if is_outside(name) else FUNCTIONS[name]
+    return (
+        user_functions.load_function(f"{KEY}.name", name)
+        if is_user_function(name)
+        else FUNCTIONS[name]
+    )
 
 
 def compute(

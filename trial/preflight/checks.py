@@ -15,7 +15,7 @@ from pathlib import Path
 
 from trial.builtin import MODELS, resolve_model
 from trial.config.errors import ConfigError, Problem, nearest
-from trial.config.packing_rules import why_alone
+from trial.config.packing_rules import unpackable_reason
 from trial.config.sections import DataConfig
 from trial.config.trial_config import TrialConfig
 from trial.data.prompts import CHAT_TEMPLATE, format_problem
@@ -71,7 +71,7 @@ def rank_problems(config: TrialConfig, ranks: int, *, here: bool = True) -> list
     guessed = config.device == "auto" and here and detected_device() == "cpu"
     if ranks == 1 or config.zero_stage is not None or not (config.device == "cpu" or guessed):
         return []
-    if config.packed and not why_alone(config):
+    if config.packed and not unpackable_reason(config):
         return []
     rule = (
         f"0, 1, 2 or 3: without DeepSpeed the {ranks} ranks of a trial drift apart on cpu, "

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trial.config.objective_registry import sides_of
+from trial.config.objective_registry import batch_parts
 from trial.config.trial_config import TrialConfig
 from trial.data.prepare import Prepared
 from trial.devices.device import Device
@@ -48,7 +48,7 @@ def _own(config: TrialConfig, device: Device, data: Prepared) -> TrainerSetup:
     from trial.training.objective_trainer import objective_trainer_class
 
     name, arguments = config.objective.name, config.objective.arguments
-    sides = sides_of(name, arguments, forgets=data.sets is not None)
+    sides = batch_parts(name, arguments, forgets=data.sets is not None)
     dataset, draws = pair(sides, data.train, data.sets)
     objective = losses.find(name)
 

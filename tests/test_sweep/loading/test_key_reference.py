@@ -11,7 +11,7 @@ from sweep.loading import key_reference
 
 def test_the_reference_is_current():
     written = ROOT / "docs" / "keys.md"
-    rule = "run: python -m sweep.reference docs/keys.md"
+    rule = "run: python -m sweep.loading.key_reference docs/keys.md"
     assert written.read_text(encoding="utf-8") == key_reference.render(), rule
 
 

@@ -24,7 +24,7 @@ from sweep.driver.executor import (
 )
 from sweep.ray_backend.executor import RayExecutor
 from sweep.ray_backend.job_queue import PASSES, JobQueue
-from trial.config.packing_rules import share_key
+from trial.config.packing_rules import packing_key
 from trial.config.trial_config import TrialConfig
 
 
@@ -57,7 +57,7 @@ class Sweep:
         folder = self.material.folder(config)
         self.configs.append(config)
         self.folders.append(folder.path)
-        self.executor.submit(Job((TrialRef(number, folder.path),), share_key(config)))
+        self.executor.submit(Job((TrialRef(number, folder.path),), packing_key(config)))
         return number
 
     def until(self, done: Callable[[], bool]) -> None:
@@ -125,7 +125,7 @@ def test_a_worker_that_dies_with_several_trials_is_given_half_as_many(executor, 
     os.kill(pid, signal.SIGKILL)
     sweep.until(lambda: len(sweep.of(Lost)) == 2)
     for number in both:
-        job = Job((TrialRef(number, sweep.folders[number]),), share_key(sweep.configs[number]))
+        job = Job((TrialRef(number, sweep.folders[number]),), packing_key(sweep.configs[number]))
         executor.submit(job)
     sweep.until(lambda: any(len(events) == 2 for events in sweep.of(Started).values()))
     again = [attempts(sweep.folders[number])[1:] for number in both]

@@ -12,7 +12,7 @@ from test_sweep.ray_backend.test_packed import Sweep, attempts
 
 from sweep.driver.executor import Evaluated, Finished, Interrupted, Job, Lost, Started, TrialRef
 from sweep.ray_backend.executor import RayExecutor
-from trial.config.packing_rules import share_key
+from trial.config.packing_rules import packing_key
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_a_dead_rank_costs_its_job_alone(ranked, material):
     sweep.until(lambda: len(sweep.of(Lost)) == 2)
     assert "rank 1" in sweep.of(Lost)[both[0]][0].message
     for number in both:
-        job = Job((TrialRef(number, sweep.folders[number]),), share_key(sweep.configs[number]))
+        job = Job((TrialRef(number, sweep.folders[number]),), packing_key(sweep.configs[number]))
         ranked.submit(job)
     sweep.until(lambda: any(len(events) == 2 for events in sweep.of(Started).values()))
     started = [number for number, events in sweep.of(Started).items() if len(events) == 2]

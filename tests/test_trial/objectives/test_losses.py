@@ -136,7 +136,7 @@ def table(probabilities):
 def loss_of(name, arguments, now, before=None, parts=(slice(None),)):
     """The loss of an optimizer step in so many batches."""
     module = Table(now, table(BEFORE) if before is None else before)
-    sides = objective_registry.sides_of(name, arguments, forgets=True)
+    sides = objective_registry.batch_parts(name, arguments, forgets=True)
     batches = [inputs_of(sides, part) for part in parts]
     counts = step_counts(batches, len(sides))
     model = Model(module.logits, module)
@@ -179,7 +179,7 @@ def test_a_step_in_two_batches_is_the_step_in_one(name, arguments, expected):
 def test_padding_is_no_part_of_a_loss():
     """A row is as long as its tokens, whatever the batch beside it needs."""
     for name, arguments, expected in VALUES:
-        sides = objective_registry.sides_of(name, arguments, forgets=True)
+        sides = objective_registry.batch_parts(name, arguments, forgets=True)
         batch = inputs_of(sides)
         wider = {
             key: torch.nn.functional.pad(value, (0, 2), value=-100 if key == "labels" else 0)

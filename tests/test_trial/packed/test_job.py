@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from trial.config.packing_rules import share_key, why_alone
+from trial.config.packing_rules import packing_key, unpackable_reason
 from trial.data.collate import IGNORED
 from trial.devices import device as devices
 from trial.model.lora_dropout import ByMask
@@ -389,7 +389,7 @@ def test_families_and_types_end_as_their_solo_runs(material, family, sections, b
     lora = {**sections.get("lora", {}), "r": 9, "lora_dropout": 0.2}
     training = {**sections.get("training", {}), "learning_rate": 1e-2, "seed": 7}
     other = material.config(model=model, packed=True, lora=lora, training=training)
-    assert share_key(config) == share_key(other) is not None
+    assert packing_key(config) == packing_key(other) is not None
     alone, expected = material.train(config.model_copy(update={"packed": False}))
     folder = material.folder(config)
     result = train_packed(
@@ -1030,9 +1030,9 @@ SAME_JOB: list[dict[str, Any]] = [
     ],
 )
 def test_what_may_share_a_job(material, sections, expected):
-    base = share_key(material.config(packed=True))
+    base = packing_key(material.config(packed=True))
     config = material.config(**{"packed": True, **sections})
-    key, why = share_key(config), why_alone(config)
+    key, why = packing_key(config), unpackable_reason(config)
     found = "alone" if why else "the same job" if key == base else "another job"
     assert base is not None
     assert ("not packed" if not why and key is None else found) == expected
@@ -1043,7 +1043,7 @@ def test_a_pattern_that_matches_nothing_leaves_room_for_ranks_that_may_come(mate
     """What shares a job fits into its slots, whoever came first."""
     patterned = {"lora": {"r": 4, "rank_pattern": {"no_such_module": 64}}}
     configs = [material.config(packed=True, **part) for part in (patterned, {"lora": {"r": 60}})]
-    assert share_key(configs[0]) == share_key(configs[1])
+    assert packing_key(configs[0]) == packing_key(configs[1])
     results = train_packed(
         list(map(material.folder, configs)), slots=2, process_cache=material.process_cache()
     )
