@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from faults import kill_sweeps
+from faults.checks import curves
 
 from trial.preload import finish_imports
 from trial.store.folders import StudyFolder, TrialFolder
@@ -36,5 +37,5 @@ def test_a_sweep_that_is_killed_ends_as_if_it_had_not_been():
     sweep = faults.sweep("g", resources={"concurrency": 1})
     faults.run(sweep, iter(("worker", "driver")), reference=False)
     assert faults.counts.total() == 2
-    assert kill_sweeps.curves(sweep.study) == undisturbed(sweep.study, root / "alone")
+    assert curves(sweep.study) == undisturbed(sweep.study, root / "alone")
     shutil.rmtree(root)
