@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: a live table on a terminal, plain lines elsewhere."""
+"""Progress of a running sweep: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from sweep.spec.text import duration_text, number_text, params_text
 from trial.store import metrics
 from trial.store.records import Result
 
-PLAIN_EVERY = 30.0
+SUMMARY_SECONDS = 30.0
 """Seconds between two summaries when there is no terminal."""
 
 COLOURS = {"complete": "green", "pruned": "yellow", "failed": "red", "duplicate": "dim"}
 
 
 @contextmanager
-def watch(console: Console, metric: str) -> Iterator[View]:
-    """The view that suits the console, for as long as the sweep runs."""
+def open_view(console: Console, metric: str) -> Iterator[View]:
+    """A live view on a terminal, a plain one elsewhere; it lasts as long as the context."""
     if not console.is_terminal:
         yield PlainView(console, metric)
         return
@@ -36,29 +36,29 @@ def watch(console: Console, metric: str) -> Iterator[View]:
 
 
 class PlainView:
-    """One line for every trial that ends, and a summary now and then."""
+    """Prints one line for every trial that ends, and a summary every SUMMARY_SECONDS."""
 
     def __init__(self, console: Console, metric: str) -> None:
         self.console = console
         self.metric = metric
-        self._summed_at = time.monotonic()
+        self._last_summary = time.monotonic()
 
     def update(self, progress: SweepProgress) -> None:
-        """Print a summary when the last one is old."""
-        if time.monotonic() - self._summed_at >= PLAIN_EVERY:
-            self._summed_at = time.monotonic()
+        """Print a summary when the last one is SUMMARY_SECONDS old."""
+        if time.monotonic() - self._last_summary >= SUMMARY_SECONDS:
+            self._last_summary = time.monotonic()
             self.note(summary(progress))
 
     def on_event(self, event: Event, progress: SweepProgress) -> None:
         """Print how a trial ended."""
         if isinstance(event, Finished):
             params = progress.params.get(event.number, {})
-            self._print(ended_line(event.number, event.result, params, progress))
+            self._print(trial_line(event.number, event.result, params, progress))
         elif isinstance(event, Interrupted):
             self._print(Text(f"trial {event.number:>3}  interrupted, to go on from its checkpoint"))
 
     def note(self, text: str) -> None:
-        """One line of news."""
+        """Print a line."""
         self._print(Text(text))
 
     def _print(self, text: Text) -> None:
@@ -66,7 +66,7 @@ class PlainView:
 
 
 class LiveView(PlainView):
-    """The same lines above a table of what runs now."""
+    """Prints the same lines above a table of the running trials."""
 
     def __init__(self, console: Console, metric: str, live: Live) -> None:
         super().__init__(console, metric)
@@ -102,15 +102,15 @@ def _cells(
     if row.max_steps:
         step = f"{step}/{row.max_steps}"
     value = metrics.of_evaluation(row.last, metric) if row.last else None
-    figure = "-" if value is None else number_text(value)
-    where = f"{row.device} ({row.stopping})" if row.stopping else row.device or "starting"
-    return (str(number), params_text(params), step, figure, where, f"{now - row.since:.0f}")
+    value_text = "-" if value is None else number_text(value)
+    device = f"{row.device} ({row.stopping})" if row.stopping else row.device or "starting"
+    return (str(number), params_text(params), step, value_text, device, f"{now - row.since:.0f}")
 
 
-def ended_line(
+def trial_line(
     number: int, result: Result, params: Mapping[str, Any], progress: SweepProgress
 ) -> Text:
-    """How one trial ended, in a line."""
+    """One line that says how a trial ended."""
     text = Text(f"trial {number:>3}  ")
     text.append(f"{result.state:<9}", style=COLOURS.get(result.state, ""))
     value = metrics.of_result(result, progress.metric)
@@ -128,7 +128,7 @@ def ended_line(
 
 
 def summary(progress: SweepProgress) -> str:
-    """Counts, the best so far, elapsed and remaining time."""
+    """One line: counts, the best trial so far, elapsed and remaining time."""
     planned = f" of {progress.total}" if progress.total else ""
     states = ", ".join(f"{count} {state}" for state, count in sorted(progress.states.items()))
     parts = [f"{progress.ended}{planned} trials ended" + (f" ({states})" if states else "")]

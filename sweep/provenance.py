@@ -1,4 +1,4 @@
-"""What is needed to say later how a study was made."""
+"""Where a study comes from: host, package versions, git commit and command."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ PACKAGES = (
 
 
 def collect(command: list[str]) -> dict[str, Any]:
-    """Host, versions, git state and the command."""
+    """The provenance of a study, as it is stored in `study.json`."""
     return {
         "host": platform.node(),
         "platform": platform.platform(),
         "python": sys.version.split()[0],
         "versions": versions(),
         "git": git_state(Path.cwd()),
-        "command": _typed(command),
+        "command": _retypable(command),
     }
 
 
-def _typed(command: list[str]) -> list[str]:
-    """The words as they can be typed again: `python -m sweep` names its file instead of itself."""
+def _retypable(command: list[str]) -> list[str]:
+    """The command as it can be typed again: `python -m sweep` puts its file in `argv[0]`."""
     first = Path(command[0]) if command else Path()
     if first.name != "__main__.py":
         return command
@@ -44,7 +44,7 @@ def _typed(command: list[str]) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of what a result depends on."""
+    """Installed versions of the packages that a result depends on."""
     found = {}
     for package in PACKAGES:
         try:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 import results
-from sweep.console import watch
+from sweep.console import open_view
 from sweep.driver.disk_guard import DiskGuard
 from sweep.driver.driver import Driver
 from sweep.driver.interfaces import SweepOutcome
@@ -64,7 +64,7 @@ def _drive(
         with console.status("starting Ray ..."):
             decider = _start(executor, spec, folder, options)
         console.print(f"study {folder.path}: {executor.describe()}")
-        with watch(console, goal.metric) as view:
+        with open_view(console, goal.metric) as view:
             driver = Driver(
                 folder,
                 decider,

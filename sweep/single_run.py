@@ -1,4 +1,4 @@
-"""One run without a sweep, from the command: checked here, trained in a process of its own."""
+"""Train once without a sweep: checked here, trained in a process of its own."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from trial.store.folders import TrialFolder
 from trial.store.metrics import tokens_per_second
 from trial.store.records import Result
 
-WIDTH = 100
-"""Columns of the result's row, also where nobody has said how wide a line is."""
+MIN_WIDTH = 100
+"""Columns that the result's table needs, also where the terminal's width is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +42,22 @@ def train_once(source: Path, options: SingleRunOptions, console: Console) -> int
     Raises:
         ConfigError: every mistake at once; nothing has been started.
     """
-    found = single_run.read(
+    run = single_run.read(
         source,
         options.overrides,
         run_dir=options.run_dir,
         deepspeed=options.deepspeed,
         world_size=options.world_size,
     )
-    folder = single_run.open_folder(found, options.world_size)
-    code = run_process(_command(folder, options), {**_environment(found), **os.environ})
+    folder = single_run.open_folder(run, options.world_size)
+    code = run_process(_command(folder, options), {**_environment(run), **os.environ})
     if (result := folder.read_result()) is not None:
-        console.print(_row(folder, result), width=max(console.width, WIDTH))
+        console.print(_result_table(folder, result), width=max(console.width, MIN_WIDTH))
     return code
 
 
 def _environment(run: single_run.Single) -> dict[str, str]:
-    """Set before Python starts, as Gaudi's software wants it; what the user has set stays."""
+    """Environment variables that have to be set before Python starts."""
     config = run.config
     lazy = bool(config.training.get("use_lazy_mode"))
     return environment.process_environment(
@@ -66,12 +66,13 @@ def _environment(run: single_run.Single) -> dict[str, str]:
 
 
 def _command(folder: TrialFolder, options: SingleRunOptions) -> list[str]:
+    """The command line of the training process."""
     words = [sys.executable, "-m", "trial", str(folder.path)]
     words += ["--world-size", str(options.world_size)]
     return words + ["--merge"] * options.merge + ["--verbose"] * options.verbose
 
 
-def _row(folder: TrialFolder, result: Result) -> Table:
+def _result_table(folder: TrialFolder, result: Result) -> Table:
     """The result as a table of one row."""
     cells = {
         "state": result.state,

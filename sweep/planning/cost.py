@@ -1,4 +1,4 @@
-"""What a sweep will cost, from one measured profile: device-hours, hours, what a budget buys."""
+"""Estimate what a sweep will cost, in device-hours and hours, from one measured profile."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ PRUNED_AT = 1 / 3
 """How far a pruned trial gets, for the low end of the range."""
 
 SPREAD = 1.25
-"""How much dearer than the profile trials may turn out, for the high end of the range."""
+"""Factor by which trials may take longer than the profile, for the high end of the range."""
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Seconds of one trial by what they buy."""
+    """Seconds that the parts of one trial take."""
 
     startup: float
     """Once per worker."""
@@ -52,7 +52,7 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A range for a whole sweep: with the pruner at its busiest, and with nothing pruned."""
+    """Low and high estimate of a whole sweep: with as much pruned as may be, and nothing pruned."""
 
     trials: int
     workers: int
@@ -62,7 +62,14 @@ class Estimate:
 
 
 def estimate(spec: SweepSpec, profile: Profile, steps: int, workers: int) -> Estimate:
-    """The cost of the trials a sweep plans, all of them as long as the base says."""
+    """The cost of the trials a sweep plans, all of `steps` optimizer steps.
+
+    Args:
+        spec: The sweep.
+        profile: Seconds of one trial.
+        steps: Optimizer steps of a trial.
+        workers: Jobs that run at once.
+    """
     trials = planned_trials(spec)
     repeats = min(spec.confirmed(), trials) * (spec.confirm.seeds - 1) if spec.confirm else 0
     whole = profile.trial_seconds(steps, evaluations_of(spec, steps))
@@ -130,17 +137,17 @@ def local_workers(spec: SweepSpec) -> int:
 
 
 def base_config(spec: SweepSpec) -> TrialConfig:
-    """The first configuration of the space: what all its trials have in common, and one draw."""
+    """The first configuration of the space, which stands for all of them."""
     space = Space.of(spec)
     return space.configure_values(next(iter(variants(space, []))))
 
 
 def earlier_profile(spec: SweepSpec, runs: Path) -> Profile | None:
     """The profile of an earlier study with the same model, data and batch; None without one."""
-    wanted = _kind(base_config(spec))
+    wanted = _cost_key(base_config(spec))
     for record in sorted(runs.glob("*/study.json"), key=os.path.getmtime, reverse=True):
         study = StudyFolder(record.parent)
-        alike = [done for config, done in _complete(study) if _kind(config) == wanted]
+        alike = [done for config, done in _complete(study) if _cost_key(config) == wanted]
         if alike:
             return profile_of(alike, f"study {study.name}, {len(alike)} trials")
     return None
@@ -160,8 +167,8 @@ def _complete(study: StudyFolder) -> Iterator[tuple[TrialConfig, Done]]:
             continue
 
 
-def _kind(config: TrialConfig) -> str:
-    """What a step's cost depends on most."""
+def _cost_key(config: TrialConfig) -> str:
+    """Settings that the cost of a step depends on most, as a comparable string."""
     keys = ("per_device_train_batch_size", "gradient_accumulation_steps", "bf16")
     batch = {key: config.training.get(key) for key in keys}
     parts = config.model_dump(mode="json", include={"model", "data", "device"})
@@ -169,7 +176,7 @@ def _kind(config: TrialConfig) -> str:
 
 
 def profile_of(done: list[Done], source: str) -> Profile:
-    """The median costs of complete trials; start-up is the dearest, a cold worker's."""
+    """The median times of complete trials; of start-up the longest, that of a cold worker."""
     costs = [(result.seconds, max(1, result.steps - 1), max(1, count)) for result, count in done]
     return Profile(
         startup=max(seconds.startup for seconds, _, _ in costs),

@@ -1,4 +1,4 @@
-"""Is this machine ready for a sweep? One line for each thing, with what to do about it."""
+"""Check whether this machine is ready for a sweep: one finding a line, with what to do about it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,13 +25,15 @@ from trial.store.files import write_atomically
 Level = Literal["ok", "warning", "error"]
 
 LOW_DISK_GB = 10.0
+"""Free space below which checkpoints may not fit."""
+
 SLOW_SYNC_SECONDS = 0.1
-"""A durable write slower than this is felt: each evaluation makes one."""
+"""A durable write slower than this delays training: each evaluation makes one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What was found about one thing."""
+    """One finding, and what to do about it."""
 
     level: Level
     subject: str
@@ -39,27 +41,33 @@ class Diagnosis:
     advice: str = ""
 
 
-def examine(runs: Path) -> Iterator[Diagnosis]:
-    """Look at everything; each check says one or more lines and none stops the others."""
-    for check in CHECKS:
+Check = Callable[[Path], Iterator[Diagnosis]]
+"""Given the folder of all studies, it yields what it finds."""
+
+
+def examine(runs: Path, checks: Sequence[Check] | None = None) -> Iterator[Diagnosis]:
+    """Run all checks; each yields one or more findings and none stops the others."""
+    for check in CHECKS if checks is None else checks:
         try:
             yield from check(runs)
         except Exception as error:  # A check that cannot run is a finding, not a crash.
-            yield Diagnosis("warning", check.__name__.strip("_"), f"could not be checked: {error}")
+            subject = check.__name__.removeprefix("check_")
+            yield Diagnosis("warning", subject, f"could not be checked: {error}")
 
 
-def _python(runs: Path) -> Iterator[Diagnosis]:
+def check_python(runs: Path) -> Iterator[Diagnosis]:
+    """The version of Python."""
     yield Diagnosis("ok", "python", sys.version.split()[0])
 
 
-def _packages(runs: Path) -> Iterator[Diagnosis]:
+def check_packages(runs: Path) -> Iterator[Diagnosis]:
     """Installed versions against the pins of pyproject.toml, where the checkout is at hand."""
     project = Path(__file__).resolve().parents[2] / "pyproject.toml"
     if not project.exists():
         yield Diagnosis("warning", "packages", "no pyproject.toml beside the package")
         return
     pins = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
-    wrong = [text for text in map(_mismatch, map(Requirement, pins)) if text]
+    wrong = [text for text in map(mismatch, map(Requirement, pins)) if text]
     own = detect.has_gaudi_software()
     wrong = [
         text for text in wrong if not (own and text.partition(" ")[0] in gaudi_release.IMAGE_OWN)
@@ -73,7 +81,8 @@ def _packages(runs: Path) -> Iterator[Diagnosis]:
         yield Diagnosis("ok", "packages", f"{tested} pinned packages as tested{besides}")
 
 
-def _mismatch(pin: Requirement) -> str:
+def mismatch(pin: Requirement) -> str:
+    """How the installed version of a package differs from its pin; empty when it does not."""
     try:
         version = metadata.version(pin.name)
     except metadata.PackageNotFoundError:
@@ -83,7 +92,8 @@ def _mismatch(pin: Requirement) -> str:
     return f"{pin.name} is {version}, pinned {pin.specifier}"
 
 
-def _gaudi(runs: Path) -> Iterator[Diagnosis]:
+def check_gaudi(runs: Path) -> Iterator[Diagnosis]:
+    """Gaudi's software, its cards, and the mode of its PyTorch bridge."""
     if not detect.has_gaudi_software():
         yield Diagnosis("ok", "gaudi", "not a Gaudi machine")
         return
@@ -96,8 +106,8 @@ def _gaudi(runs: Path) -> Iterator[Diagnosis]:
     yield _gaudi_cards()
     mode = os.environ.get("PT_HPU_LAZY_MODE")
     if mode is None:
-        said = "unset: the harness sets it, by training.use_lazy_mode (0, eager, unless asked for)"
-        yield Diagnosis("ok", "PT_HPU_LAZY_MODE", said)
+        text = "unset: the harness sets it, by training.use_lazy_mode (0, eager, unless asked for)"
+        yield Diagnosis("ok", "PT_HPU_LAZY_MODE", text)
     else:
         advice = "workers set their own; `python -m trial` refuses a mode that its trial denies"
         yield Diagnosis("ok", "PT_HPU_LAZY_MODE", mode, advice)
@@ -111,13 +121,17 @@ def _gaudi_cards() -> Diagnosis:
     words = ["hl-smi", "-Q", "index,module_id,name", "-f", "csv,noheader"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=30)
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).split("\n")[0]
-        return Diagnosis("error", "hl-smi", said, "are the cards given to this container?")
-    return _cards_said(done.stdout.strip().splitlines())
+        message = (done.stderr.strip() or done.stdout.strip()).split("\n")[0]
+        return Diagnosis("error", "hl-smi", message, "are the cards given to this container?")
+    return _describe_cards(done.stdout.strip().splitlines())
 
 
-def _cards_said(rows: list[str]) -> Diagnosis:
-    """Cards by generation, with the memory that plans reckon with."""
+def _describe_cards(rows: list[str]) -> Diagnosis:
+    """The cards by generation, with the memory per card that the preflight assumes.
+
+    Args:
+        rows: Lines of `hl-smi`: index, module id, name.
+    """
     names = [row.rpartition(",")[2].strip() for row in rows]
     known = {card for name in names if (card := card_generation(name))}
     if not rows or len(known) != 1:
@@ -128,7 +142,8 @@ def _cards_said(rows: list[str]) -> Diagnosis:
     return Diagnosis("ok", "hl-smi", f"{len(rows)} cards, {card} with {CARD_GIB[card]:g} GiB each")
 
 
-def _cuda(runs: Path) -> Iterator[Diagnosis]:
+def check_cuda(runs: Path) -> Iterator[Diagnosis]:
+    """NVIDIA GPUs, by `nvidia-smi`."""
     if shutil.which("nvidia-smi") is None:
         yield Diagnosis("ok", "cuda", "no NVIDIA GPU")
         return
@@ -139,26 +154,28 @@ def _cuda(runs: Path) -> Iterator[Diagnosis]:
     yield Diagnosis(level, "cuda", cards or done.stderr.strip()[:200])
 
 
-def _cores(runs: Path) -> Iterator[Diagnosis]:
+def check_cores(runs: Path) -> Iterator[Diagnosis]:
+    """CPU cores that this process may use."""
     cores = len(os.sched_getaffinity(0))
     yield Diagnosis("ok", "cpu", f"{cores} cores: {cores} workers of one thread on device cpu")
 
 
-def _ray(runs: Path) -> Iterator[Diagnosis]:
+def check_ray(runs: Path) -> Iterator[Diagnosis]:
+    """Ray's version, and whether the cluster of RAY_ADDRESS answers."""
     address = os.environ.get("RAY_ADDRESS")
     version = metadata.version("ray")
     if not address:
         yield Diagnosis("ok", "ray", f"{version}, a local one will be started")
         return
-    if _answers(address):
+    if _is_reachable(address):
         yield Diagnosis("ok", "ray", f"{version}, the cluster at {address} answers")
     else:
         advice = "start the cluster, or unset RAY_ADDRESS"
         yield Diagnosis("error", "ray", f"no cluster answers at {address}", advice)
 
 
-def _answers(address: str) -> bool:
-    """Whether something listens at `host:port` or `ray://host:port`; `auto` asks Ray itself."""
+def _is_reachable(address: str) -> bool:
+    """Whether a server listens at `host:port` or `ray://host:port`; Ray itself resolves `auto`."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not port.isdecimal():
         words = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
@@ -170,21 +187,22 @@ def _answers(address: str) -> bool:
     return True
 
 
-def _disk(runs: Path) -> Iterator[Diagnosis]:
-    place = next(path for path in (runs.resolve(), *runs.resolve().parents) if path.exists())
-    free = shutil.disk_usage(place).free / 1e9
-    level: Level = "ok" if free >= LOW_DISK_GB else "warning"
+def check_disk(runs: Path, low_gb: float = LOW_DISK_GB) -> Iterator[Diagnosis]:
+    """Free space and write times of the folder of studies."""
+    existing = next(path for path in (runs.resolve(), *runs.resolve().parents) if path.exists())
+    free = shutil.disk_usage(existing).free / 1e9
+    level: Level = "ok" if free >= low_gb else "warning"
     advice = "" if level == "ok" else "checkpoints may not fit: free some, or use --runs"
-    yield Diagnosis(level, "disk", f"{free:.0f} GB free under {place}", advice)
-    if not os.access(place, os.W_OK):
-        yield Diagnosis("error", "disk", f"{place} cannot be written", "use --runs")
+    yield Diagnosis(level, "disk", f"{free:.0f} GB free under {existing}", advice)
+    if not os.access(existing, os.W_OK):
+        yield Diagnosis("error", "disk", f"{existing} cannot be written", "use --runs")
         return
-    yield _sync_time(place)
+    yield _sync_time(existing)
 
 
-def _sync_time(place: Path) -> Diagnosis:
-    """How long a durable write takes: network file systems can be slow at it."""
-    with tempfile.TemporaryDirectory(dir=place) as folder:
+def _sync_time(parent: Path) -> Diagnosis:
+    """The median time of a durable write (with fsync); network file systems can be slow."""
+    with tempfile.TemporaryDirectory(dir=parent) as folder:
         times = []
         for number in range(5):
             began = time.perf_counter()
@@ -197,7 +215,8 @@ def _sync_time(place: Path) -> Diagnosis:
     return Diagnosis("warning" if slow else "ok", "file system", found, advice)
 
 
-def _model_and_data(runs: Path) -> Iterator[Diagnosis]:
+def check_model_and_data(runs: Path) -> Iterator[Diagnosis]:
+    """The built-in model and data, and whether the Hugging Face hub may be used."""
     from trial.config.trial_config import TrialConfig
     from trial.preflight.checks import preflight
 
@@ -210,13 +229,13 @@ def _model_and_data(runs: Path) -> Iterator[Diagnosis]:
     yield Diagnosis("ok", "hub", "offline (HF_HUB_OFFLINE)" if offline else "used for hub ids only")
 
 
-CHECKS: tuple[Callable[[Path], Iterator[Diagnosis]], ...] = (
-    _python,
-    _packages,
-    _cores,
-    _gaudi,
-    _cuda,
-    _ray,
-    _disk,
-    _model_and_data,
+CHECKS: tuple[Check, ...] = (
+    check_python,
+    check_packages,
+    check_cores,
+    check_gaudi,
+    check_cuda,
+    check_ray,
+    check_disk,
+    check_model_and_data,
 )

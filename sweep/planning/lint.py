@@ -1,4 +1,4 @@
-"""What a careful colleague would say about a sweep that is valid and yet may mislead."""
+"""Warnings about a sweep file that is valid and may still mislead or waste time."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from sweep.spec.spec import SweepSpec
 from trial.store.metrics import EVALUATED, METRICS
 
 _DECADE = 10
-_WHOLE_IS_COARSE = ("learning_rate", "lora_dropout", "warmup_ratio", "weight_decay", "fraction")
+_FRACTIONAL = ("learning_rate", "lora_dropout", "warmup_ratio", "weight_decay", "fraction")
 
 
 def advice(spec: SweepSpec) -> list[str]:
     """Warnings, a sentence each; empty when there is nothing to say."""
-    return [line for look in _LOOKS for line in look(spec)]
+    return [line for rule in _RULES for line in rule(spec)]
 
 
 def _scale(spec: SweepSpec) -> Iterator[str]:
-    """Rank and alpha act through their ratio."""
+    """The rank varies at a fixed alpha: what acts is their ratio."""
     alpha = spec.space.get("lora.lora_alpha", ())
     follows = any(isinstance(branch, Derived) for branch in alpha)
     if spec.varies("lora.r") and not follows and not spec.varies("lora.lora_alpha"):
@@ -32,7 +32,7 @@ def _scale(spec: SweepSpec) -> Iterator[str]:
 
 
 def _one_rate(spec: SweepSpec) -> Iterator[str]:
-    """The best learning rate depends on rank and scale."""
+    """Ranks or alphas are compared at one learning rate."""
     if spec.varies("training.learning_rate"):
         return
     for path in ("lora.r", "lora.lora_alpha"):
@@ -44,7 +44,7 @@ def _one_rate(spec: SweepSpec) -> Iterator[str]:
 
 
 def _noise(spec: SweepSpec) -> Iterator[str]:
-    """Dimensions that move the eval loss only by chance."""
+    """A sampler that learns is given a parameter that changes the eval loss only by noise."""
     adaptive = spec.sampler.name not in ("grid", "random", "qmc")
     on_loss = any(goal.metric == "eval_loss" for goal in spec.objectives)
     for path in ("zero_stage", "training.seed"):
@@ -56,6 +56,7 @@ def _noise(spec: SweepSpec) -> Iterator[str]:
 
 
 def _ranges(spec: SweepSpec) -> Iterator[str]:
+    """Ranges that are linear over decades, or integer where fractions are usual."""
     for name, dimension in {**spec.space, **spec.variables}.items():
         for branch in dimension:
             if isinstance(branch, Range):
@@ -65,11 +66,12 @@ def _ranges(spec: SweepSpec) -> Iterator[str]:
 def _range(name: str, branch: Range) -> Iterator[str]:
     if name.endswith("learning_rate") and not branch.log and branch.high > _DECADE * branch.low:
         yield f"{name}: {branch.describe()} spans more than a decade: say `log: true`"
-    if branch.type == "int" and name.endswith(_WHOLE_IS_COARSE):
+    if branch.type == "int" and name.endswith(_FRACTIONAL):
         yield f"{name}: both ends are whole, so only whole numbers are drawn: say `type: float`"
 
 
 def _sampler(spec: SweepSpec) -> Iterator[str]:
+    """The sampler stays in its random start-up, or cannot learn from choices."""
     name, trials = spec.sampler.name, spec.stop.trials
     startup = spec.sampler.options.get("n_startup_trials", 10)
     if name in ("tpe", "gp") and trials is not None and trials <= startup:
@@ -83,6 +85,7 @@ def _sampler(spec: SweepSpec) -> Iterator[str]:
 
 
 def _objective(spec: SweepSpec) -> Iterator[str]:
+    """The metric is not a built-in one, or the pruner sees no evaluation."""
     for goal in spec.objectives:
         if goal.metric not in METRICS and goal.metric not in EVALUATED:
             yield (
@@ -96,7 +99,7 @@ def _objective(spec: SweepSpec) -> Iterator[str]:
 
 
 def _shapes(spec: SweepSpec) -> Iterator[str]:
-    """On HPU every new shape is compiled."""
+    """On HPU, many tensor shapes mean many compilations."""
     if not hpu_shapes.is_for_hpu(spec):
         return
     counts = hpu_shapes.counts(spec)
@@ -113,7 +116,7 @@ def _shapes(spec: SweepSpec) -> Iterator[str]:
 
 
 def _gaudi(spec: SweepSpec) -> Iterator[str]:
-    """What Gaudi's documentation asks for and the file leaves out."""
+    """On HPU, settings that Gaudi's documentation recommends and the file leaves out."""
     if not hpu_shapes.is_for_hpu(spec):
         return
     training, model = spec.base.get("training") or {}, spec.base.get("model") or {}
@@ -138,4 +141,4 @@ def _has_choices(dimension: Dimension) -> bool:
     return any(isinstance(branch, Choices) for branch in dimension)
 
 
-_LOOKS = (_scale, _one_rate, _noise, _ranges, _sampler, _objective, _shapes, _gaudi)
+_RULES = (_scale, _one_rate, _noise, _ranges, _sampler, _objective, _shapes, _gaudi)

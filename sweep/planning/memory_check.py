@@ -1,4 +1,4 @@
-"""Does every trial of a sweep fit its device? The heaviest ones are held against it."""
+"""Check that the trial with the largest estimated memory fits its device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trial.config.errors import ConfigError, Problem
 from trial.preflight.memory_estimate import GIB
 from trial.preflight.memory_fit import Fit, fit
 
-WEIGHS = (
+MEMORY_KEYS = (
     "model",
     "data.max_length",
     "lora",
@@ -27,68 +27,67 @@ WEIGHS = (
     "deepspeed",
     "device",
 )
-"""What a trial's memory goes by; of ranges, the ends."""
+"""Parameters that a trial's memory depends on; of ranges, both ends are estimated."""
 
 VARIANTS = 200
-"""So many combinations of these are looked at."""
+"""At most so many combinations of them are estimated."""
 
-
-LIGHT = 0.1
-"""Below this share of its device nobody wants to read a trial's arithmetic."""
+SMALL_SHARE = 0.1
+"""Below this share of the device's memory the estimate is not worth printing."""
 
 
 @dataclass(frozen=True, slots=True)
-class Heavy:
-    """One configuration of a sweep and its memory."""
+class TrialMemory:
+    """The estimated memory of one configuration of a sweep."""
 
-    drawn: str
-    """What it draws, in words."""
+    params: str
+    """Its parameters that the memory depends on, as text."""
     fit: Fit
 
     def lines(self) -> list[str]:
-        """The arithmetic with its heading."""
-        where = f" ({self.drawn})" if self.drawn else ""
-        return [f"memory of the heaviest trial{where}:", *(f"  {x}" for x in self.fit.lines())]
+        """The estimate, part by part, below a heading."""
+        params = f" ({self.params})" if self.params else ""
+        return [f"memory of the heaviest trial{params}:", *(f"  {x}" for x in self.fit.lines())]
 
 
-def heaviest(spec: SweepSpec, here: bool = True) -> Heavy | None:
-    """The configuration that takes most; None where no model's shapes are known."""
-    found = list(_each(spec, here))
-    return max(found, key=lambda heavy: heavy.fit.estimate.certain, default=None)
+def largest(spec: SweepSpec, here: bool = True) -> TrialMemory | None:
+    """The configuration with the largest certain memory; None where no model's shapes are known."""
+    memories = list(_estimates(spec, here))
+    return max(memories, key=lambda memory: memory.fit.estimate.certain, default=None)
 
 
 def problems(spec: SweepSpec, here: bool = True) -> list[Problem]:
-    """Why some trial surely cannot fit: the heaviest stands for all."""
-    heavy = heaviest(spec, here)
-    problem = heavy.fit.problem() if heavy is not None else None
+    """The refusal of a sweep whose largest trial certainly does not fit."""
+    memory = largest(spec, here)
+    problem = memory.fit.problem() if memory is not None else None
     return [] if problem is None else [problem]
 
 
 def lines(spec: SweepSpec, here: bool = True) -> list[str]:
-    """The arithmetic for a plan; nothing where there is room by far."""
-    heavy = heaviest(spec, here)
-    if heavy is None or _is_light(heavy.fit):
+    """The estimate in lines for a plan; empty where it is a small share of the device."""
+    memory = largest(spec, here)
+    if memory is None or _is_small(memory.fit):
         return []
-    return [*heavy.lines(), *_warnings(heavy)]
+    return [*memory.lines(), *_warnings(memory)]
 
 
-def _is_light(found: Fit) -> bool:
-    return found.capacity is not None and found.estimate.likely < LIGHT * found.capacity.bytes
+def _is_small(found: Fit) -> bool:
+    return found.capacity is not None and found.estimate.likely < SMALL_SHARE * found.capacity.bytes
 
 
-def _warnings(heavy: Heavy) -> Iterator[str]:
-    if heavy.fit.near and heavy.fit.capacity is not None:
-        share = heavy.fit.estimate.likely / heavy.fit.capacity.bytes
+def _warnings(memory: TrialMemory) -> Iterator[str]:
+    if memory.fit.near and memory.fit.capacity is not None:
+        share = memory.fit.estimate.likely / memory.fit.capacity.bytes
         yield (
-            f"  warning: that is likely {share:.0%} of {heavy.fit.capacity.bytes / GIB:.0f} GiB:"
+            f"  warning: that is likely {share:.0%} of {memory.fit.capacity.bytes / GIB:.0f} GiB:"
             " gradient checkpointing, a smaller batch with accumulation, or ZeRO leave more room"
         )
 
 
-def _each(spec: SweepSpec, here: bool) -> Iterator[Heavy]:
+def _estimates(spec: SweepSpec, here: bool) -> Iterator[TrialMemory]:
     space, resources = Space.of(spec), spec.resources
     seen: set[str] = set()
-    for values in itertools.islice(variants(space, WEIGHS, limit=VARIANTS), VARIANTS):
+    for values in itertools.islice(variants(space, MEMORY_KEYS, limit=VARIANTS), VARIANTS):
         try:
             config = space.configure_values(values)
             key = config.fingerprint()
@@ -102,12 +101,14 @@ def _each(spec: SweepSpec, here: bool) -> Iterator[Heavy]:
                 here=here,
             )
         except (ConfigError, ValueError):
-            # Not a valid configuration, or a file that the preflight has its own word for.
+            # Not a valid configuration, or a missing file: the preflight reports both.
             continue
         if found is not None:
-            weighed = {name: value for name, value in values.items() if _weighs(name)}
-            yield Heavy(params_text(weighed), found)
+            relevant = {name: value for name, value in values.items() if _affects_memory(name)}
+            yield TrialMemory(params_text(relevant), found)
 
 
-def _weighs(path: str) -> bool:
-    return path != "lora.lora_alpha" and any(path == p or path.startswith(f"{p}.") for p in WEIGHS)
+def _affects_memory(path: str) -> bool:
+    return path != "lora.lora_alpha" and any(
+        path == p or path.startswith(f"{p}.") for p in MEMORY_KEYS
+    )

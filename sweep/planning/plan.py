@@ -1,4 +1,4 @@
-"""What a sweep would run, before anything is run."""
+"""The trials a sweep would run and their cost, printed before anything runs."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _notes(spec: SweepSpec, shown: int) -> list[str]:
 
 
 def cost_lines(spec: SweepSpec, profile: Profile, workers: int, price: float | None) -> list[str]:
-    """The estimate in words: trials, device-hours, hours, money, and what the budget buys."""
+    """The cost estimate in lines: trials, device-hours, hours, money, what the budget buys."""
     steps = cost.steps_of(spec)
     found = cost.estimate(spec, profile, steps, workers)
     whole = profile.trial_seconds(steps, cost.evaluations_of(spec, steps))

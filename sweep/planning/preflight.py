@@ -1,4 +1,4 @@
-"""Before any worker starts: does every model and dataset a sweep may use exist and fit?"""
+"""Check the models, data and devices that a sweep may use, before any worker starts."""
 
 from __future__ import annotations
 
@@ -15,18 +15,27 @@ from trial.config.errors import ConfigError, Problem
 from trial.config.trial_config import TrialConfig, parse
 from trial.preflight.checks import NOT_READ, rank_problems, survey
 
-TOUCHES = ("model", "data", "deepspeed", "device", "lora.target_modules", "lora.modules_to_save")
-"""What the preflight looks at; other parameters cannot change its answer."""
+PREFLIGHT_KEYS = (
+    "model",
+    "data",
+    "deepspeed",
+    "device",
+    "lora.target_modules",
+    "lora.modules_to_save",
+)
+"""Parameters that the preflight depends on; others cannot change its result."""
 
 VARIANTS = 50
-"""So many different combinations of these are looked at."""
+"""At most so many different combinations of them are checked."""
 
 
 def preflight(spec: SweepSpec, here: bool = True, *, planning: bool = False) -> list[Problem]:
-    """Look at the model, the data, the device and the memory of every configuration.
+    """Check the model, the data, the device and the memory of every configuration.
 
-    `here` says whether trials run on this machine; elsewhere, the device is not looked for. When
-    `planning`, what is only not on this machine is returned instead of refused.
+    Args:
+        spec: The sweep.
+        here: Whether trials run on this machine; elsewhere, the device is not looked for.
+        planning: Return what is only missing on this machine, instead of refusing it.
 
     Raises:
         ConfigError: every mistake at once.
@@ -45,20 +54,22 @@ def preflight(spec: SweepSpec, here: bool = True, *, planning: bool = False) -> 
 
 
 def preflight_sound_sections(spec: SweepSpec, problems: Sequence[Problem]) -> list[Problem]:
-    """What more is wrong with the model and the data of a sweep file that is to be refused anyway.
+    """Further problems of the model and the data, for a sweep file that is refused anyway.
 
-    Only sections that are sound and not searched are looked at.
+    Checks only the sections of `base` that have no problem so far and are not searched.
     """
     if any(problem.key in ("", "base") for problem in problems):
         return []
     suspect = [problem.key.partition(".")[2] for problem in problems]
-    suspect += [path for path in spec.space if any(is_at_or_below(path, name) for name in TOUCHES)]
+    suspect += [
+        path for path in spec.space if any(is_at_or_below(path, name) for name in PREFLIGHT_KEYS)
+    ]
     sound = {
         name: value
         for name, value in spec.base.items()
         if not any(is_at_or_below(path, name) for path in suspect)
     }
-    # Without its model, what is said of modules and lengths has nothing to be held against.
+    # Modules and lengths cannot be checked without the model they belong to.
     looked = {"model", "data", "lora", "deepspeed", "zero_stage"} if "model" in sound else {"data"}
     content = {name: value for name, value in sound.items() if name in looked}
     if looked == {"data"} and isinstance(content.get("data"), Mapping):
@@ -72,14 +83,14 @@ def preflight_sound_sections(spec: SweepSpec, problems: Sequence[Problem]) -> li
 
 
 def _mode_problems(spec: SweepSpec) -> Iterator[Problem]:
-    """The bridge's mode is set before a worker's Python starts: all trials share it."""
+    """Lazy or eager mode is set before a worker's Python starts, so all trials share it."""
     if spec.varies("training.use_lazy_mode"):
         rule = "cannot be searched: a worker is lazy or eager from its start; make two sweeps"
         yield Problem("training.use_lazy_mode", rule)
 
 
 def _rank_problems(spec: SweepSpec, here: bool) -> Iterator[Problem]:
-    """What stands against several devices for one trial."""
+    """Why a trial cannot use the number of devices that the sweep file gives it."""
     count, space = spec.resources.devices_per_trial, Space.of(spec)
     for values in itertools.islice(variants(space, ("device", "zero_stage")), VARIANTS):
         config = space.configure_values(values)
@@ -95,7 +106,7 @@ def _rank_problems(spec: SweepSpec, here: bool) -> Iterator[Problem]:
 def _variants(spec: SweepSpec) -> Iterator[TrialConfig]:
     space = Space.of(spec)
     seen: set[str] = set()
-    for values in variants(space, TOUCHES):
+    for values in variants(space, PREFLIGHT_KEYS):
         config = space.configure_values(values)
         key = config.model_dump_json(include={"model", "data", "deepspeed", "device", "lora"})
         if key not in seen and len(seen) < VARIANTS:

@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: the objective's figures, and how much is left."""
+"""Progress of a running sweep: the value of the objective, and the time that is left."""
 
 import io
 
@@ -17,31 +17,31 @@ def table_text(progress: SweepProgress, metric: str) -> str:
     return out.getvalue()
 
 
-def test_a_line_says_the_figure_that_is_optimised_and_not_another():
+def test_a_line_shows_the_value_that_is_optimised():
     result = Result(
         state="complete", value=3.5, steps=11, peak_memory_bytes=720_000_000,
         seconds=Seconds(train=5.0),
     )  # fmt: skip
-    for metric, said in (("eval_loss", "3.5000"), ("seconds_per_step", "0.5000"),
+    for metric, shown in (("eval_loss", "3.5000"), ("seconds_per_step", "0.5000"),
                          ("peak_memory_bytes", "7.2e+08")):  # fmt: skip
         progress = SweepProgress(metric)
         progress.add_trial(0, {"zero_stage": 2})
         progress.add_result(0, result)
-        line = console.ended_line(0, result, {"zero_stage": 2}, progress).plain
-        assert f"complete  {said}  zero_stage=2" in line
-        assert f"best {said} (trial 0" in console.summary(progress)
+        line = console.trial_line(0, result, {"zero_stage": 2}, progress).plain
+        assert f"complete  {shown}  zero_stage=2" in line
+        assert f"best {shown} (trial 0" in console.summary(progress)
 
 
-def test_the_table_names_the_figure_it_shows():
+def test_the_table_names_the_metric_it_shows():
     row = Evaluation(step=4, eval_loss=2.25, metrics={"own": 0.75}, epoch=0.1, tokens=1,
                      train_seconds=1.0, time=0.0)  # fmt: skip
-    for metric, title, figure in (("seconds", "eval_loss", "2.2500"), ("own", "own", "0.7500")):
+    for metric, title, value in (("seconds", "eval_loss", "2.2500"), ("own", "own", "0.7500")):
         progress = SweepProgress(metric)
         progress.set_running(0)
         progress.running[0].last = row
         text = table_text(progress, metric)
         assert title in text
-        assert figure in text
+        assert value in text
 
 
 def test_what_is_left_of_a_grid_is_estimated_without_a_stop_condition():

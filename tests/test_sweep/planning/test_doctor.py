@@ -19,7 +19,7 @@ def test_this_machine_has_no_error(tmp_path, monkeypatch):
 
 def test_a_cluster_that_does_not_answer_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    (line,) = doctor._ray(tmp_path)
+    (line,) = doctor.check_ray(tmp_path)
     assert line.level == "error"
     assert "unset RAY_ADDRESS" in line.advice
 
@@ -27,18 +27,18 @@ def test_a_cluster_that_does_not_answer_is_an_error(tmp_path, monkeypatch):
 def test_a_cluster_that_answers_is_not(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
-        (line,) = doctor._ray(tmp_path)
+        (line,) = doctor.check_ray(tmp_path)
     assert line.level == "ok"
 
 
-def test_a_check_that_breaks_is_a_finding(tmp_path, monkeypatch):
-    def broken(runs):
+def test_a_check_that_breaks_is_a_finding(tmp_path):
+    def check_broken(runs):
         raise OSError("no such device")
         yield
 
-    monkeypatch.setattr(doctor, "CHECKS", (broken,))
-    (line,) = doctor.examine(tmp_path)
-    assert (line.level, line.found) == ("warning", "could not be checked: no such device")
+    (line,) = doctor.examine(tmp_path, [check_broken])
+    assert (line.level, line.subject) == ("warning", "broken")
+    assert line.found == "could not be checked: no such device"
 
 
 @pytest.mark.parametrize(
@@ -50,11 +50,10 @@ def test_a_check_that_breaks_is_a_finding(tmp_path, monkeypatch):
     ],
 )
 def test_pins(pin, said):
-    text = doctor._mismatch(Requirement(pin))
+    text = doctor.mismatch(Requirement(pin))
     assert said in text
     assert bool(text) == bool(said)
 
 
-def test_low_space_is_a_warning(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, "LOW_DISK_GB", 1e9)
-    assert next(doctor._disk(tmp_path)).level == "warning"
+def test_low_space_is_a_warning(tmp_path):
+    assert next(doctor.check_disk(tmp_path, low_gb=1e9)).level == "warning"
