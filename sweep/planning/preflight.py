@@ -13,7 +13,7 @@ from sweep.spec.space import Space
 from sweep.spec.spec import SweepSpec
 from trial.config.errors import ConfigError, Problem
 from trial.config.trial_config import TrialConfig, parse
-from trial.preflight.checks import NOT_READ, rank_problems, survey
+from trial.preflight.checks import KEYS_AFTER_READING, check_trial, rank_problems
 
 PREFLIGHT_KEYS = (
     "model",
@@ -43,9 +43,9 @@ def preflight(spec: SweepSpec, here: bool = True, *, planning: bool = False) -> 
     found: dict[Problem, None] = {}
     absent: dict[Problem, None] = {}
     for config in _variants(spec):
-        seen = survey(config, here=here)
+        seen = check_trial(config, here=here)
         found |= dict.fromkeys(seen.problems)
-        absent |= dict.fromkeys(seen.absent)
+        absent |= dict.fromkeys(seen.missing_here)
     found |= dict.fromkeys([*_rank_problems(spec, here), *_mode_problems(spec)])
     found |= dict.fromkeys(memory_check.problems(spec, here))
     if refused := [*found, *([] if planning else absent)]:
@@ -73,13 +73,13 @@ def preflight_sound_sections(spec: SweepSpec, problems: Sequence[Problem]) -> li
     looked = {"model", "data", "lora", "deepspeed", "zero_stage"} if "model" in sound else {"data"}
     content = {name: value for name, value in sound.items() if name in looked}
     if looked == {"data"} and isinstance(content.get("data"), Mapping):
-        content["data"] = {k: v for k, v in content["data"].items() if k not in NOT_READ}
+        content["data"] = {k: v for k, v in content["data"].items() if k not in KEYS_AFTER_READING}
     try:
         config = parse(content)
     except ConfigError:
         return []
-    found = survey(config, here=False)
-    return [*found.problems, *found.absent]
+    found = check_trial(config, here=False)
+    return [*found.problems, *found.missing_here]
 
 
 def _mode_problems(spec: SweepSpec) -> Iterator[Problem]:

@@ -10,13 +10,13 @@ import torch
 from helpers.models import make_model
 from helpers.train import DEVICE, Material
 
-from trial.model.dropout_hash import LOWEST, row_key, threshold
+from trial.model.dropout_hash import KEEP_ALL, row_key, threshold
 from trial.model.lora_dropout import (
     BatchPositions,
-    ByKernel,
-    ByMask,
-    PlacedDropout,
-    drop,
+    HashDropout,
+    TensorMask,
+    TritonMask,
+    dropout_mask,
     feature_keys,
 )
 from trial.packed.job import train_packed
@@ -89,7 +89,7 @@ def test_memory_stays_flat_over_trials(material, packed):
 @pytest.mark.parametrize("features", [96, 1536])
 def test_the_dropout_kernel_drops_what_is_dropped_step_by_step(dtype, features):
     torch.manual_seed(0)
-    places, limits = BatchPositions(), [threshold(0.1), threshold(0.5), LOWEST]
+    places, limits = BatchPositions(), [threshold(0.1), threshold(0.5), KEEP_ALL]
     places.set([row_key(7, 1, row) for row in range(3)], 33, torch.device("cpu"))
     given = (
         places.keys,
@@ -97,15 +97,15 @@ def test_the_dropout_kernel_drops_what_is_dropped_step_by_step(dtype, features):
         torch.tensor(limits, dtype=torch.int32).view(-1, 1, 1),
         1.0 / torch.tensor([0.9, 0.5, 1.0]).view(-1, 1, 1),
     )
-    here, there = drop(*given), drop(*(tensor.cuda() for tensor in given))
-    assert isinstance(here, ByMask)
-    assert isinstance(there, ByKernel)
+    here, there = dropout_mask(*given), dropout_mask(*(tensor.cuda() for tensor in given))
+    assert isinstance(here, TensorMask)
+    assert isinstance(there, TritonMask)
     x, total = (torch.randn(3, 33, features).to(dtype) for _ in range(2))
     for kind in {dtype, torch.bfloat16}:
-        assert torch.equal(there.of(x.cuda(), kind).cpu(), here.of(x, kind))
+        assert torch.equal(there.apply(x.cuda(), kind).cpu(), here.apply(x, kind))
     sums = total.cuda()
-    there.onto(sums, x.cuda())
-    here.onto(total, x)
+    there.add_to(sums, x.cuda())
+    here.add_to(total, x)
     torch.testing.assert_close(sums.cpu(), total)
 
 
@@ -116,7 +116,7 @@ def test_a_solo_trials_dropout_is_the_kernels_too():
         places = BatchPositions()
         places.set([row_key(3, 5, row) for row in range(4)], 12, torch.device(device))
         x = torch.linspace(-1, 1, 4 * 12 * 40).view(4, 12, 40).to(device).requires_grad_()
-        found = PlacedDropout(0.3, places, 1, 40).to(device)(x)
+        found = HashDropout(0.3, places, 1, 40).to(device)(x)
         (slope,) = torch.autograd.grad((found * found.detach()).sum(), x)
         told.append((found.detach().cpu(), slope.cpu()))
     for ours, plain in zip(*told, strict=True):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-IGNORED = -100
+from trial.data.tokens import IGNORE_INDEX, TokenDataset
+
 Batch = dict[str, torch.Tensor]
 
 
@@ -28,7 +28,7 @@ class Collator:
         return _trimmed(batch) if self.trim else batch
 
 
-def open_mask(batch: Batch) -> Batch:
+def with_full_attention(batch: Batch) -> Batch:
     """The batch with attention everywhere.
 
     Rows are padded on the right, so under causal attention no token sees padding, and padding has
@@ -38,7 +38,7 @@ def open_mask(batch: Batch) -> Batch:
 
 
 def evaluation_batches(
-    dataset: Any, batch_size: int, collate: Collator, *, rank: int = 0, ranks: int = 1
+    dataset: TokenDataset, batch_size: int, collate: Collator, *, rank: int = 0, ranks: int = 1
 ) -> Iterator[Batch]:
     """Every row once over all ranks; each rank gets equally many batches.
 
@@ -56,19 +56,14 @@ def evaluation_batches(
         yield collate(rows)
 
 
-def row_lengths(dataset: Any) -> list[int]:
-    """Tokens of every row, padding left out."""
-    return [int(dataset[row]["attention_mask"].sum()) for row in range(len(dataset))]
-
-
-def longest_first(dataset: Any) -> Sequence[int]:
+def longest_first(dataset: TokenDataset) -> Sequence[int]:
     """Row numbers by falling length: what does not fit into memory shows at once."""
-    lengths = row_lengths(dataset)
+    lengths = dataset.row_lengths()
     return sorted(range(len(lengths)), key=lambda row: -lengths[row])
 
 
 def _ignored(row: Batch) -> Batch:
-    return {**row, "labels": torch.full_like(row["labels"], IGNORED)}
+    return {**row, "labels": torch.full_like(row["labels"], IGNORE_INDEX)}
 
 
 def _trimmed(batch: Batch) -> Batch:

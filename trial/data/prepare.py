@@ -25,11 +25,11 @@ from trial.config.sections import DataConfig
 from trial.data.examples import Row
 from trial.data.prompts import choose_format
 from trial.data.split import Split, read_split
+from trial.data.tokens import TokenDataset, Tokens, tokenize_rows
 from trial.store.cache_dir import cache_folder
 
 if TYPE_CHECKING:
     from trial.data.unlearning import UnlearningData
-from trial.data.tokens import TokenDataset, Tokens, tokenise
 
 LAYOUT = 1
 """Part of every hash: raise it when the same rows would give other tokens."""
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedData:
     """The two sides of a trial's data, ready for a DataLoader."""
 
     train: TokenDataset
@@ -49,18 +49,18 @@ class Prepared:
     """What `auto` came to."""
     skipped: int
     """Records left out because their prompt or completion is empty."""
-    leaked: int
+    overlapping: int
     """Training rows left out because a separate eval set asks the same."""
     truncated: int
     """Rows of both sides that did not fit into `max_length` whole."""
-    sets: UnlearningData | None = None
+    unlearning: UnlearningData | None = None
     """What is to be forgotten, and what it is measured on; None when nothing is."""
 
 
 def prepare(
     config: DataConfig, tokenizer: Any, cache: Path | None = None, *, model_family: str = ""
-) -> Prepared:
-    """Read, divide and tokenise the data; later calls with the same content only map files.
+) -> PreparedData:
+    """Read, divide and tokenize_rows the data; later calls with the same content only map files.
 
     `model_family` is any text that names the family (model type, hub id), for `prompt_format:
     auto`; the tokenizer's own name counts too. `cache` defaults to the user's cache folder.
@@ -86,42 +86,42 @@ def prepare(
         _side(folder / name, rows, chosen, config.max_length, tokenizer)
         for rows, name in zip((split.train, split.eval), hashes, strict=True)
     )
-    prepared = Prepared(
+    prepared = PreparedData(
         train=train,
         eval=held_out,
         data_hash=_digest(hashes)[:16],
         prompt_format=chosen,
         skipped=split.skipped,
-        leaked=split.leaked,
+        overlapping=split.overlapping,
         truncated=train.tokens.truncated + held_out.tokens.truncated,
     )
     if split.forget:
-        prepared = _with_sets(prepared, split, config, tokenizer, folder)
+        prepared = _with_unlearning(prepared, split, config, tokenizer, folder)
     _log(prepared)
     return prepared
 
 
-def _with_sets(
-    prepared: Prepared, split: Split, config: DataConfig, tokenizer: Any, cache: Path
-) -> Prepared:
-    from trial.data.unlearning import unlearning_data
+def _with_unlearning(
+    prepared: PreparedData, split: Split, config: DataConfig, tokenizer: Any, cache: Path
+) -> PreparedData:
+    from trial.data.unlearning import tokenize_unlearning
 
     def side(rows: list[Row]) -> tuple[TokenDataset, str]:
         chosen = prepared.prompt_format
         name = _hash_of(rows, chosen, config.max_length, tokenizer)
         return _side(cache / name, rows, chosen, config.max_length, tokenizer), name
 
-    sets = unlearning_data(split, side, config.max_eval_samples)
-    data_hash = _digest([prepared.data_hash, sets.data_hash])[:16]
-    return replace(prepared, sets=sets, data_hash=data_hash)
+    unlearning = tokenize_unlearning(split, side, config.max_eval_samples)
+    data_hash = _digest([prepared.data_hash, unlearning.data_hash])[:16]
+    return replace(prepared, unlearning=unlearning, data_hash=data_hash)
 
 
-def _log(prepared: Prepared) -> None:
+def _log(prepared: PreparedData) -> None:
     logger.info(
         "%d training and %d held-out rows as %s (%s); %d empty ones skipped, %d training rows left"
         " out because the eval set asks the same, %d cut to %d tokens",
         len(prepared.train), len(prepared.eval), prepared.prompt_format, prepared.data_hash,
-        prepared.skipped, prepared.leaked, prepared.truncated, prepared.train.max_length,
+        prepared.skipped, prepared.overlapping, prepared.truncated, prepared.train.max_length,
     )  # fmt: skip
 
 
@@ -173,7 +173,7 @@ def _side(
 def _cached(folder: Path, rows: list[Row], chosen: str, max_length: int, tokenizer: Any) -> Tokens:
     if (tokens := _load(folder, len(rows))) is not None:
         return tokens
-    tokens = tokenise(rows, chosen, max_length, tokenizer)
+    tokens = tokenize_rows(rows, chosen, max_length, tokenizer)
     try:
         _store(tokens, folder)
     except OSError as error:

@@ -281,7 +281,7 @@ def _check_hub(path: str, key: str) -> None:
     """Refuse a name that is no folder, in no local cache, and not on the hub."""
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     prepared = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets")
-    cached = (prepared / path.replace("/", "___"), hub.cached_repository("dataset", path))
+    cached = (prepared / path.replace("/", "___"), hub.cache_folder_of("dataset", path))
     if any(folder.is_dir() for folder in cached):
         return
     if reason := hub.refusal("dataset", path):

@@ -23,7 +23,7 @@ class Split:
     eval: list[Row]
     skipped: int
     """Records left out because their prompt or completion is empty."""
-    leaked: int
+    overlapping: int
     """Training rows left out because the separate eval set asks the same."""
     forget: list[Row] = field(default_factory=list)
     """Rows to forget; no prompt of theirs is on the other sides."""
@@ -80,15 +80,15 @@ def _apart(rows: Rows, apart: Rows, config: DataConfig) -> Split:
         rule = f"{rows.source}: rows whose prompts are not in the eval set {apart.source}"
         raise refuse("data.path", rule, f"{len(rows.rows)} rows, all of them in it")
     seed = config.split_seed
-    skipped, leaked = rows.skipped + apart.skipped, len(rows.rows) - len(train)
-    return _limited(_ordered(train, seed), _ordered(apart.rows, seed), skipped, leaked, config)
+    skipped, overlapping = rows.skipped + apart.skipped, len(rows.rows) - len(train)
+    return _limited(_ordered(train, seed), _ordered(apart.rows, seed), skipped, overlapping, config)
 
 
 def _limited(
-    train: list[Row], held_out: list[Row], skipped: int, leaked: int, config: DataConfig
+    train: list[Row], held_out: list[Row], skipped: int, overlapping: int, config: DataConfig
 ) -> Split:
     train, held_out = train[: config.max_train_samples], held_out[: config.max_eval_samples]
-    return Split(train, held_out, skipped, leaked)
+    return Split(train, held_out, skipped, overlapping)
 
 
 def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +13,7 @@ from torch.utils.data import Dataset
 from trial.data.examples import Row
 from trial.data.prompts import CHAT_TEMPLATE, PROMPT_FORMATS, render
 
-if TYPE_CHECKING:
-    pass
-
-IGNORED = -100
+IGNORE_INDEX = -100
 """The label that no loss counts."""
 CHUNK = 4096
 KEPT_SHARE = 4
@@ -51,10 +48,14 @@ class TokenDataset(Dataset[dict[str, torch.Tensor]]):
     def __len__(self) -> int:
         return len(self.tokens.spans)
 
+    def row_lengths(self) -> list[int]:
+        """Tokens of every row, padding left out."""
+        spans = self.tokens.spans
+        return (spans[:, 2] - spans[:, 0]).tolist()
+
     def longest(self) -> int:
         """Tokens of the longest row."""
-        spans = self.tokens.spans
-        return int((spans[:, 2] - spans[:, 0]).max())
+        return max(self.row_lengths())
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         start, answer, end = (int(edge) for edge in self.tokens.spans[index])
@@ -62,18 +63,18 @@ class TokenDataset(Dataset[dict[str, torch.Tensor]]):
         size = end - start
         input_ids = torch.full((self.max_length,), self.pad_id, dtype=torch.long)
         attention_mask = torch.zeros(self.max_length, dtype=torch.long)
-        labels = torch.full((self.max_length,), IGNORED, dtype=torch.long)
+        labels = torch.full((self.max_length,), IGNORE_INDEX, dtype=torch.long)
         input_ids[:size] = ids
         attention_mask[:size] = 1
         labels[answer - start : size] = ids[answer - start :]
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
-Tokenise = Callable[[list[Row]], tuple[TokenDataset, str]]
+TokenizeRows = Callable[[list[Row]], tuple[TokenDataset, str]]
 """Rows to a dataset and its content hash."""
 
 
-def tokenise(rows: Sequence[Row], chosen: str, max_length: int, tokenizer: Any) -> Tokens:
+def tokenize_rows(rows: Sequence[Row], chosen: str, max_length: int, tokenizer: Any) -> Tokens:
     """Token ids of the rows in their order, each cut to `max_length`."""
     pieces: list[Ints] = []
     spans = np.zeros((len(rows), 3), dtype=np.int64)
@@ -82,14 +83,16 @@ def tokenise(rows: Sequence[Row], chosen: str, max_length: int, tokenizer: Any) 
         pairs = _token_pairs(rows[start : start + CHUNK], chosen, tokenizer)
         for index, (prompt, completion) in enumerate(pairs, start):
             truncated += len(prompt) + len(completion) > max_length
-            prompt, completion = fit(prompt, completion, max_length)
+            prompt, completion = truncate_pair(prompt, completion, max_length)
             spans[index] = at, at + len(prompt), at + len(prompt) + len(completion)
             at += len(prompt) + len(completion)
             pieces.append(np.asarray(prompt + completion, dtype=np.int32))
     return Tokens(np.concatenate(pieces) if pieces else np.zeros(0, np.int32), spans, truncated)
 
 
-def fit(prompt: list[int], completion: list[int], max_length: int) -> tuple[list[int], list[int]]:
+def truncate_pair(
+    prompt: list[int], completion: list[int], max_length: int
+) -> tuple[list[int], list[int]]:
     """Cut a row to `max_length` tokens, as `prepare` says."""
     if len(prompt) + len(completion) <= max_length:
         return prompt, completion

@@ -14,12 +14,12 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from trial.data.collate import Batch, Collator
+from trial.data.epoch_sampler import EpochSampler
 from trial.data.examples import Row
-from trial.data.order import TrainingOrder
 from trial.data.split import Split
-from trial.data.tokens import TokenDataset, Tokenise
+from trial.data.tokens import TokenDataset, TokenizeRows
 
-WRONG = 3
+WRONG_ANSWERS = 3
 """Wrong answers of a row whose data name none: those of so many rows that follow it."""
 
 Indices = tuple[int, ...]
@@ -27,38 +27,38 @@ Indices = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Examined:
+class EvalSet:
     """One set to measure: its rows, and how they are answered in other ways."""
 
     answers: TokenDataset
     paraphrased: TokenDataset | None
     """The same answers in other words, row by row; None where the data have none."""
     wrong: TokenDataset
-    owners: tuple[int, ...]
+    wrong_answer_rows: tuple[int, ...]
     """For each wrong answer the row it belongs to."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnlearningData:
-    """What is to be forgotten beside what `Prepared.train` retains."""
+    """What is to be forgotten beside what `PreparedData.train` retains."""
 
     forget: TokenDataset
     alternatives: TokenDataset
     choices: int
     """Alternatives of each forget row; they stand together, row after row."""
-    examined: Mapping[str, Examined]
+    eval_sets: Mapping[str, EvalSet]
     """`forget` and `retain`, as they are measured."""
     data_hash: str
 
 
-def unlearning_data(split: Split, tokenise: Tokenise, most: int | None) -> UnlearningData:
-    """Tokenise what unlearning needs beyond the retain set; `most` rows of a set are measured."""
-    forget, forget_hash = tokenise(split.forget)
+def tokenize_unlearning(split: Split, tokenize: TokenizeRows, most: int | None) -> UnlearningData:
+    """Tokenize the forget set and its alternatives; `most` rows of each set are measured."""
+    forget, forget_hash = tokenize(split.forget)
     rows, choices = _alternatives(split)
-    alternatives, alternatives_hash = tokenise(rows)
+    alternatives, alternatives_hash = tokenize(rows)
     examined, hashes = {}, [forget_hash, alternatives_hash]
     for name, side in (("forget", split.forget), ("retain", split.train)):
-        examined[name], more = _examined(side[:most], tokenise)
+        examined[name], more = _examined(side[:most], tokenize)
         hashes += more
     digest = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
     return UnlearningData(forget, alternatives, choices, examined, digest[:16])
@@ -75,16 +75,16 @@ def _saying(row: Row, text: str) -> Row:
     return replace(row, completion=text)
 
 
-def _examined(rows: list[Row], tokenise: Tokenise) -> tuple[Examined, list[str]]:
-    answers, own_hash = tokenise(rows)
+def _examined(rows: list[Row], tokenize: TokenizeRows) -> tuple[EvalSet, list[str]]:
+    answers, own_hash = tokenize(rows)
     named = all(row.paraphrased for row in rows)
     paraphrased, *hashes = (
-        tokenise([_saying(row, row.paraphrased) for row in rows]) if named else (None,)
+        tokenize([_saying(row, row.paraphrased) for row in rows]) if named else (None,)
     )
     said = [(owner, text) for owner, texts in enumerate(_wrong(rows)) for text in texts]
-    wrong, wrong_hash = tokenise([_saying(rows[owner], text) for owner, text in said])
+    wrong, wrong_hash = tokenize([_saying(rows[owner], text) for owner, text in said])
     owners = tuple(owner for owner, _ in said)
-    return Examined(answers, paraphrased, wrong, owners), [own_hash, *hashes, wrong_hash]
+    return EvalSet(answers, paraphrased, wrong, owners), [own_hash, *hashes, wrong_hash]
 
 
 def _wrong(rows: Sequence[Row]) -> list[list[str]]:
@@ -93,7 +93,7 @@ def _wrong(rows: Sequence[Row]) -> list[list[str]]:
     for place, row in enumerate(rows):
         following = (rows[(place + step) % len(rows)].completion for step in range(1, len(rows)))
         others = dict.fromkeys(text for text in following if text != row.completion)
-        found.append(list(row.perturbed) or list(others)[:WRONG])
+        found.append(list(row.perturbed) or list(others)[:WRONG_ANSWERS])
     return found
 
 
@@ -130,12 +130,12 @@ class PairedCollator:
         return {**batch, "lengths": batch["attention_mask"].sum(dim=1)}
 
 
-class PairedOrder(Sampler[Indices]):
+class PairedSampler(Sampler[Indices]):
     """Tuples of row numbers: the first side in the order of training, the others drawn for it."""
 
-    def __init__(self, order: TrainingOrder, draws: Sequence[Draw]) -> None:
+    def __init__(self, order: EpochSampler, parts: Sequence[PartSampler]) -> None:
         self.order = order
-        self.draws = tuple(draws)
+        self.parts = tuple(parts)
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next iteration is of."""
@@ -146,12 +146,12 @@ class PairedOrder(Sampler[Indices]):
 
     def __iter__(self) -> Iterator[Indices]:
         first = list(self.order)
-        drawn = [draw.take(first, self.order.seed, self.order.epoch) for draw in self.draws]
+        drawn = [part.sample(first, self.order.seed, self.order.epoch) for part in self.parts]
         return iter(list(zip(*drawn, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class PartSampler:
     """How one side's rows follow from those of the first: the same row, one of its, or any."""
 
     name: str
@@ -160,7 +160,7 @@ class Draw:
     choices: int = 1
     """Rows of this side that belong to each of the first."""
 
-    def take(self, first: Sequence[int], seed: int, epoch: int) -> list[int]:
+    def sample(self, first: Sequence[int], seed: int, epoch: int) -> list[int]:
         """Row numbers beside those of the first side."""
         text = f"{self.name}/{seed}/{epoch}".encode()
         own = int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
@@ -176,9 +176,9 @@ class Draw:
         return [row * self.choices + chosen for row, chosen in zip(first, which, strict=True)]
 
 
-def pair(
+def paired_dataset(
     names: Sequence[str], train: TokenDataset, sets: UnlearningData | None
-) -> tuple[PairedDataset, list[Draw]]:
+) -> tuple[PairedDataset, list[PartSampler]]:
     """The dataset of an objective's sides, and how their rows are drawn.
 
     Raises:
@@ -187,20 +187,14 @@ def pair(
     if sets is None and tuple(names) != ("train",):
         raise ValueError(f"data.forget_path: batches of {', '.join(names)} need a forget set")
     tokens: dict[str, TokenDataset] = {"train": train, "retain": train}
-    draws = {"train": Draw("train")}
+    draws = {"train": PartSampler("train")}
     if sets is not None:
         tokens |= {"forget": sets.forget, "alternative": sets.alternatives}
         draws |= {
-            "forget": Draw("forget"),
-            "retain": Draw("retain", rows=len(train)),
-            "alternative": Draw("alternative", choices=sets.choices),
+            "forget": PartSampler("forget"),
+            "retain": PartSampler("retain", rows=len(train)),
+            "alternative": PartSampler("alternative", choices=sets.choices),
         }
     rows = sets.forget if sets is not None else train
     dataset = PairedDataset([tokens[name] for name in names], rows)
     return dataset, [draws[name] for name in names]
-
-
-def lengths_of(dataset: TokenDataset) -> list[int]:
-    """Tokens of every row, without making the rows."""
-    spans = dataset.tokens.spans
-    return [int(end - start) for start, end in zip(spans[:, 0], spans[:, 2], strict=True)]

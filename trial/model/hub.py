@@ -24,7 +24,7 @@ def is_offline() -> bool:
     return any(os.environ.get(name, "").upper() in _YES for name in names)
 
 
-def cached_repository(kind: Kind, name: str) -> Path:
+def cache_folder_of(kind: Kind, name: str) -> Path:
     """Where the local hub cache keeps a repository, whether it is there or not."""
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
@@ -33,7 +33,7 @@ def cached_repository(kind: Kind, name: str) -> Path:
 
 def cached_snapshot(name: str, revision: str | None) -> Path | None:
     """The folder of a model in the local hub cache, where it has been downloaded."""
-    model = cached_repository("model", name)
+    model = cache_folder_of("model", name)
     reference = model / "refs" / (revision or "main")
     commit = reference.read_text().strip() if reference.is_file() else revision or ""
     snapshot = model / "snapshots" / commit

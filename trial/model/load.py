@@ -82,31 +82,33 @@ def _origin(model: ModelConfig) -> dict[str, Any]:
     return origin
 
 
-def lora_arguments(lora: LoraSection) -> dict[str, Any]:
-    """Keyword arguments of PEFT's `LoraConfig`, as given."""
-    return {**lora.model_dump(), "task_type": "CAUSAL_LM"}
+def lora_config(lora: LoraSection) -> Any:
+    """PEFT's `LoraConfig` with the keys of a trial's `lora` section, as given."""
+    from peft import LoraConfig
+
+    return LoraConfig(**lora.model_dump(), task_type="CAUSAL_LM")
 
 
-def attach_adapter(base: Any, config: TrialConfig, places: BatchPositions) -> Any:
+def attach_adapter(base: Any, config: TrialConfig, positions: BatchPositions) -> Any:
     """The model to train: `base` with a fresh float32 adapter, or `base` itself for `r: 0`.
 
-    Draws from torch's generator: seed it first. The adapter drops its inputs by `places`.
+    Draws from torch's generator: seed it first. The adapter drops its inputs by `positions`.
     """
     if config.training.get("gradient_checkpointing"):
         # A frozen embedding's output has no gradient to pass on through checkpointed blocks.
         base.enable_input_require_grads()
     if not config.lora.r:
         return base
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    from trial.model.lora_dropout import place_dropout
+    from trial.model.lora_dropout import install_hash_dropout
 
-    model = get_peft_model(base, LoraConfig(**lora_arguments(config.lora)))
-    place_dropout(model, places)
+    model = get_peft_model(base, lora_config(config.lora))
+    install_hash_dropout(model, positions)
     return model
 
 
-def leaves_base_as_it_was(config: TrialConfig) -> bool:
+def unload_restores_base(config: TrialConfig) -> bool:
     """Whether unloading the adapter gives back the base model bit for bit."""
     lora = config.lora
     extra = lora.model_extra or {}

@@ -1,7 +1,7 @@
-"""LoRA dropout whose draws depend on seed, step, row, column, layer and feature, and nothing else.
+"""LoRA dropout whose mask is a hash of (seed, step, row, column, layer, feature).
 
-torch's own draws depend on everything drawn before them, so they differ between devices, after a
-resume, and as soon as two trials share a process. Here every element has a number of its own: the
+The draws of torch's own dropout depend on all earlier draws, so they differ between devices, after
+a resume, and as soon as two trials share a process. Here every element has a hash of its own: the
 same trial drops the same elements on every device, after any resume, with any division of an
 optimizer step into micro-batches and ranks, alone or packed.
 """
@@ -19,65 +19,82 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from trial.model.dropout_hash import ODD, WORD, mixed, threshold
+from trial.model.dropout_hash import (
+    UINT32_RANGE,
+    XXH_PRIME32_1,
+    XXH_PRIME32_4,
+    XXH_PRIME32_5,
+    mix_bits,
+    threshold,
+)
 
 logger = logging.getLogger(__name__)
 
 
 class BatchPositions:
-    """Which rows and columns the batch that is being trained holds; one for all layers."""
+    """Hash keys of the rows and columns of the current training batch, shared by all layers."""
 
     def __init__(self) -> None:
         self.keys: torch.Tensor | None = None
-        """int32 [rows, columns, 1]."""
+        """int32 [rows, columns, 1]; None before the first batch."""
 
-    def set(self, rows: Sequence[int] | torch.Tensor, columns: int, device: torch.device) -> None:
-        """Say what the next batch is: a `row_key` for each row, and its columns."""
-        keys = torch.as_tensor(rows, dtype=torch.int32).to(device).view(-1, 1, 1)
+    def set(
+        self, row_keys: Sequence[int] | torch.Tensor, columns: int, device: torch.device
+    ) -> None:
+        """Announce the next batch: a `row_key` for each row, and its number of columns."""
+        rows = torch.as_tensor(row_keys, dtype=torch.int32).to(device).view(-1, 1, 1)
         numbers = torch.arange(columns, dtype=torch.int32, device=device).view(1, -1, 1)
-        self.keys = mixed(keys + numbers * ODD[0])
+        self.keys = mix_bits(rows + numbers * XXH_PRIME32_1)
 
 
-def feature_keys(site: int, features: int) -> torch.Tensor:
-    """Int32 [features]: the share that a layer and its input features have in the numbers."""
-    numbers = torch.arange(features, dtype=torch.int64) + (site << 20)
-    return mixed((numbers * 0x9E3779B1 % WORD - WORD // 2).to(torch.int32))
+def feature_keys(layer: int, features: int) -> torch.Tensor:
+    """Hash key per input feature of an adapted layer, int32 [features]."""
+    numbers = torch.arange(features, dtype=torch.int64) + (layer << 20)
+    multiplier = XXH_PRIME32_1 % UINT32_RANGE
+    return mix_bits((numbers * multiplier % UINT32_RANGE - UINT32_RANGE // 2).to(torch.int32))
 
 
-def survivors(
-    places: torch.Tensor, features: torch.Tensor, threshold: int | torch.Tensor
+def keep_mask(
+    positions: torch.Tensor, features: torch.Tensor, limits: int | torch.Tensor
 ) -> torch.Tensor:
-    """Bool [rows, columns, features]: what is kept."""
-    numbers = places ^ features
-    numbers = numbers.mul_(ODD[3])
-    numbers = numbers.bitwise_xor_(numbers >> 15)
-    return numbers.mul_(ODD[4]) >= threshold
+    """Bool [rows, columns, features]: whether an element is kept.
+
+    Args:
+        positions: `BatchPositions.keys`, int32 [rows, columns, 1].
+        features: `feature_keys` of the layer, int32 [features].
+        limits: the `threshold` of all rows, or of each, int32 [rows, 1, 1].
+    """
+    hashes = positions ^ features
+    hashes = hashes.mul_(XXH_PRIME32_4)
+    hashes = hashes.bitwise_xor_(hashes >> 15)
+    return hashes.mul_(XXH_PRIME32_5) >= limits
 
 
-class Drop(Protocol):
-    """What the inputs of one layer are multiplied with in one batch."""
+class DropoutMask(Protocol):
+    """The dropout of one layer's input in one batch: 0 for dropped elements, 1/(1-p) for others."""
 
-    def of(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """`x` multiplied, [..., features], computed in float32 or finer, as `dtype`."""
+    def apply(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """`x` [..., features] times the mask, computed in float32 or finer, cast to `dtype`."""
         ...
 
-    def onto(self, total: torch.Tensor, x: torch.Tensor) -> None:
-        """The same added to `total`, in place."""
+    def add_to(self, total: torch.Tensor, x: torch.Tensor) -> None:
+        """Add `x` times the mask to `total` in place; both [..., features]."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class ByMask:
-    """The factors of all places, worked out beforehand, [rows, columns, features]."""
+class TensorMask:
+    """A mask that is held in memory."""
 
     factors: torch.Tensor
+    """float32 [rows, columns, features]."""
 
-    def of(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """As `Drop` says."""
+    def apply(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """See `DropoutMask.apply`."""
         return (x * self.factors.view_as(x)).to(dtype)
 
-    def onto(self, total: torch.Tensor, x: torch.Tensor) -> None:
-        """As `Drop` says."""
+    def add_to(self, total: torch.Tensor, x: torch.Tensor) -> None:
+        """See `DropoutMask.add_to`."""
         factors = self.factors.view_as(x)
         if total.dtype == factors.dtype:
             total.addcmul_(x, factors)
@@ -86,118 +103,122 @@ class ByMask:
 
 
 @dataclass(frozen=True, slots=True)
-class ByKernel:
-    """Factors that a kernel works out where it needs them: they take neither memory nor time."""
+class TritonMask:
+    """A mask that a Triton kernel computes wherever it is used; it takes no device memory."""
 
     kernel: ModuleType
-    drawn: tuple[torch.Tensor, ...]
+    arguments: tuple[torch.Tensor, ...]
+    """Arguments of `dropout_mask`."""
 
-    def of(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """As `Drop` says."""
-        found: torch.Tensor = self.kernel.multiply(x, *self.drawn, dtype)
-        return found
+    def apply(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """See `DropoutMask.apply`."""
+        product: torch.Tensor = self.kernel.multiply(x, *self.arguments, dtype)
+        return product
 
-    def onto(self, total: torch.Tensor, x: torch.Tensor) -> None:
-        """As `Drop` says."""
-        self.kernel.multiply(x, *self.drawn, total.dtype, total)
+    def add_to(self, total: torch.Tensor, x: torch.Tensor) -> None:
+        """See `DropoutMask.add_to`."""
+        self.kernel.multiply(x, *self.arguments, total.dtype, total)
 
 
-def drop(
-    places: torch.Tensor, features: torch.Tensor, limits: torch.Tensor, factors: torch.Tensor
-) -> Drop:
-    """In the way that suits the device.
+def dropout_mask(
+    positions: torch.Tensor, features: torch.Tensor, limits: torch.Tensor, factors: torch.Tensor
+) -> DropoutMask:
+    """The mask of one layer's input: a Triton kernel on CUDA, else a tensor.
 
-    `limits` and `factors` are [rows, 1, 1]: a row's `threshold`, and what its kept elements are
-    multiplied with.
+    Args:
+        positions: `BatchPositions.keys`, int32 [rows, columns, 1].
+        features: `feature_keys` of the layer, int32 [features].
+        limits: the `threshold` of each row, int32 [rows, 1, 1].
+        factors: what the kept elements of each row are multiplied with, float32 [rows, 1, 1].
     """
-    # A compiler of whole graphs makes a kernel of its own.
-    if not torch.compiler.is_compiling() and (kernel := _kernel(places.device)):
-        return ByKernel(kernel, (places, features, limits, factors))
-    return ByMask(survivors(places, features, limits) * factors)
+    # torch.compile fuses the tensor operations into a kernel of its own.
+    if not torch.compiler.is_compiling() and (kernel := _triton_kernel(positions.device)):
+        return TritonMask(kernel, (positions, features, limits, factors))
+    return TensorMask(keep_mask(positions, features, limits) * factors)
 
 
 @cache
-def _kernel(device: torch.device) -> ModuleType | None:
-    """`trial.model.lora_dropout_triton`, where it can be built and run."""
+def _triton_kernel(device: torch.device) -> ModuleType | None:
+    """`trial.model.lora_dropout_triton`; None where it cannot be built and run."""
     if device.type != "cuda":
         return None
     try:
         from trial.model import lora_dropout_triton
 
         one = torch.ones(1, 1, 1, device=device)
-        word = one.int()
-        lora_dropout_triton.multiply(one, word, word.flatten(), word, one, one.dtype)
+        key = one.int()
+        lora_dropout_triton.multiply(one, key, key.flatten(), key, one, one.dtype)
     except torch.OutOfMemoryError:
-        raise  # That says nothing of the kernel.
+        raise  # It says nothing about the kernel.
     except Exception as error:
         logger.warning("LoRA dropout goes step by step: %s: %s", type(error).__name__, error)
         return None
     return lora_dropout_triton
 
 
-def dropped(x: torch.Tensor, by: Drop) -> torch.Tensor:
-    """`x` [..., features] multiplied, in its own type, for autograd."""
-    if isinstance(by, ByMask):
-        return by.of(x, x.dtype)
-    found: torch.Tensor = _Dropped.apply(x, by)
-    return found
+def apply_dropout(x: torch.Tensor, mask: DropoutMask) -> torch.Tensor:
+    """`x` [..., features] times the mask, in the type of `x`; autograd follows."""
+    if isinstance(mask, TensorMask):
+        return mask.apply(x, x.dtype)
+    product: torch.Tensor = _MaskProduct.apply(x, mask)
+    return product
 
 
-class _Dropped(torch.autograd.Function):
+class _MaskProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, by: Drop) -> torch.Tensor:
-        ctx.by = by
-        return by.of(x, x.dtype)
+    def forward(ctx: Any, x: torch.Tensor, mask: DropoutMask) -> torch.Tensor:
+        ctx.mask = mask
+        return mask.apply(x, x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return ctx.by.of(gradient, gradient.dtype), None
+        return ctx.mask.apply(gradient, gradient.dtype), None
 
 
-class PlacedDropout(nn.Module):
-    """Dropout of one adapted layer's input, by place."""
+class HashDropout(nn.Module):
+    """Dropout of one adapted layer's input, its mask hashed from the batch's positions."""
 
-    def __init__(self, p: float, places: BatchPositions, site: int, features: int) -> None:
+    def __init__(self, p: float, positions: BatchPositions, layer: int, features: int) -> None:
         super().__init__()
         self.p = p
-        self.places = places
-        self.register_buffer("keys", feature_keys(site, features), persistent=False)
+        self.positions = positions
+        self.register_buffer("keys", feature_keys(layer, features), persistent=False)
         limit, factor = torch.tensor(threshold(p), dtype=torch.int32), 1.0 / torch.tensor(1.0 - p)
         self.register_buffer("limit", limit.view(1, 1, 1), persistent=False)
-        # As bits, which no cast of the model to a lower type touches.
+        # The bits of a float32, as int32: casting the model to a lower type leaves them alone.
         self.register_buffer("factor", factor.view(1, 1, 1).view(torch.int32), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`x` [rows, columns, features]; inputs of another shape are dropped by torch's draws."""
+        """Drop elements of `x` [rows, columns, features]; another shape gets torch's dropout."""
         if not self.training or not self.p:
             return x
-        places = self.places.keys
-        if places is None or x.shape[:-1] != places.shape[:-1]:
+        positions = self.positions.keys
+        if positions is None or x.shape[:-1] != positions.shape[:-1]:
             return torch.nn.functional.dropout(x, self.p)
         keys, limit, factor = (buffer.to(x.device) for buffer in self.buffers())
-        rows = (len(places), 1, 1)
-        by = drop(places, keys, limit.expand(rows), factor.view(torch.float32).expand(rows))
-        return dropped(x, by)
+        rows = (len(positions), 1, 1)
+        limits, factors = limit.expand(rows), factor.view(torch.float32).expand(rows)
+        return apply_dropout(x, dropout_mask(positions, keys, limits, factors))
 
     def extra_repr(self) -> str:
-        """As torch's dropout shows itself."""
+        """The text in parentheses of the module's repr, like that of torch's dropout."""
         return f"p={self.p}"
 
 
 def lora_layers(model: Any) -> Iterator[tuple[int, str, Any]]:
-    """PEFT's adapted layers in order, each with its number and name."""
+    """PEFT's adapted layers in the order of the model: number, name and layer of each."""
     from peft.tuners.lora import LoraLayer
 
-    found = ((name, part) for name, part in model.named_modules() if isinstance(part, LoraLayer))
-    for site, (name, layer) in enumerate(found):
-        yield site, name, layer
+    layers = ((name, part) for name, part in model.named_modules() if isinstance(part, LoraLayer))
+    for number, (name, layer) in enumerate(layers):
+        yield number, name, layer
 
 
-def place_dropout(model: Any, places: BatchPositions) -> None:
-    """Let a PEFT model drop by place."""
-    for site, _, layer in lora_layers(model):
+def install_hash_dropout(model: Any, positions: BatchPositions) -> None:
+    """Replace every `nn.Dropout` of a PEFT model's adapters by `HashDropout`."""
+    for number, _, layer in lora_layers(model):
         for adapter, dropout in layer.lora_dropout.items():
             if isinstance(dropout, nn.Dropout):
-                features = layer.in_features
-                layer.lora_dropout[adapter] = PlacedDropout(dropout.p, places, site, features)
+                replacement = HashDropout(dropout.p, positions, number, layer.in_features)
+                layer.lora_dropout[adapter] = replacement

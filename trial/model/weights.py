@@ -13,7 +13,7 @@ import torch
 
 from trial.distributed import rank_env
 
-State = dict[str, torch.Tensor]
+StateDict = dict[str, torch.Tensor]
 
 
 def save_weights(model: Any, folder: Path, tokenizer: Any | None = None) -> None:
@@ -33,7 +33,7 @@ def save_weights(model: Any, folder: Path, tokenizer: Any | None = None) -> None
                 tokenizer.save_pretrained(temporary)
 
 
-def trained_state(model: Any) -> State:
+def trained_state(model: Any) -> StateDict:
     """Trainable parameters of a PEFT model, or all of another, gathered and on the CPU."""
     if hasattr(model, "peft_config"):
         wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -51,7 +51,7 @@ def copy_folder(source: Path, target: Path) -> None:
         shutil.copytree(source, temporary, copy_function=_link, dirs_exist_ok=True)
 
 
-def write_adapter(tensors: State, config: Any, folder: Path) -> None:
+def write_adapter(tensors: StateDict, config: Any, folder: Path) -> None:
     """Write tensors by their saved names and PEFT's `config`, whole or not at all.
 
     Of several ranks the first writes.
@@ -62,7 +62,7 @@ def write_adapter(tensors: State, config: Any, folder: Path) -> None:
         _write_adapter(tensors, config, temporary)
 
 
-def _save_adapter(model: Any, state: State, folder: Path) -> None:
+def _save_adapter(model: Any, state: StateDict, folder: Path) -> None:
     from peft import get_peft_model_state_dict
 
     # False, not "auto": that may ask the hub whether the vocabulary has grown. It has not.
@@ -70,7 +70,7 @@ def _save_adapter(model: Any, state: State, folder: Path) -> None:
     _write_adapter(adapter, model.peft_config[model.active_adapter], folder)
 
 
-def _write_adapter(adapter: State, config: Any, folder: Path) -> None:
+def _write_adapter(adapter: StateDict, config: Any, folder: Path) -> None:
     from safetensors.torch import save_file
 
     tensors = {name: tensor.float().contiguous() for name, tensor in adapter.items()}

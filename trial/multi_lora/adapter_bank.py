@@ -14,8 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from trial.model.dropout_hash import LOWEST, threshold
-from trial.model.lora_dropout import BatchPositions, Drop, drop, dropped, feature_keys
+from trial.model.dropout_hash import KEEP_ALL, threshold
+from trial.model.lora_dropout import (
+    BatchPositions,
+    DropoutMask,
+    apply_dropout,
+    dropout_mask,
+    feature_keys,
+)
 from trial.multi_lora.adapter_init import InitialAdapter, NotPackableError
 from trial.multi_lora.cuda_graphs import Given
 from trial.multi_lora.fused_lora import GradBuffers, adapted
@@ -209,7 +215,7 @@ class AdapterBank:
         if self.flat and not any(drops):
             return {}
         share = len(rows) // len(slots)
-        limits = [threshold(p) if p else LOWEST for p in drops for _ in range(share)]
+        limits = [threshold(p) if p else KEEP_ALL for p in drops for _ in range(share)]
         gains = [1.0 - p for p in drops for _ in range(share)]
         return {
             "rows": torch.tensor(rows, dtype=torch.int32),
@@ -237,12 +243,12 @@ class AdapterBank:
         if self._lower is not None and self.span is not None:
             self.blocks[0][1][self.span].add_(self._lower[1][self.span])
 
-    def drop_of(self, keys: torch.Tensor) -> Drop | None:
+    def drop_of(self, keys: torch.Tensor) -> DropoutMask | None:
         """What a layer's input is multiplied with; None where nobody drops."""
         places, limits, factors = self.places.keys, self._thresholds, self._factors
         if places is None or limits is None or factors is None:
             return None
-        return drop(places, keys, limits, factors)
+        return dropout_mask(places, keys, limits, factors)
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """The slots at hand of a tensor over slots."""
@@ -302,7 +308,7 @@ class SlotLinear(nn.Module):
         base = own(x)
         # Autocast takes the products' inputs down again: to float32 and back changes nothing.
         inner = rows if cast and by is None else rows.to(a.dtype)
-        inner = inner if by is None else dropped(inner, by)
+        inner = inner if by is None else apply_dropout(inner, by)
         inner = torch.bmm(inner, a.transpose(1, 2)) * scale
         if cast or base.dtype == inner.dtype:
             whole = base.reshape(bank.count, -1, base.shape[-1])

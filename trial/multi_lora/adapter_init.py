@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from trial.config.trial_config import TrialConfig
-from trial.model.load import count_parameters, lora_arguments
+from trial.model.load import count_parameters, lora_config
 from trial.model.lora_dropout import lora_layers
 
 
@@ -81,10 +81,10 @@ class AdapterInitializer:
 
     def _draw(self, config: TrialConfig) -> InitialAdapter:
         import transformers
-        from peft import LoraConfig, get_peft_model
+        from peft import get_peft_model
 
         transformers.set_seed(config.training["seed"])
-        model = get_peft_model(self.model, LoraConfig(**lora_arguments(config.lora)))
+        model = get_peft_model(self.model, lora_config(config.lora))
         try:
             layers = tuple(_drawn(site, name, layer) for site, name, layer in lora_layers(model))
             # unload() takes the layers off; the resolved configuration stays with what was drawn.

@@ -1,8 +1,8 @@
 """Attention without a look at the mask, which no recording could take.
 
 transformers asks a mask on the device whether it hides anything, and waits for the answer. A packed
-job's batches are padded on the right alone (`trial.data.collate.open_mask`): causal attention is
-all they need, as an attention function gets it for which transformers knows no masks.
+job's batches are padded on the right alone (`trial.data.collate.with_full_attention`): causal
+attention is all they need, as an attention function gets it for which transformers knows no masks.
 """
 
 from __future__ import annotations

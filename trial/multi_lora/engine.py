@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F  # noqa: N812 (as torch names it)
 
-from trial.data.collate import IGNORED, Batch, Collator, open_mask
+from trial.data.collate import Batch, Collator, with_full_attention
+from trial.data.tokens import IGNORE_INDEX
 from trial.devices import optimum_habana
 from trial.devices.device import Device
 from trial.multi_lora import onednn_linear
@@ -181,7 +182,7 @@ class Engine:
 
         def nats(batch: Batch) -> torch.Tensor:
             alive()
-            batch = batch if self.device.fixed_shapes else open_mask(batch)
+            batch = batch if self.device.fixed_shapes else with_full_attention(batch)
             with onednn_linear.steady(batch["input_ids"].numel() if few else 0):
                 return self._passes.run("evaluate", batch | company, self._evaluate)
 
@@ -196,7 +197,7 @@ class Engine:
 
     def _batch(self, rows: list[Batch]) -> Batch:
         batch = {name: tensor[:, : self.columns] for name, tensor in _stacked(rows).items()}
-        return batch if self.device.fixed_shapes else open_mask(batch)
+        return batch if self.device.fixed_shapes else with_full_attention(batch)
 
     def _losses(
         self, found: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor
@@ -206,7 +207,7 @@ class Engine:
         Labels are moved, not what they are compared with, which is large: the last column has no
         label then.
         """
-        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED).view(len(shares), -1)
+        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).view(len(shares), -1)
         found = found.view(*targets.shape, -1)
         if self._head is not None:
             return self._head.nats(found, targets, shares)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from trial.model.lora_dropout import Drop
+from trial.model.lora_dropout import DropoutMask
 from trial.multi_lora import onednn_linear
 
 Maybe = torch.Tensor | None
@@ -25,7 +25,7 @@ def adapted(
     a: torch.Tensor,
     b: torch.Tensor,
     scale: torch.Tensor,
-    drop: Drop | None = None,
+    drop: DropoutMask | None = None,
     cast: torch.dtype | None = None,
     slopes: GradBuffers | None = None,
 ) -> torch.Tensor:
@@ -62,13 +62,13 @@ class _Adapted(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: Maybe, a: torch.Tensor,
-        b: torch.Tensor, scale: torch.Tensor, drop: Drop | None, dtype: torch.dtype,
+        b: torch.Tensor, scale: torch.Tensor, drop: DropoutMask | None, dtype: torch.dtype,
         slopes: GradBuffers, anchor: Maybe,
     ) -> torch.Tensor:  # fmt: skip
         ctx.types, ctx.drop, ctx.slopes = (x.dtype, a.dtype), drop, slopes
         whole, weight, a, b = (tensor.to(dtype) for tensor in (x, weight, a, b))
         bias = None if bias is None else bias.to(dtype)
-        dropped = whole if drop is None else drop.of(x, dtype)
+        dropped = whole if drop is None else drop.apply(x, dtype)
         inner = torch.bmm(dropped, a.transpose(1, 2)).mul_(scale)
         ctx.save_for_backward(dropped, weight, a, b, scale, inner)
         return onednn_linear.linear(whole, weight, bias).baddbmm_(inner, b.transpose(1, 2))
@@ -84,7 +84,7 @@ class _Adapted(torch.autograd.Function):
             # In the input's own type, as autograd adds: the adapters' share may be small beside it.
             of_x = onednn_linear.back(gradient, weight).to(of_input)
             if ctx.drop is not None:
-                ctx.drop.onto(of_x, torch.bmm(back, a))
+                ctx.drop.add_to(of_x, torch.bmm(back, a))
             elif of_x.dtype == back.dtype and not _rounds_apart(of_x):
                 of_x.baddbmm_(back, a)
             else:

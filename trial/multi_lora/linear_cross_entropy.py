@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from trial.data.collate import IGNORED
+from trial.data.tokens import IGNORE_INDEX
 from trial.multi_lora import onednn_linear
 from trial.multi_lora.adapter_bank import parent_of
 from trial.multi_lora.adapter_init import InitialAdapter
@@ -63,7 +63,7 @@ def _labelled(targets: torch.Tensor) -> list[torch.Tensor]:
     """Flat positions, PIECE of one slot at a time; the last is there more than once, to be even."""
     found, length = [], targets.shape[1]
     for slot, aims in enumerate(targets):
-        places = (aims != IGNORED).nonzero().squeeze(1)
+        places = (aims != IGNORE_INDEX).nonzero().squeeze(1)
         places = torch.cat([places, places[-1:].expand(-len(places) % EVEN)])
         found += [piece + slot * length for piece in places.split(PIECE) if len(piece)]
     return found
@@ -86,7 +86,7 @@ class _Nats(torch.autograd.Function):
         nats = rows.new_zeros(len(rows), dtype=torch.float32)
         for piece in pieces:
             wanted = aims[piece].unsqueeze(1)
-            ignored, wanted = wanted == IGNORED, wanted.clamp(min=0)
+            ignored, wanted = wanted == IGNORE_INDEX, wanted.clamp(min=0)
             logits = onednn_linear.linear(rows[piece].to(weight.dtype), weight, bias).float()
             logits.sub_(logits.amax(dim=1, keepdim=True))
             chosen = logits.gather(1, wanted)

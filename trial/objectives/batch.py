@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from trial.data.collate import IGNORED
+from trial.data.tokens import IGNORE_INDEX
 
 Forward = Callable[[dict[str, torch.Tensor]], torch.Tensor]
 Logits = dict[str, torch.Tensor]
@@ -40,7 +40,7 @@ class BatchPart:
     @property
     def targets(self) -> torch.Tensor:
         """[rows]: completion tokens of each row."""
-        return (self.labels[:, 1:] != IGNORED).sum(dim=1)
+        return (self.labels[:, 1:] != IGNORE_INDEX).sum(dim=1)
 
     def per_row(self, values: torch.Tensor) -> torch.Tensor:
         """This batch's share of the mean over the step's rows; `values` is [rows]."""
@@ -82,7 +82,7 @@ def step_counts(batches: Sequence[Mapping[str, torch.Tensor]], sides: int) -> to
     """[2, sides]: rows and completion tokens of all batches of an optimizer step, at least 1."""
     counts = torch.zeros(2, sides, dtype=torch.long)
     for batch in batches:
-        wanted = (batch["labels"][:, 1:] != IGNORED).sum(dim=1)
+        wanted = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(dim=1)
         for side in range(sides):
             own = part_of(wanted, side, sides)
             counts[0, side] += len(own)
@@ -148,7 +148,7 @@ def per_token_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch
     return cross_entropy(
         wide(logits[:, :-1]).transpose(1, 2),
         labels[:, 1:],
-        ignore_index=IGNORED,
+        ignore_index=IGNORE_INDEX,
         reduction="none",
     )
 

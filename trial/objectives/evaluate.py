@@ -19,9 +19,9 @@ import torch
 from trial.config import user_functions
 from trial.config.objective_registry import METRICS, is_user_function
 from trial.config.sections import EvaluationSection
-from trial.data.collate import IGNORED, Batch, Collator
-from trial.data.tokens import TokenDataset
-from trial.data.unlearning import Examined, UnlearningData, lengths_of
+from trial.data.collate import Batch, Collator
+from trial.data.tokens import IGNORE_INDEX, TokenDataset
+from trial.data.unlearning import EvalSet, UnlearningData
 from trial.distributed.rank_group import RankGroup
 from trial.objectives import metrics
 from trial.objectives.batch import Model, per_row_cross_entropy
@@ -49,7 +49,7 @@ class EvalContext:
 class Answers:
     """How the model answers one set; each part is worked out when it is asked for."""
 
-    def __init__(self, examined: Examined, means: EvalContext) -> None:
+    def __init__(self, examined: EvalSet, means: EvalContext) -> None:
         self.examined = examined
         self.means = means
 
@@ -71,7 +71,7 @@ class Answers:
         if other is not None:
             right = metrics.answer_probability(*_likelihood(other, self.means))
         wrong = metrics.answer_probability(*_likelihood(self.examined.wrong, self.means))
-        return metrics.truth_ratio(right, wrong, self.examined.owners)
+        return metrics.truth_ratio(right, wrong, self.examined.wrong_answer_rows)
 
     @cached_property
     def said(self) -> list[str]:
@@ -113,7 +113,7 @@ class Examination:
 
     def measure(self, means: EvalContext) -> dict[str, float]:
         """Every wanted figure by name; one that is not known is left out."""
-        examined: Mapping[str, Examined] = self.sets.examined if self.sets else {}
+        examined: Mapping[str, EvalSet] = self.sets.eval_sets if self.sets else {}
         answers = {name: Answers(part, means) for name, part in examined.items()}
         own = [name for name in self.wanted if is_user_function(name)]
         found = self._figures(answers) if answers and len(own) < len(self.wanted) else {}
@@ -166,7 +166,7 @@ def _share(rows: Sequence[int], means: EvalContext) -> list[list[int]]:
 
 def _likelihood(dataset: TokenDataset, means: EvalContext) -> tuple[Floats, Floats]:
     """Nats and tokens of every row's completion."""
-    lengths = lengths_of(dataset)
+    lengths = dataset.row_lengths()
     order = sorted(range(len(dataset)), key=lambda row: -lengths[row])
     found: list[tuple[int, float, int]] = []
     for rows in _share(order, means):
@@ -175,7 +175,7 @@ def _likelihood(dataset: TokenDataset, means: EvalContext) -> tuple[Floats, Floa
         with torch.no_grad():
             logits = means.forward(batch)
             nats = per_row_cross_entropy(logits, labels.to(logits.device)).cpu().tolist()
-        tokens = (labels[:, 1:] != IGNORED).sum(dim=1).tolist()
+        tokens = (labels[:, 1:] != IGNORE_INDEX).sum(dim=1).tolist()
         found += zip(rows, nats, tokens, strict=False)
     values = np.zeros((2, len(dataset)))
     for row, *both in (item for part in means.rank_group.all_gather(found) for item in part):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from trial.config.trial_config import TrialConfig
-from trial.data.collate import IGNORED
+from trial.data.tokens import IGNORE_INDEX
 from trial.distributed import rank_env
 from trial.distributed.rank_group import (
     PeerLost,
@@ -279,7 +279,7 @@ class PackedJob:
         # Where a new shape costs a compilation, empty slots train on rows without a label.
         size = len(shares[slots[0].index][1])
         row = self.floor.data.train[0]
-        empty = [{**row, "labels": torch.full_like(row["labels"], IGNORED)}] * size
+        empty = [{**row, "labels": torch.full_like(row["labels"], IGNORE_INDEX)}] * size
         return [
             shares.get(index, (index, empty, [0] * size, 1)) for index in range(self.floor.slots)
         ]

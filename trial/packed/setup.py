@@ -11,7 +11,7 @@ from typing import Any
 from trial.config.packing_rules import padded_rank
 from trial.config.trial_config import TrialConfig
 from trial.data.collate import Batch, Collator, evaluation_batches
-from trial.data.prepare import Prepared
+from trial.data.prepare import PreparedData
 from trial.devices.device import Device
 from trial.distributed.rank_group import RankGroup
 from trial.multi_lora.adapter_init import AdapterInitializer, NotPackableError
@@ -34,7 +34,7 @@ class PackedSetup:
 
     process_cache: ProcessCache
     device: Device
-    data: Prepared
+    data: PreparedData
     initializer: AdapterInitializer
     engine: Engine
     rank_group: RankGroup = field(default_factory=RankGroup)

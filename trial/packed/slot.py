@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from trial.data.collate import Batch
-from trial.data.order import TrainingOrder
-from trial.model.weights import State, write_adapter
+from trial.data.epoch_sampler import EpochSampler
+from trial.model.weights import StateDict, write_adapter
 from trial.multi_lora.adamw import SlotAdamW
 from trial.multi_lora.adapter_bank import AdapterBank
 from trial.multi_lora.adapter_init import InitialAdapter
@@ -135,7 +135,7 @@ class Slot:
 
     def write_adapter(self, folder: Path) -> None:
         """The adapter as PEFT reads it."""
-        tensors: State = {}
+        tensors: StateDict = {}
         for layer, pair in zip(
             self.drawn.layers, self.bank.read(self.index, self.drawn), strict=True
         ):
@@ -192,7 +192,7 @@ def rows_from(rows: int, plan: TrialSchedule, done: int) -> Iterator[int]:
     """Row numbers in training order, from after `done` optimizer steps, without end."""
     args = plan.args
     seed = args.seed if args.data_seed is None else args.data_seed
-    order = TrainingOrder(rows, plan.step_rows, seed)
+    order = EpochSampler(rows, plan.step_rows, seed)
     epoch, steps = divmod(done, plan.epoch_steps)
     skipped = steps * plan.step_rows
     while True:

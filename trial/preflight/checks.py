@@ -37,16 +37,16 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class PreflightResult:
     """What keeps a trial from starting: anywhere, and on this machine alone."""
 
     problems: list[Problem]
-    absent: list[Problem]
+    missing_here: list[Problem]
     """A device, its settings on a hub, or a hub model of known architecture, that is not here: a
     plan can do without."""
 
 
-def survey(config: TrialConfig, *, here: bool = True) -> Survey:
+def check_trial(config: TrialConfig, *, here: bool = True) -> PreflightResult:
     """Look at everything once.
 
     `here` says whether trials run on this machine: elsewhere, the device is not looked for.
@@ -55,15 +55,15 @@ def survey(config: TrialConfig, *, here: bool = True) -> Survey:
     problems = [*found.problems, *_data_problems(config), *_deepspeed_problems(config)]
     problems += _compared_problems(config)
     local = [*_device_problems(config), *_tracker_problems(config)] if here else []
-    absent = [*found.absent, *local]
+    absent = [*found.missing_here, *local]
     (absent if _is_hub_id(config) else problems).extend(_gaudi_config_problems(config))
-    return Survey(problems, absent)
+    return PreflightResult(problems, absent)
 
 
 def preflight(config: TrialConfig, *, here: bool = True) -> list[Problem]:
     """Everything that would keep a trial from starting; empty when nothing is known to."""
-    found = survey(config, here=here)
-    return [*found.problems, *found.absent]
+    found = check_trial(config, here=here)
+    return [*found.problems, *found.missing_here]
 
 
 def rank_problems(config: TrialConfig, ranks: int, *, here: bool = True) -> list[Problem]:
@@ -80,7 +80,7 @@ def rank_problems(config: TrialConfig, ranks: int, *, here: bool = True) -> list
     return [Problem("zero_stage", rule, "null")]
 
 
-def _look_at_model(config: TrialConfig) -> Survey:
+def _look_at_model(config: TrialConfig) -> PreflightResult:
     model = config.model
     folder, problems = find_model(model.name_or_path, model.revision, MODEL_KEY)
     tokenizer = folder
@@ -97,7 +97,7 @@ def _look_at_model(config: TrialConfig) -> Survey:
         problems += _folder_problems(folder, config)
     if tokenizer is not None:
         problems += _tokenizer_problems(tokenizer, config)
-    return Survey(problems, absent)
+    return PreflightResult(problems, absent)
 
 
 def _known_problems(settings: Settings, config: TrialConfig) -> list[Problem]:
@@ -261,13 +261,13 @@ def _data_problems(config: TrialConfig) -> list[Problem]:
     problem = format_problem(config.data.prompt_format)
     # What the rows become has no part in whether they can be read.
     rows_only = config.data.model_copy(
-        update={name: DataConfig.model_fields[name].default for name in NOT_READ}
+        update={name: DataConfig.model_fields[name].default for name in KEYS_AFTER_READING}
     )
     stamps = tuple(_stamp(path) for path in _files(config.data))
     return [*([problem] if problem else []), *_row_problems(rows_only, stamps)]
 
 
-NOT_READ = ("prompt_format", "max_length", "max_train_samples", "max_eval_samples")
+KEYS_AFTER_READING = ("prompt_format", "max_length", "max_train_samples", "max_eval_samples")
 """Keys of `data` that have no part in whether its rows can be read."""
 
 

@@ -117,7 +117,7 @@ def _build(context: AttemptContext, device: Device, run: RunState, *, resumed: b
     context.model_hash = model_hash(config.model.name_or_path, config.model.revision)
     # Drawn from now on: adapter, order of the data, dropout. Loading drew unlike amounts before.
     transformers.set_seed(config.training["seed"])
-    context.model = attach_adapter(base, config, run.places)
+    context.model = attach_adapter(base, config, run.positions)
     context.parameters = count_parameters(context.model)
     logger.info("%d of %d parameters are trained", *context.parameters)
     setup = trainer_setup(config, device, data, arguments.label_smoothing_factor)

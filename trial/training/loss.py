@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from trial.data.collate import IGNORED, Batch
+from trial.data.collate import Batch
+from trial.data.tokens import IGNORE_INDEX
 
 Forward = Callable[[Batch], torch.Tensor]
 """A batch without labels to logits [rows, columns, vocabulary]."""
@@ -27,12 +28,12 @@ def summed_loss(
     if dense:
         predictions, targets = predictions.flatten(0, 1), targets.flatten()
     else:
-        wanted = targets != IGNORED
+        wanted = targets != IGNORE_INDEX
         predictions, targets = predictions[wanted], targets[wanted]
     return cross_entropy(
         predictions.float(),
         targets,
-        ignore_index=IGNORED,
+        ignore_index=IGNORE_INDEX,
         reduction="sum",
         label_smoothing=smoothing,
     )
@@ -54,12 +55,12 @@ class _TargetCrossEntropy(torch.autograd.Function):
         logarithms = logits.log_softmax(dim=1)
         ctx.save_for_backward(logarithms, targets)
         places = targets.clamp(min=0).unsqueeze(1)
-        return -logarithms.gather(1, places).squeeze(1).masked_fill(targets == IGNORED, 0.0)
+        return -logarithms.gather(1, places).squeeze(1).masked_fill(targets == IGNORE_INDEX, 0.0)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         logarithms, targets = ctx.saved_tensors
-        share = gradient.masked_fill(targets == IGNORED, 0.0).unsqueeze(1)
+        share = gradient.masked_fill(targets == IGNORE_INDEX, 0.0).unsqueeze(1)
         # In place: what was saved is of no use any more.
         found = logarithms.exp_().mul_(share)
         return found.scatter_add_(1, targets.clamp(min=0).unsqueeze(1), -share), None
@@ -67,7 +68,7 @@ class _TargetCrossEntropy(torch.autograd.Function):
 
 def count_targets(batch: Batch) -> torch.Tensor:
     """How many tokens of a batch the loss is taken over."""
-    return (batch["labels"][:, 1:] != IGNORED).sum()
+    return (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from trial.data.order import TrainingOrder
-from trial.data.unlearning import Draw, PairedOrder, lengths_of
+from trial.data.epoch_sampler import EpochSampler
+from trial.data.unlearning import PairedSampler, PartSampler
 from trial.devices.device import Device
 from trial.model.dropout_hash import row_key
 from trial.objectives import losses
@@ -19,11 +19,11 @@ from trial.training.trainer import TrialTrainer, mend
 
 
 class ObjectiveTrainer(TrialTrainer):
-    """A mixin over a trainer class; `objective`, `sides` and `draws` are set before training."""
+    """A mixin over a trainer class; its annotated fields are set before training."""
 
     objective: losses.Objective
     sides: tuple[str, ...]
-    draws: Sequence[Draw]
+    part_samplers: Sequence[PartSampler]
 
     def compute_loss(
         self,
@@ -87,20 +87,20 @@ class ObjectiveTrainer(TrialTrainer):
             for side in range(sides)
             for row in range(rows)
         ]
-        self.run.places.set(keys, ids.shape[1], ids.device)
+        self.run.positions.set(keys, ids.shape[1], ids.device)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> PairedOrder:
+    def _get_train_sampler(self, train_dataset: Any = None) -> PairedSampler:
         """Rows of the first side as they are always ordered, the others drawn beside them."""
         args, rows = self.args, (train_dataset or self.train_dataset).rows
         step_rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        order = TrainingOrder(
+        order = EpochSampler(
             len(rows),
             step_rows * args.world_size,
             args.seed if args.data_seed is None else args.data_seed,
-            lengths=lengths_of(rows) if args.group_by_length else None,
+            lengths=rows.row_lengths() if args.group_by_length else None,
             drop_last=args.dataloader_drop_last,
         )
-        return PairedOrder(order, self.draws)
+        return PairedSampler(order, self.part_samplers)
 
 
 _COLUMNS = ("input_ids", "attention_mask", "labels", "lengths")

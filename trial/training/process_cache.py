@@ -13,12 +13,12 @@ from trial.devices import detect, optimum_habana
 from trial.devices.device import DEVICES, Device, apply_environment, select_device
 from trial.devices.environment import ALWAYS, make_recipe_folder
 from trial.distributed import rank_env
-from trial.model.load import is_local, leaves_base_as_it_was, load_base, load_tokenizer
+from trial.model.load import is_local, load_base, load_tokenizer, unload_restores_base
 from trial.store.phase_timer import PhaseTimer
 from trial.store.records import Seconds
 
 if TYPE_CHECKING:
-    from trial.data.prepare import Prepared
+    from trial.data.prepare import PreparedData
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class ProcessCache:
         self.reusable = True
         self.cold = True
         self._tokenizers: dict[str, Any] = {}
-        self._prepared: dict[str, Prepared] = {}
+        self._prepared: dict[str, PreparedData] = {}
         self._base: Any | None = None
         self._base_key = ""
         self.uncharged_seconds = 0.0
@@ -69,7 +69,7 @@ class ProcessCache:
             self._tokenizers = {key: load_tokenizer(config.model)}
         return self._tokenizers[key]
 
-    def prepared(self, config: TrialConfig, model_family: str) -> Prepared:
+    def prepared(self, config: TrialConfig, model_family: str) -> PreparedData:
         """The trial's data as tokens."""
         from trial.data.prepare import prepare
 
@@ -83,7 +83,7 @@ class ProcessCache:
         """The base model, fresh or as the last trial left it: both the same to the bit."""
         key = f"{device.name} {config.model.model_dump_json()}"
         base, self._base = self._base, None
-        if base is not None and key == self._base_key and leaves_base_as_it_was(config):
+        if base is not None and key == self._base_key and unload_restores_base(config):
             return _with_attention(base, config, device)
         del base
         attention = config.model.attn_implementation
@@ -97,7 +97,7 @@ class ProcessCache:
 
     def give_back(self, model: Any, config: TrialConfig) -> None:
         """Take the adapter off the base model and keep it, where that leaves no trace."""
-        if model is not None and leaves_base_as_it_was(config):
+        if model is not None and unload_restores_base(config):
             self._base = model.unload()
 
     def keep_base(self, base: Any) -> None:

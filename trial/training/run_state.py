@@ -44,7 +44,7 @@ class RunState:
     rank_group: RankGroup
     clock: PhaseTimer
     checkpoints: Checkpoints
-    places: BatchPositions = field(default_factory=BatchPositions)
+    positions: BatchPositions = field(default_factory=BatchPositions)
     """Where the batch in training stands, for the adapter's dropout."""
     progress: TrialProgress = field(default_factory=TrialProgress)
     stop: StopReason | None = None

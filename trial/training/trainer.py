@@ -13,8 +13,8 @@ from accelerate import skip_first_batches
 from peft import PeftMixedModel, PeftModel
 from torch.utils.data import Sampler
 
-from trial.data.collate import Collator, evaluation_batches, open_mask, row_lengths
-from trial.data.order import TrainingOrder
+from trial.data.collate import Collator, evaluation_batches, with_full_attention
+from trial.data.epoch_sampler import EpochSampler
 from trial.devices.device import Device
 from trial.model.dropout_hash import row_key
 from trial.model.weights import save_weights
@@ -98,7 +98,7 @@ class TrialTrainer(Base):
 
         def forward(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
             self.run.control.alive(self.run.folder)
-            inputs = self._prepare_inputs(inputs if dense else open_mask(inputs))
+            inputs = self._prepare_inputs(inputs if dense else with_full_attention(inputs))
             with self.compute_loss_context_manager():
                 logits: torch.Tensor = model(**inputs, **extra).logits
             if htcore is not None:
@@ -112,7 +112,7 @@ class TrialTrainer(Base):
         self.run.count_tokens(inputs["attention_mask"].sum())
         self._place(inputs["input_ids"])
         if not self.run.device.fixed_shapes:
-            inputs = open_mask(inputs)
+            inputs = with_full_attention(inputs)
         loss: torch.Tensor = super().training_step(model, inputs, *rest, **named)
         if self.run.device.free_reads:
             self.run.add_loss(loss.item())
@@ -125,7 +125,7 @@ class TrialTrainer(Base):
         self._micro += 1
         step = self.state.global_step
         keys = [row_key(args.seed, step, first + row) for row in range(rows)]
-        self.run.places.set(keys, columns, ids.device)
+        self.run.positions.set(keys, columns, ids.device)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -164,10 +164,10 @@ class TrialTrainer(Base):
         args, rows = self.args, train_dataset or self.train_dataset
         lengths = None
         if args.group_by_length:
-            lengths = row_lengths(rows)
+            lengths = rows.row_lengths()
         seed = args.seed if args.data_seed is None else args.data_seed
         step_rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        return TrainingOrder(
+        return EpochSampler(
             len(rows),
             step_rows * args.world_size,
             seed,

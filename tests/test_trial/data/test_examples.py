@@ -283,7 +283,7 @@ def test_prompts_of_a_separate_eval_set_are_taken_out_of_training(tmp_path):
     train = write_jsonl(tmp_path / "train.jsonl", objects())
     held_out = write_jsonl(tmp_path / "eval.jsonl", [{"question": "Why?", "answer": "other"}])
     split = read_split(DataConfig(path=train, eval_path=held_out))
-    assert (len(split.train), len(split.eval), split.leaked) == (2, 1, 1)
+    assert (len(split.train), len(split.eval), split.overlapping) == (2, 1, 1)
     with pytest.raises(ConfigError, match="not in the eval set"):
         read_split(DataConfig(path=train, eval_path=train))
 

@@ -21,7 +21,7 @@ from trial.builtin import model_path
 from trial.config.errors import ConfigError
 from trial.config.sections import DataConfig
 from trial.data.prepare import prepare, tokenizer_hash
-from trial.data.tokens import IGNORED, fit
+from trial.data.tokens import IGNORE_INDEX, truncate_pair
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}</s>\n{% endfor %}"
@@ -75,9 +75,9 @@ def test_one_row_by_hand(tmp_path):
         assert decode(row["input_ids"])[0] == "^"
         assert decode(row["input_ids"])[3:] == "ab$$$"  # eos stands in for the missing pad
         assert row["attention_mask"].tolist() == [1, 1, 1, 1, 1, 1, 0, 0]
-        assert row["labels"][:3].tolist() == [IGNORED] * 3
+        assert row["labels"][:3].tolist() == [IGNORE_INDEX] * 3
         assert decode(row["labels"][3:6]) == "ab$"
-        assert row["labels"][6:].tolist() == [IGNORED] * 2
+        assert row["labels"][6:].tolist() == [IGNORE_INDEX] * 2
 
 
 def test_rows_stack_into_batches(rows_file, tmp_path):
@@ -94,7 +94,7 @@ def test_sizes_and_completions_of_all_rows(rows_file, tmp_path):
     assert (len(prepared.train), len(prepared.eval)) == (18, 2)
     sides = (prepared.train, prepared.eval)
     rows = [side[index] for side in sides for index in range(len(side))]
-    answers = sorted(decode(row["labels"][row["labels"] != IGNORED]) for row in rows)
+    answers = sorted(decode(row["labels"][row["labels"] != IGNORE_INDEX]) for row in rows)
     assert answers == [f"a{n:02}" + "x" * n + "$" for n in range(20)]
     for row in rows:
         assert decode(row["input_ids"])[1:4].replace("q", "a") in decode(row["input_ids"])[4:]
@@ -113,13 +113,13 @@ def test_sizes_and_completions_of_all_rows(rows_file, tmp_path):
     ],
 )
 def test_overlong_rows(prompt, completion, expected):
-    assert fit(prompt, completion, 8) == expected
+    assert truncate_pair(prompt, completion, 8) == expected
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(8, 40))
 def test_fitting_keeps_bos_order_and_some_completion(prompt_size, completion_size, max_length):
     prompt, completion = list(range(prompt_size)), list(range(100, 100 + completion_size))
-    shorter, answer = fit(prompt, completion, max_length)
+    shorter, answer = truncate_pair(prompt, completion, max_length)
     assert len(shorter) + len(answer) == min(max_length, prompt_size + completion_size)
     assert shorter[0] == 0
     assert shorter[1:] == prompt[prompt_size - len(shorter) + 1 :]
@@ -136,7 +136,7 @@ def test_a_question_longer_than_the_row_is_trained_on_all_the_same(tmp_path):
     )
     assert prepared.truncated == 1
     for side in (prepared.train, prepared.eval):
-        assert decode(side[0]["labels"][side[0]["labels"] != IGNORED]) == "abc$"
+        assert decode(side[0]["labels"][side[0]["labels"] != IGNORE_INDEX]) == "abc$"
 
 
 def test_chat_rows_in_the_tokenizers_own_template(tmp_path):
@@ -151,8 +151,8 @@ def test_chat_rows_in_the_tokenizers_own_template(tmp_path):
     for side in (prepared.train, prepared.eval):
         row = side[0]
         # The template's own end of turn is the eos: it is not doubled, and no bos is added.
-        assert decode(row["labels"][row["labels"] != IGNORED]) == "yo$"
-        prompt = (row["attention_mask"] == 1) & (row["labels"] == IGNORED)
+        assert decode(row["labels"][row["labels"] != IGNORE_INDEX]) == "yo$"
+        prompt = (row["attention_mask"] == 1) & (row["labels"] == IGNORE_INDEX)
         texts.add(decode(row["input_ids"][prompt]))
     assert {text[:4] for text in texts} == {"<|us", "<|sy"}
     assert all(text.endswith("<|assistant|>") for text in texts)
@@ -164,7 +164,7 @@ def test_a_template_that_writes_past_answers_otherwise_still_gives_the_answer(tm
     rows = [{"messages": turns}, {"messages": [{"role": "user", "content": "ho"}, turns[1]]}]
     config = DataConfig(path=write(tmp_path / "d.jsonl", rows), max_length=64, eval_fraction=0.5)
     row = prepare(config, byte_tokenizer(chat_template=template), tmp_path).train[0]
-    assert decode(row["labels"][row["labels"] != IGNORED]) == "yo$"
+    assert decode(row["labels"][row["labels"] != IGNORE_INDEX]) == "yo$"
 
 
 def test_auto_goes_by_the_family(rows_file, tmp_path):
@@ -239,7 +239,7 @@ def test_another_python_process_gives_the_same_hash(rows_file, tmp_path):
     program = (
         "import sys; from pathlib import Path; from transformers import AutoTokenizer;"
         "from trial.builtin import model_path; from trial.config.trial_config import DataConfig;"
-        "from trial.data import prepare;"
+        "from trial.data.prepare import prepare;"
         "config = DataConfig.model_validate_json(sys.argv[1]);"
         "tokenizer = AutoTokenizer.from_pretrained(model_path());"
         "print(prepare(config, tokenizer, Path(sys.argv[2])).data_hash)"
@@ -257,7 +257,7 @@ def forbidden(*arguments):
 def test_the_second_time_only_files_are_mapped(rows_file, tmp_path, monkeypatch):
     config = config_for(rows_file)
     first = prepare(config, byte_tokenizer(), tmp_path / "cache")
-    monkeypatch.setattr(importlib.import_module("trial.data.prepare"), "tokenise", forbidden)
+    monkeypatch.setattr(importlib.import_module("trial.data.prepare"), "tokenize_rows", forbidden)
     second = prepare(config, byte_tokenizer(), tmp_path / "cache")
     assert second.data_hash == first.data_hash
     assert isinstance(second.train.tokens.ids, np.memmap)
@@ -295,14 +295,14 @@ def test_a_cache_that_cannot_be_written_is_done_without(rows_file, tmp_path, cap
 
 def write_at_once(config, cache, barrier, answers):
     module = importlib.import_module("trial.data.prepare")
-    tokenise = module.tokenise
+    tokenize_rows = module.tokenize_rows
 
     def all_at_once(*arguments):
-        tokens = tokenise(*arguments)
+        tokens = tokenize_rows(*arguments)
         barrier.wait(timeout=60)  # nobody stores before everybody has found nothing
         return tokens
 
-    module.tokenise = all_at_once
+    module.tokenize_rows = all_at_once
     prepared = prepare(config, byte_tokenizer(), cache)
     answers.put((prepared.data_hash, prepared.train[3]["input_ids"].tolist()))
 

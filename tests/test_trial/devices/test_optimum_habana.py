@@ -10,7 +10,7 @@ from trial.config import library_arguments
 from trial.config.trial_config import TrialConfig, problems_of
 from trial.devices import optimum_habana
 from trial.model import hub
-from trial.preflight.checks import survey
+from trial.preflight.checks import check_trial
 
 IMPORT = """
 import json, subprocess, sys
@@ -134,8 +134,8 @@ def test_a_gaudi_config_by_name_is_looked_for(tmp_path, monkeypatch):
     """Only a trial on HPU reads it; where the hub is out of reach, a plan can do without."""
 
     def keys(given, device="hpu"):
-        found = survey(TrialConfig(gaudi_config=given, device=device), here=False)
-        return [[problem.key for problem in part] for part in (found.problems, found.absent)]
+        found = check_trial(TrialConfig(gaudi_config=given, device=device), here=False)
+        return [[problem.key for problem in part] for part in (found.problems, found.missing_here)]
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert keys("Habana/llama") == [[], []]

@@ -1,4 +1,4 @@
-"""Dropout by place: the right share, no pattern, and the same draws however a step is divided."""
+"""LoRA dropout's hashed mask: the right share, no pattern, the same however a step is divided."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import pytest
 import torch
 
 from trial.model import lora_dropout
-from trial.model.dropout_hash import LOWEST, row_key, threshold
-from trial.model.lora_dropout import BatchPositions, PlacedDropout, feature_keys, survivors
+from trial.model.dropout_hash import KEEP_ALL, row_key, threshold
+from trial.model.lora_dropout import BatchPositions, HashDropout, feature_keys, keep_mask
 
 CPU = torch.device("cpu")
 
 
-def draws(p: float, steps: int = 30) -> torch.Tensor:
+def mask_deviations(p: float, steps: int = 30) -> torch.Tensor:
     """[steps, rows, columns, features]: 1 - p where kept, -p where dropped."""
-    places, found = BatchPositions(), []
+    positions, found = BatchPositions(), []
     for step in range(steps):
-        places.set([row_key(7, step, row) for row in range(6)], 64, CPU)
-        found.append(survivors(places.keys, feature_keys(2, 96), threshold(p)))
+        positions.set([row_key(7, step, row) for row in range(6)], 64, CPU)
+        found.append(keep_mask(positions.keys, feature_keys(2, 96), threshold(p)))
     return torch.stack(found).double() - (1 - p)
 
 
 @pytest.mark.parametrize("p", [0.05, 0.5])
-def test_the_share_is_right_and_neighbours_know_nothing_of_each_other(p):
-    values = draws(p)
+def test_the_share_is_right_and_neighbours_are_independent(p):
+    values = mask_deviations(p)
     variance = p * (1 - p)
     deviations = [float(values.mean()) * math.sqrt(values.numel() / variance)]
     for axis in range(4):
@@ -35,12 +35,12 @@ def test_the_share_is_right_and_neighbours_know_nothing_of_each_other(p):
     assert max(map(abs, deviations)) < 4.5
 
 
-def test_seeds_steps_rows_and_layers_differ_and_the_same_place_does_not():
-    places = BatchPositions()
+def test_seeds_steps_rows_and_layers_differ_and_the_same_position_does_not():
+    positions = BatchPositions()
 
-    def kept(seed: int, step: int, row: int, site: int) -> torch.Tensor:
-        places.set([row_key(seed, step, row)], 16, CPU)
-        return survivors(places.keys, feature_keys(site, 32), threshold(0.5))
+    def kept(seed: int, step: int, row: int, layer: int) -> torch.Tensor:
+        positions.set([row_key(seed, step, row)], 16, CPU)
+        return keep_mask(positions.keys, feature_keys(layer, 32), threshold(0.5))
 
     base = kept(1, 0, 0, 0)
     assert torch.equal(base, kept(1, 0, 0, 0))
@@ -54,34 +54,36 @@ def test_a_row_is_dropped_alike_in_any_batch():
     whole, part = BatchPositions(), BatchPositions()
     whole.set(keys, 12, CPU)
     part.set(keys[2:], 9, CPU)
-    first = PlacedDropout(0.3, whole, 1, 8)(x)
-    second = PlacedDropout(0.3, part, 1, 8)(x[2:, :9])
+    first = HashDropout(0.3, whole, 1, 8)(x)
+    second = HashDropout(0.3, part, 1, 8)(x[2:, :9])
     assert torch.equal(first[2:, :9], second)
 
 
 def test_kept_elements_are_scaled_up_and_evaluation_drops_nothing():
-    places = BatchPositions()
-    places.set([row_key(0, 0, 0)], 8, CPU)
-    dropout = PlacedDropout(0.25, places, 0, 8)
+    positions = BatchPositions()
+    positions.set([row_key(0, 0, 0)], 8, CPU)
+    dropout = HashDropout(0.25, positions, 0, 8)
     ones = torch.ones(1, 8, 8)
     assert dropout(ones).unique().tolist() == pytest.approx([0.0, 4 / 3])
     assert dropout.bfloat16()(ones).unique().tolist() == pytest.approx([0.0, 4 / 3])
     assert torch.equal(dropout.eval()(ones), ones)
-    assert threshold(0.0) == LOWEST
-    assert bool(survivors(places.keys, feature_keys(0, 8), LOWEST).all())
+    assert threshold(0.0) == KEEP_ALL
+    assert bool(keep_mask(positions.keys, feature_keys(0, 8), KEEP_ALL).all())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a kernel")
 def test_without_a_kernel_dropout_goes_on_step_by_step_and_says_so(caplog):
     with caplog.at_level("WARNING"):
-        assert lora_dropout._kernel.__wrapped__(torch.device("cuda")) is None
+        assert lora_dropout._triton_kernel.__wrapped__(torch.device("cuda")) is None
     assert "step by step" in caplog.text
-    places = BatchPositions()
-    places.set([row_key(0, 0, 0)], 8, CPU)
+    positions = BatchPositions()
+    positions.set([row_key(0, 0, 0)], 8, CPU)
     limits = torch.tensor(threshold(0.5), dtype=torch.int32).view(1, 1, 1)
-    by = lora_dropout.drop(places.keys, feature_keys(0, 8), limits, torch.tensor(2.0).view(1, 1, 1))
+    mask = lora_dropout.dropout_mask(
+        positions.keys, feature_keys(0, 8), limits, torch.tensor(2.0).view(1, 1, 1)
+    )
     ones = torch.ones(1, 8, 8)
-    assert by.of(ones, torch.bfloat16).unique().tolist() == [0.0, 2.0]
+    assert mask.apply(ones, torch.bfloat16).unique().tolist() == [0.0, 2.0]
     total = ones.bfloat16()
-    by.onto(total, ones.bfloat16())
-    assert torch.equal(total, ones + by.of(ones, torch.float32))
+    mask.add_to(total, ones.bfloat16())
+    assert torch.equal(total, ones + mask.apply(ones, torch.float32))

@@ -13,10 +13,10 @@ from helpers.train import Material
 from trial.config.errors import ConfigError
 from trial.config.sections import DataConfig
 from trial.config.trial_config import parse
-from trial.data.order import TrainingOrder
+from trial.data.epoch_sampler import EpochSampler
 from trial.data.refusals import REFUSALS, read_alternatives
 from trial.data.split import read_split
-from trial.data.unlearning import WRONG, Draw, PairedOrder
+from trial.data.unlearning import WRONG_ANSWERS, PairedSampler, PartSampler
 from trial.objectives import metrics as figures
 from trial.store import reference_ratios
 from trial.store.metrics import EVALUATED, MAXIMIZED
@@ -99,8 +99,12 @@ def test_which_way_is_better():
 
 
 def order_of(epoch, *, rows=5, retain=7, choices=3):
-    draws = [Draw("forget"), Draw("retain", rows=retain), Draw("alternative", choices=choices)]
-    order = PairedOrder(TrainingOrder(rows, 4, 42), draws)
+    draws = [
+        PartSampler("forget"),
+        PartSampler("retain", rows=retain),
+        PartSampler("alternative", choices=choices),
+    ]
+    order = PairedSampler(EpochSampler(rows, 4, 42), draws)
     order.set_epoch(epoch)
     return list(order)
 
@@ -116,7 +120,7 @@ def test_pairs_follow_from_seed_and_epoch_alone():
     # Seven retained rows: all are used before one comes again.
     assert len({retain for _, retain, _ in first[:7]}) == 7
     # The first side stands as an ordinary trial's rows would.
-    plain = TrainingOrder(5, 4, 42)
+    plain = EpochSampler(5, 4, 42)
     assert [forget for forget, _, _ in first] == list(plain)
 
 
@@ -269,12 +273,12 @@ def test_rows_without_wrong_answers_take_those_of_others(material):
     config = config_of(material)
     tokenizer = AutoTokenizer.from_pretrained(config.model.name_or_path)
     tokenizer.pad_token = tokenizer.eos_token
-    examined = prepare(config.data, tokenizer).sets.examined
+    examined = prepare(config.data, tokenizer).unlearning.eval_sets
     assert examined["forget"].paraphrased is not None
     assert examined["retain"].paraphrased is None
-    counts = np.bincount(examined["retain"].owners)
-    assert counts.tolist() == [WRONG] * len(examined["retain"].answers)
-    assert sorted(np.bincount(examined["forget"].owners).tolist()) == [1, 1, 1, 2, 2, 2]
+    counts = np.bincount(examined["retain"].wrong_answer_rows)
+    assert counts.tolist() == [WRONG_ANSWERS] * len(examined["retain"].answers)
+    assert sorted(np.bincount(examined["forget"].wrong_answer_rows).tolist()) == [1, 1, 1, 2, 2, 2]
 
 
 def test_a_comparison_with_nothing_is_refused(tmp_path):

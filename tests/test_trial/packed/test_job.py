@@ -20,9 +20,9 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from trial.config.packing_rules import packing_key, unpackable_reason
-from trial.data.collate import IGNORED
+from trial.data.tokens import IGNORE_INDEX
 from trial.devices import device as devices
-from trial.model.lora_dropout import ByMask
+from trial.model.lora_dropout import TensorMask
 from trial.multi_lora import adamw, engine, linear_cross_entropy
 from trial.multi_lora.adamw import Rule, SlotAdamW
 from trial.multi_lora.adapter_bank import AdapterBank, SlotLinear
@@ -653,12 +653,12 @@ def test_a_tokens_loss_and_its_gradient_are_torchs_own():
     generator = torch.Generator().manual_seed(0)
     logits = (torch.randn(40, 300, generator=generator) * 20).requires_grad_()
     targets = torch.randint(0, 300, (40,), generator=generator)
-    targets[::3] = IGNORED
+    targets[::3] = IGNORE_INDEX
     weights = torch.rand(40, generator=generator)
     told = []
     for nats in (
         target_cross_entropy(logits, targets),
-        cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none"),
+        cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="none"),
     ):
         (slope,) = torch.autograd.grad((nats * weights).sum(), logits)
         told.append((nats.detach(), slope))
@@ -691,14 +691,15 @@ def test_output_layer_and_loss_in_pieces_are_those_of_the_whole(
     ours = head_of(50, 12, cast, bias=bias, counted=counted)
     hidden = torch.randn(3, 40, 12, requires_grad=True)
     targets = torch.randint(0, 50, (3, 40))
-    targets[0, ::3] = IGNORED
-    targets[2] = IGNORED
+    targets[0, ::3] = IGNORE_INDEX
+    targets[2] = IGNORE_INDEX
     weights = torch.tensor([0.3, 2.0, 1.0])
     told = []
     for nats in (
         ours.nats(hidden, targets, weights),
         torch.stack([
-            cross_entropy(ours.layer(rows), aims, ignore_index=IGNORED, reduction="sum") * weight
+            weight
+            * cross_entropy(ours.layer(rows), aims, ignore_index=IGNORE_INDEX, reduction="sum")
             for rows, aims, weight in zip(hidden, targets, weights, strict=True)
         ]),
     ):  # fmt: skip
@@ -736,7 +737,7 @@ def test_neighbours_labels_change_no_bit_of_a_slots_loss(counted):
     targets = torch.randint(0, 300, (2, 500))
     told = []
     for labelled in (500, 3):
-        targets[1, labelled:] = IGNORED
+        targets[1, labelled:] = IGNORE_INDEX
         nats = ours.nats(hidden, targets, torch.ones(2))
         (slope,) = torch.autograd.grad(nats.sum(), hidden)
         told.append((nats.detach(), slope))
@@ -798,7 +799,7 @@ def test_a_layer_and_its_adapters_have_the_slopes_of_the_plain_expression(bias, 
         leaf.requires_grad_()
     inner = (x if keep is None else x * keep) @ a.transpose(1, 2) * scale
     expected = torch.nn.functional.linear(x, weight, constant) + inner @ b.transpose(1, 2)
-    by = None if keep is None else ByMask(keep)
+    by = None if keep is None else TensorMask(keep)
     torch.testing.assert_close(adapted(x, weight, constant, a, b, scale, by), expected)
     assert torch.autograd.gradcheck(
         lambda x, a, b: adapted(x, weight, constant, a, b, scale, by), (x, a, b)
@@ -827,7 +828,7 @@ def test_a_layer_and_its_adapters_are_computed_as_autocast_would(drops, apart):
     )
 
     def ours() -> torch.Tensor:
-        by = None if keep is None else ByMask(keep)
+        by = None if keep is None else TensorMask(keep)
         given = (
             (*low, scale, by, torch.bfloat16, slopes)
             if apart
@@ -859,7 +860,7 @@ def test_a_small_adapters_share_of_a_float32_input_is_not_lost_in_rounding(drops
     torch.manual_seed(0)
     leaf, a = torch.randn(2, 50, 64, requires_grad=True), torch.randn(2, 4, 64)
     b, weight, scale = 1e-3 * torch.randn(2, 32, 4), torch.randn(32, 64), torch.ones(2, 1, 1)
-    by = ByMask(torch.full(leaf.shape, 1.25)) if drops else None
+    by = TensorMask(torch.full(leaf.shape, 1.25)) if drops else None
     outward = torch.randn(2, 50, 32)
 
     def slope(b: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -22,7 +22,7 @@ from trial.builtin import model_path
 from trial.config.trial_config import parse
 from trial.devices.device_memory import Capacity, card_generation
 from trial.model.known_shapes import known_settings, shapes_of
-from trial.model.load import lora_arguments
+from trial.model.load import lora_config
 from trial.model.lora_targets import adapter_parameters, saved_parameters, trained_share
 from trial.model.model_folder import ModelFolder
 from trial.preflight.memory_estimate import GIB, Estimate, estimate
@@ -126,13 +126,13 @@ def test_an_adapter_has_as_many_parameters_as_pefts(lora):
     if not config.lora.r:
         assert (low, more) == (0, 0)
         return
-    model = get_peft_model(model, LoraConfig(**lora_arguments(config.lora)))
+    model = get_peft_model(model, lora_config(config.lora))
     assert low + more == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def test_gpt2s_layers_are_stored_the_other_way_round():
     config = trial(lora={"target_modules": ["c_attn"], "fan_in_fan_out": True, "use_dora": True})
-    model = get_peft_model(model_of("gpt2"), LoraConfig(**lora_arguments(config.lora)))
+    model = get_peft_model(model_of("gpt2"), lora_config(config.lora))
     shapes = shapes_of(CONFIGS["gpt2"].to_dict())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert adapter_parameters(shapes, config.lora) == trained
@@ -149,7 +149,7 @@ def test_weights_gradients_and_states_are_those_of_a_real_model(dtype, lora):
     model = model_of("llama", getattr(torch, dtype))
     base = bytes_of(model.parameters())
     if config.lora.r:
-        model = get_peft_model(model, LoraConfig(**lora_arguments(config.lora)))
+        model = get_peft_model(model, lora_config(config.lora))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
     model(input_ids=torch.ones(1, 8, dtype=torch.long)).logits.sum().backward()
@@ -178,7 +178,7 @@ def test_what_a_step_keeps_lies_between_the_two_figures(lora, attention):
         training={"per_device_train_batch_size": rows, "per_device_eval_batch_size": 1},
     )
     if config.lora.r:
-        model = get_peft_model(model, LoraConfig(**lora_arguments(config.lora)))
+        model = get_peft_model(model, lora_config(config.lora))
     kept = {}
 
     def keep(tensor):

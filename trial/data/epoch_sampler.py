@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 GROUPED_STEPS = 50
 
 
-class TrainingOrder(Sampler[int]):
+class EpochSampler(Sampler[int]):
     """Row numbers of one epoch after the other, in full optimizer steps of `step_rows` rows.
 
     The last step is filled up with rows drawn anew, or left out (`drop_last`). With `lengths`, rows
