@@ -272,7 +272,7 @@ class Driver:
     def _worker_lost(self, event: Lost) -> None:
         """Use the result that a lost worker left, else retry the trial or commit its failure."""
         number, folder = event.number, self.study.trial(event.number)
-        # The worker may have written evaluations that it sent nobody.
+        # The worker may have written evaluations and died before it sent them.
         self._registry.report_evaluations(number)
         result, cause = folder.read_result(), cause_of_loss(event, folder)
         full = is_disk_full_message(event.message)

@@ -41,7 +41,7 @@ class Prefetcher(Generic[T]):
     def __init__(self, draw: Callable[[], T]) -> None:
         self._draw = draw
         self._futures: deque[Future[T]] = deque()
-        """Requested draws that nobody has taken, oldest first."""
+        """Requested draws that were not taken yet, oldest first."""
         self._to_draw: queue.SimpleQueue[Future[T] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self.ask_seconds = 0.0

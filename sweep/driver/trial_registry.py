@@ -62,8 +62,8 @@ class TrialRegistry:
     def restore_finished(self) -> None:
         """Count the trials that ended in earlier runs.
 
-        A row of equal failures is counted anew: whoever resumes a sweep that ended by it has
-        corrected something.
+        Equal failures in a row are counted from zero: a user who resumes a sweep that ended by
+        them has corrected their cause.
         """
         for number in self.decider.finished():
             folder = self.study.trial(number)

@@ -1,1 +1,1 @@
-"""Optuna samplers and pruners, and what they are told about trials."""
+"""Optuna samplers and pruners, and the trials and constraints that they learn from."""

@@ -115,7 +115,7 @@ class OptunaDecider:
         return proposal
 
     def _count_duplicate(self) -> None:
-        """In a small space, enqueue an untried point; in a large one, bear some duplicates."""
+        """In a small space, enqueue an untried point; in a large one, allow some duplicates."""
         self._duplicates += 1
         self._exhausted = self._duplicates > MAX_DUPLICATES
         if self._known.enumerable():

@@ -1,4 +1,4 @@
-"""A disk that fills up: noticed before, survived after; old checkpoints go."""
+"""A disk that fills up: trials stop before, nothing is lost after, old checkpoints go."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def drive(study: StudyFolder, disk: DiskGuard, total: int) -> tuple[Driver, fake
     return driver, executor
 
 
-def test_no_trial_is_started_below_the_threshold_and_it_is_said_once(study, monkeypatch):
+def test_no_trial_is_started_below_the_threshold_which_is_noted_once(study, monkeypatch):
     free = iter([5 * GB, 5 * GB, 0.4 * GB, 0.4 * GB])
     monkeypatch.setattr(
         sweep_disk.shutil, "disk_usage", lambda path: Usage(9 * GB, 0, int(next(free)))
@@ -115,7 +115,7 @@ def test_when_space_is_freed_meanwhile_the_sweep_goes_on(study, monkeypatch):
     assert executor.submitted == [0, 1, 2]
 
 
-def test_zero_does_not_look(study, monkeypatch):
+def test_min_free_gb_zero_never_refuses(study, monkeypatch):
     monkeypatch.setattr(sweep_disk.shutil, "disk_usage", lambda path: Usage(1, 1, 0))
     driver, executor = drive(study, DiskGuard(study, ResourceSpec(min_free_gb=0)), 2)
     assert not driver.run().failed

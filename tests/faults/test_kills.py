@@ -17,7 +17,7 @@ from trial.training.process_cache import ProcessCache
 
 
 def undisturbed(study: StudyFolder, place: Path) -> dict[str, dict[int, float]]:
-    """The evaluations of the same trials in this process, where nobody kills."""
+    """The evaluations of the same trials, trained in this process without a kill."""
     process_cache, found = ProcessCache(finish_imports), {}
     for number, folder in study.all_trials():
         config = folder.read_config()

@@ -1,4 +1,4 @@
-"""A real PostgreSQL server of our own, on a free loopback port, gone when the tests are."""
+"""A temporary PostgreSQL server on a free loopback port."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENCODED = "open%20sesame%2F42%40home"
 
 
 def binaries() -> Path | None:
-    """Where initdb and pg_ctl are; None when PostgreSQL is not installed."""
+    """The folder of initdb and pg_ctl; None when PostgreSQL is not installed."""
     found = shutil.which("initdb")
     places = [Path(found).resolve().parent] if found else []
     places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
@@ -27,7 +27,7 @@ def binaries() -> Path | None:
 
 
 def why_not() -> str:
-    """Why there can be no server here; empty when there can."""
+    """Why no server can be started here; empty when one can."""
     try:
         import psycopg2  # noqa: F401
     except ImportError:

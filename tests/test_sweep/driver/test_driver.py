@@ -34,7 +34,7 @@ def test_best_is_the_lowest(tmp_path):
     assert driver.progress.since_best == 3
 
 
-def test_prunes_once_and_tells_the_truth(tmp_path):
+def test_a_pruned_trial_is_stopped_once_and_told_as_pruned(tmp_path):
     decider = fakes.ScriptedDecider(prune=lambda number, step: number % 2 == 1 and step >= 1)
     executor = fakes.ScriptedExecutor(lambda n: [3.0, 2.5, 2.0, 1.5])
     fakes.make_driver(tmp_path, decider, executor, trials=4).run()
@@ -59,7 +59,7 @@ def test_duplicates_and_impossible_draws_are_recorded_and_not_trained(tmp_path):
     assert study.trial(3).read_result().cause.message == "alpha must be > 0"
 
 
-def test_interrupt_leaves_trials_to_go_on_and_the_next_run_takes_them_up(tmp_path):
+def test_the_next_run_resumes_the_trials_that_an_interrupt_stopped(tmp_path):
     decider = fakes.ScriptedDecider()
 
     class Impatient(fakes.ScriptedExecutor):
@@ -82,7 +82,7 @@ def test_interrupt_leaves_trials_to_go_on_and_the_next_run_takes_them_up(tmp_pat
     assert sorted(decider.told) == list(range(10))
 
 
-def test_a_result_that_beat_the_kill_is_told_and_not_trained_again(tmp_path):
+def test_a_result_written_before_a_kill_is_told_and_not_trained_again(tmp_path):
     study = StudyFolder(tmp_path / "study")
     folder = TrialFolder.create(study.trial(0).path, TrialConfig())
     folder.append(Evaluation(step=1, eval_loss=2.0))
@@ -94,7 +94,7 @@ def test_a_result_that_beat_the_kill_is_told_and_not_trained_again(tmp_path):
     assert decider.told[0].value == 2.0
 
 
-def test_evaluations_that_beat_the_kill_are_reported(tmp_path):
+def test_evaluations_written_before_a_kill_are_reported(tmp_path):
     study = StudyFolder(tmp_path / "study")
     folder = TrialFolder.create(study.trial(0).path, TrialConfig())
     folder.append(Evaluation(step=1, eval_loss=2.0))

@@ -30,19 +30,19 @@ def make_driver(tmp_path, decider, executor, ask_ahead, patience=None, **stop) -
 
 @dataclass
 class Gated(fakes.ScriptedDecider):
-    """Answers only as often as somebody lets it."""
+    """Answers once for every permit."""
 
     permits: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
     def ask(self):
         if not self.permits.acquire(timeout=LONG):
-            raise TimeoutError("nobody lets the sampler answer: the loop waits for it")
+            raise TimeoutError("no permit: the driver waits for the sampler")
         return super().ask()
 
 
 @dataclass
 class Watched(fakes.ScriptedExecutor):
-    """Notes how many slots are taken at each turn, and does something there."""
+    """Records how many trials run at each turn of the driver, and calls `turn`."""
 
     turn: Callable[[], None] = lambda: None
     taken: list[int] = field(default_factory=list)
@@ -64,7 +64,7 @@ def test_a_slow_sampler_keeps_no_device_waiting(tmp_path):
     assert executor.taken == [3] * 16
 
 
-def test_trials_are_heard_and_pruned_while_the_sampler_is_at_it(tmp_path):
+def test_trials_are_reported_and_pruned_while_the_sampler_draws(tmp_path):
     decider = Gated(prune=lambda number, step: (number, step) == (1, 4))
     decider.permits.release(2)
 
@@ -101,7 +101,7 @@ def test_all_that_was_drawn_before_the_space_was_exhausted_is_trained(tmp_path, 
     assert "every configuration" in ending.reason
 
 
-def test_what_was_drawn_and_not_started_is_given_back_and_comes_again_on_a_resume(tmp_path):
+def test_unstarted_proposals_are_requeued_and_proposed_again_after_a_resume(tmp_path):
     class Telling(fakes.ScriptedDecider):
         fourth = threading.Event()
 
@@ -122,7 +122,7 @@ def test_what_was_drawn_and_not_started_is_given_back_and_comes_again_on_a_resum
     assert again.submitted == [1, 2, 3, 4, 5]
 
 
-def test_what_the_sampler_raises_ends_the_loop(tmp_path):
+def test_an_exception_of_the_sampler_ends_the_run(tmp_path):
     class Broken(fakes.ScriptedDecider):
         def ask(self):
             if self.asked == 2:
@@ -146,7 +146,7 @@ def test_what_the_sampler_raises_ends_the_loop(tmp_path):
         (3.0, None, 2, 2),
     ],
 )
-def test_it_is_asked_ahead_only_where_devices_would_wait(
+def test_proposals_are_prefetched_only_where_devices_would_wait(
     ask_seconds, trial_seconds, capacity, expected
 ):
     assert prefetch_count(ask_seconds, trial_seconds, capacity) == expected
@@ -177,7 +177,7 @@ RATE = Range(type="float", low=1e-5, high=1e-1, log=True)
 
 
 class LockedDecider(OptunaDecider):
-    """Tells when no `ask` runs: whoever holds `asking` knows."""
+    """No `ask` runs while a test holds `asking`."""
 
     asking = threading.Lock()
 
@@ -215,7 +215,7 @@ def test_a_journal_loses_nothing_while_one_thread_asks_and_another_reports(tmp_p
     assert {trial.number: trial.value for trial in trials} == {n: v[3] for n, v in expected.items()}
 
 
-def test_a_sweep_cut_short_ends_with_n_trials_each_trained_once(tmp_path):
+def test_a_killed_and_resumed_sweep_has_n_trials_each_trained_once(tmp_path):
     study = StudyFolder(tmp_path / "study")
     trained: list[int] = []
 

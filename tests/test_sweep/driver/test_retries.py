@@ -29,9 +29,9 @@ def test_a_lost_worker_is_retried_and_its_trial_keeps_its_number(tmp_path):
     )
 
 
-def test_what_a_lost_worker_had_told_nobody_is_reported(tmp_path):
+def test_evaluations_that_a_lost_worker_did_not_send_are_reported(tmp_path):
     class Mute(fakes.ScriptedExecutor):
-        """Its worker writes an evaluation and dies before it has said so; the next one goes on."""
+        """Its worker writes an evaluation and dies before it sends it; the next one goes on."""
 
         def advance(self, number):
             path, left, step = self.running[number]
@@ -164,7 +164,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_batch(tmp_
     assert config.origin.changes == ["out of memory: micro-batch 8 -> 4, accumulation 1 -> 2"]
 
 
-def test_a_waiting_trial_does_not_keep_its_slot(tmp_path):
+def test_a_trial_that_waits_for_its_retry_leaves_its_device(tmp_path):
     executor, decider = failing("device_busy", 1), fakes.ScriptedDecider()
     clock = count(0.0, 1.0).__next__
     fakes.make_driver(tmp_path, decider, executor, clock=clock, trials=2).run()
@@ -175,7 +175,7 @@ def test_a_waiting_trial_does_not_keep_its_slot(tmp_path):
 @pytest.mark.parametrize("kind", ["error", "out_of_memory", "device_busy", "lost", "hung"])
 @pytest.mark.parametrize("seen", [True, False], ids=["with a result", "without"])
 def test_tries_count_over_resumes(tmp_path, kind, seen):
-    """A driver that is started anew does not begin to count anew."""
+    """A restarted driver does not count from zero."""
     policy = FailuresSpec(
         error_retries=2, out_of_memory_retries=2, device_busy_retries=2, device_busy_wait=0.0,
         lost_retries=2, hung_retries=2,

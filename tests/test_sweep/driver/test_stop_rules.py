@@ -13,7 +13,7 @@ from sweep.spec.spec import FailuresSpec, StopSpec
 from trial.store.records import Cause, Result
 
 
-def test_when_all_fail_alike_the_sweep_stops_and_says_why(tmp_path):
+def test_a_sweep_whose_trials_all_fail_alike_stops_and_says_why(tmp_path):
     decider = fakes.ScriptedDecider()
     executor = fakes.ScriptedExecutor(lambda n: [math.nan], width=1)
     ending = fakes.make_driver(tmp_path, decider, executor, trials=50).run()
@@ -88,7 +88,7 @@ def test_rules(stop, progress, reason, interrupt, failed):
 @pytest.mark.parametrize(
     ("kind", "told"), [("error", 4), ("lost", 4), ("diverged", 9), ("out_of_memory", 9)]
 )
-def test_what_the_sampler_learns_from_ends_no_sweep_that_has_a_complete_trial(tmp_path, kind, told):
+def test_failures_caused_by_parameters_end_no_sweep_with_a_complete_trial(tmp_path, kind, told):
     class Bad(fakes.ScriptedExecutor):
         def advance(self, number):
             if number == 0:

@@ -1,4 +1,4 @@
-"""The journal waits for the disk where a resume could not restore what it holds."""
+"""The journal is synced to disk where a resume could not restore its lines."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def folder(tmp_path) -> StudyFolder:
 
 @pytest.fixture
 def synced(monkeypatch) -> list[int]:
-    """Sizes that files had when they were brought to the disk."""
+    """Sizes that files had when they were synced."""
     sizes: list[int] = []
     fsync = os.fsync
 
@@ -44,7 +44,7 @@ def synced(monkeypatch) -> list[int]:
     return sizes
 
 
-def test_only_evaluations_do_not_wait(folder, synced):
+def test_all_but_evaluations_are_synced(folder, synced):
     decider = OptunaDecider(SPEC, "study", open_storage(folder))
     proposal = decider.ask()
     assert synced[-1] == folder.journal.stat().st_size
@@ -66,7 +66,7 @@ def test_optunas_own_reader_finds_what_was_written(folder):
     assert trial.intermediate_values == VALUES
 
 
-def test_evaluations_that_a_power_cut_took_are_reported_again(folder):
+def test_evaluations_lost_in_a_power_cut_are_reported_again(folder):
     decider = OptunaDecider(SPEC, "study", open_storage(folder))
     number = decider.ask().number
     whole = folder.journal.read_bytes()
@@ -81,7 +81,7 @@ def test_evaluations_that_a_power_cut_took_are_reported_again(folder):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_what_is_not_over_is_what_optuna_finds(folder, seed):
+def test_unfinished_trials_are_those_that_optuna_finds(folder, seed):
     """At every moment of studies that draw, queue, end and are opened again, in one file."""
     drawn = random.Random(seed)
     opened = open_storage(folder)

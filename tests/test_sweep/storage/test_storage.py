@@ -250,7 +250,7 @@ def test_a_storage_that_cannot_be_opened_is_refused_without_its_password(url, tm
     assert not (tmp_path / "smoke" / "study.json").exists()
 
 
-def one_told(study: StudyFolder, url: str) -> OptunaDecider:
+def one_finished(study: StudyFolder, url: str) -> OptunaDecider:
     """A study with one trial that has ended and one in flight."""
     decider = begin(study, url, ranks(2, 4))
     for _ in range(2):
@@ -272,7 +272,7 @@ def is_kept_aside(study: StudyFolder, url: str) -> bool:
 
 
 def test_a_fresh_start_keeps_the_old_study_under_another_name(url, study):
-    one_told(study, url)
+    one_finished(study, url)
     assert archive.archive_study(study, lambda: open_storage(study, url)) is not None
     assert is_kept_aside(study, url)
     assert archive.finish_archiving(study, lambda: open_storage(study, url)) is None
@@ -294,7 +294,7 @@ def test_a_fresh_start_that_was_cut_short_is_finished_by_the_next_run(
     step, study, tmp_path, monkeypatch
 ):
     url = f"sqlite:///{tmp_path}/study.db"
-    one_told(study, url)
+    one_finished(study, url)
 
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Studies that start from what earlier ones have learned: `warm_start`."""
+"""`warm_start`: studies whose sampler starts from the trials of earlier ones."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def far(proposal) -> float:
 
 
 def run(study: StudyFolder, spec: SweepSpec, count: int, level: float = 0.0) -> None:
-    """A study whose trials are told without training; every fifth one fails."""
+    """Run a study whose trials are told without training; every fifth one fails."""
     study.write_record(StudyRecord(name=study.name, spec=spec.content()))
     decider = OptunaDecider(spec, study.name, open_storage(study))
     for number in range(count):
@@ -64,7 +64,7 @@ def old(tmp_path) -> StudyFolder:
 
 
 @pytest.mark.parametrize("name", ["tpe", "gp"])
-def test_the_first_draws_are_near_what_was_best(tmp_path, old, name):
+def test_the_first_draws_are_near_the_best_prior_trials(tmp_path, old, name):
     options = {"multivariate": True, "group": True, "constant_liar": True} if name == "tpe" else {}
     spec = make_spec(name="new", sampler=SamplerSpec(name=name, seed=2, options=options))
     new = StudyFolder(tmp_path / "new")
@@ -119,7 +119,7 @@ def rows(study: str, values: list[float], alike: bool) -> list[PriorTrial]:
     ]
 
 
-def test_values_of_another_setting_count_by_their_place():
+def test_values_of_another_setting_are_matched_by_quantile():
     same, other = rows("same", [1.0, 2.0], True), rows("other", [90.0, 70.0, 80.0, 60.0], False)
     assert match_quantiles([*same, *other], []) == [
         (1.0,),
@@ -140,7 +140,7 @@ def test_values_of_another_setting_count_by_their_place():
     assert mapped == pytest.approx([7.0] * 20, abs=1e-6)
 
 
-def test_what_does_not_fit_is_left_out_and_said(tmp_path, old):
+def test_trials_that_do_not_fit_are_left_out_with_the_reason(tmp_path, old):
     space = {"training.learning_rate": (RATE,), "lora.r": (Choices(choices=(2, 4)),)}
     (taught,) = collect_prior_studies(make_spec(space=space), StudyFolder(tmp_path / "new"), [old])
     assert {trial.params["lora.r"] for trial in taught.trials} == {2, 4}
