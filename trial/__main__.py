@@ -1,9 +1,9 @@
 """`python -m trial PATH`: train one trial by hand, without Ray and without Optuna.
 
-PATH is a trial folder, or a configuration file: in our keys, or in those of the project's seed.
+PATH is a trial folder, or a configuration file in our keys or in those of the seed repository.
 
-Ends with 0 when the trial is complete, 1 when it failed, 2 when the folder or its configuration is
-wrong, 130 when it was interrupted (the same command goes on).
+Exit codes: 0 complete, 1 failed, 2 the folder or its configuration is wrong, 130 interrupted (the
+same command resumes).
 """
 
 from __future__ import annotations
@@ -42,46 +42,46 @@ class Terminal(NullControl):
 
     def __init__(self) -> None:
         self.out: TextIO = sys.stdout
-        self.interrupted = self.said = False
+        self.interrupted = self.announced = False
         self.max_steps = 0
 
     def started(self, folder: TrialFolder, device: str, max_steps: int) -> None:
-        """What is about to happen."""
+        """Print the number of steps and the device."""
         self.max_steps = max_steps
-        self.say(f"{folder.path}: {max_steps} steps on {device}")
+        self.print(f"{folder.path}: {max_steps} steps on {device}")
 
     def alive(self, folder: TrialFolder) -> None:
-        """The person sees it by the lines."""
+        """Nothing: the printed evaluations show that the trial is alive."""
 
     def evaluated(self, folder: TrialFolder, evaluation: Evaluation) -> None:
-        """One line an evaluation."""
+        """Print a line with the eval loss and the estimated time left."""
         done = f"step {evaluation.step:>6} of {self.max_steps}"
         left = (self.max_steps - evaluation.step) * evaluation.train_seconds
-        ahead = f"  {left / evaluation.step:.0f} s of training left" if evaluation.step else ""
-        self.say(f"{done}  eval_loss {evaluation.eval_loss:.6f}{ahead}")
+        time_left = f"  {left / evaluation.step:.0f} s of training left" if evaluation.step else ""
+        self.print(f"{done}  eval_loss {evaluation.eval_loss:.6f}{time_left}")
 
     def stop_reason(self, folder: TrialFolder) -> StopReason | None:
-        """`interrupt` after Ctrl-C."""
+        """`interrupt` after the first Ctrl-C."""
         if not self.interrupted:
             return None
-        if not self.said:
-            self.said = True
-            self.say("stopping at a checkpoint; Ctrl-C once more stops at once")
+        if not self.announced:
+            self.announced = True
+            self.print("stopping at a checkpoint; Ctrl-C once more stops at once")
         return "interrupt"
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Ctrl-C or a polite kill. Prints nothing: it may have interrupted a print."""
+        """Handle SIGINT or SIGTERM. Prints nothing: it may have interrupted a print."""
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True
 
-    def say(self, text: str) -> None:
-        """One line to the person."""
+    def print(self, text: str) -> None:
+        """Print a line to the terminal, whatever captures standard output."""
         print(text, file=self.out, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train what is named; returns the exit code."""
+    """Parse the command line and train; returns the exit code."""
     given = _parser().parse_args(arguments)
     end_with_parent()
     try:
@@ -92,9 +92,9 @@ def main(arguments: list[str] | None = None) -> int:
         return WRONG
     set_environment(config, folder.path)
     if (result := folder.read_result()) is not None:
-        # Done: neither torch nor other ranks are needed to say so.
-        _tell(Terminal(), folder, result)
-        code = _code(result)
+        # Neither torch nor other ranks are needed to report a result.
+        _report(Terminal(), folder, result)
+        code = _exit_code(result)
     elif given.world_size > 1 and "RANK" not in os.environ:
         more = ["--verbose"] if given.verbose else []
         command = [sys.executable, "-m", "trial", str(folder.path), *more]
@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _folder(given: argparse.Namespace) -> TrialFolder:
-    """The folder that is named, or the one where the run of a named file lives."""
+    """The folder PATH, or the folder of the run of the configuration file PATH."""
     if not given.path.is_file():
         if given.set or given.run_dir:
             raise ValueError("--set and --run-dir are for a configuration file")
@@ -137,11 +137,11 @@ def _folder(given: argparse.Namespace) -> TrialFolder:
 
 
 def _merge(folder: TrialFolder) -> int:
-    """Write the merged model, in a process of its own: this one is full of the training."""
+    """Write the merged model in another process: this one still holds the training's memory."""
     target = folder.path / "merged"
     if not target.exists():
-        words = [sys.executable, "-m", "trial.export", str(folder.path), str(target), "--merge"]
-        done = subprocess.run(words, capture_output=True, text=True)
+        command = [sys.executable, "-m", "trial.export", str(folder.path), str(target), "--merge"]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             print(done.stderr.strip(), file=sys.stderr)
             return FAILED
@@ -178,7 +178,7 @@ def _train(folder: TrialFolder, verbose: bool) -> int:
 
             result = train(folder, None if rank_env.rank() else terminal)
             if not rank_env.rank():
-                _tell(terminal, folder, result)
+                _report(terminal, folder, result)
     except KeyboardInterrupt:
         return INTERRUPTED
     except DiskFullError as error:
@@ -187,26 +187,26 @@ def _train(folder: TrialFolder, verbose: bool) -> int:
     except PeerLost as error:
         print(f"left off without a result: {error}; the same command goes on", file=sys.stderr)
         return FAILED
-    return _code(result)
+    return _exit_code(result)
 
 
-def _code(result: Result | None) -> int:
+def _exit_code(result: Result | None) -> int:
     if result is None:
         return INTERRUPTED
     return FAILED if result.state == "failed" else COMPLETE
 
 
-def _tell(terminal: Terminal, folder: TrialFolder, result: Result | None) -> None:
+def _report(terminal: Terminal, folder: TrialFolder, result: Result | None) -> None:
     if result is None:
-        terminal.say(f"interrupted; goes on with: python -m trial {folder.path}")
+        terminal.print(f"interrupted; goes on with: python -m trial {folder.path}")
     elif result.cause is not None:
-        terminal.say(f"failed ({result.cause.kind}): {result.cause.message}; see {folder.log}")
+        terminal.print(f"failed ({result.cause.kind}): {result.cause.message}; see {folder.log}")
     else:
         seconds = result.seconds.total
-        terminal.say(f"{result.state}: eval_loss {result.value} in {seconds:.1f} s")
+        terminal.print(f"{result.state}: eval_loss {result.value} in {seconds:.1f} s")
 
 
 if __name__ == "__main__":
-    # As the process ends there is no need to look for garbage among torch's modules.
+    # Garbage collection of torch's modules would only delay the end of the process.
     atexit.register(gc.freeze)
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Take a trained trial out of its study: adapter or merged model, model card, configuration.
+"""Export a trained trial: adapter or merged model, model card, configuration.
 
 python -m trial.export runs/x/trials/00007 out [--merge]
 """
@@ -78,7 +78,7 @@ def export(folder: TrialFolder, target: Path, merge: bool = False) -> Path:
 
 
 def card(config: TrialConfig, result: Result, merged: bool) -> str:
-    """The model card."""
+    """The model card, in Markdown. `merged`: the weights are the merged model's."""
     origin = config.origin
     title = f"{origin.study}, trial {origin.number}" if origin else "A single run"
     template = jinja2.Environment(autoescape=False, keep_trailing_newline=True).from_string(CARD)
@@ -98,7 +98,7 @@ def _merge(config: TrialConfig, adapter: Path, target: Path) -> None:
 
 
 def main() -> int:
-    """The command; exit code 2 with a clear word when there is nothing to export."""
+    """The command; exit code 2 and a message if there is nothing to export."""
     parser = argparse.ArgumentParser(prog="python -m trial.export", description=__doc__)
     parser.add_argument("trial", type=Path)
     parser.add_argument("target", type=Path)

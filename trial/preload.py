@@ -1,4 +1,4 @@
-"""Imports of a trial, made ahead of time, and the seconds that they took."""
+"""A trial's imports, made ahead of time, and the seconds that they took."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 
+from trial.devices.compat import skip_optional_imports
 from trial.devices.device import DEVICES, Device
 
 UNUSED = ("datasets", "scipy", "sklearn")
-"""Where they are installed, transformers imports them for classes that no trial makes."""
+"""Packages that transformers imports, where installed, for classes that no trial uses."""
 _import_seconds: list[float] = []
-"""Spent on imports and not yet charged to a trial."""
+"""Seconds of imports not yet charged to a trial."""
 
 
 @cache
@@ -29,21 +29,21 @@ def preload(device: str) -> None:
     began = time.perf_counter()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    with _no_collection():
+    with _no_garbage_collection():
         _import_all(DEVICES[device])
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     _import_seconds.append(time.perf_counter() - began)
 
 
 def uncharged_seconds() -> float:
-    """Seconds of imports that no trial has been charged with."""
+    """Seconds of imports not yet charged to a trial."""
     return sum(_import_seconds)
 
 
 def finish_imports(device: str) -> float:
-    """Import what is still missing; return the seconds spent on imports before this call.
+    """Import what is still missing; return the seconds of imports made before this call.
 
-    They are returned once: the trial that is about to start is charged with them.
+    They are returned once, and charged to the trial that is about to start.
     """
     spent = uncharged_seconds()
     preload(device)
@@ -57,25 +57,25 @@ def discard_import_seconds() -> None:
 
 
 def _import_all(device: Device) -> None:
-    _spare_unused()
+    skip_optional_imports(UNUSED)
     import peft  # noqa: F401
     import transformers
 
-    # Their information is for people who run one training by hand.
+    # Its info messages are meant for a single training run by hand.
     transformers.logging.set_verbosity_error()
     device.trainer_class()
     device.arguments_class()
-    # The trainer imports it in any case, in the middle of its first trial.
+    # The trainer would import it in the middle of its first trial.
     import deepspeed  # noqa: F401
 
     import trial.training.attempt  # noqa: F401
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    """Modules stay for good: looking for garbage among them takes a fifth of their import.
+def _no_garbage_collection() -> Iterator[None]:
+    """Import modules without garbage collection, which takes a fifth of the import time.
 
-    Later collections are spared them as well: trainers collect several times a trial.
+    Modules are never freed, so later collections (several in each trial) skip them as well.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -85,16 +85,3 @@ def _no_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _spare_unused() -> None:
-    """Keep transformers from importing what no trial uses of it; trials may still import it."""
-    from transformers.utils import import_utils
-
-    if scan := getattr(import_utils, "create_import_structure_from_path", None):
-        # It has just read all its models for their folder, and would again for the file in it.
-        import_utils.create_import_structure_from_path = lambda path: scan(
-            Path(path).parent if Path(path).name == "__init__.py" else path
-        )
-    for name in UNUSED:
-        setattr(import_utils, f"_{name}_available", False)

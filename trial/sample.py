@@ -1,4 +1,4 @@
-"""What trained trials say to a few fixed prompts: the first rows of the held-out set.
+"""Generates text with trained trials for a few fixed prompts: the first rows of the held-out set.
 
     python -m trial.sample runs/x/trials/00003 runs/x/trials/00007
 
@@ -17,14 +17,14 @@ from trial.store.files import write_atomically
 from trial.store.folders import TrialFolder
 
 COUNT = 4
-"""Prompts of each trial."""
+"""Number of prompts."""
 
 NEW_TOKENS = 48
-"""Tokens of each completion at most."""
+"""Maximum number of tokens of a completion."""
 
 
 def sample(folder: TrialFolder) -> Path | None:
-    """Write the trial's samples; None when it has no weights to sample from."""
+    """Write the trial's samples and return the file; None if the trial has no weights."""
     config = folder.read_config()
     weights = folder.adapter if config.lora.r else folder.model
     if folder.samples.exists():
@@ -36,7 +36,7 @@ def sample(folder: TrialFolder) -> Path | None:
     from trial.model.load import load_tokenizer
     from trial.preload import preload
 
-    # The imports on this device's own terms: optimum-habana cannot be imported just so off a Gaudi.
+    # Off a Gaudi, optimum-habana can only be imported in the way that `preload` does it.
     preload(select_device(config.device).name)
     tokenizer, model = load_tokenizer(config.model), _load(folder)
     family = model.config.model_type
@@ -48,7 +48,7 @@ def sample(folder: TrialFolder) -> Path | None:
 
 
 def _load(folder: TrialFolder) -> Any:
-    """The trained model, ready to generate."""
+    """The trained model in eval mode."""
     from transformers import AutoModelForCausalLM
 
     from trial.model.load import load_base
@@ -63,14 +63,14 @@ def _load(folder: TrialFolder) -> Any:
 
 
 def _complete(model: Any, tokenizer: Any, row: dict[str, Any]) -> dict[str, str]:
-    """One greedy completion beside what the data says."""
+    """One line of `samples.jsonl`: prompt, greedy completion and the completion in the data."""
     import torch
 
-    answered = row["labels"] >= 0
-    start = int(answered.nonzero()[0])
+    is_completion = row["labels"] >= 0
+    start = int(is_completion.nonzero()[0])
     prompt = row["input_ids"][:start].unsqueeze(0)
     with torch.inference_mode():
-        made = model.generate(
+        output = model.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
             max_new_tokens=NEW_TOKENS,
@@ -79,13 +79,13 @@ def _complete(model: Any, tokenizer: Any, row: dict[str, Any]) -> dict[str, str]
         )
     return {
         "prompt": tokenizer.decode(prompt[0], skip_special_tokens=True),
-        "completion": tokenizer.decode(made[0, start:], skip_special_tokens=True),
-        "reference": tokenizer.decode(row["input_ids"][answered], skip_special_tokens=True),
+        "completion": tokenizer.decode(output[0, start:], skip_special_tokens=True),
+        "reference": tokenizer.decode(row["input_ids"][is_completion], skip_special_tokens=True),
     }
 
 
 def main(paths: list[str]) -> int:
-    """Sample from every folder named; exit code 1 when one could not be."""
+    """Sample from every folder named; exit code 1 if that failed for one."""
     failed = 0
     for path in paths:
         try:

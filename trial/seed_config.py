@@ -1,7 +1,7 @@
-"""The names of the project's seed, gaudi-finetune-lora-deepspeed, in ours: one table. Torch-free.
+"""Translates files of the seed repository, gaudi-finetune-lora-deepspeed, to our keys.
 
-A file that uses any of its names at the top is taken for one of the seed's; our own keys may stand
-beside them (`device: cpu`), and win over what is only implied.
+A file with any of the seed repository's keys at its top level is taken for one of its files. Our
+own keys may stand beside them (`device: cpu`), and override the values of `IMPLIED`. Torch-free.
 """
 
 from __future__ import annotations
@@ -36,96 +36,98 @@ NAMES: dict[str, tuple[str, ...]] = {
     "weight_decay": ("training.weight_decay",),
     "seed": ("training.seed",),
 }
-"""Each of the seed's keys, and where its value goes; `save_dir` names the run folder."""
+"""The seed repository's keys, and the paths that take their value; `save_dir`: the run folder."""
 
 IMPLIED: dict[str, Any] = {
     "model.dtype": "bfloat16",
     "data.max_length": 500,
     "training.bf16": True,
     "training.lr_scheduler_type": "linear",
-    # One epoch of the ten that its file asks for.
+    # One of the ten epochs in its file.
     "training.warmup_ratio": 0.1,
 }
-"""What the seed's program fixes and its file does not say."""
+"""Values that the seed repository's program fixes and its file does not contain."""
 
 DS_CONFIG = "ds_config.json"
-"""The seed trains with the DeepSpeed configuration beside its file, on one card too."""
+"""DeepSpeed configuration beside the file; the seed repository uses it on one card too."""
 
-_TOPS = tuple(dict.fromkeys(name.partition(".")[0] for name in NAMES))
+_TOP_KEYS = tuple(dict.fromkeys(name.partition(".")[0] for name in NAMES))
 
 
 @dataclass(slots=True)
 class Translation:
-    """A file in our keys."""
+    """A file of the seed repository in our keys."""
 
     content: dict[str, Any]
-    said: dict[str, str] = field(default_factory=dict)
-    """The seed's name for each dotted path that came from one."""
+    seed_names: dict[str, str] = field(default_factory=dict)
+    """Dotted path -> the seed repository's key that its value came from."""
     save_dir: str | None = None
     problems: list[Problem] = field(default_factory=list)
-    """Keys are those of the file."""
+    """Mistakes, under the keys of the file."""
 
-    def put(self, name: str, value: Any) -> None:
-        """Set what one of the seed's names stands for; whatever stood there is replaced."""
+    def set_value(self, name: str, value: Any) -> None:
+        """Set, or replace, the values that a key of the seed repository stands for."""
         if name == "model_family":
             value = self._prompt_format(value)
         if name == SAVE_DIR:
-            self._save_in(value)
+            self._set_save_dir(value)
         for path in NAMES[name]:
             dotted.set_value(self.content, path, copy.deepcopy(value))
-            self.said[path] = name
+            self.seed_names[path] = name
 
     def _prompt_format(self, family: Any) -> Any:
-        """The prompt tags of a family, by any text that names it (`llama2-7b`)."""
+        """The prompt format of a model family, from a text that contains its name (`llama2-7b`)."""
         if not isinstance(family, str):
             return family
-        found = prompts.family_format(family)
-        if family in prompts.known_formats() or found == prompts.FALLBACK:
-            found = family
-        if prompts.format_problem(found):
+        name = prompts.family_format(family)
+        if family in prompts.known_formats() or name == prompts.FALLBACK:
+            name = family
+        if prompts.format_problem(name):
             known = prompts.known_formats()
             rule = f"names no family of prompt tags; known: {', '.join(known)}"
-            self.problems.append(Problem("model_family", rule, repr(family), nearest(found, known)))
+            self.problems.append(Problem("model_family", rule, repr(family), nearest(name, known)))
             return prompts.AUTO
-        return found
+        return name
 
-    def _save_in(self, folder: Any) -> None:
+    def _set_save_dir(self, folder: Any) -> None:
         if isinstance(folder, str) and folder.strip():
             self.save_dir = folder
         else:
             self.problems.append(Problem(SAVE_DIR, "names a folder", repr(folder)))
 
 
-def is_seed(content: Mapping[str, Any]) -> bool:
-    """Whether a file uses the seed's names."""
-    return any(name in _TOPS for name in content)
+def is_seed_config(content: Mapping[str, Any]) -> bool:
+    """Whether a file uses keys of the seed repository."""
+    return any(name in _TOP_KEYS for name in content)
 
 
 def translate(content: Mapping[str, Any], folder: Path) -> Translation:
-    """One of the seed's files, from `folder`, in our keys; mistakes are noted in what is returned.
+    """Translate a file that lies in `folder`; its mistakes are in the returned `problems`.
 
     An unknown key is a mistake, and so is a value that is given under both names.
     """
     ours = {name: copy.deepcopy(content[name]) for name in content if name in known_keys()[""]}
-    found = Translation(ours)
-    found.problems += [_unknown(name) for name in content if name not in (*_TOPS, *ours)]
-    twice = {name: path for name in NAMES for path in NAMES[name] if dotted.has_value(ours, path)}
-    for name, value in _values(content, found.problems):
-        if name in twice:
-            rule = f"stands beside {twice[name]}, which is the same: say one of them"
-            found.problems.append(Problem(name, rule))
+    translation = Translation(ours)
+    translation.problems += [_unknown(name) for name in content if name not in (*_TOP_KEYS, *ours)]
+    duplicates = {
+        name: path for name in NAMES for path in NAMES[name] if dotted.has_value(ours, path)
+    }
+    for name, value in _values(content, translation.problems):
+        if name in duplicates:
+            rule = f"stands beside {duplicates[name]}, which is the same: say one of them"
+            translation.problems.append(Problem(name, rule))
         else:
-            found.put(name, value)
+            translation.set_value(name, value)
     for path, value in IMPLIED.items():
-        if not dotted.has_value(found.content, path):
-            dotted.set_value(found.content, path, value)
-    _add_deepspeed(found, folder / DS_CONFIG)
-    return found
+        if not dotted.has_value(translation.content, path):
+            dotted.set_value(translation.content, path, value)
+    _add_deepspeed(translation, folder / DS_CONFIG)
+    return translation
 
 
 def _values(content: Mapping[str, Any], problems: list[Problem]) -> Iterator[tuple[str, Any]]:
-    """The seed's keys with their values, `LoRA` taken apart."""
-    for top in (name for name in content if name in _TOPS):
+    """The seed repository's keys with their values; `LoRA` is flattened to dotted keys."""
+    for top in (name for name in content if name in _TOP_KEYS):
         value = content[top]
         if top in NAMES:
             yield top, value
@@ -140,15 +142,15 @@ def _values(content: Mapping[str, Any], problems: list[Problem]) -> Iterator[tup
 
 
 def _unknown(name: str) -> Problem:
-    """The problem of a key that neither the seed nor we have."""
+    """The problem of a key that neither the seed repository nor we have."""
     ours = {path: other for other, paths in NAMES.items() for path in paths}
     top, _, key = name.rpartition(".")
     if name in NAMES:
         return Problem(name, f"stands inside of {top}, as {top}: {{{key}: ...}}", repr(name))
     if not top:
-        near = next((known for known in _TOPS if known.lower() == name.lower()), "")
-        near = near or nearest(name, [*_TOPS, *known_keys()[""], *known_paths()])
-        rule = f"unknown key; the seed's are {', '.join(_TOPS)}"
+        near = next((known for known in _TOP_KEYS if known.lower() == name.lower()), "")
+        near = near or nearest(name, [*_TOP_KEYS, *known_keys()[""], *known_paths()])
+        rule = f"unknown key; the seed's are {', '.join(_TOP_KEYS)}"
         return Problem(name, rule, repr(name), ours.get(near, near))
     known = [other for other in NAMES if other.startswith(f"{top}.")]
     near = f"lora.{key}" if key in known_keys()["lora"] else nearest(name, known)
@@ -157,20 +159,20 @@ def _unknown(name: str) -> Problem:
     )
 
 
-def _add_deepspeed(found: Translation, file: Path) -> None:
-    """Train with the DeepSpeed configuration beside the file, unless the file says otherwise."""
-    content = found.content
+def _add_deepspeed(translation: Translation, file: Path) -> None:
+    """Use the DeepSpeed configuration beside the file, unless the file sets another or none."""
+    content = translation.content
     if "deepspeed" in content or ("zero_stage" in content and content["zero_stage"] is None):
         return
     if not file.is_file():
         return
     content["deepspeed"] = {"config": str(file.absolute())}
     if "zero_stage" not in content:
-        content["zero_stage"] = _stage_of(file, found.problems)
+        content["zero_stage"] = _stage_of(file, translation.problems)
 
 
 def _stage_of(file: Path, problems: list[Problem]) -> int:
-    """The stage that a DeepSpeed configuration asks for; DeepSpeed's own default is 0."""
+    """The ZeRO stage of a DeepSpeed configuration; DeepSpeed's own default is 0."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         stage = (content.get("zero_optimization") or {}).get("stage", 0)

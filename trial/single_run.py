@@ -1,9 +1,9 @@
-"""One run without a sweep: a configuration file checked, and the folder that its run lives in.
+"""One run without a sweep: checks a configuration file and opens the folder of its run.
 
-    single = read(Path("config/finetune_lora.yaml"))     # in the seed's names, or in our own
+    single = read(Path("config/finetune_lora.yaml"))     # in the seed repository's keys, or in ours
     folder = open_folder(single, world_size=8)           # what `python -m trial FOLDER` trains
 
-Torch-free. The same file leads to the same folder again: an interrupted run goes on.
+Torch-free. The same file leads to the same folder, so that an interrupted run is resumed.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from trial.preflight.checks import preflight, rank_problems
 from trial.store.folders import TrialFolder
 
 RUNS = Path("runs/single")
-"""Where a run lives whose file names no folder."""
+"""Parent of the folder of a run whose file names none."""
 
-_LONGEST = 200
+_MAX_VALUE_TEXT = 200
+"""Characters of a value in a message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Single:
-    """A checked configuration and where its run is to live."""
+    """A checked configuration and the folder of its run."""
 
     source: Path
     config: TrialConfig
@@ -38,23 +39,26 @@ class Single:
 
 @dataclass(slots=True)
 class _Draft:
-    """A file on its way to a configuration."""
+    """A file while it is read: its content, the places of its keys, and its mistakes."""
 
     source: Path
-    given: seed_config.Translation
+    file: seed_config.Translation
+    """Content of the file in our keys."""
     where: dict[str, str]
-    """Place of each key of the file, and of each override, by dotted path."""
+    """Dotted path -> file and line of a key, or the override that set it."""
     problems: list[Problem] = field(default_factory=list)
 
     def refuse(self, problem: Problem) -> None:
-        """Note a mistake in a key of ours, under the name that the file gives it."""
+        """Add a mistake in one of our keys, under the key that the file uses for it."""
         path, rest = problem.key, ""
-        while path and path not in self.given.said and path not in self.where:
+        while path and path not in self.file.seed_names and path not in self.where:
             path, _, last = path.rpartition(".")
             rest = f".{last}{rest}"
-        name = self.given.said.get(path, path)
+        name = self.file.seed_names.get(path, path)
         key = f"{name}{rest}".strip(".") or problem.key
-        got = problem.got if len(problem.got) <= _LONGEST else f"{problem.got[:_LONGEST]}..."
+        got = problem.got
+        if len(got) > _MAX_VALUE_TEXT:
+            got = f"{got[:_MAX_VALUE_TEXT]}..."
         place = problem.where or self.where.get(name, str(self.source))
         self.problems.append(replace(problem, key=key, where=place, got=got, near=_near(problem)))
 
@@ -67,10 +71,15 @@ def read(
     deepspeed: bool = False,
     world_size: int = 1,
 ) -> Single:
-    """The configuration of a file, checked down to its model, its data and its device.
+    """Read a file and check its configuration, including model, data and device.
 
-    `deepspeed` says that a DeepSpeed trial is expected. The run lives in `run_dir`, else in the
-    file's `save_dir`, else in `runs/single/` under the file's name.
+    Args:
+        source: YAML file, in our keys or in the seed repository's.
+        overrides: `key=value` texts.
+        run_dir: folder of the run; default: the file's `save_dir`, else `runs/single/` and the
+            file's name.
+        deepspeed: refuse a configuration that does not use DeepSpeed.
+        world_size: number of ranks.
 
     Raises:
         ConfigError: every mistake at once, each with its file and line or its override.
@@ -79,7 +88,7 @@ def read(
     for text in overrides:
         _override(draft, text)
     _make_absolute(draft)
-    config, problems = validate(draft.given.content)
+    config, problems = validate(draft.file.content)
     for problem in problems:
         draft.refuse(problem)
     if config is not None and not draft.problems:
@@ -87,26 +96,26 @@ def read(
             draft.refuse(problem)
     if config is None or draft.problems:
         raise ConfigError(dict.fromkeys(draft.problems))
-    named = Path(draft.given.save_dir).expanduser() if draft.given.save_dir else RUNS / source.stem
+    named = Path(draft.file.save_dir).expanduser() if draft.file.save_dir else RUNS / source.stem
     return Single(source, config, TrialFolder(run_dir or named))
 
 
 def open_folder(single: Single, world_size: int = 1) -> TrialFolder:
-    """The run's folder, made or found again; a failed run is set aside and starts anew.
+    """Create or reopen the run's folder; the result of a failed run is set aside to start anew.
 
     Raises:
-        ConfigError: the folder holds another run, or one that other ranks have begun.
+        ConfigError: the folder holds another run, or one started with another number of ranks.
     """
     folder = single.folder
     if not folder.config.exists():
         return TrialFolder.create(folder.path, single.config)
     try:
-        found, result = folder.read_config(), folder.read_result()
+        existing, result = folder.read_config(), folder.read_result()
     except (OSError, ValueError) as error:
         rule = "is no run's: say another with --run-dir"
         raise ConfigError([Problem("", rule, str(error), where=str(folder.path))]) from error
-    if found.fingerprint() != single.config.fingerprint():
-        raise ConfigError(_differences(folder, found, single.config))
+    if existing.fingerprint() != single.config.fingerprint():
+        raise ConfigError(_differences(folder, existing, single.config))
     attempts = folder.read_attempts()
     if result is None and attempts and attempts[-1].devices != world_size:
         rule = f"goes on with the {attempts[-1].devices} ranks it was started with"
@@ -117,24 +126,28 @@ def open_folder(single: Single, world_size: int = 1) -> TrialFolder:
 
 
 def _draft(source: Path) -> _Draft:
-    found = yaml_file.read(source)
-    if not isinstance(found.content, dict):
+    document = yaml_file.read(source)
+    if not isinstance(document.content, dict):
         rule = "a configuration is a mapping of a trial's keys"
-        got = "an empty file" if found.content is None else repr(found.content)[:_LONGEST]
+        got = (
+            "an empty file"
+            if document.content is None
+            else repr(document.content)[:_MAX_VALUE_TEXT]
+        )
         raise ConfigError([Problem("", rule, got, where=str(source))])
-    where = {key: f"{source}:{line}" for key, line in found.lines.items() if key}
-    if not seed_config.is_seed(found.content):
-        return _Draft(source, seed_config.Translation(found.content), where)
-    draft = _Draft(source, seed_config.translate(found.content, source.parent), where)
-    for problem in draft.given.problems:
+    where = {key: f"{source}:{line}" for key, line in document.lines.items() if key}
+    if not seed_config.is_seed_config(document.content):
+        return _Draft(source, seed_config.Translation(document.content), where)
+    draft = _Draft(source, seed_config.translate(document.content, source.parent), where)
+    for problem in draft.file.problems:
         place = problem.where or where.get(problem.key, str(source))
         draft.problems.append(replace(problem, where=place))
-    draft.given.problems.clear()
+    draft.file.problems.clear()
     return draft
 
 
 def _override(draft: _Draft, text: str) -> None:
-    """Apply one `key=value`; the key is ours or the seed's."""
+    """Apply one `key=value`; the key is ours or the seed repository's."""
     place = f"--set {text}"
     key, equals, raw = (part.strip() for part in text.partition("="))
     if not equals or not key:
@@ -147,25 +160,28 @@ def _override(draft: _Draft, text: str) -> None:
         return
     draft.where[key] = place
     if key in seed_config.NAMES:
-        draft.given.put(key, value)
-        draft.problems += [replace(problem, where=place) for problem in draft.given.problems]
-        draft.given.problems.clear()
+        draft.file.set_value(key, value)
+        draft.problems += [replace(problem, where=place) for problem in draft.file.problems]
+        draft.file.problems.clear()
         return
-    draft.given.said.pop(key, None)
+    draft.file.seed_names.pop(key, None)
     try:
-        dotted.set_value(draft.given.content, key, value)
+        dotted.set_value(draft.file.content, key, value)
     except dotted.NotAMapping:
         draft.problems.append(Problem(key, "lies in what is not a mapping", where=place))
 
 
 def _make_absolute(draft: _Draft) -> None:
-    """Files are looked for beside the configuration, else from here."""
+    """Resolve file paths: beside the configuration file, else in the working directory.
+
+    For an override it is the other way round.
+    """
     for place in PATH_KEYS:
         section, _, key = place.partition(".")
-        content = draft.given.content.get(section)
+        content = draft.file.content.get(section)
         if isinstance(content, dict) and key in content:
             folders = [draft.source.parent, Path()]
-            if draft.where.get(draft.given.said.get(place, place), "").startswith("--set"):
+            if draft.where.get(draft.file.seed_names.get(place, place), "").startswith("--set"):
                 folders.reverse()
             content[key], problem = resolve(place, content[key], folders)
             if problem is not None:
@@ -181,7 +197,7 @@ def _launch_problems(config: TrialConfig, deepspeed: bool, size: int) -> Iterato
 
 
 def _near(problem: Problem) -> str:
-    """Where an unknown key's meaning lies, before what is spelt like it."""
+    """What an unknown key may mean: our path for the seed's key, else the key most like it."""
     if not problem.expected.startswith("unknown"):
         return problem.near
     paths = seed_config.NAMES.get(problem.key.rpartition(".")[2], ())
@@ -189,7 +205,7 @@ def _near(problem: Problem) -> str:
 
 
 def _differences(folder: TrialFolder, old: TrialConfig, new: TrialConfig) -> list[Problem]:
-    """What keeps a run from going on in a folder."""
+    """The settings in which a run differs from the one in its folder."""
     before, after = _as_json(old), _as_json(new)
     place = str(folder.config)
     problems = [

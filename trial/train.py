@@ -1,4 +1,4 @@
-"""Train one trial from its folder: the whole of what a worker does.
+"""Train one trial from its folder: everything that a worker does.
 
 result = train(TrialFolder("runs/x/trials/00007"))
 """
@@ -26,20 +26,20 @@ def train(
     """Train a trial to its end, from its newest checkpoint when there is one.
 
     Returns its result, which is then on disk; a folder with a result is not trained again. None
-    means that it was interrupted and waits at a checkpoint. A failure of the training is a
-    result too, with its cause; the traceback goes to the trial's log.
+    means that it was interrupted and can be resumed. A failure of the training is a result too,
+    with its cause; the traceback goes to the trial's log.
 
     Raises:
         FileNotFoundError: the folder has no configuration.
         ValueError: its configuration cannot be read.
-        RuntimeError: `process_cache` is not fit for another trial.
-        PeerLost: another rank of the trial is gone, or another process has taken the trial up.
-        DiskFullError: the disk is full; the trial goes on from its newest checkpoint.
+        RuntimeError: `process_cache` is not reusable.
+        PeerLost: another rank of the trial is gone, or another process has started the trial.
+        DiskFullError: the disk is full; the trial can be resumed.
     """
     folder = rank_group.folder_of_rank(folder)
     if (result := folder.read_result()) is not None:
         return result
-    config = folder.read_config()
+    config, control = folder.read_config(), control or NullControl()
     process_cache = process_cache or ProcessCache(finish_imports)
     if config.packed and not unpackable_reason(config):
         process_cache.start(config)
@@ -47,25 +47,21 @@ def train(
         from trial.packed.job import train_packed
 
         with contextlib.suppress(NotPackableError):
-            return train_packed(
-                [folder], slots=1, process_cache=process_cache, controls=[control or NullControl()]
-            )[0]
-    return _train_alone(
-        AttemptContext(folder, config, control or NullControl(), process_cache, PhaseTimer())
-    )
-
-
-def _train_alone(context: AttemptContext) -> Result | None:
-    with context.process_cache.use(context.config):
-        result = _outcome(context)
+            return train_packed([folder], slots=1, process_cache=process_cache, controls=[control])[
+                0
+            ]
+    context = AttemptContext(folder, config, control, process_cache, PhaseTimer())
+    with process_cache.use(config):
+        result = _train_alone(context)
     if result is not None:
         commit_result(context, result)
     return result
 
 
-def _outcome(context: AttemptContext) -> Result | None:
+def _train_alone(context: AttemptContext) -> Result | None:
+    """Run an attempt; an exception of the training becomes a failed result."""
     try:
-        state = _attempt(context)
+        state = _run_attempt(context)
     except rank_group.PeerLost:
         context.process_cache.reusable = False
         raise
@@ -82,17 +78,18 @@ def _outcome(context: AttemptContext) -> Result | None:
     return None if state is None else context.result(state)
 
 
-def _attempt(context: AttemptContext) -> State | None:
+def _run_attempt(context: AttemptContext) -> State | None:
+    """Start the device, join the other ranks, and train."""
     config = context.config
     try:
         with context.clock.during("startup"):
             device = context.device = context.process_cache.start(config)
-            from trial.training.attempt import attempt
+            from trial.training.attempt import run_attempt
         context.process_cache.charge_import_time(context.clock)
         if rank_env.world_size() > 1 and config.zero_stage is None and device.name == "cpu":
             raise ValueError("several ranks on cpu need a `zero_stage`: they drift apart without")
         context.rank_group = rank_group.connect()
-        return attempt(context, device)
+        return run_attempt(context, device)
     finally:
         if context.device is not None:
             rank_env.tear_down(context.trainer)

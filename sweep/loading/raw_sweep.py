@@ -226,7 +226,7 @@ def _read_base(sheet: RawSweep, name: str) -> None:
         return
     sheet.content["base"], sheet.base_folder = found.content, path.parent
     sheet.where |= {f"base.{key}": f"{path}:{line}" for key, line in found.lines.items() if key}
-    if seed_config.is_seed(found.content):
+    if seed_config.is_seed_config(found.content):
         _take_seed(sheet, seed_config.translate(found.content, path.parent))
 
 
@@ -236,7 +236,7 @@ def _take_seed(sheet: RawSweep, found: seed_config.Translation) -> None:
         sheet.refuse(replace(problem, key=f"base.{problem.key}".rstrip(".")))
     sheet.content["base"] = found.content
     sheet.where |= {f"base.{path}": sheet.locate(f"base.{name}") for path, name in
-                    found.said.items()}  # fmt: skip
+                    found.seed_names.items()}  # fmt: skip
 
 
 def _override(sheet: RawSweep, text: str) -> None:

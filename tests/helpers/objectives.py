@@ -4,9 +4,9 @@ from trial.objectives.batch import per_token_cross_entropy
 
 
 def weighted(model, batch, *, weight=1.0):
-    """Nats per token, weighted."""
-    side = batch["train"]
-    return weight * side.per_token(per_token_cross_entropy(model(batch)["train"], side.labels))
+    """Cross-entropy per token, weighted."""
+    part = batch["train"]
+    return weight * part.per_token(per_token_cross_entropy(model(batch)["train"], part.labels))
 
 
 def rows_to_forget(model, sets):

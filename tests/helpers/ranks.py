@@ -1,4 +1,4 @@
-"""Two ranks of one trial, or of a packed job, in processes of their own; some stop or fail."""
+"""Ranks of one trial, or of a packed job, in processes of their own; some stop or fail."""
 
 import dataclasses
 import json
@@ -18,22 +18,23 @@ from trial.store.folders import TrialFolder
 from trial.store.records import Evaluation
 from trial.train import train
 
-SAW_ANOTHER_GO = 17
+PEER_LOST = 17
+"""Exit code of a rank that saw another one end."""
 
 
 def run_rank(rank: int, size: int, port: int, path: str, script: tuple[str, int]) -> None:
-    """What one rank does; `script` is what its own control says or does, and when."""
+    """Train as one rank; `script` is what its control does (a stop reason, or `die`), and when."""
     os.environ.update(rank_environment(rank, ["here"] * size, "127.0.0.1", port))
     import torch
 
     torch.set_num_threads(1)
-    what, asked = script
-    control = Killer(asked=asked) if what == "die" else Recorder(what or None, asked)  # type: ignore[arg-type]
+    action, asked = script
+    control = Killer(asked=asked) if action == "die" else Recorder(action or None, asked)  # type: ignore[arg-type]
     folder = TrialFolder(path)
     try:
         train(folder, control)
     except PeerLost:
-        os._exit(SAW_ANOTHER_GO)
+        os._exit(PEER_LOST)
     Path(path, f"asked-{rank}").write_text(str(control.asked))
     os._exit(0)
 
@@ -42,15 +43,15 @@ KILLED = -signal.SIGKILL
 
 
 def run_ranks(context: Any, target: Callable[..., None], *of_ranks: tuple[Any, ...]) -> list[int]:
-    """Start `target(rank, size, port, *its own)` for each rank; their exit codes.
+    """Start `target(rank, size, port, *arguments of the rank)` for each rank; their exit codes.
 
-    As with any launcher, one that ends badly ends the others.
+    As with any launcher, a rank that fails ends the others.
     """
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        port = door.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
     ranks = [
-        context.Process(target=target, args=(rank, len(of_ranks), port, *folder_of_rank))
-        for rank, folder_of_rank in enumerate(of_ranks)
+        context.Process(target=target, args=(rank, len(of_ranks), port, *arguments))
+        for rank, arguments in enumerate(of_ranks)
     ]
     for rank in ranks:
         rank.start()
@@ -67,31 +68,31 @@ def run_ranks(context: Any, target: Callable[..., None], *of_ranks: tuple[Any, .
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """What the ranks of a packed job are given."""
+    """A packed job for `run_packed_rank`."""
 
     folders: tuple[str, ...]
     slots: int
     stops: tuple[tuple[str, int] | None, ...] = ()
-    """Of each trial: why it is to stop, and after an evaluation at which step."""
+    """By trial: stop reason, and the step of the evaluation after which it is requested."""
     fault: tuple[str, int, str] | None = None
-    """A method of the engine that fails on this rank, at which call, and how."""
+    """A method of the engine that fails on this rank, at which call, and how (see `FAULTS`)."""
     away: bool = False
-    """Whether the CPU plays a device where reading a loss makes one wait."""
+    """Whether the CPU acts as a device where reading a loss waits (`free_reads` off)."""
     fixed: bool = False
-    """Whether it plays one where a new shape costs a compilation."""
+    """Whether it acts as a device with `fixed_shapes`."""
 
 
 class StopsAfter(NullControl):
     """Asks a trial to stop after an evaluation at some step."""
 
     def __init__(self, reason: str | None, step: int) -> None:
-        self.reason, self.step, self.heard = reason, step, 0
+        self.reason, self.step, self.evaluated_step = reason, step, 0
 
     def evaluated(self, folder: TrialFolder, evaluation: Evaluation) -> None:
-        self.heard = evaluation.step
+        self.evaluated_step = evaluation.step
 
     def stop_reason(self, folder: TrialFolder) -> Any:
-        return self.reason if self.heard >= self.step else None
+        return self.reason if self.evaluated_step >= self.step else None
 
 
 FAULTS: dict[str, Callable[[], Exception]] = {
@@ -101,17 +102,17 @@ FAULTS: dict[str, Callable[[], Exception]] = {
 
 
 def break_engine(name: str, call: int, how: str) -> None:
-    """Let the n-th call of a method of the engine fail; a step fails when half of it is done."""
+    """Let the n-th call of a method of the engine fail; a `step` fails after it has been done."""
     from trial.multi_lora.engine import Engine
 
-    whole, calls = getattr(Engine, name), 0
+    original, calls = getattr(Engine, name), 0
 
     def broken(engine: Any, *given: Any) -> Any:
         nonlocal calls
         calls += 1
-        done = whole(engine, *given) if calls != call or name == "step" else None
+        result = original(engine, *given) if calls != call or name == "step" else None
         if calls != call:
-            return done
+            return result
         if how == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         raise FAULTS[how]()
@@ -120,7 +121,7 @@ def break_engine(name: str, call: int, how: str) -> None:
 
 
 def run_packed_rank(rank: int, size: int, port: int, given: Packed) -> None:
-    """What one rank of a packed job does; what it saw of the ends lies beside the first trial."""
+    """Train as one rank of a packed job; the states it saw go to `saw-RANK` in the first folder."""
     os.environ.update(rank_environment(rank, ["here"] * size, "127.0.0.1", port))
     import torch
 
@@ -138,7 +139,7 @@ def run_packed_rank(rank: int, size: int, port: int, given: Packed) -> None:
     try:
         found = train_packed(folders, slots=given.slots, controls=controls or None)
     except PeerLost:
-        os._exit(SAW_ANOTHER_GO)
+        os._exit(PEER_LOST)
     states = [result.state if result else None for result in found]
     Path(given.folders[0], f"saw-{rank}").write_text(json.dumps(states))
     os._exit(0)

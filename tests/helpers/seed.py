@@ -1,4 +1,4 @@
-"""The seed's own two files, and what stands around them in a folder."""
+"""The seed repository's two configuration files, and a model and rows for them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ lr: 1e-4
 weight_decay: 0
 seed: 42
 """
-"""config/finetune_lora.yaml as the seed's description prints it, but for two paths."""
+"""config/finetune_lora.yaml as in the seed repository's description, but for two paths."""
 
 DS_CONFIG = """\
 {
@@ -43,7 +43,7 @@ DS_CONFIG = """\
 
 
 def write_config(folder: Path, model: object, rows: object, deepspeed: bool = True) -> Path:
-    """The seed's `config` folder; returns the YAML."""
+    """The seed repository's `config` folder; returns the YAML file."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "finetune_lora.yaml"
     file.write_text(FINETUNE_LORA.format(model=model, rows=rows))
@@ -53,7 +53,7 @@ def write_config(folder: Path, model: object, rows: object, deepspeed: bool = Tr
 
 
 def write_model(folder: Path) -> Path:
-    """A tiny Llama that takes rows of 500 tokens, as the seed's are."""
+    """A tiny Llama that takes rows of 500 tokens, as in the seed repository."""
     from helpers import models
 
     models.make_model(folder)
@@ -63,7 +63,7 @@ def write_model(folder: Path) -> Path:
 
 
 def write_rows(path: Path, count: int = 18) -> Path:
-    """Questions and answers as the seed reads them: a CSV with semicolons."""
+    """Questions and answers as the seed repository reads them: a CSV with semicolons."""
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, ["question", "answer"], delimiter=";")
         writer.writeheader()

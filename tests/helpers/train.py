@@ -16,11 +16,11 @@ from trial.train import train
 from trial.training.process_cache import ProcessCache
 
 DEVICE = os.environ.get("TEST_DEVICE", "cpu")
-"""What tests train on; `make test-cuda` says another."""
+"""The device that tests train on; `make test-cuda` sets another."""
 
 
 class Material:
-    """A model folder and a file of rows, made once, and one warm process to train in."""
+    """A model folder and a file of rows, made once, and the process cache that trials share."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -36,7 +36,7 @@ class Material:
         return self._process_cache
 
     def config(self, **sections: Any) -> TrialConfig:
-        """A trial of twenty steps in less than a second; sections are merged key by key."""
+        """A trial of twenty steps, less than a second; sections are merged key by key."""
         content: dict[str, Any] = {
             "model": {"name_or_path": str(self.model)},
             "data": {"path": str(self.rows), "max_length": 48},
@@ -71,20 +71,20 @@ class Material:
 
 
 class Recorder(NullControl):
-    """Remembers what it was told; stops the trial when it is asked for the n-th time."""
+    """Records what the trial reports; stops the trial when it is asked for the n-th time."""
 
     def __init__(self, stop: StopReason | None = None, asked: int = 0) -> None:
         self.stop = stop
         self.at = asked
         self.asked = 0
-        self.told: list[Evaluation] = []
+        self.evaluations: list[Evaluation] = []
         self.starts: list[tuple[str, int]] = []
 
     def started(self, folder: TrialFolder, device: str, max_steps: int) -> None:
         self.starts.append((device, max_steps))
 
     def evaluated(self, folder: TrialFolder, evaluation: Evaluation) -> None:
-        self.told.append(evaluation)
+        self.evaluations.append(evaluation)
 
     def stop_reason(self, folder: TrialFolder) -> StopReason | None:
         self.asked += 1
@@ -92,7 +92,7 @@ class Recorder(NullControl):
 
 
 class Killer(Recorder):
-    """Kills its own process, without any farewell, when it is asked for the n-th time."""
+    """Kills its own process with SIGKILL when it is asked for the n-th time."""
 
     def stop_reason(self, folder: TrialFolder) -> StopReason | None:
         super().stop_reason(folder)
@@ -102,7 +102,7 @@ class Killer(Recorder):
 
 
 def train_and_die(path: str, asked: int, threads: int) -> None:
-    """What a process does that is killed in the middle of a trial."""
+    """Run in a process of its own: train, and be killed at the n-th question."""
     import torch
 
     torch.set_num_threads(threads)
@@ -110,7 +110,7 @@ def train_and_die(path: str, asked: int, threads: int) -> None:
 
 
 def train_to_end(path: str, threads: int) -> None:
-    """What a fresh process does."""
+    """Run in a process of its own: train to the end."""
     import torch
 
     torch.set_num_threads(threads)

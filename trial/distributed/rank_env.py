@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from trial.devices import compat
+
 ONE_RANK = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
 
 
@@ -36,13 +38,13 @@ def rank_variables(deepspeed: bool) -> Iterator[None]:
     next trial into a DeepSpeed trial.
     """
     before = dict(os.environ)
-    _remove_accelerate_variables()
+    compat.clear_accelerate_environment()
     if deepspeed and "RANK" not in os.environ:
         os.environ.update(ONE_RANK, MASTER_PORT=str(free_port()))
     try:
         yield
     finally:
-        _remove_accelerate_variables()
+        compat.clear_accelerate_environment()
         for name in {*ONE_RANK, "MASTER_PORT"} - set(before):
             os.environ.pop(name, None)
 
@@ -51,9 +53,7 @@ def skip_deepspeed_shm_build(device: str) -> None:
     """On a CPU, keep DeepSpeed from compiling its shared-memory communication operator."""
     if device != "cpu":
         return
-    import deepspeed.ops
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    compat.skip_shared_memory_operator()
 
 
 def init_deepspeed_comm(backend: str) -> None:
@@ -70,9 +70,6 @@ def init_deepspeed_comm(backend: str) -> None:
 
 def tear_down(trainer: Any | None) -> None:
     """Remove a trainer's global state: DeepSpeed's engine, accelerate's state, ZeRO's settings."""
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
     if trainer is not None:
         engine = getattr(trainer, "deepspeed", None)
         if engine is not None:
@@ -81,13 +78,4 @@ def tear_down(trainer: Any | None) -> None:
                 engine.destroy()
         with suppress(Exception):
             trainer.accelerator.free_memory()
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    PartialState._reset_state()
-    unset_hf_deepspeed_config()
-    _remove_accelerate_variables()
-
-
-def _remove_accelerate_variables() -> None:
-    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
-        del os.environ[name]
+    compat.reset_accelerate()

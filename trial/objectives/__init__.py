@@ -1,1 +1,1 @@
-"""What a trial minimises, and the metrics that unlearning is judged by."""
+"""Loss functions and metrics of training objectives, unlearning among them."""

@@ -1,7 +1,7 @@
-"""A batch by what its rows are for, and the model that answers it, now and as it was.
+"""A batch divided into parts by what its rows are for, and the model that an objective calls.
 
-Objectives see nothing else: which device, which engine and how many batches make an optimizer step
-is settled here.
+Objectives see nothing else: which device trains, through which engine, and how many batches make an
+optimizer step is decided here.
 """
 
 from __future__ import annotations
@@ -18,20 +18,24 @@ from trial.data.tokens import IGNORE_INDEX
 
 Forward = Callable[[dict[str, torch.Tensor]], torch.Tensor]
 Logits = dict[str, torch.Tensor]
-"""By side, each [rows, columns, vocabulary]."""
+"""By name of the part, each [rows, columns, vocabulary]."""
+
+COLUMNS = ("input_ids", "attention_mask", "labels", "lengths")
+"""Tensors of a batch, rows first."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPart:
-    """Rows of one kind; what they add up to over the whole optimizer step is known with them."""
+    """Rows of one kind, with the totals of their kind over the whole optimizer step."""
 
     input_ids: torch.Tensor
     """[rows, columns], padded on the right."""
     attention_mask: torch.Tensor
+    """[rows, columns]"""
     labels: torch.Tensor
-    """-100 but for the completion and its eos."""
+    """[rows, columns]: tokens of the completion and its eos, -100 elsewhere."""
     lengths: torch.Tensor
-    """[rows]: tokens of each row, padding left out."""
+    """[rows]: tokens of each row, padding not counted."""
     step_rows: torch.Tensor
     """Rows of this kind in the whole optimizer step, over all its batches."""
     step_tokens: torch.Tensor
@@ -47,87 +51,86 @@ class BatchPart:
         return values.sum() / self.step_rows
 
     def per_token(self, values: torch.Tensor) -> torch.Tensor:
-        """This batch's share of the mean over the step's completion tokens."""
+        """This batch's share of the mean over the step's completion tokens.
+
+        `values` has any shape and is 0 where there is no completion token.
+        """
         return values.sum() / self.step_tokens
 
 
 Batch = Mapping[str, BatchPart]
-"""Sides by name: `forget`, `retain`, `alternative`; or `train` where nothing is to be forgotten."""
+"""Parts by name: `forget`, `retain`, `alternative`; or `train` where there is no forget set."""
 
 
-def split(
-    inputs: Mapping[str, torch.Tensor], sides: Sequence[str], counts: torch.Tensor
+def divide(
+    inputs: Mapping[str, torch.Tensor], names: Sequence[str], counts: torch.Tensor
 ) -> dict[str, BatchPart]:
-    """The sides of a batch whose rows stand side after side.
+    """The parts of a batch, whose rows stand part after part in the order of `names`.
 
-    `counts` is [2, sides]: rows and completion tokens of the whole optimizer step.
+    `counts` is [2, parts]: rows and completion tokens of the whole optimizer step.
     """
-    found = {}
-    for index, name in enumerate(sides):
-        own = {key: part_of(inputs[key], index, len(sides)) for key in _COLUMNS}
-        found[name] = BatchPart(**own, step_rows=counts[0, index], step_tokens=counts[1, index])
-    return found
+    parts = {}
+    for index, name in enumerate(names):
+        tensors = {key: _rows_of_part(inputs[key], index, len(names)) for key in COLUMNS}
+        parts[name] = BatchPart(**tensors, step_rows=counts[0, index], step_tokens=counts[1, index])
+    return parts
 
 
-_COLUMNS = ("input_ids", "attention_mask", "labels", "lengths")
-
-
-def part_of(tensor: torch.Tensor, index: int, parts: int) -> torch.Tensor:
-    """The rows of one of several equal parts."""
+def _rows_of_part(tensor: torch.Tensor, index: int, parts: int) -> torch.Tensor:
+    """The rows of one of several equally large parts."""
     rows = len(tensor) // parts
     return tensor[index * rows : (index + 1) * rows]
 
 
-def step_counts(batches: Sequence[Mapping[str, torch.Tensor]], sides: int) -> torch.Tensor:
-    """[2, sides]: rows and completion tokens of all batches of an optimizer step, at least 1."""
-    counts = torch.zeros(2, sides, dtype=torch.long)
+def step_counts(batches: Sequence[Mapping[str, torch.Tensor]], parts: int) -> torch.Tensor:
+    """[2, parts]: rows and completion tokens of all batches of an optimizer step, at least 1."""
+    counts = torch.zeros(2, parts, dtype=torch.long)
     for batch in batches:
-        wanted = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(dim=1)
-        for side in range(sides):
-            own = part_of(wanted, side, sides)
-            counts[0, side] += len(own)
-            counts[1, side] += own.sum()
+        targets = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(dim=1)
+        for part in range(parts):
+            part_targets = _rows_of_part(targets, part, parts)
+            counts[0, part] += len(part_targets)
+            counts[1, part] += part_targets.sum()
     return counts.clamp(min=1)
 
 
 class Model:
-    """The model in training; `reference` is the same one with its adapter disabled.
-
-    `forward` takes input ids and attention mask to logits, through whatever engine trains.
-    """
+    """The model in training; its reference model is the same one with the adapter disabled."""
 
     def __init__(self, forward: Forward, module: Any) -> None:
+        """`forward` takes input ids and attention mask to logits; `module` holds the adapter."""
         self.forward = forward
         self.module = module
 
     def __call__(self, batch: Batch) -> Logits:
-        """Logits of every side, in one forward pass: what holds gradients is then run once."""
+        """Logits of every part, in one forward pass: gradient hooks of ZeRO expect one a step."""
         return self._run(batch, tuple(batch))
 
-    def reference(self, batch: Batch, *sides: str) -> Logits:
-        """Logits of the model before training, without gradients and without dropout.
+    def reference(self, batch: Batch, *names: str) -> Logits:
+        """Logits of the named parts (default: all) from the reference model.
+
+        Without gradients and without dropout.
 
         Raises:
             ValueError: the model has no adapter to disable.
         """
         with torch.no_grad(), adapter_disabled(self.module):
-            return self._run(batch, sides or tuple(batch))
+            return self._run(batch, names or tuple(batch))
 
-    def _run(self, batch: Batch, sides: Sequence[str]) -> Logits:
-        chosen = [batch[side] for side in sides]
+    def _run(self, batch: Batch, names: Sequence[str]) -> Logits:
+        parts = [batch[name] for name in names]
         logits = self.forward(
             {
-                "input_ids": torch.cat([side.input_ids for side in chosen]),
-                "attention_mask": torch.cat([side.attention_mask for side in chosen]),
+                "input_ids": torch.cat([part.input_ids for part in parts]),
+                "attention_mask": torch.cat([part.attention_mask for part in parts]),
             }
         )
-        edges = [len(side.input_ids) for side in chosen]
-        return dict(zip(sides, logits.split(edges), strict=True))
+        return dict(zip(names, logits.split([len(part.input_ids) for part in parts]), strict=True))
 
 
 @contextmanager
 def adapter_disabled(module: Any) -> Iterator[None]:
-    """The module as it was before training, and not training.
+    """The module without its adapter, in eval mode.
 
     Raises:
         ValueError: it has no adapter.
@@ -144,9 +147,12 @@ def adapter_disabled(module: Any) -> Iterator[None]:
 
 
 def per_token_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Nats of each completion token given those before it, [rows, columns - 1]; elsewhere 0."""
+    """Cross-entropy of each completion token, [rows, columns - 1], in nats; 0 elsewhere.
+
+    `logits` is [rows, columns, vocabulary], `labels` [rows, columns].
+    """
     return cross_entropy(
-        wide(logits[:, :-1]).transpose(1, 2),
+        at_least_float32(logits[:, :-1]).transpose(1, 2),
         labels[:, 1:],
         ignore_index=IGNORE_INDEX,
         reduction="none",
@@ -154,10 +160,10 @@ def per_token_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch
 
 
 def per_row_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Nats of each row's whole completion, [rows]."""
+    """Cross-entropy of each row's completion, [rows], in nats: -log P(completion | prompt)."""
     return per_token_cross_entropy(logits, labels).sum(dim=1)
 
 
-def wide(tensor: torch.Tensor) -> torch.Tensor:
-    """At least float32."""
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor as float32, or as it is if it is float64."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,8 +1,9 @@
 """The objectives: each a function (model, batch, **arguments) -> this batch's share of the loss.
 
-`model(batch)` gives the logits of every side, `model.reference(batch, side)` those before training.
-A side's `per_row` and `per_token` take the mean over the whole optimizer step, so that accumulation
-and several ranks train as one large batch would. L is the nats of a completion given its prompt.
+`model(batch)` returns the logits of every part of the batch, `model.reference(batch, part)` those
+of the model before training. A part's `per_row` and `per_token` average over the whole optimizer
+step, so that gradient accumulation and several ranks train as one large batch would. In the
+docstrings, L is the cross-entropy of a completion in nats: -log P(completion | prompt).
 """
 
 from __future__ import annotations
@@ -20,89 +21,92 @@ from trial.objectives.batch import (
     BatchPart,
     Logits,
     Model,
+    at_least_float32,
     per_row_cross_entropy,
     per_token_cross_entropy,
-    wide,
 )
 
 Objective = Callable[..., torch.Tensor]
 
 
 def sft(model: Model, batch: Batch) -> torch.Tensor:
-    """Nats per completion token, as the ordinary trainer takes it; for batches without sides."""
+    """Cross-entropy per completion token, as the ordinary trainer's; batches hold `train` alone."""
     return _per_token(model(batch)["train"], batch["train"])
 
 
 def grad_ascent(model: Model, batch: Batch) -> torch.Tensor:
-    """Minus the nats per token of the forget set (TOFU)."""
+    """Minus the cross-entropy per token of the forget set (TOFU)."""
     return -_per_token(model(batch)["forget"], batch["forget"])
 
 
 def grad_diff(model: Model, batch: Batch, *, retain_weight: float) -> torch.Tensor:
-    """`grad_ascent`, and the retain set learned beside it (TOFU)."""
+    """`grad_ascent` plus the cross-entropy per token of the retain set (TOFU)."""
     now = model(batch)
     return _retained(now, batch, retain_weight) - _per_token(now["forget"], batch["forget"])
 
 
 def kl(model: Model, batch: Batch, *, retain_weight: float) -> torch.Tensor:
-    """`grad_ascent`, and the retain set answered as before (TOFU).
+    """`grad_ascent` plus the divergence from the reference model on the retain set (TOFU).
 
-    KL(before || now) of the next token, averaged over each row's own tokens, prompt included,
-    then over rows, as the paper has it; its published code averages over the padding too.
+    KL(reference || model) of the next token, averaged over each row's own tokens, prompt included,
+    then over rows, as in the paper; its published code averages over the padding too.
     """
-    before = model.reference(batch, "retain") if retain_weight else {}
+    reference = model.reference(batch, "retain") if retain_weight else {}
     now = model(batch)
     loss = -_per_token(now["forget"], batch["forget"])
     if not retain_weight:
         return loss
     retain = batch["retain"]
     return loss + retain_weight * retain.per_row(
-        row_divergence(before["retain"], now["retain"], retain.lengths)
+        row_divergence(reference["retain"], now["retain"], retain.lengths)
     )
 
 
 def idk(model: Model, batch: Batch, *, retain_weight: float) -> torch.Tensor:
-    """Other answers to the forget set's questions learned beside the retain set (TOFU)."""
+    """Cross-entropy of other answers ("I don't know"), plus that of the retain set (TOFU)."""
     now = model(batch)
-    learned = _per_token(now["alternative"], batch["alternative"])
-    return learned + _retained(now, batch, retain_weight)
+    alternative = _per_token(now["alternative"], batch["alternative"])
+    return alternative + _retained(now, batch, retain_weight)
 
 
 def dpo(model: Model, batch: Batch, *, beta: float, retain_weight: float) -> torch.Tensor:
-    """The other answer preferred to the one to forget: -log sigmoid(beta (m_other - m_forget)).
+    """Prefer the alternative answer to the one to forget: -log sigmoid(beta (m_alt - m_forget)).
 
-    m is how much likelier the model finds an answer than its reference does, in nats.
+    m is the log-probability of an answer under the model minus that under the reference.
     """
-    wanted = ("alternative", "forget")
-    before = model.reference(batch, *wanted)
+    names = ("alternative", "forget")
+    reference = model.reference(batch, *names)
     now = model(batch)
-    other, forget = (
-        per_row_cross_entropy(before[side], batch[side].labels)
-        - per_row_cross_entropy(now[side], batch[side].labels)
-        for side in wanted
+    alternative, forget = (
+        per_row_cross_entropy(reference[name], batch[name].labels)
+        - per_row_cross_entropy(now[name], batch[name].labels)
+        for name in names
     )
-    loss = batch["forget"].per_row(-logsigmoid(beta * (other - forget)))
+    loss = batch["forget"].per_row(-logsigmoid(beta * (alternative - forget)))
     return loss + _retained(now, batch, retain_weight)
 
 
 def npo(model: Model, batch: Batch, *, beta: float, retain_weight: float) -> torch.Tensor:
-    """Negative preference: -2/beta log sigmoid(beta (L - L_reference)) on the forget set."""
+    """Negative preference optimisation: -2/beta log sigmoid(beta (L - L_reference)), forget set."""
     forget = batch["forget"]
-    before = per_row_cross_entropy(model.reference(batch, "forget")["forget"], forget.labels)
+    reference = model.reference(batch, "forget")["forget"]
+    loss_before = per_row_cross_entropy(reference, forget.labels)
     now = model(batch)
-    harder = per_row_cross_entropy(now["forget"], forget.labels) - before
-    loss = forget.per_row(-2 / beta * logsigmoid(beta * harder))
+    increase = per_row_cross_entropy(now["forget"], forget.labels) - loss_before
+    loss = forget.per_row(-2 / beta * logsigmoid(beta * increase))
     return loss + _retained(now, batch, retain_weight)
 
 
 def simnpo(
     model: Model, batch: Batch, *, beta: float, gamma: float, retain_weight: float
 ) -> torch.Tensor:
-    """NPO without a reference: -2/beta log sigmoid(beta L / tokens - gamma) on the forget set."""
+    """NPO without a reference: -2/beta log sigmoid(beta L / tokens - gamma), forget set."""
     forget = batch["forget"]
     now = model(batch)
-    each = per_row_cross_entropy(now["forget"], forget.labels) / forget.targets.clamp(min=1)
-    loss = forget.per_row(-2 / beta * logsigmoid(beta * each - gamma))
+    loss_per_token = per_row_cross_entropy(now["forget"], forget.labels) / forget.targets.clamp(
+        min=1
+    )
+    loss = forget.per_row(-2 / beta * logsigmoid(beta * loss_per_token - gamma))
     return loss + _retained(now, batch, retain_weight)
 
 
@@ -116,14 +120,14 @@ FUNCTIONS: dict[str, Objective] = {
     "npo": npo,
     "simnpo": simnpo,
 }
-"""By the names of `trial.config.objective_registry.OBJECTIVES`."""
+"""By the names in `trial.config.objective_registry.OBJECTIVES`."""
 
 
 def find(name: str) -> Objective:
-    """A built-in objective, or the user's own.
+    """A built-in objective, or a user's function (`package.module:function`).
 
     Raises:
-        ConfigError: the user's own cannot be imported.
+        ConfigError: the user's function cannot be imported.
     """
     return (
         user_functions.load_function(f"{KEY}.name", name)
@@ -135,7 +139,7 @@ def find(name: str) -> Objective:
 def compute(
     objective: Objective, name: str, model: Model, batch: Batch, arguments: dict[str, Any]
 ) -> torch.Tensor:
-    """The loss of a batch.
+    """A batch's share of the loss of its optimizer step, a tensor without dimensions.
 
     Raises:
         ValueError: the objective returned something else.
@@ -143,28 +147,36 @@ def compute(
     loss = objective(model, batch, **arguments)
     if not isinstance(loss, torch.Tensor) or loss.dim():
         got = f"a tensor of shape {tuple(loss.shape)}" if hasattr(loss, "shape") else repr(loss)
-        rule = "must return this batch's share of the step's loss, one number: see Side.per_row"
+        rule = (
+            "must return this batch's share of the step's loss, one number: see BatchPart.per_row"
+        )
         raise ValueError(f"objective {name} {rule}, got {got}")
     return loss
 
 
-def row_divergence(before: torch.Tensor, now: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """[rows]: KL(before || now) of the next token, averaged over each row's own tokens."""
-    each = kl_div(
-        wide(now[:, :-1]).log_softmax(-1),
-        wide(before[:, :-1]).log_softmax(-1),
+def row_divergence(
+    reference: torch.Tensor, now: torch.Tensor, lengths: torch.Tensor
+) -> torch.Tensor:
+    """[rows]: KL(reference || now) of the next token, averaged over each row's own tokens.
+
+    Both are logits, [rows, columns, vocabulary]; `lengths` is [rows].
+    """
+    per_token = kl_div(
+        at_least_float32(now[:, :-1]).log_softmax(-1),
+        at_least_float32(reference[:, :-1]).log_softmax(-1),
         reduction="none",
         log_target=True,
     ).sum(dim=-1)
-    followed = lengths.unsqueeze(1) - 1
-    inside = torch.arange(each.shape[1], device=each.device).unsqueeze(0) < followed
-    return (each * inside).sum(dim=1) / followed.squeeze(1).clamp(min=1)
+    predicted = lengths.unsqueeze(1) - 1
+    columns = torch.arange(per_token.shape[1], device=per_token.device)
+    inside = columns.unsqueeze(0) < predicted
+    return (per_token * inside).sum(dim=1) / predicted.squeeze(1).clamp(min=1)
 
 
-def _per_token(logits: torch.Tensor, side: BatchPart) -> torch.Tensor:
-    return side.per_token(per_token_cross_entropy(logits, side.labels))
+def _per_token(logits: torch.Tensor, part: BatchPart) -> torch.Tensor:
+    return part.per_token(per_token_cross_entropy(logits, part.labels))
 
 
 def _retained(now: Logits, batch: Batch, weight: float) -> torch.Tensor | float:
-    """The weighted nats per token of the retain set; nothing where it has no weight."""
+    """The weighted cross-entropy per token of the retain set; 0 without a weight."""
     return weight * _per_token(now["retain"], batch["retain"]) if weight else 0.0

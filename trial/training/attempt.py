@@ -1,4 +1,4 @@
-"""One attempt: build model, data and trainer, go on from the newest checkpoint, train, keep.
+"""One attempt at a trial: build model, data and trainer, resume from a checkpoint, train, save.
 
 Loads torch; `trial.train` imports it once the device's environment is set.
 """
@@ -10,12 +10,12 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import transformers
-from transformers import PrinterCallback
 
 from trial.devices.device import Device
 from trial.distributed import rank_env
@@ -30,33 +30,37 @@ from trial.training.run_state import RunState, Stopped
 from trial.training.trainer_setup import trainer_setup
 
 logger = logging.getLogger(__name__)
-VERSIONED = ("torch", "transformers", "peft", "accelerate", "optimum-habana", "deepspeed")
+RECORDED_VERSIONS = ("torch", "transformers", "peft", "accelerate", "optimum-habana", "deepspeed")
 
 
-def attempt(context: AttemptContext, device: Device) -> State | None:
-    """Train until the end or until told to stop; None when interrupted at a checkpoint."""
+def run_attempt(context: AttemptContext, device: Device) -> State | None:
+    """Train to the end, or until a stop is requested; None when interrupted at a checkpoint."""
     checkpoint, run = restore_run_state(context, device)
     context.run = run
     record_attempt(context, device, run)
     try:
         if reason := run.poll_stop():
             raise Stopped(reason)
-        _build(context, device, run, resumed=checkpoint is not None)
+        context.trainer = _build_trainer(context, device, run, resumed=checkpoint is not None)
         context.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except Stopped as stopped:
         run.stop = stopped.reason
     run.update_progress()
     if run.stop is not None:
         return "pruned" if run.stop == "prune" else None
-    save_result_weights(context, run, partial(_save, context))
+
+    def save(folder: Path) -> None:
+        save_weights(context.model, folder, context.process_cache.tokenizer(context.config))
+
+    save_result_weights(context, run, save)
     return "complete"
 
 
 def restore_run_state(context: AttemptContext, device: Device) -> tuple[Path | None, RunState]:
-    """What the trial has come to so far, and the checkpoint it goes on from if there is one."""
+    """The newest checkpoint if there is one, and the trial's state at it; all ranks agree."""
     checkpoints = Checkpoints(context.folder)
-    found = checkpoints.newest()
-    name = context.rank_group.broadcast(found.name if found else None)
+    local = checkpoints.newest()
+    name = context.rank_group.broadcast(local.name if local else None)
     newest = checkpoints.path / name if name else None
     progress = checkpoints.read_progress(newest) if newest else TrialProgress()
     checkpoints.tidy(progress)
@@ -76,7 +80,7 @@ def restore_run_state(context: AttemptContext, device: Device) -> tuple[Path | N
 
 
 def record_attempt(context: AttemptContext, device: Device, run: RunState, slots: int = 1) -> None:
-    """Write down that the trial has been taken up here; the latest to do so owns it."""
+    """Append to `attempts.jsonl`; the process that wrote the last line owns the trial."""
     folder = context.folder
     folder.append_attempt(
         Attempt(
@@ -86,7 +90,7 @@ def record_attempt(context: AttemptContext, device: Device, run: RunState, slots
             device=device.label(),
             devices=rank_env.world_size(),
             resumed_from=run.progress.step,
-            versions={name: found for name in VERSIONED if (found := _version(name))},
+            versions={name: found for name in RECORDED_VERSIONS if (found := _version(name))},
             cold=context.process_cache.cold,
             slots=slots,
         )
@@ -102,7 +106,7 @@ def _version(name: str) -> str:
         return ""
 
 
-def _build(context: AttemptContext, device: Device, run: RunState, *, resumed: bool) -> None:
+def _build_trainer(context: AttemptContext, device: Device, run: RunState, *, resumed: bool) -> Any:
     """Arguments first: they set the device up, and ZeRO-3 must be known when weights are loaded."""
     config, process_cache = context.config, context.process_cache
     device.reset_peak()
@@ -115,34 +119,29 @@ def _build(context: AttemptContext, device: Device, run: RunState, *, resumed: b
     data = process_cache.prepared(config, base.config.model_type)
     context.data_hash = data.data_hash
     context.model_hash = model_hash(config.model.name_or_path, config.model.revision)
-    # Drawn from now on: adapter, order of the data, dropout. Loading drew unlike amounts before.
+    # For adapter, data order and dropout: loading a model draws a varying amount before this.
     transformers.set_seed(config.training["seed"])
     context.model = attach_adapter(base, config, run.positions)
     context.parameters = count_parameters(context.model)
     logger.info("%d of %d parameters are trained", *context.parameters)
-    setup = trainer_setup(config, device, data, arguments.label_smoothing_factor)
-    context.trainer = setup.trainer_class(
+    setup = trainer_setup(config, device, data, tokenizer, arguments.label_smoothing_factor)
+    return setup.trainer_class(
+        run=run,
         model=context.model,
         args=arguments,
-        data_collator=setup.collator,
-        compute_loss_func=setup.loss,
-        train_dataset=setup.train,
         eval_dataset=data.eval,
         callbacks=[TrialCallback(run, context.model, tokenizer)],
+        **setup.arguments,
         **device.trainer_arguments(config),
     )
-    context.trainer.run = run
-    setup.prepare(context.trainer, tokenizer)
-    device.prepare_trainer(context.trainer, config)
-    context.trainer.remove_callback(PrinterCallback)
 
 
 def save_result_weights(
     context: AttemptContext, run: RunState, save: Callable[[Path], None]
 ) -> None:
-    """Put the weights whose eval loss is the trial's value where a reader looks for them.
+    """Write to `adapter/` or `model/` the weights whose eval loss is the trial's value.
 
-    `save` writes those of the last step.
+    `save` writes the weights of the last step.
     """
     target = context.folder.adapter if context.config.lora.r else context.folder.model
     best = run.progress.best
@@ -151,7 +150,3 @@ def save_result_weights(
             copy_folder(run.checkpoints.best(best.step), target)
         else:
             save(target)
-
-
-def _save(context: AttemptContext, folder: Path) -> None:
-    save_weights(context.model, folder, context.process_cache.tokenizer(context.config))

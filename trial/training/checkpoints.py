@@ -1,12 +1,12 @@
-"""Checkpoints of a running trial: which of them are whole, which one counts, what may go.
+"""Checkpoints of a running trial: which are complete, which is resumed from, which are removed.
 
     <trial>/checkpoints/checkpoint-120/   the trainer's own files, progress.json, COMPLETE
                         best-80/          weights of the best evaluation (`keep: best`)
 
-COMPLETE is written last: a folder without it is what a kill left behind, and is removed.
+COMPLETE is written last: a folder without it was left by a kill, and is removed.
 
-DeepSpeed's states are pickles: to load one is to run what it says. So a trial goes on only from
-checkpoints that belong to whom the trial belongs to.
+DeepSpeed's states are pickles, and loading a pickle can run code. So a trial resumes only from
+checkpoints whose owner is the owner of the trial or this process's user.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BEST_PREFIX = "best-"
 
 
 class Measurement(Record):
-    """An eval loss, when it was measured, and what else was measured then."""
+    """An evaluation: its step, eval loss and further metrics."""
 
     step: int
     value: float
@@ -39,7 +39,7 @@ class Measurement(Record):
 
 
 class TrialProgress(Record):
-    """What a trial has come to, beyond what its trainer saves."""
+    """Progress of a trial at a checkpoint, beyond what its trainer saves: `progress.json`."""
 
     step: int = 0
     seconds: Seconds = Seconds()
@@ -52,30 +52,30 @@ class TrialProgress(Record):
 
 
 class Checkpoints:
-    """The checkpoints of one trial. Of several ranks the first declares, tidies and clears."""
+    """The checkpoints of one trial. Of several ranks, only rank 0 changes anything."""
 
     def __init__(self, folder: TrialFolder) -> None:
         self.path = folder.checkpoints
         self._config = folder.config
 
     def at(self, step: int) -> Path:
-        """Where the trainer puts the checkpoint of a step."""
+        """Folder of the checkpoint of a step."""
         return self.path / f"{PREFIX}{step}"
 
     def best(self, step: int) -> Path:
-        """Where the weights of the best evaluation lie."""
+        """Folder of the weights of the best evaluation, made at `step`."""
         return self.path / f"{BEST_PREFIX}{step}"
 
     def newest(self) -> Path | None:
-        """The newest whole checkpoint."""
-        whole = [path for path in self._numbered(PREFIX) if (path / COMPLETE).is_file()]
-        return whole[-1] if whole else None
+        """Folder of the newest complete checkpoint."""
+        complete = [path for path in self._numbered(PREFIX) if (path / COMPLETE).is_file()]
+        return complete[-1] if complete else None
 
     def read_progress(self, checkpoint: Path) -> TrialProgress:
-        """What the trial had come to there.
+        """The trial's progress at a checkpoint.
 
         Raises:
-            ValueError: the checkpoint is somebody else's.
+            ValueError: a checkpoint file is a link or belongs to another user.
         """
         self.refuse_foreign()
         return TrialProgress.model_validate_json(
@@ -83,7 +83,7 @@ class Checkpoints:
         )
 
     def complete(self, progress: TrialProgress) -> None:
-        """Declare the checkpoint of `progress.step` whole and drop what it replaces."""
+        """Mark the checkpoint of `progress.step` complete and remove those that it replaces."""
         if rank_env.rank():
             return
         checkpoint = self.at(progress.step)
@@ -93,7 +93,7 @@ class Checkpoints:
         self.tidy(progress)
 
     def tidy(self, progress: TrialProgress) -> None:
-        """Keep the newest whole checkpoint and the best weights it speaks of, nothing else."""
+        """Remove everything but the newest complete checkpoint and the best weights it names."""
         if rank_env.rank():
             return
         newest = self.newest()
@@ -104,47 +104,47 @@ class Checkpoints:
                     _remove(path)
 
     def refuse_foreign(self) -> None:
-        """See that no link and no other user's file stands among the checkpoints.
+        """Check who owns the checkpoint files.
 
         Raises:
-            ValueError: one does.
+            ValueError: one is a link or belongs to another user.
         """
-        ours = {os.geteuid()}
+        owners = {os.geteuid()}
         if self._config.exists():
-            ours.add(self._config.stat().st_uid)
+            owners.add(self._config.stat().st_uid)
         for path in (self.path, *self.path.rglob("*")):
-            if _is_foreign(path, ours):
+            if _is_foreign(path, owners):
                 raise ValueError(
                     f"{path}: is a link or another user's, and loading a checkpoint can run code: "
                     f"remove {self.path} to start the trial anew; if you trust it, make it yours"
                 )
 
     def clear(self) -> None:
-        """Remove everything."""
+        """Remove all checkpoints."""
         if rank_env.rank():
             return
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _numbered(self, prefix: str) -> list[Path]:
-        found = [
+        numbered = [
             (int(number), path)
             for path in self.path.glob(f"{prefix}*")
             if (number := path.name.removeprefix(prefix)).isdecimal()
         ]
-        return [path for _, path in sorted(found)]
+        return [path for _, path in sorted(numbered)]
 
 
-def _is_foreign(path: Path, ours: set[int]) -> bool:
+def _is_foreign(path: Path, owners: set[int]) -> bool:
     try:
-        found = path.lstat()
+        status = path.lstat()
     except FileNotFoundError:
         return False
-    return stat.S_ISLNK(found.st_mode) or found.st_uid not in ours
+    return stat.S_ISLNK(status.st_mode) or status.st_uid not in owners
 
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        # Not whole any more from the first moment of its removal on.
+        # From here on it does not count, should its removal be cut short.
         (path / COMPLETE).unlink(missing_ok=True)
         shutil.rmtree(path, ignore_errors=True)
     else:

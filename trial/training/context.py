@@ -1,4 +1,4 @@
-"""One attempt at one trial: what it has built so far, known even when it fails half way."""
+"""What one attempt at one trial has built so far, for its result even when it fails half way."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class AttemptContext:
-    """Filled in as the attempt goes on."""
+    """One attempt at a trial; the fields with defaults are filled in as it proceeds."""
 
     folder: TrialFolder
     config: TrialConfig
@@ -32,13 +32,15 @@ class AttemptContext:
     device: Device | None = None
     run: RunState | None = None
     model: Any = None
+    """Base model with the adapter."""
     trainer: Any = None
     data_hash: str = ""
     model_hash: str = ""
     parameters: tuple[int, int] = (0, 0)
+    """Trainable and all parameters."""
 
     def result(self, state: State, cause: Cause | None = None) -> Result:
-        """How the trial ended, from what is known."""
+        """The trial's result record, from what is known."""
         progress = self.run.progress if self.run else TrialProgress()
         best, last = progress.best, progress.last
         kept = best if state == "complete" and self.config.keep == "best" else last
@@ -50,7 +52,7 @@ class AttemptContext:
             steps=self.run.steps if self.run else 0,
             max_steps=self.run.max_steps if self.run else 0,
             initial_eval_loss=progress.initial_eval_loss,
-            metrics={**(kept.metrics if kept else {}), **self._metrics()},
+            metrics={**(kept.metrics if kept else {}), **self._further_metrics(progress)},
             tokens=progress.tokens,
             trainable_parameters=trainable,
             total_parameters=total,
@@ -63,15 +65,19 @@ class AttemptContext:
             cause=cause,
         )
 
-    def _metrics(self) -> dict[str, float]:
-        """Further figures by name: the last loss, and what the device counted in this attempt."""
-        last = self.run.progress.last if self.run else None
-        found = {"last_eval_loss": last.value} if last else {}
-        return {**found, **(self.device.counters() if self.device else {})}
+    def _further_metrics(self, progress: TrialProgress) -> dict[str, float]:
+        """The last eval loss, and the device's counters since this attempt started."""
+        last = progress.last
+        metrics = {"last_eval_loss": last.value} if last else {}
+        return {**metrics, **(self.device.counters() if self.device else {})}
 
 
 def commit_result(context: AttemptContext, result: Result) -> None:
-    """Write the result; then what was needed to go on may go, unless the trial may be continued."""
+    """Write the result; then remove the checkpoints, unless the trial may be extended later.
+
+    Raises:
+        TrialTakenOver: another process has started the trial.
+    """
     if context.run is not None:
         context.run.check_ownership()
     context.folder.write_result(result)

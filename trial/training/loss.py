@@ -19,17 +19,20 @@ Forward = Callable[[Batch], torch.Tensor]
 def summed_loss(
     logits: torch.Tensor, labels: torch.Tensor, *, dense: bool, smoothing: float = 0.0
 ) -> torch.Tensor:
-    """Nats over all labelled tokens, each predicted from those before it; computed in float32.
+    """Cross-entropy summed over all labelled tokens, in nats; computed in float32.
 
-    `logits` is [rows, columns, vocabulary], `labels` [rows, columns]. `dense` computes masked
-    positions too, and drops them, for devices that want fixed shapes.
+    Args:
+        logits: [rows, columns, vocabulary]; those of a column predict the label of the next.
+        labels: [rows, columns], -100 where there is none.
+        dense: compute unlabelled positions too and ignore them, for devices with fixed shapes.
+        smoothing: label smoothing.
     """
     predictions, targets = logits[:, :-1], labels[:, 1:].to(logits.device)
     if dense:
         predictions, targets = predictions.flatten(0, 1), targets.flatten()
     else:
-        wanted = targets != IGNORE_INDEX
-        predictions, targets = predictions[wanted], targets[wanted]
+        labelled = targets != IGNORE_INDEX
+        predictions, targets = predictions[labelled], targets[labelled]
     return cross_entropy(
         predictions.float(),
         targets,
@@ -40,42 +43,44 @@ def summed_loss(
 
 
 def target_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Each target's loss, [positions], of float32 `logits` [positions, vocabulary]; 0 if ignored.
+    """Cross-entropy of each target, [positions], from float32 `logits` [positions, vocabulary].
 
-    As torch's cross-entropy without a reduction, and one pass less over the gradient of the logits,
-    which is as large as all that a small model computes. It has no second derivative.
+    `targets` is [positions]; the loss of an ignored one (-100) is 0. Equals torch's `cross_entropy`
+    with `reduction="none"`, with one pass less over the gradient of the logits, which in a small
+    model is as large as all other activations together. It has no second derivative.
     """
-    found: torch.Tensor = _TargetCrossEntropy.apply(logits, targets)
-    return found
+    losses: torch.Tensor = _TargetCrossEntropy.apply(logits, targets)
+    return losses
 
 
 class _TargetCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logarithms = logits.log_softmax(dim=1)
-        ctx.save_for_backward(logarithms, targets)
-        places = targets.clamp(min=0).unsqueeze(1)
-        return -logarithms.gather(1, places).squeeze(1).masked_fill(targets == IGNORE_INDEX, 0.0)
+        log_probabilities = logits.log_softmax(dim=1)
+        ctx.save_for_backward(log_probabilities, targets)
+        columns = targets.clamp(min=0).unsqueeze(1)
+        losses = -log_probabilities.gather(1, columns).squeeze(1)
+        return losses.masked_fill(targets == IGNORE_INDEX, 0.0)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        logarithms, targets = ctx.saved_tensors
+        log_probabilities, targets = ctx.saved_tensors
         share = gradient.masked_fill(targets == IGNORE_INDEX, 0.0).unsqueeze(1)
-        # In place: what was saved is of no use any more.
-        found = logarithms.exp_().mul_(share)
-        return found.scatter_add_(1, targets.clamp(min=0).unsqueeze(1), -share), None
+        # In place: the saved tensor is not used again.
+        grad_logits = log_probabilities.exp_().mul_(share)
+        return grad_logits.scatter_add_(1, targets.clamp(min=0).unsqueeze(1), -share), None
 
 
 def count_targets(batch: Batch) -> torch.Tensor:
-    """How many tokens of a batch the loss is taken over."""
+    """Number of labelled tokens of a batch, a tensor without dimensions."""
     return (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingLoss:
-    """A trainer's `compute_loss_func`: nats per token of a whole optimizer step.
+    """A trainer's `compute_loss_func`: mean cross-entropy over the tokens of an optimizer step.
 
-    Models' own losses differ in how they take gradient accumulation, and some not at all.
+    Models' own losses differ in how they treat gradient accumulation, and some ignore it.
     """
 
     dense: bool
@@ -84,41 +89,41 @@ class TrainingLoss:
     def __call__(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int
     ) -> torch.Tensor:
-        """This batch's share: its sum over the number of tokens of all batches of the step."""
+        """This batch's share: its summed loss over the step's number of tokens."""
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         total = summed_loss(logits, labels, dense=self.dense, smoothing=self.smoothing)
         return total / num_items_in_batch
 
 
 def exact_loss(forward: Forward, batches: Iterable[Batch], *, dense: bool, ranks: int = 1) -> float:
-    """Nats per token: one sum over the whole set divided by one count, no mean of means."""
+    """Cross-entropy in nats per token of a whole set: one sum over one count, for all ranks."""
     total, count = total_loss(forward, batches, dense=dense)
     return _divide(torch.tensor(total, dtype=torch.double), count, ranks)
 
 
 def total_loss(forward: Forward, batches: Iterable[Batch], *, dense: bool) -> tuple[float, int]:
-    """Nats over all tokens of these batches, and how many tokens those are."""
+    """Cross-entropy summed over all labelled tokens of the batches, and their number."""
 
-    def nats(batch: Batch) -> torch.Tensor:
+    def batch_loss(batch: Batch) -> torch.Tensor:
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         return summed_loss(forward(inputs), batch["labels"], dense=dense)
 
-    return sum_losses(nats, batches)
+    return sum_losses(batch_loss, batches)
 
 
 def sum_losses(
-    nats: Callable[[Batch], torch.Tensor], batches: Iterable[Batch]
+    batch_loss: Callable[[Batch], torch.Tensor], batches: Iterable[Batch]
 ) -> tuple[float, int]:
-    """Nats over all tokens of these batches, and how many tokens those are.
+    """Sum of `batch_loss` over the batches, and their number of labelled tokens.
 
-    `nats` gives a batch's as a tensor, which may still lie on the device.
+    `batch_loss` returns a batch's summed loss as a tensor on the device.
     """
     sums, count = [], 0
     with torch.no_grad():
         for batch in batches:
             count += int(count_targets(batch))
-            sums.append(nats(batch))
-    # One transfer from the device; added up there in float64, which not every device has.
+            sums.append(batch_loss(batch))
+    # One transfer from the device; summed on the CPU in float64, which not every device has.
     return float(torch.stack(sums).cpu().double().sum()) if sums else 0.0, count
 
 

@@ -1,4 +1,4 @@
-"""What stays warm in a process between trials, and the proof that nothing else does."""
+"""What a process keeps between trials: imports, tokenizer, tokenised data, the base model."""
 
 from __future__ import annotations
 
@@ -24,39 +24,41 @@ logger = logging.getLogger(__name__)
 
 
 class ProcessCache:
-    """A process's imports, tokenizers, data and one base model, lent to one trial at a time.
+    """Imports, one tokenizer, one data set and one base model, for one trial at a time.
 
-    `reusable` turns False for good after a failure or a ZeRO-3 trial: start a fresh process then.
+    `reusable` becomes False after a failure or a ZeRO-3 trial: use a new process then.
     """
 
     def __init__(self, finish_imports: Callable[[str], float]) -> None:
-        """`finish_imports` is `trial.preload.finish_imports`: device name -> seconds to charge."""
+        """`finish_imports` is `trial.preload.finish_imports`: device name -> seconds of imports."""
         self._finish_imports = finish_imports
         self.reusable = True
         self.cold = True
+        """Whether no trial has been trained in this process yet."""
         self._tokenizers: dict[str, Any] = {}
         self._prepared: dict[str, PreparedData] = {}
         self._base: Any | None = None
         self._base_key = ""
         self.uncharged_seconds = 0.0
+        """Seconds of imports that no trial has been charged with."""
         self._device = ""
 
     def start(self, config: TrialConfig) -> Device:
-        """Import everything and start the trial's device."""
+        """Set the environment, import the libraries and choose the trial's device."""
         if is_local(config.model) and self.cold:
-            # Read once, when the hub's client is imported.
+            # huggingface_hub reads it when it is imported.
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
         for name, value in ALWAYS.items():
             os.environ.setdefault(name, value)
         if detect.has_gaudi_software() and config.device in ("auto", "hpu"):
-            # Looking for the device loads torch already, and Habana's plugin with it.
+            # `pick` loads torch and Habana's plugin, which read these variables.
             apply_environment(DEVICES["hpu"].environment(config))
             make_recipe_folder()
         device = select_device(config.device)
         self._device = device.name
         apply_environment(device.environment(config))
         if self.cold:
-            # Imports made before the trial arrived are charged to it all the same.
+            # Imports made before the trial arrived are charged to it too.
             self.uncharged_seconds = self._finish_imports(device.name)
         if config.zero_stage is not None:
             rank_env.skip_deepspeed_shm_build(device.name)
@@ -70,7 +72,7 @@ class ProcessCache:
         return self._tokenizers[key]
 
     def prepared(self, config: TrialConfig, model_family: str) -> PreparedData:
-        """The trial's data as tokens."""
+        """The trial's tokenised data."""
         from trial.data.prepare import prepare
 
         key = config.model.model_dump_json() + config.data.model_dump_json()
@@ -80,7 +82,7 @@ class ProcessCache:
         return self._prepared[key]
 
     def take_base(self, config: TrialConfig, device: Device) -> Any:
-        """The base model, fresh or as the last trial left it: both the same to the bit."""
+        """The base model, from memory or loaded; the caller owns it until it is given back."""
         key = f"{device.name} {config.model.model_dump_json()}"
         base, self._base = self._base, None
         if base is not None and key == self._base_key and unload_restores_base(config):
@@ -96,25 +98,25 @@ class ProcessCache:
         return _with_attention(fresh, config, device)
 
     def give_back(self, model: Any, config: TrialConfig) -> None:
-        """Take the adapter off the base model and keep it, where that leaves no trace."""
+        """Unload the adapter and keep the base model, if that restores it bit for bit."""
         if model is not None and unload_restores_base(config):
             self._base = model.unload()
 
     def keep_base(self, base: Any) -> None:
-        """Take back a base model that nothing has been done to."""
+        """Keep a base model without adapter, unchanged since `take_base`."""
         self._base = base
 
     def charge_import_time(self, clock: PhaseTimer) -> None:
-        """Charge imports that nobody has paid for yet."""
+        """Add the import seconds not charged yet to a trial's clock."""
         clock.restore(Seconds(startup=self.uncharged_seconds))
         self.uncharged_seconds = 0.0
 
     @contextmanager
     def use(self, config: TrialConfig) -> Iterator[None]:
-        """One trial's use of the process.
+        """Train one trial inside this context; an exception makes the process unusable.
 
         Raises:
-            RuntimeError: the process is not fit for another trial.
+            RuntimeError: the process is not `reusable`.
         """
         if not self.reusable:
             raise RuntimeError("this process is spent: start a fresh one for the next trial")
@@ -125,17 +127,17 @@ class ProcessCache:
             self.reusable = False
             raise
         self.cold = False
-        # ZeRO-3 leaves one whole model behind, whatever is destroyed.
-        if config.zero_stage == 3 or self._patched_for_good(config):
+        # ZeRO-3 leaks one whole model, whatever is destroyed.
+        if config.zero_stage == 3 or self._patches_checkpointing(config):
             self.reusable = False
 
-    def _patched_for_good(self, config: TrialConfig) -> bool:
-        """Whether GaudiTrainer has replaced torch's checkpointing in this process."""
+    def _patches_checkpointing(self, config: TrialConfig) -> bool:
+        """Whether GaudiTrainer replaces torch's checkpointing in this process for good."""
         return bool(config.training.get("gradient_checkpointing")) and self._device == "hpu"
 
 
 def _with_attention(base: Any, config: TrialConfig, device: Device) -> Any:
-    """The base model with fused attention as this trial wants it."""
+    """The base model, with fused attention on a Gaudi if the trial asks for it."""
     if device.name == "hpu":
         optimum_habana.enable_fused_attention(base, config)
     return base

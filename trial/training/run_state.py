@@ -1,4 +1,4 @@
-"""The state of a running trial: its progress, its checkpoints, and why it is to stop."""
+"""The state of a running trial: its progress, its checkpoints, and whether it is to stop."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from trial.training.checkpoints import Checkpoints, Measurement, TrialProgress
 logger = logging.getLogger(__name__)
 
 
-class Stopped(Exception):  # noqa: N818 (not an error: the trial was told to)
-    """The trial was told to stop before its first step."""
+class Stopped(Exception):  # noqa: N818 (no error: a stop was requested)
+    """A stop was requested before the first step of an attempt."""
 
     def __init__(self, reason: StopReason) -> None:
         super().__init__(reason)
@@ -35,7 +35,7 @@ class Stopped(Exception):  # noqa: N818 (not an error: the trial was told to)
 
 @dataclass(slots=True)
 class RunState:
-    """All that changes while one trial trains."""
+    """Everything that changes while a trial trains; it writes the trial's metrics as it does."""
 
     folder: TrialFolder
     config: TrialConfig
@@ -45,67 +45,80 @@ class RunState:
     clock: PhaseTimer
     checkpoints: Checkpoints
     positions: BatchPositions = field(default_factory=BatchPositions)
-    """Where the batch in training stands, for the adapter's dropout."""
+    """Positions of the current batch in its optimizer step, for the LoRA dropout."""
     progress: TrialProgress = field(default_factory=TrialProgress)
     stop: StopReason | None = None
     steps: int = 0
     """Optimizer steps done."""
     saved_step: int = -1
+    """Optimizer step of the newest checkpoint of this attempt."""
     max_steps: int = 0
-    """Optimizer steps planned, once the trainer knows."""
+    """Optimizer steps planned; 0 until the trainer has computed it."""
     attempts_size: int | None = None
-    """Bytes of the record of attempts when this one was the last."""
+    """Bytes of `attempts.jsonl` after this attempt's line."""
     _tokens: torch.Tensor | None = None
     _step_loss: float = 0.0
 
+    # Steps
+
     def add_loss(self, value: float) -> None:
-        """Add a batch's share of the loss of the step that is being computed."""
+        """Add the loss share of one batch to the current optimizer step.
+
+        Raises:
+            Diverged: on a single rank, `value` is not finite.
+        """
         self._step_loss += value
         if self.rank_group.size == 1:
             check_loss("the training loss", value, self.steps + 1, None)
 
     def discard_step(self) -> None:
-        """The step that is being computed is begun anew."""
+        """Discard the loss of the current optimizer step, which starts over."""
         self._step_loss = 0.0
 
     def end_step(self, step: int) -> None:
-        """Count an optimizer step; its whole loss must be within bounds."""
+        """Count an optimizer step.
+
+        Raises:
+            Diverged: its loss is not finite or above `diverged_above`.
+        """
         shares = self.rank_group.all_gather(self._step_loss)
-        # Ranks weigh their share as if it were the whole: the mean is the step's loss.
+        # Each rank's share is weighted as if it were the whole step: the mean is the step's loss.
         value, self._step_loss = sum(shares) / len(shares), 0.0
         check_loss("the training loss", value, step, self.config.diverged_above)
         self.steps = step
 
     def count_tokens(self, tokens: torch.Tensor) -> None:
-        """Add tokens without waiting for the device."""
+        """Add a number of tokens, a tensor on the device; does not wait for the device."""
         self._tokens = tokens if self._tokens is None else self._tokens + tokens
 
+    # Progress
+
     def update_progress(self) -> None:
-        """Bring the progress up to now: step, seconds, tokens, peak memory. Ranks wait here."""
+        """Bring step, seconds, tokens and peak memory up to date; a barrier for all ranks."""
         tokens, self._tokens = self._tokens, None
         own = (int(tokens) if tokens is not None else 0, self.device.read_peak())
         self.check_ownership()
         counts, peaks = zip(*self.rank_group.all_gather(own), strict=True)
-        self.progress = self.progress.model_copy(
-            update={
-                "step": self.steps,
-                "seconds": self.clock.read(),
-                "tokens": self.progress.tokens + sum(counts),
-                "peak_memory_bytes": max(self.progress.peak_memory_bytes, *peaks),
-            }
+        self._update(
+            step=self.steps,
+            seconds=self.clock.read(),
+            tokens=self.progress.tokens + sum(counts),
+            peak_memory_bytes=max(self.progress.peak_memory_bytes, *peaks),
         )
 
     def _update(self, **changes: Any) -> None:
-        """Change the progress."""
         self.progress = self.progress.model_copy(update=changes)
 
-    def check_ownership(self) -> None:
-        """Go on only as long as nobody else has started the trial.
+    # Stopping
 
-        A node that is cut off trains on for minutes, and the trial has gone on elsewhere by then.
+    def check_ownership(self) -> None:
+        """Refuse to go on when another process has started the trial.
+
+        A node that the network cuts off trains on for minutes, while the trial has been restarted
+        elsewhere.
 
         Raises:
-            TrialTakenOver: somebody has.
+            TrialTakenOver: `attempts.jsonl` has grown since this attempt's line.
         """
         if self.rank_group.rank or self.attempts_size is None:
             return
@@ -113,13 +126,19 @@ class RunState:
             raise TrialTakenOver(f"{self.folder.path} has been taken up by another process")
 
     def poll_stop(self) -> StopReason | None:
-        """Whether somebody wants the trial to stop: rank 0 hears it, every rank obeys."""
+        """Why the trial is to stop, if it is: rank 0's control decides for all ranks."""
         self.check_ownership()
         reason = self.rank_group.broadcast(self.control.stop_reason(self.folder))
         return cast("StopReason | None", reason)
 
+    # Records
+
     def record_log(self, entry: TrainLog) -> None:
-        """Write a training log entry; a loss that is not finite ends the trial."""
+        """Write a training log entry.
+
+        Raises:
+            Diverged: its loss is not finite or above `diverged_above`.
+        """
         logger.info("step %d: training loss %.4f", entry.step, entry.loss)
         self.folder.append(entry)
         check_loss("the training loss", entry.loss, entry.step, self.config.diverged_above)
@@ -128,34 +147,39 @@ class RunState:
         self,
         step: int,
         epoch: float,
-        value: float,
+        eval_loss: float,
         save: Callable[[Path], None],
-        figures: dict[str, float] | None = None,
+        metrics: dict[str, float] | None = None,
     ) -> None:
-        """Write an evaluation, `save` the weights when they are the best, tell whoever listens."""
+        """Write an evaluation, `save` the weights if they are the best, report to the control.
+
+        Raises:
+            Diverged: the eval loss is not finite or, after training began, above `diverged_above`.
+        """
         self.update_progress()
         evaluation = Evaluation(
             step=step,
-            eval_loss=value,
-            metrics=figures or {},
+            eval_loss=eval_loss,
+            metrics=metrics or {},
             epoch=epoch,
             tokens=self.progress.tokens,
             train_seconds=self.progress.seconds.first_step + self.progress.seconds.train,
         )
         self.folder.append(evaluation)
-        logger.info("step %d: eval loss %.6f", step, value)
-        # An untrained model may be as bad as it likes.
-        check_loss("the eval loss", value, step, self.config.diverged_above if step else None)
-        self._keep(Measurement(step=step, value=value, metrics=figures or {}), save)
+        logger.info("step %d: eval loss %.6f", step, eval_loss)
+        # An untrained model may have any finite loss.
+        check_loss("the eval loss", eval_loss, step, self.config.diverged_above if step else None)
+        self._keep(Measurement(step=step, value=eval_loss, metrics=metrics or {}), save)
         self.control.evaluated(self.folder, evaluation)
 
     def _keep(self, measured: Measurement, save: Callable[[Path], None]) -> None:
+        """Note an evaluation as the last one, and as the best one if it is."""
         self._update(last=measured)
         if measured.step == 0:
             self._update(initial_eval_loss=measured.value)
             return
         best = self.progress.best
-        if best is not None and self._badness(measured) >= self._badness(best):
+        if best is not None and self._rank_value(measured) >= self._rank_value(best):
             return
         self._update(best=measured)
         if self.config.keep == "best":
@@ -164,20 +188,20 @@ class RunState:
             if self.checkpoints.newest() is None:
                 self.checkpoints.tidy(self.progress)
 
-    def _badness(self, measured: Measurement) -> float:
-        """What `keep: best` keeps the least of: the eval loss, or minus the trade-off.
+    def _rank_value(self, measured: Measurement) -> float:
+        """The value that `keep: best` minimises: the eval loss, or minus the trade-off.
 
-        A model that is to forget has its best eval loss before it starts.
+        A model that unlearns has its lowest eval loss before it starts.
         """
         score = measured.metrics.get(TRADE_OFF)
         plain = self.config.objective.is_plain
         return measured.value if plain or score is None else -score
 
     def record_checkpoint(self, step: int) -> None:
-        """The trainer has written all of its checkpoint: declare it whole."""
+        """Mark a checkpoint complete once every rank has written its part of it."""
         self.saved_step = step
-        # No rank gets past this before all have written.
+        # A barrier: no rank passes before all have written.
         self.update_progress()
-        # The last one is declared once the result is there: nothing is left to go on with.
+        # The checkpoint of the last step is marked after the result is written (`commit_result`).
         if step != self.max_steps:
             self.checkpoints.complete(self.progress)

@@ -1,74 +1,85 @@
-"""What a trial trains with by its objective: trainer, batches and loss; and what it measures."""
+"""Which trainer class a trial's objective needs, and what the class is constructed with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trial.config.objective_registry import batch_parts
 from trial.config.trial_config import TrialConfig
 from trial.data.prepare import PreparedData
 from trial.devices.device import Device
 from trial.store.reference_ratios import read_ratios
-from trial.training.trainer import collator, trainer_class, training_loss
+from trial.training.loss import TrainingLoss
+from trial.training.trainer import collator, trainer_class
+
+if TYPE_CHECKING:
+    from trial.objectives.evaluate import UnlearningEvaluator
 
 
 @dataclass(frozen=True, slots=True)
 class TrainerSetup:
-    """A trainer's class and what it is given."""
+    """A trainer class, and those of its arguments that follow from the objective."""
 
     trainer_class: type[Any]
-    collator: Any
-    loss: Any
-    train: Any
-    prepare: Callable[[Any, Any], None]
-    """Takes the new trainer and the tokenizer."""
+    arguments: dict[str, Any]
 
 
 def trainer_setup(
+    config: TrialConfig, device: Device, data: PreparedData, tokenizer: Any, smoothing: float
+) -> TrainerSetup:
+    """The ordinary trainer for `sft`, else the one that trains with an objective.
+
+    `smoothing` is the label smoothing of the ordinary loss.
+    """
+    make = _plain_setup if config.objective.is_plain else _objective_setup
+    setup = make(config, device, data, smoothing)
+    setup.arguments["evaluator"] = _evaluator(config, data, tokenizer)
+    return setup
+
+
+def _plain_setup(
     config: TrialConfig, device: Device, data: PreparedData, smoothing: float
 ) -> TrainerSetup:
-    """The ordinary trainer for `sft`, else the one that trains with an objective."""
-    plain = config.objective.is_plain
-    return _plain(config, device, data, smoothing) if plain else _own(config, device, data)
+    return TrainerSetup(
+        trainer_class(device),
+        {
+            "data_collator": collator(device),
+            "compute_loss_func": TrainingLoss(dense=device.fixed_shapes, smoothing=smoothing),
+            "train_dataset": data.train,
+        },
+    )
 
 
-def _plain(
+def _objective_setup(
     config: TrialConfig, device: Device, data: PreparedData, smoothing: float
 ) -> TrainerSetup:
-    def prepare(trainer: Any, tokenizer: Any) -> None:
-        _examine(trainer, tokenizer, config, data)
-
-    loss = training_loss(device, smoothing)
-    return TrainerSetup(trainer_class(device), collator(device), loss, data.train, prepare)
-
-
-def _own(config: TrialConfig, device: Device, data: PreparedData) -> TrainerSetup:
     from trial.data.unlearning import PairedCollator, paired_dataset
     from trial.objectives import losses
     from trial.training.objective_trainer import objective_trainer_class
 
     name, arguments = config.objective.name, config.objective.arguments
-    sides = batch_parts(name, arguments, forgets=data.unlearning is not None)
-    dataset, samplers = paired_dataset(sides, data.train, data.unlearning)
-    objective = losses.find(name)
+    part_names = batch_parts(name, arguments, forgets=data.unlearning is not None)
+    dataset, samplers = paired_dataset(part_names, data.train, data.unlearning)
+    return TrainerSetup(
+        objective_trainer_class(device),
+        {
+            "data_collator": PairedCollator(trim=not device.fixed_shapes),
+            "train_dataset": dataset,
+            "objective": losses.find(name),
+            "part_names": part_names,
+            "part_samplers": samplers,
+        },
+    )
 
-    def prepare(trainer: Any, tokenizer: Any) -> None:
-        trainer.objective, trainer.sides = objective, sides
-        trainer.part_samplers = samplers
-        _examine(trainer, tokenizer, config, data)
 
-    collate = PairedCollator(trim=not device.fixed_shapes)
-    return TrainerSetup(objective_trainer_class(device), collate, objective, dataset, prepare)
-
-
-def _examine(trainer: Any, tokenizer: Any, config: TrialConfig, data: PreparedData) -> None:
-    """Let evaluations measure the sets, where there is something to measure."""
+def _evaluator(
+    config: TrialConfig, data: PreparedData, tokenizer: Any
+) -> UnlearningEvaluator | None:
+    """What measures the metrics of an evaluation beside the eval loss, if there are any."""
     if data.unlearning is None and not config.evaluation.metrics:
-        return
-    from trial.objectives.evaluate import Examination
+        return None
+    from trial.objectives.evaluate import UnlearningEvaluator
 
-    compared = read_ratios(config.evaluation.retain_model)
-    trainer.examination = Examination(data.unlearning, config.evaluation, compared)
-    trainer.tokenizer_for_words = tokenizer
+    ratios = read_ratios(config.evaluation.retain_model)
+    return UnlearningEvaluator(data.unlearning, config.evaluation, tokenizer, ratios)

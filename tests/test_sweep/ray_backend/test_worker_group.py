@@ -12,7 +12,7 @@ WRONG = Finished(7, Result(state="failed", cause=Cause(kind="error", message="wr
 LEFT = Interrupted(7)
 DEAD = Lost(7, "lost", "killed")
 HUNG = Lost(7, "hung", "no step")
-SAW_ANOTHER_GO = None
+PEER_LOST = None
 
 
 @pytest.mark.parametrize(
@@ -28,20 +28,20 @@ SAW_ANOTHER_GO = None
         ({0: DONE, 1: DEAD}, False, DONE),
         # A death ends the trial at once; what the others saw of it does not count.
         ({1: DEAD}, False, Lost(7, "lost", "rank 1: killed")),
-        ({0: SAW_ANOTHER_GO, 1: DEAD}, False, Lost(7, "lost", "rank 1: killed")),
+        ({0: PEER_LOST, 1: DEAD}, False, Lost(7, "lost", "rank 1: killed")),
         ({0: HUNG}, False, Lost(7, "hung", "rank 0: no step")),
         # One that failed by itself: rank 0 may be about to say the same.
         ({1: FULL}, False, None),
         ({1: FULL}, True, Lost(7, "out_of_memory", "rank 1: full")),
-        ({0: SAW_ANOTHER_GO, 1: FULL}, False, Lost(7, "out_of_memory", "rank 1: full")),
-        ({0: SAW_ANOTHER_GO}, False, None),
+        ({0: PEER_LOST, 1: FULL}, False, Lost(7, "out_of_memory", "rank 1: full")),
+        ({0: PEER_LOST}, False, None),
         (
-            {0: SAW_ANOTHER_GO, 1: SAW_ANOTHER_GO, 2: FULL},
+            {0: PEER_LOST, 1: PEER_LOST, 2: FULL},
             True,
             Lost(7, "out_of_memory", "rank 2: full"),
         ),
         (
-            {0: SAW_ANOTHER_GO, 1: SAW_ANOTHER_GO},
+            {0: PEER_LOST, 1: PEER_LOST},
             True,
             Lost(7, "lost", "the ranks of the trial lost each other"),
         ),
@@ -69,8 +69,8 @@ def test_a_failed_rank_is_given_time_until_the_others_have_spoken():
 
 def test_nobody_is_waited_for_when_all_have_ended():
     worker_group = crew_of(2)
-    worker_group.end(1, SAW_ANOTHER_GO, 100.0)
-    worker_group.end(0, SAW_ANOTHER_GO, 100.1)
+    worker_group.end(1, PEER_LOST, 100.0)
+    worker_group.end(0, PEER_LOST, 100.1)
     assert worker_group.verdict(100.1) == Lost(7, "lost", "the ranks of the trial lost each other")
 
 

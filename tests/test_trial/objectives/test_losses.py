@@ -1,4 +1,4 @@
-"""Objectives: values worked by hand, gradients by differences, any division of a step the same."""
+"""Objectives: hand-computed values, finite differences, and any division of a step the same."""
 
 import json
 import math
@@ -13,26 +13,26 @@ from trial.config import objective_registry
 from trial.config.errors import ConfigError
 from trial.config.trial_config import TrialConfig, parse, problems_of
 from trial.objectives import losses
-from trial.objectives.batch import BatchPart, Model, split, step_counts
+from trial.objectives.batch import BatchPart, Model, divide, step_counts
 from trial.train import train
 
 BASE = {"data": {"forget_path": "forget.jsonl"}}
 
-# A model of two words that looks at one: P(next | now), now and before training.
+# A bigram model of two words: P(next | word), now and before training.
 NOW = {0: (1 / 4, 3 / 4), 1: (1 / 2, 1 / 2)}
 BEFORE = {0: (1 / 2, 1 / 2), 1: (1 / 5, 4 / 5)}
-# Rows of words, how many of them are asked (no label), how many are words at all.
+# Rows of words, the length of the prompt (no labels), the length without padding.
 FORGET = [([0, 0, 1], 1, 3), ([1, 0, 0], 2, 2)]
 RETAIN = [([0, 1, 1], 1, 3), ([0, 1, 0], 1, 2)]
 OTHER = [([0, 1, 0], 2, 3), ([1, 1, 1], 1, 3)]
 
 LN = math.log
-# The second forget row ends after its second word, before any label: it says nothing.
-FORGET_NATS = [LN(4) + LN(4 / 3), 0.0]
-FORGET_BEFORE = [LN(2) + LN(2), 0.0]
-RETAIN_NATS = [LN(4 / 3) + LN(2), LN(4 / 3)]
-OTHER_NATS = [LN(2), 2 * LN(2)]
-OTHER_BEFORE = [LN(5), 2 * LN(5 / 4)]
+# The second forget row ends after its prompt: it has no completion and no loss.
+FORGET_LOSSES = [LN(4) + LN(4 / 3), 0.0]
+FORGET_REFERENCE = [LN(2) + LN(2), 0.0]
+RETAIN_LOSSES = [LN(4 / 3) + LN(2), LN(4 / 3)]
+OTHER_LOSSES = [LN(2), 2 * LN(2)]
+OTHER_REFERENCE = [LN(5), 2 * LN(5 / 4)]
 FORGET_MEAN = (LN(4) + LN(4 / 3)) / 2
 RETAIN_MEAN = (LN(4 / 3) + LN(2) + LN(4 / 3)) / 3
 OTHER_MEAN = 3 * LN(2) / 3
@@ -63,7 +63,7 @@ VALUES = [
             [
                 -log_sigmoid(0.5 * ((o0 - o) - (f0 - f)))
                 for o0, o, f0, f in zip(
-                    OTHER_BEFORE, OTHER_NATS, FORGET_BEFORE, FORGET_NATS, strict=True
+                    OTHER_REFERENCE, OTHER_LOSSES, FORGET_REFERENCE, FORGET_LOSSES, strict=True
                 )
             ]
         )
@@ -75,7 +75,7 @@ VALUES = [
         mean(
             [
                 -2 / 0.3 * log_sigmoid(0.3 * (f - f0))
-                for f, f0 in zip(FORGET_NATS, FORGET_BEFORE, strict=True)
+                for f, f0 in zip(FORGET_LOSSES, FORGET_REFERENCE, strict=True)
             ]
         )
         + RETAIN_MEAN,
@@ -83,7 +83,7 @@ VALUES = [
     (
         "simnpo",
         {"beta": 2.0, "gamma": 0.25, "retain_weight": 0.0},
-        mean([-log_sigmoid(2 * n / t - 0.25) for n, t in zip(FORGET_NATS, (2, 1), strict=True)]),
+        mean([-log_sigmoid(2 * n / t - 0.25) for n, t in zip(FORGET_LOSSES, (2, 1), strict=True)]),
     ),
 ]
 
@@ -104,11 +104,11 @@ def columns_of(rows):
     }
 
 
-SIDES = {"forget": FORGET, "retain": RETAIN, "alternative": OTHER}
+PARTS = {"forget": FORGET, "retain": RETAIN, "alternative": OTHER}
 
 
-def inputs_of(sides, rows=slice(None)):
-    parts = [columns_of(SIDES[side][rows]) for side in sides]
+def inputs_of(names, rows=slice(None)):
+    parts = [columns_of(PARTS[name][rows]) for name in names]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -136,22 +136,22 @@ def table(probabilities):
 def loss_of(name, arguments, now, before=None, parts=(slice(None),)):
     """The loss of an optimizer step in so many batches."""
     module = Table(now, table(BEFORE) if before is None else before)
-    sides = objective_registry.batch_parts(name, arguments, forgets=True)
-    batches = [inputs_of(sides, part) for part in parts]
-    counts = step_counts(batches, len(sides))
+    names = objective_registry.batch_parts(name, arguments, forgets=True)
+    batches = [inputs_of(names, part) for part in parts]
+    counts = step_counts(batches, len(names))
     model = Model(module.logits, module)
     return sum(
-        losses.compute(losses.FUNCTIONS[name], name, model, split(batch, sides, counts), arguments)
+        losses.compute(losses.FUNCTIONS[name], name, model, divide(batch, names, counts), arguments)
         for batch in batches
     )
 
 
 @pytest.mark.parametrize(("name", "arguments", "expected"), VALUES)
-def test_a_loss_is_what_it_comes_to_by_hand(name, arguments, expected):
+def test_a_loss_is_the_hand_computed_one(name, arguments, expected):
     assert float(loss_of(name, arguments, table(NOW))) == pytest.approx(expected, rel=1e-9)
 
 
-def test_every_objective_is_worked_by_hand():
+def test_every_objective_has_a_hand_computed_value():
     assert {name for name, _, _ in VALUES} | {"sft"} == set(objective_registry.OBJECTIVES)
     assert set(losses.FUNCTIONS) == set(objective_registry.OBJECTIVES)
     for name, arguments, _ in VALUES:
@@ -179,8 +179,8 @@ def test_a_step_in_two_batches_is_the_step_in_one(name, arguments, expected):
 def test_padding_is_no_part_of_a_loss():
     """A row is as long as its tokens, whatever the batch beside it needs."""
     for name, arguments, expected in VALUES:
-        sides = objective_registry.batch_parts(name, arguments, forgets=True)
-        batch = inputs_of(sides)
+        names = objective_registry.batch_parts(name, arguments, forgets=True)
+        batch = inputs_of(names)
         wider = {
             key: torch.nn.functional.pad(value, (0, 2), value=-100 if key == "labels" else 0)
             for key, value in batch.items()
@@ -188,13 +188,13 @@ def test_padding_is_no_part_of_a_loss():
         }
         wider["lengths"] = batch["lengths"]
         module = Table(table(NOW), table(BEFORE))
-        model, counts = Model(module.logits, module), step_counts([wider], len(sides))
-        loss = losses.FUNCTIONS[name](model, split(wider, sides, counts), **arguments)
+        model, counts = Model(module.logits, module), step_counts([wider], len(names))
+        loss = losses.FUNCTIONS[name](model, divide(wider, names, counts), **arguments)
         assert float(loss) == pytest.approx(expected, rel=1e-9), name
 
 
 def test_a_loss_that_is_no_number_is_refused():
-    batch = split(inputs_of(("forget",)), ("forget",), torch.ones(2, 1))
+    batch = divide(inputs_of(("forget",)), ("forget",), torch.ones(2, 1))
     model = Model(lambda inputs: inputs, None)
     with pytest.raises(ValueError, match=r"own must return .* one number.* shape \(2,\)"):
         losses.compute(lambda model, batch: torch.zeros(2), "own", model, batch, {})
@@ -206,7 +206,7 @@ def test_without_an_adapter_there_is_no_reference():
         Model(lambda inputs: inputs, torch.nn.Linear(1, 1)).reference(batch)
 
 
-# What a configuration may say
+# Checks of a configuration
 
 
 REFUSED = [
@@ -270,7 +270,7 @@ def test_a_name_alone_is_the_name_with_its_defaults():
     assert parse({}).objective.is_plain
 
 
-# Trained
+# Training
 
 
 STEPS = {
@@ -311,7 +311,7 @@ def plain_npo(material):
     return folder, result
 
 
-def test_training_changes_what_it_is_to_change(material, plain_npo):
+def test_training_raises_the_forget_loss_more_than_the_eval_loss(material, plain_npo):
     start = config_of(material, "npo", training={**STEPS, "max_steps": 1, "eval_on_start": True})
     first = material.train(start)[0].read_evaluations()[0]
     last = plain_npo[0].read_evaluations()[-1]
@@ -333,7 +333,7 @@ def test_training_changes_what_it_is_to_change(material, plain_npo):
     ],
     ids=str,
 )  # fmt: skip
-def test_npo_learns_the_same_in_every_way(material, plain_npo, sections):
+def test_npo_has_the_same_losses_with_every_setup(material, plain_npo, sections):
     """Dropout is on: its draws do not depend on the division of a step either."""
     training = {**STEPS, **sections.pop("training", {})}
     folder, result = material.train(config_of(material, "npo", training=training, **sections))
@@ -367,8 +367,8 @@ def test_an_interrupted_trial_goes_on_as_if_nothing_had_happened(material, objec
     assert (folder.path / weights).read_bytes() == (whole.path / weights).read_bytes()
 
 
-def test_an_own_objective_and_an_own_metric(material):
-    """A copy of sft trains as sft does; the metric is asked at every evaluation."""
+def test_a_users_objective_and_a_users_metric(material):
+    """A copy of sft trains as sft does; the metric is called at every evaluation."""
     metrics = {"metrics": ["helpers.objectives:rows_to_forget"]}
     own = {"name": "helpers.objectives:weighted", "weight": 1.0}
     config = config_of(material, own, evaluation=metrics)

@@ -1,4 +1,4 @@
-"""Figures of unlearning on cases worked by hand, and the sets they are taken from."""
+"""Metrics of unlearning on hand-computed cases, and the evaluation sets they are taken from."""
 
 import itertools
 import json
@@ -17,26 +17,26 @@ from trial.data.epoch_sampler import EpochSampler
 from trial.data.refusals import REFUSALS, read_alternatives
 from trial.data.split import read_split
 from trial.data.unlearning import WRONG_ANSWERS, PairedSampler, PartSampler
-from trial.objectives import metrics as figures
+from trial.objectives import metrics
 from trial.store import reference_ratios
 from trial.store.metrics import EVALUATED, MAXIMIZED
 
 
 def test_an_answers_probability_is_the_geometric_mean_over_its_tokens():
-    nats = np.array([-math.log(0.25) - math.log(0.5) - math.log(0.5), 0.0])
-    found = figures.answer_probability(nats, np.array([3.0, 2.0]))
+    losses = np.array([-math.log(0.25) - math.log(0.5) - math.log(0.5), 0.0])
+    found = metrics.answer_probability(losses, np.array([3.0, 2.0]))
     assert found == pytest.approx([0.0625 ** (1 / 3), 1.0])
-    assert figures.per_token(np.array([3.0, 1.0]), np.array([3.0, 1.0])) == 1.0
-    assert figures.per_token(np.array([6.0, 1.0]), np.array([3.0, 1.0])) == 7 / 4
+    assert metrics.per_token(np.array([3.0, 1.0]), np.array([3.0, 1.0])) == 1.0
+    assert metrics.per_token(np.array([6.0, 1.0]), np.array([3.0, 1.0])) == 7 / 4
 
 
 def test_the_truth_ratio_is_wrong_over_right():
     right, wrong = np.array([0.5, 0.2, 0.4]), np.array([0.1, 0.3, 0.4])
-    ratios = figures.truth_ratio(right, wrong, (0, 0, 1))
+    ratios = metrics.truth_ratio(right, wrong, (0, 0, 1))
     assert ratios[:2] == pytest.approx([0.2 / 0.5, 0.4 / 0.2])
     assert math.isnan(ratios[2])
-    assert figures.forgotten_ratio(ratios) == pytest.approx((0.4 + 0.5) / 2)
-    assert figures.retained_ratio(ratios) == pytest.approx((0.6 + 0.0) / 2)
+    assert metrics.forgotten_ratio(ratios) == pytest.approx((0.4 + 0.5) / 2)
+    assert metrics.retained_ratio(ratios) == pytest.approx((0.6 + 0.0) / 2)
 
 
 def largest_gap(one, other):
@@ -60,12 +60,12 @@ def test_forget_quality_is_the_exact_p_value_over_all_divisions(one, other):
         left = [pooled[i] for i in chosen]
         right = [pooled[i] for i in range(len(pooled)) if i not in chosen]
         as_far += largest_gap(left, right) >= seen - 1e-12
-    found = figures.forget_quality(np.array(one, float), np.array([*other, math.nan], float))
+    found = metrics.forget_quality(np.array(one, float), np.array([*other, math.nan], float))
     assert found == pytest.approx(as_far / len(divisions))
 
 
 @pytest.mark.parametrize(
-    ("said", "reference", "recall"),
+    ("candidate", "reference", "recall"),
     [
         # Lin 2004, section 3.1: one subsequence of three of four words, one of two.
         ("police kill the gunman", "police killed the gunman", 3 / 4),
@@ -78,15 +78,15 @@ def test_forget_quality_is_the_exact_p_value_over_all_divisions(one, other):
         ("ä ö", "Ö ä", 1 / 2),
     ],
 )
-def test_rouge_l_recall_is_the_longest_common_subsequence(said, reference, recall):
-    assert figures.rouge_l_recall(said, reference) == recall
+def test_rouge_l_recall_is_the_longest_common_subsequence(candidate, reference, recall):
+    assert metrics.rouge_l_recall(candidate, reference) == recall
 
 
 def test_utility_and_trade_off_are_harmonic_means():
-    assert figures.harmonic_mean([0.5, 0.25, 1.0]) == pytest.approx(3 / (2 + 4 + 1))
-    assert figures.harmonic_mean([0.5, 0.0]) == 0.0
-    assert figures.trade_off(0.25, 0.5) == pytest.approx(2 / (1 / 0.75 + 1 / 0.5))
-    assert figures.trade_off(1.0, 0.9) == 0.0
+    assert metrics.harmonic_mean([0.5, 0.25, 1.0]) == pytest.approx(3 / (2 + 4 + 1))
+    assert metrics.harmonic_mean([0.5, 0.0]) == 0.0
+    assert metrics.trade_off(0.25, 0.5) == pytest.approx(2 / (1 / 0.75 + 1 / 0.5))
+    assert metrics.trade_off(1.0, 0.9) == 0.0
 
 
 def test_which_way_is_better():
@@ -174,7 +174,7 @@ def test_alternatives_are_texts_or_lines(tmp_path):
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
-    made = Material(tmp_path_factory.mktemp("figures"))
+    made = Material(tmp_path_factory.mktemp("metrics"))
     rows = [
         {
             **question(200 + i),
@@ -196,8 +196,8 @@ def config_of(material, **evaluation):
     )
 
 
-def asked_plainly(model, prompt, answer):
-    """Probability by the token, a row and a token at a time."""
+def plain_likelihood(model, prompt, answer):
+    """Length-normalised probability and log-probability of one answer, token by token."""
     ids, total = [*prompt, *answer], 0.0
     with torch.no_grad():
         log_probabilities = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
@@ -206,7 +206,7 @@ def asked_plainly(model, prompt, answer):
     return math.exp(total / len(answer)), total
 
 
-def test_what_a_trial_reports_is_what_a_plain_loop_finds(material):
+def test_a_trials_metrics_equal_those_of_a_plain_loop(material):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -221,20 +221,20 @@ def test_what_a_trial_reports_is_what_a_plain_loop_finds(material):
     def ids(text):
         return tokenizer(text, add_special_tokens=False).input_ids
 
-    probability, ratios, nats, tokens, recalls = [], [], 0.0, 0, []
+    probability, ratios, loss, tokens, recalls = [], [], 0.0, 0, []
     for index, row in enumerate(split.forget):
         # This tokenizer puts no bos before a text.
         prompt = ids(f"Question: {row.turns[0].content}\nAnswer: ")
         answer = [*ids(row.completion), tokenizer.eos_token_id]
-        right, total = asked_plainly(model, prompt, answer)
+        right, total = plain_likelihood(model, prompt, answer)
         probability.append(right)
-        nats, tokens = nats - total, tokens + len(answer)
-        said = [*ids(row.paraphrased), tokenizer.eos_token_id]
+        loss, tokens = loss - total, tokens + len(answer)
+        paraphrased = [*ids(row.paraphrased), tokenizer.eos_token_id]
         other = [
-            asked_plainly(model, prompt, [*ids(text), tokenizer.eos_token_id])[0]
+            plain_likelihood(model, prompt, [*ids(text), tokenizer.eos_token_id])[0]
             for text in row.perturbed
         ]
-        ratios.append(np.mean(other) / asked_plainly(model, prompt, said)[0])
+        ratios.append(np.mean(other) / plain_likelihood(model, prompt, paraphrased)[0])
         if index < 3:
             made = model.generate(
                 input_ids=torch.tensor([prompt]),
@@ -244,22 +244,22 @@ def test_what_a_trial_reports_is_what_a_plain_loop_finds(material):
                 pad_token_id=tokenizer.eos_token_id,
             )
             text = tokenizer.decode(made[0, len(prompt) :], skip_special_tokens=True)
-            recalls.append(figures.rouge_l_recall(text, row.completion))
+            recalls.append(metrics.rouge_l_recall(text, row.completion))
     found = result.metrics
-    assert found["forget_loss"] == pytest.approx(nats / tokens, abs=1e-5)
+    assert found["forget_loss"] == pytest.approx(loss / tokens, abs=1e-5)
     assert found["forget_probability"] == pytest.approx(np.mean(probability), abs=1e-6)
     expected = np.mean([min(ratio, 1 / ratio) for ratio in ratios])
     assert found["forget_truth_ratio"] == pytest.approx(expected, abs=1e-5)
     assert found["forget_rouge_l"] == pytest.approx(np.mean(recalls))
     useful = [found[f"retain_{name}"] for name in ("probability", "truth_ratio", "rouge_l")]
-    assert found["model_utility"] == pytest.approx(figures.harmonic_mean(useful))
+    assert found["model_utility"] == pytest.approx(metrics.harmonic_mean(useful))
     assert sorted(reference_ratios.read_ratios(str(folder.path))) == pytest.approx(
         sorted(ratios), abs=1e-5
     )
 
     # A second trial is compared with the first: the same model has the same ratios.
-    metrics = {"metrics": ["forget_quality", "trade_off"], "retain_model": str(folder.path)}
-    _, again = material.train(config_of(material, **metrics))
+    compared = {"metrics": ["forget_quality", "trade_off"], "retain_model": str(folder.path)}
+    _, again = material.train(config_of(material, **compared))
     assert again.metrics["forget_quality"] == 1.0
     assert again.metrics.keys() >= {"forget_quality", "trade_off", "last_eval_loss"}
     assert "forget_loss" not in again.metrics

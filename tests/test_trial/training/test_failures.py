@@ -1,4 +1,4 @@
-"""A trial that cannot go on ends as a result with its cause, found where it happened."""
+"""A trial that fails has a result with the kind, message and step of its cause."""
 
 import json
 import math
@@ -52,7 +52,7 @@ def test_a_model_that_is_nan_diverges_at_its_first_evaluation(material):
     folder, result = material.train(config, recorder := Recorder())
     assert (result.cause.kind, result.cause.step, result.steps) == ("diverged", 0, 0)
     assert math.isnan(folder.read_evaluations()[0].eval_loss)
-    assert recorder.told == []
+    assert recorder.evaluations == []
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -66,7 +66,7 @@ def test_a_loss_above_the_bound_is_divergence(material, accumulation):
 
 
 class Raising(Recorder):
-    """Raises when it is asked for the n-th time, as a bug or a full device would."""
+    """Raises an error when it is asked for the n-th time."""
 
     def __init__(self, error: Exception, asked: int) -> None:
         super().__init__(asked=asked)
@@ -78,7 +78,7 @@ class Raising(Recorder):
             raise self.error
 
 
-def test_an_exception_is_a_result_and_spends_the_process(material):
+def test_an_exception_is_a_result_and_the_process_is_not_reusable(material):
     process_cache, folder = ProcessCache(finish_imports), material.folder(material.config())
     result = train(folder, Raising(RuntimeError("boom\nsecond line"), 2 + 6), process_cache)
     assert (result.state, result.cause.kind) == ("failed", "error")
@@ -123,7 +123,7 @@ def test_kinds_of_failure(error, kind):
     assert classify(error) == kind
 
 
-def test_the_last_words_of_a_dead_worker_have_a_kind():
+def test_the_log_of_a_dead_worker_is_classified():
     assert kind_of_text(f"step 3\n{HPU_OOM}\nSegmentation fault") == "out_of_memory"
     assert kind_of_text("step 3\nSegmentation fault") == "error"
 
@@ -137,7 +137,7 @@ def test_the_last_words_of_a_dead_worker_have_a_kind():
         (MemoryError(), "MemoryError"),
     ],
 )
-def test_a_cause_is_one_line_for_a_person(error, message):
+def test_a_cause_is_one_line(error, message):
     assert cause_of(error, 3).message == message
 
 

@@ -1,4 +1,4 @@
-"""One trial on the real GaudiTrainer: what it reports is what an independent loop finds."""
+"""One trial on the real GaudiTrainer, compared with plain loops over PEFT models."""
 
 import math
 
@@ -21,7 +21,7 @@ def material(tmp_path_factory):
 
 
 def plain_eval_loss(model, config, tokenizer) -> float:
-    """Row by row, with mask and labels as they come: as simple as it can be written."""
+    """The eval loss row by row, as simple as it can be written."""
     model.eval()
     total, count = 0.0, 0
     with torch.no_grad():
@@ -177,7 +177,7 @@ def test_the_last_step_is_evaluated_once_whatever_the_interval(material):
     config = material.config(training={"max_steps": 7, "eval_steps": 3, "eval_on_start": True})
     folder, result = material.train(config, recorder := Recorder())
     steps = [row.step for row in folder.read_evaluations()]
-    assert steps == [0, 3, 6, 7] == [row.step for row in recorder.told]
+    assert steps == [0, 3, 6, 7] == [row.step for row in recorder.evaluations]
     assert result.initial_eval_loss == folder.read_evaluations()[0].eval_loss
     assert recorder.starts == [(DEVICES[DEVICE].label(), 7)]
 
@@ -187,7 +187,7 @@ def test_epochs_are_evaluated_at_their_ends_and_the_last_step_once(material):
         training={"max_steps": -1, "num_train_epochs": 1.5, "eval_strategy": "epoch"}
     )
     _folder, result = material.train(config, recorder := Recorder())
-    assert [row.step for row in recorder.told] == [11, 17]
+    assert [row.step for row in recorder.evaluations] == [11, 17]
     assert result.steps == result.max_steps == 17
 
 

@@ -1,4 +1,4 @@
-"""Two ranks train one trial: as one would, exactly again after a kill, stopping together."""
+"""Two ranks train one trial: the losses of one rank, exact resumption after a kill, joint stops."""
 
 import json
 import multiprocessing
@@ -62,7 +62,7 @@ LONG = pytest.mark.faults
     "stage",
     [pytest.param(0, marks=LONG), pytest.param(1, marks=LONG), pytest.param(2, marks=LONG), 3],
 )
-def test_two_ranks_are_one_and_a_kill_changes_nothing(material, train_two, stage):
+def test_two_ranks_have_the_losses_of_one_and_a_kill_changes_nothing(material, train_two, stage):
     two = material.config(zero_stage=stage, lora={"lora_dropout": 0.0}, training=TRAINING)
     one = material.config(
         zero_stage=min(stage, 2),
@@ -120,10 +120,10 @@ def test_a_kill_of_two_ranks_in_the_second_epoch_changes_nothing(material, train
     assert (killed.path / weights).read_bytes() == (whole.path / weights).read_bytes()
 
 
-def test_what_rank_0_is_told_both_obey_at_the_same_step(material, train_two):
+def test_both_ranks_obey_the_control_of_rank_0_at_the_same_step(material, train_two):
     config = material.config(zero_stage=1, training=TRAINING)
     folder = material.folder(config)
-    # Rank 1 is told to prune before: nobody listens to it.
+    # The control of rank 1 asks for a prune earlier: it is not read.
     assert train_two(folder, ("interrupt", 2 + 5), ("prune", 2 + 3)) == [0, 0]
     assert folder.read_result() is None
     assert Checkpoints(folder).newest().name == "checkpoint-5"
@@ -145,8 +145,8 @@ def test_a_loss_that_only_one_rank_sees_ends_both(material, train_two):
     assert (result.cause.kind, result.cause.step) == ("diverged", 1)
 
 
-class Usurper(Recorder):
-    """Another process starts the same trial when this one asks for the n-th time."""
+class RestartedElsewhere(Recorder):
+    """Another process starts the same trial when this control is asked for the n-th time."""
 
     def stop_reason(self, folder: TrialFolder) -> None:
         super().stop_reason(folder)
@@ -155,11 +155,11 @@ class Usurper(Recorder):
 
 
 @pytest.mark.parametrize("asked", [1, 2, 2 + 3, 2 + 7])
-def test_a_process_that_was_given_up_writes_no_more(material, asked):
-    """Cut off from the cluster, a node trains on for minutes."""
+def test_a_process_whose_trial_was_restarted_elsewhere_writes_no_more(material, asked):
+    """A node that is cut off from the cluster trains on for minutes."""
     folder = material.folder(material.config(training=TRAINING))
     with pytest.raises(TrialTakenOver):
-        train(folder, Usurper(asked=asked), material.process_cache())
+        train(folder, RestartedElsewhere(asked=asked), material.process_cache())
     assert folder.read_result() is None
     assert all(row.step <= asked for row in folder.read_evaluations())
     assert not folder.adapter.exists()
@@ -190,7 +190,7 @@ def test_the_command_starts_ranks_and_ctrl_c_reaches_them(material):
 
 
 @pytest.mark.parametrize(("stage", "size", "said"), [(None, 2, "zero_stage"), (1, 0, "at least 1")])
-def test_what_cannot_be_started_is_refused(material, stage, size, said):
+def test_ranks_that_cannot_start_are_refused(material, stage, size, said):
     config: TrialConfig = material.config(zero_stage=stage)
     folder = material.folder(config)
     done = subprocess.run(

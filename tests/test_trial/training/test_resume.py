@@ -1,4 +1,4 @@
-"""A killed or interrupted trial ends as if nothing had happened, to the bit."""
+"""A killed or interrupted trial has the losses and weights of an undisturbed one, to the bit."""
 
 import multiprocessing
 import shutil
@@ -25,7 +25,7 @@ def material(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def processes():
-    """Clean processes in a second: the imports are made once, in their common parent."""
+    """Fresh processes without import time: the imports are made once, in the fork server."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["trial.training.attempt", "trial.devices.optimum_habana", "helpers.train", "deepspeed"]
@@ -125,7 +125,7 @@ def test_a_pruned_trial_stops_at_the_step_it_is_told(material):
     assert result.state == "pruned"
     assert result.steps == 12
     assert recorder.asked == 14
-    assert result.value == losses_of(folder)[10] == recorder.told[-1].eval_loss
+    assert result.value == losses_of(folder)[10] == recorder.evaluations[-1].eval_loss
     assert folder.read_result() == result
     assert not folder.checkpoints.exists()
     assert not folder.adapter.exists()
@@ -148,7 +148,7 @@ def test_a_trial_saved_by_its_own_interval(material):
 
 
 def test_a_warm_process_trains_as_a_fresh_one(material, processes):
-    """Stages alternate: one that leaks into the next trial would show in its losses."""
+    """Stages alternate: state that leaks into the next trial would change its losses."""
     fresh: dict[int | None, dict[int, float]] = {}
     process_cache = ProcessCache(finish_imports)
     for stage in (None, 2, None, 0, 2, None):
@@ -164,7 +164,7 @@ def test_a_warm_process_trains_as_a_fresh_one(material, processes):
 
 
 def test_only_deepspeed_trials_are_deepspeed_trials(material):
-    """What a checkpoint holds shows which engine wrote it, in a process that has seen both."""
+    """The files of a checkpoint show which engine wrote it, in a process that has used both."""
     for stage in (2, None, 1, None):
         folder = material.folder(material.config(zero_stage=stage))
         assert train(folder, Recorder("interrupt", 2 + 3), material.process_cache()) is None
@@ -173,7 +173,7 @@ def test_only_deepspeed_trials_are_deepspeed_trials(material):
         assert ("optimizer.pt" in files) == (stage is None)
 
 
-def test_the_newest_whole_checkpoint_counts(tmp_path):
+def test_the_newest_complete_checkpoint_counts(tmp_path):
     folder = TrialFolder(tmp_path)
     checkpoints = Checkpoints(folder)
     assert checkpoints.newest() is None

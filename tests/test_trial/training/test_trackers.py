@@ -1,4 +1,4 @@
-"""`report_to` of TrainingArguments, per trial: the trial's number and parameters come along."""
+"""`report_to` of TrainingArguments: trackers get the trial's number and parameters too."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def test_tensorboard_gets_curves_number_and_parameters(tmp_path):
     assert abs(losses[-1] - folder.read_evaluations()[-1].eval_loss) < 1e-5
     (written,) = events.Tensors("args/text_summary")
     text = written.tensor_proto.string_val[0].decode()
-    for said in (
+    for entry in (
         '"run_name": "ranks/7"',
         '"trial": 7',
         '"drawn.lora.r": 8',
         '"lora.lora_alpha": 16',
     ):
-        assert said in text
+        assert entry in text
