@@ -12,7 +12,7 @@ from sweep.spec.spec import SweepSpec
 from sweep.spec.text import params_text
 from trial.config.errors import ConfigError, Problem
 from trial.preflight.memory_estimate import GIB
-from trial.preflight.memory_fit import Fit, fit
+from trial.preflight.memory_fit import MemoryFit, memory_fit
 
 MEMORY_KEYS = (
     "model",
@@ -42,7 +42,7 @@ class TrialMemory:
 
     params: str
     """Its parameters that the memory depends on, as text."""
-    fit: Fit
+    fit: MemoryFit
 
     def lines(self) -> list[str]:
         """The estimate, part by part, below a heading."""
@@ -71,12 +71,12 @@ def lines(spec: SweepSpec, here: bool = True) -> list[str]:
     return [*memory.lines(), *_warnings(memory)]
 
 
-def _is_small(found: Fit) -> bool:
+def _is_small(found: MemoryFit) -> bool:
     return found.capacity is not None and found.estimate.likely < SMALL_SHARE * found.capacity.bytes
 
 
 def _warnings(memory: TrialMemory) -> Iterator[str]:
-    if memory.fit.near and memory.fit.capacity is not None:
+    if memory.fit.nearly_full and memory.fit.capacity is not None:
         share = memory.fit.estimate.likely / memory.fit.capacity.bytes
         yield (
             f"  warning: that is likely {share:.0%} of {memory.fit.capacity.bytes / GIB:.0f} GiB:"
@@ -94,10 +94,10 @@ def _estimates(spec: SweepSpec, here: bool) -> Iterator[TrialMemory]:
             if key in seen:
                 continue
             seen.add(key)
-            found = fit(
+            found = memory_fit(
                 config,
                 resources.devices_per_trial,
-                given_gib=resources.memory_per_device_gb,
+                device_gib=resources.memory_per_device_gb,
                 here=here,
             )
         except (ConfigError, ValueError):

@@ -12,6 +12,7 @@ PROFILES = sorted(ROOT.joinpath("spaces/gaudi").glob("*.yaml"))
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("COLUMNS", "160")
 
 

@@ -279,12 +279,14 @@ _SAVED = ("dataset_info.json", "dataset_dict.json")
 
 def _check_hub(path: str, key: str) -> None:
     """Refuse a name that is no folder, in no local cache, and not on the hub."""
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    prepared = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets")
-    cached = (prepared / path.replace("/", "___"), hub.cache_folder_of("dataset", path))
+    from huggingface_hub import constants
+
+    # As `datasets.config.HF_DATASETS_CACHE` has it, without the second that its import takes.
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
+    cached = (prepared / path.replace("/", "___"), hub.repository_cache("dataset", path))
     if any(folder.is_dir() for folder in cached):
         return
-    if reason := hub.refusal("dataset", path):
+    if reason := hub.unavailable_reason("dataset", path):
         near = missing(path, key).problems[0].near
         rule = "an existing file or folder, or a hub dataset (none here, none in the local cache)"
         raise refuse(key, f"{rule}; {reason}", repr(path), near)

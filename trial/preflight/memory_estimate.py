@@ -1,8 +1,11 @@
-"""Does a trial fit its device? The memory of one rank, line by line, before anything is loaded.
+"""Estimates the device memory of one rank of a trial, part by part, from weight shapes alone.
 
-Every line has two figures. What is *certain* cannot be avoided: the trial is refused when even that
-is more than the device has. What is *likely* adds what a step keeps in passing, by the shapes of
-the model's layers; compilers and allocators differ, so it only warns. Torch-free and pure.
+Every part has two figures. The *certain* one cannot be avoided: a trial is refused when even the
+sum of these exceeds the device. The *likely* one adds the temporary tensors of a step, by the
+shapes of the model's layers; compilers and allocators differ, so it only warns. Torch-free.
+
+Weights, gradients and optimizer states follow the ZeRO paper (Rajbhandari et al. 2020, section 3):
+stage 1 shards optimizer states over the ranks, stage 2 gradients too, stage 3 weights too.
 """
 
 from __future__ import annotations
@@ -25,254 +28,277 @@ from trial.model.lora_targets import (
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FLOAT32 = 4
-STATES = {"adamw": 2, "adagrad": 1, "rmsprop": 1, "lion": 1, "sgd": 0, "adafactor": 0}
-"""Values an optimizer keeps for each parameter; names are the first word of `training.optim`."""
-SMALL_STATES = ("8bit", "4bit", "paged", "bnb", "torchao")
-"""Optimizers that keep less, or elsewhere: nothing of theirs is certain."""
-NEAR = 0.9
-"""A trial that likely takes more than this share of its device is worth a warning."""
+OPTIMIZER_STATES = {"adamw": 2, "adagrad": 1, "rmsprop": 1, "lion": 1, "sgd": 0, "adafactor": 0}
+"""Values an optimizer keeps per parameter, by the first word of `training.optim`."""
+REDUCED_STATES = ("8bit", "4bit", "paged", "bnb", "torchao")
+"""Optimizers that keep lower precision, or states on the host: none of it is certain."""
+NEARLY_FULL = 0.9
+"""A trial that likely takes more than this share of its device gets a warning."""
+HEAD_SIZE = 128
+"""Width of an attention head in most models."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One line of the sum, in bytes."""
+class MemoryPart:
+    """One part of the sum, in bytes, and the formula in words."""
 
     name: str
     certain: float
     likely: float
-    how: str
+    formula: str
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """What one rank of a trial takes."""
+class MemoryEstimate:
+    """The memory of one rank of a trial."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[MemoryPart, ...]
 
     @property
     def certain(self) -> float:
-        """Bytes that no implementation can do without."""
+        """Bytes that every implementation needs."""
         return sum(part.certain for part in self.parts)
 
     @property
     def likely(self) -> float:
-        """Bytes at the peak of a step, as far as shapes tell."""
+        """Bytes at the peak of a step, as far as shapes show."""
         return sum(part.likely for part in self.parts)
 
     def lines(self) -> list[str]:
         """The sum as a table, in GiB."""
         rows = [("GiB of each device", "certain", "likely", "")]
-        parts = [*self.parts, Part("in all", self.certain, self.likely, "")]
-        rows += [(p.name, f"{p.certain / GIB:.2f}", f"{p.likely / GIB:.2f}", p.how) for p in parts]
-        return [f"{a:<20}{b:>9}{c:>9}  {how}".rstrip() for a, b, c, how in rows]
+        parts = [*self.parts, MemoryPart("in all", self.certain, self.likely, "")]
+        rows += [
+            (part.name, f"{part.certain / GIB:.2f}", f"{part.likely / GIB:.2f}", part.formula)
+            for part in parts
+        ]
+        return [f"{a:<20}{b:>9}{c:>9}  {formula}".rstrip() for a, b, c, formula in rows]
 
 
 def estimate(
     config: TrialConfig, shapes: Shapes, *, ranks: int = 1, fixed_shapes: bool = True
-) -> Estimate:
+) -> MemoryEstimate:
     """The memory of one rank.
 
     Args:
         config: the trial.
         shapes: every weight of its base model, by name.
-        ranks: how many devices the trial holds.
+        ranks: number of devices that the trial trains on.
         fixed_shapes: whether every row has `data.max_length` tokens, as on HPU. Elsewhere batches
-            are cut to their longest row, which nobody knows yet: nothing of a step is certain.
+            are cut to their longest row, which is not known yet: no part of a step is certain.
 
     Raises:
         ValueError: the user's DeepSpeed configuration cannot be read.
     """
-    plan = _plan(config, shapes, ranks)
-    step = _step(plan)
+    sizes = _trial_sizes(config, shapes, ranks)
+    step = _step_parts(sizes)
     if not fixed_shapes:
-        step = [Part(part.name, 0.0, part.likely, part.how) for part in step]
-    return Estimate((*_standing(plan), *step))
+        step = [MemoryPart(part.name, 0.0, part.likely, part.formula) for part in step]
+    return MemoryEstimate((*_persistent_parts(sizes), *step))
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """What the parts are made of."""
+class _TrialSizes:
+    """The quantities that the parts are computed from."""
 
     config: TrialConfig
     shapes: Shapes
     ranks: int
-    base: int
-    """Parameters of the base model."""
-    low: int
-    """Parameters of the low-rank matrices."""
-    trained: int
-    """All parameters that are trained."""
-    width: int
-    """Bytes of a weight of the base model."""
-    adapter_width: int
-    """Bytes of a weight of the adapter."""
-    compute: int
-    """Bytes of a number inside the network."""
+    base_parameters: int
+    lora_parameters: int
+    trained_parameters: int
+    """The adapter's, and those of the base model that are trained beside it."""
+    base_bytes: int
+    """Bytes per weight of the base model."""
+    lora_bytes: int
+    """Bytes per weight of the adapter."""
+    compute_bytes: int
+    """Bytes per activation."""
     stage: int | None
+    """The ZeRO stage."""
     mixed: bool
-    """Whether DeepSpeed keeps float32 masters of bfloat16 weights."""
+    """Whether DeepSpeed keeps float32 master copies of bfloat16 weights."""
     zero: Mapping[str, Any]
+    """DeepSpeed's `zero_optimization` section."""
 
-    def shard(self, stage: int) -> int:
-        """Over how many ranks something is spread that is spread from `stage` on."""
+    def shards(self, stage: int) -> int:
+        """Number of ranks that share what ZeRO shards from `stage` on."""
         return self.ranks if self.stage is not None and self.stage >= stage else 1
 
-    def offloads(self, what: str) -> bool:
-        return (self.zero.get(what) or {}).get("device", "none") != "none"
+    def offloads(self, key: str) -> bool:
+        """Whether `key` (`offload_param`, `offload_optimizer`) moves it to the host."""
+        return (self.zero.get(key) or {}).get("device", "none") != "none"
 
 
-def _plan(config: TrialConfig, shapes: Shapes, ranks: int) -> _Plan:
+def _trial_sizes(config: TrialConfig, shapes: Shapes, ranks: int) -> _TrialSizes:
     merged = deepspeed_config(config, "hpu", user_config(config.deepspeed.config))
     mixed = bool(merged and (merged.get("bf16") or {}).get("enabled") is True)
-    base = sum(math.prod(shape) for shape in shapes.values())
-    low = adapter_parameters(shapes, config.lora)
-    width = 2 if mixed else BYTES[config.model.dtype]
+    base_parameters = sum(math.prod(shape) for shape in shapes.values())
+    lora_parameters = adapter_parameters(shapes, config.lora)
+    base_bytes = 2 if mixed else BYTES[config.model.dtype]
     half = config.training.get("bf16") or config.training.get("fp16")
-    return _Plan(
+    return _TrialSizes(
         config=config,
         shapes=shapes,
         ranks=ranks,
-        base=base,
-        low=low,
-        trained=low + saved_parameters(shapes, config.lora) if config.lora.r else base,
-        width=width,
+        base_parameters=base_parameters,
+        lora_parameters=lora_parameters,
+        trained_parameters=(
+            lora_parameters + saved_parameters(shapes, config.lora)
+            if config.lora.r
+            else base_parameters
+        ),
+        base_bytes=base_bytes,
         # PEFT keeps adapters in float32 over any base; DeepSpeed's bf16 casts the whole model.
-        adapter_width=2 if mixed else FLOAT32,
-        compute=2 if half else width,
+        lora_bytes=2 if mixed else FLOAT32,
+        compute_bytes=2 if half else base_bytes,
         stage=config.zero_stage,
         mixed=mixed,
         zero=(merged or {}).get("zero_optimization") or {},
     )
 
 
-def _standing(plan: _Plan) -> list[Part]:
-    """What stays from the first step to the last: exact."""
-    parts = [_weights(plan)]
-    if plan.config.lora.r:
-        parts.append(_adapter(plan))
-    return [*parts, _gradients(plan), _optimizer(plan)]
+def _persistent_parts(sizes: _TrialSizes) -> list[MemoryPart]:
+    """Parts that stay from the first step to the last; exact."""
+    parts = [_weights(sizes)]
+    if sizes.config.lora.r:
+        parts.append(_adapter(sizes))
+    return [*parts, _gradients(sizes), _optimizer(sizes)]
 
 
-def _weights(plan: _Plan) -> Part:
-    how = f"{plan.base:,} x {plan.width} bytes{_over(plan, 3)}"
-    if plan.offloads("offload_param"):
-        return Part("weights", 0.0, 0.0, f"{how}, kept on the host")
-    size = plan.base * plan.width / plan.shard(3)
-    return Part("weights", size, size, how)
+def _weights(sizes: _TrialSizes) -> MemoryPart:
+    formula = f"{sizes.base_parameters:,} x {sizes.base_bytes} bytes{_shard_text(sizes, 3)}"
+    if sizes.offloads("offload_param"):
+        return MemoryPart("weights", 0.0, 0.0, f"{formula}, kept on the host")
+    size = sizes.base_parameters * sizes.base_bytes / sizes.shards(3)
+    return MemoryPart("weights", size, size, formula)
 
 
-def _adapter(plan: _Plan) -> Part:
-    """The low-rank matrices, and copies of base modules that are trained whole."""
-    copies = plan.trained - plan.low
-    size = (plan.low * plan.adapter_width + copies * plan.width) / plan.shard(3)
-    how = f"{plan.low:,} x {plan.adapter_width} bytes"
-    how += f" and {copies:,} x {plan.width}" if copies else ""
-    return Part("adapter", size, size, how + _over(plan, 3))
+def _adapter(sizes: _TrialSizes) -> MemoryPart:
+    """The low-rank matrices, and the parts of the base model that are trained whole."""
+    copies = sizes.trained_parameters - sizes.lora_parameters
+    size = (sizes.lora_parameters * sizes.lora_bytes + copies * sizes.base_bytes) / sizes.shards(3)
+    formula = f"{sizes.lora_parameters:,} x {sizes.lora_bytes} bytes"
+    formula += f" and {copies:,} x {sizes.base_bytes}" if copies else ""
+    return MemoryPart("adapter", size, size, formula + _shard_text(sizes, 3))
 
 
-def _trained_bytes(plan: _Plan) -> int:
-    if not plan.config.lora.r:
-        return plan.base * plan.width
-    return plan.low * plan.adapter_width + (plan.trained - plan.low) * plan.width
+def _trained_bytes(sizes: _TrialSizes) -> int:
+    """Bytes of all trained parameters, in the types of their weights."""
+    if not sizes.config.lora.r:
+        return sizes.base_parameters * sizes.base_bytes
+    copies = sizes.trained_parameters - sizes.lora_parameters
+    return sizes.lora_parameters * sizes.lora_bytes + copies * sizes.base_bytes
 
 
-def _gradients(plan: _Plan) -> Part:
-    size = _trained_bytes(plan) / plan.shard(2)
-    how = f"{plan.trained:,}, in the type of their weights{_over(plan, 2)}"
-    # DeepSpeed adds bf16 gradients up in float32 copies.
-    extra = plan.trained * FLOAT32 / plan.ranks if plan.mixed else 0.0
-    certain = 0.0 if plan.offloads("offload_optimizer") else size
-    return Part("gradients", certain, size + extra, how)
+def _gradients(sizes: _TrialSizes) -> MemoryPart:
+    size = _trained_bytes(sizes) / sizes.shards(2)
+    formula = f"{sizes.trained_parameters:,}, in the type of their weights{_shard_text(sizes, 2)}"
+    # DeepSpeed's bf16 optimizer accumulates gradients in float32 copies.
+    extra = sizes.trained_parameters * FLOAT32 / sizes.ranks if sizes.mixed else 0.0
+    certain = 0.0 if sizes.offloads("offload_optimizer") else size
+    return MemoryPart("gradients", certain, size + extra, formula)
 
 
-def _optimizer(plan: _Plan) -> Part:
-    name = str(plan.config.training.get("optim", "adamw_torch"))
-    small = any(word in name for word in SMALL_STATES)
-    states = STATES.get(name.partition("_")[0], 0) if not small else 0
-    if plan.stage is None or (plan.stage == 0 and not plan.mixed):
-        size = float(states * _trained_bytes(plan))
-        return Part("optimizer", size, size, f"{name}: {states} x what is trained")
-    # ZeRO keeps float32 masters and states, spread over the ranks (by its bf16 optimizer always).
+def _optimizer(sizes: _TrialSizes) -> MemoryPart:
+    name = str(sizes.config.training.get("optim", "adamw_torch"))
+    reduced = any(word in name for word in REDUCED_STATES)
+    states = 0 if reduced else OPTIMIZER_STATES.get(name.partition("_")[0], 0)
+    if sizes.stage is None or (sizes.stage == 0 and not sizes.mixed):
+        size = float(states * _trained_bytes(sizes))
+        return MemoryPart("optimizer", size, size, f"{name}: {states} x what is trained")
+    # ZeRO keeps float32 master copies and states, sharded over the ranks (its bf16 optimizer does
+    # so in every stage).
     each = FLOAT32 * (states + 1)
-    size = plan.trained * each / plan.ranks
-    how = f"{name}: {plan.trained:,} x {each} bytes over {plan.ranks} rank(s)"
-    if plan.offloads("offload_optimizer"):
-        return Part("optimizer", 0.0, 0.0, f"{how}, kept on the host")
-    return Part("optimizer", size, size, how)
+    size = sizes.trained_parameters * each / sizes.ranks
+    formula = f"{name}: {sizes.trained_parameters:,} x {each} bytes over {sizes.ranks} rank(s)"
+    if sizes.offloads("offload_optimizer"):
+        return MemoryPart("optimizer", 0.0, 0.0, f"{formula}, kept on the host")
+    return MemoryPart("optimizer", size, size, formula)
 
 
-def _over(plan: _Plan, stage: int) -> str:
-    return f" / {plan.ranks} ranks" if plan.shard(stage) > 1 else ""
+def _shard_text(sizes: _TrialSizes, stage: int) -> str:
+    return f" / {sizes.ranks} ranks" if sizes.shards(stage) > 1 else ""
 
 
-def _step(plan: _Plan) -> list[Part]:
-    """What a step adds: the larger of a training step and of an evaluated batch."""
-    training, evaluation = _training(plan), _evaluation(plan)
+def _step_parts(sizes: _TrialSizes) -> list[MemoryPart]:
+    """Temporary tensors: of a training step or of an evaluated batch, whichever takes more."""
+    training, evaluation = _training_parts(sizes), _evaluation_parts(sizes)
     if sum(part.likely for part in evaluation) > sum(part.likely for part in training):
-        return [*evaluation, *_gathered(plan)]
-    return [*training, *_gathered(plan)]
+        return [*evaluation, *_gathered_parts(sizes)]
+    return [*training, *_gathered_parts(sizes)]
 
 
-def _training(plan: _Plan) -> list[Part]:
-    config = plan.config
+def _training_parts(sizes: _TrialSizes) -> list[MemoryPart]:
+    """Activations that the backward pass needs, and the logits.
+
+    Certain activations: the outputs of all linear layers. Likely ones: twice these (inputs of
+    activation functions and products), two float32 norms per layer, and the attention scores where
+    no fused kernel is used. Certain logits: one float32 copy. Likely ones: the model's own, and
+    three float32 tensors of their size in the loss (copy, log-probabilities, gradient).
+    """
+    config = sizes.config
     rows, length = config.training["per_device_train_batch_size"], config.data.max_length
-    tokens, compute = rows * length, plan.compute
-    outputs, width, layers = _layer(plan.shapes)
-    share = trained_share(plan.shapes, config.lora)
-    inside = tokens * outputs * compute
-    scores = 0 if _fused(config) else tokens * length * _heads(plan.shapes) * (FLOAT32 + compute)
-    # Beside its linear layers' outputs a layer keeps float32 norms and products of activations.
-    richly = inside * 2 + tokens * 2 * width * FLOAT32 + scores
+    tokens, compute = rows * length, sizes.compute_bytes
+    outputs, width, layers = _block_shape(sizes.shapes)
+    share = trained_share(sizes.shapes, config.lora)
+    block = tokens * outputs * compute
+    heads = max(1, width // HEAD_SIZE)
+    scores = 0 if _has_fused_attention(config) else tokens * length * heads * (FLOAT32 + compute)
+    likely_block = block * 2 + tokens * 2 * width * FLOAT32 + scores
     if config.training.get("gradient_checkpointing"):
-        kept = tokens * width * compute * layers
-        how = f"{rows} x {length} tokens x {layers} layers x {width:,}, and one layer's inside"
-        activations = Part("activations", kept * share + inside, kept + richly, how)
+        inputs = tokens * width * compute * layers
+        formula = f"{rows} x {length} tokens x {layers} layers x {width:,}, and one layer's inside"
+        certain, likely = inputs * share + block, inputs + likely_block
     else:
-        how = f"{rows} x {length} tokens x {layers} layers x {outputs:,} x {compute} bytes"
-        activations = Part("activations", inside * layers * share, richly * layers, how)
-    vocabulary = _vocabulary(plan.shapes)
+        formula = f"{rows} x {length} tokens x {layers} layers x {outputs:,} x {compute} bytes"
+        certain, likely = block * layers * share, likely_block * layers
+    activations = MemoryPart("activations", certain, likely, formula)
+    vocabulary = _vocabulary(sizes.shapes)
     logits = tokens * vocabulary
-    how = f"{rows} x {length} tokens x {vocabulary:,} words, in float32"
-    return [activations, Part("logits", logits * FLOAT32, logits * (compute + 3 * FLOAT32), how)]
+    formula = f"{rows} x {length} tokens x {vocabulary:,} words, in float32"
+    certain, likely = logits * FLOAT32, logits * (compute + 3 * FLOAT32)
+    return [activations, MemoryPart("logits", certain, likely, formula)]
 
 
-def _evaluation(plan: _Plan) -> list[Part]:
-    config = plan.config
+def _evaluation_parts(sizes: _TrialSizes) -> list[MemoryPart]:
+    """One block's outputs and the logits of an evaluated batch."""
+    config = sizes.config
     rows, length = config.training["per_device_eval_batch_size"], config.data.max_length
-    outputs, _, _ = _layer(plan.shapes)
-    vocabulary = _vocabulary(plan.shapes)
+    outputs, _, _ = _block_shape(sizes.shapes)
+    vocabulary = _vocabulary(sizes.shapes)
     tokens = rows * length
-    how = f"evaluation: {rows} x {length} tokens"
+    formula = f"evaluation: {rows} x {length} tokens"
     return [
-        Part("activations", 0.0, tokens * outputs * plan.compute, how),
-        Part(
+        MemoryPart("activations", 0.0, tokens * outputs * sizes.compute_bytes, formula),
+        MemoryPart(
             "logits",
-            tokens * vocabulary * plan.compute,
-            tokens * vocabulary * (plan.compute + 2 * FLOAT32),
-            f"{how} x {vocabulary:,} words",
+            tokens * vocabulary * sizes.compute_bytes,
+            tokens * vocabulary * (sizes.compute_bytes + 2 * FLOAT32),
+            f"{formula} x {vocabulary:,} words",
         ),
     ]
 
 
-def _gathered(plan: _Plan) -> list[Part]:
-    """Weights that ZeRO-3 brings together while they are used."""
-    if plan.shard(3) == 1 and not plan.offloads("offload_param"):
+def _gathered_parts(sizes: _TrialSizes) -> list[MemoryPart]:
+    """Weights that ZeRO-3 gathers while they are used: at most two layers and the largest."""
+    if sizes.shards(3) == 1 and not sizes.offloads("offload_param"):
         return []
-    largest = max((math.prod(shape) for shape in plan.shapes.values()), default=0)
+    largest = max((math.prod(shape) for shape in sizes.shapes.values()), default=0)
     return [
-        Part(
+        MemoryPart(
             "gathered weights",
-            largest * plan.width,
-            2 * _layer_parameters(plan.shapes) * plan.width + largest * plan.width,
+            largest * sizes.base_bytes,
+            2 * _layer_parameters(sizes.shapes) * sizes.base_bytes + largest * sizes.base_bytes,
             f"the largest has {largest:,}",
         )
     ]
 
 
-def _layer(shapes: Shapes) -> tuple[int, int, int]:
-    """Outputs of all linear layers of a block together, the residual's width, number of blocks."""
+def _block_shape(shapes: Shapes) -> tuple[int, int, int]:
+    """Outputs of all linear layers of a block, width of the residual stream, number of blocks."""
     linear = linear_modules(shapes)
     layers = {layer for name in linear if (layer := layer_of(name)) is not None}
     if not layers:
@@ -282,6 +308,7 @@ def _layer(shapes: Shapes) -> tuple[int, int, int]:
 
 
 def _layer_parameters(shapes: Shapes) -> int:
+    """Weights of the linear layers of the largest block."""
     linear = linear_modules(shapes)
     sizes: dict[int, int] = {}
     for name, (inputs, outputs) in linear.items():
@@ -291,15 +318,10 @@ def _layer_parameters(shapes: Shapes) -> int:
 
 
 def _vocabulary(shapes: Shapes) -> int:
-    """Rows of the largest matrix outside the blocks: the embedding's or the head's."""
+    """Rows of the largest matrix outside the blocks: the embedding or the output head."""
     return max((s[0] for n, s in shapes.items() if len(s) == 2 and layer_of(n) is None), default=0)
 
 
-def _heads(shapes: Shapes) -> int:
-    """Attention heads as most models have them, of 128 numbers each."""
-    return max(1, _layer(shapes)[1] // 128)
-
-
-def _fused(config: TrialConfig) -> bool:
-    """Whether attention keeps no matrix of all pairs of tokens."""
+def _has_fused_attention(config: TrialConfig) -> bool:
+    """Whether attention stores no matrix of scores."""
     return config.model.attn_implementation not in (None, "eager")

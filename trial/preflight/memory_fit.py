@@ -1,4 +1,4 @@
-"""Will it fit? A trial's estimated memory against the device it is to train on. Torch-free."""
+"""Compares a trial's estimated memory with its device. Torch-free."""
 
 from __future__ import annotations
 
@@ -9,71 +9,80 @@ from trial.config.trial_config import TrialConfig
 from trial.devices.detect import detected_device
 from trial.devices.device_memory import CARD_GIB, Capacity, device_capacity
 from trial.model.known_shapes import known_settings, shapes_of
-from trial.preflight.checks import MODEL_KEY, find_model
-from trial.preflight.memory_estimate import GIB, NEAR, Estimate, Shapes, estimate
+from trial.preflight.memory_estimate import GIB, NEARLY_FULL, MemoryEstimate, Shapes, estimate
+from trial.preflight.model_checks import MODEL_KEY, find_model
 
-BLAMED = {
+KEYS_BY_PART = {
     "weights": MODEL_KEY,
     "gathered weights": MODEL_KEY,
     "activations": "training.per_device_train_batch_size",
     "logits": "training.per_device_train_batch_size",
 }
-"""The key to turn for the largest part of a sum; anything else is the adapter's rank."""
+"""The key that a refusal names, by the largest part of the sum; `lora.r` for all others."""
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
-    """One trial on one device."""
+class MemoryFit:
+    """The estimate of one trial beside the memory of its device."""
 
-    estimate: Estimate
+    estimate: MemoryEstimate
     capacity: Capacity | None
+    """None where the memory of the device is not known."""
 
     @property
-    def refused(self) -> bool:
-        """Whether what is certain is more than the device has."""
+    def too_large(self) -> bool:
+        """Whether the certain part exceeds the device."""
         return self.capacity is not None and self.estimate.certain > self.capacity.bytes
 
     @property
-    def near(self) -> bool:
-        """Whether what is likely comes close to it, or beyond."""
-        return self.capacity is not None and self.estimate.likely > NEAR * self.capacity.bytes
+    def nearly_full(self) -> bool:
+        """Whether the likely sum comes close to the device's memory, or exceeds it."""
+        return (
+            self.capacity is not None and self.estimate.likely > NEARLY_FULL * self.capacity.bytes
+        )
 
-    def against(self) -> str:
-        """The device in words, smaller ones that could be meant included."""
+    def device_text(self) -> str:
+        """The device in words, and where its card is assumed, the cards that are too small."""
         if self.capacity is None:
             return "of a device whose memory is not known; say resources.memory_per_device_gb"
         text = f"of {self.capacity.bytes / GIB:.0f} GiB ({self.capacity.what})"
         if self.capacity.assumed:
             small = [
-                f"{card} has {size:g}" for card, size in CARD_GIB.items() if self._misses(size)
+                f"{card} has {size:g}" for card, size in CARD_GIB.items() if self._exceeds(size)
             ]
             text += f"; {', '.join(small)}: too small" if small else ""
         return text
 
-    def _misses(self, gib: float) -> bool:
+    def _exceeds(self, gib: float) -> bool:
         return self.estimate.certain > gib * GIB
 
     def lines(self) -> list[str]:
-        """The arithmetic, line by line, and what it is held against."""
+        """The estimate, part by part, and a line that compares it with the device."""
         certain, likely = self.estimate.certain / GIB, self.estimate.likely / GIB
-        verdict = f"at least {certain:.1f} GiB, likely {likely:.1f}, {self.against()}"
+        verdict = f"at least {certain:.1f} GiB, likely {likely:.1f}, {self.device_text()}"
         return [*self.estimate.lines(), verdict]
 
     def problem(self) -> Problem | None:
-        """Why the trial is refused; None when it may fit."""
-        if not self.refused or self.capacity is None:
+        """The refusal of a trial that certainly does not fit; None when it may."""
+        if not self.too_large or self.capacity is None:
             return None
         largest = max(self.estimate.parts, key=lambda part: part.certain)
-        key = BLAMED.get(largest.name, "lora.r")
+        key = KEYS_BY_PART.get(largest.name, "lora.r")
         rule = f"a trial that fits {self.capacity.bytes / GIB:.0f} GiB ({self.capacity.what})"
         table = "".join(f"\n    {line}" for line in self.estimate.lines())
         return Problem(key, rule, f"at least {self.estimate.certain / GIB:.1f} GiB{table}")
 
 
-def fit(
-    config: TrialConfig, ranks: int = 1, *, given_gib: float | None = None, here: bool = True
-) -> Fit | None:
-    """Hold a trial against its device; None when the model's shapes are not known here.
+def memory_fit(
+    config: TrialConfig, ranks: int = 1, *, device_gib: float | None = None, here: bool = True
+) -> MemoryFit | None:
+    """Estimate a trial's memory and look up its device's; None when either is not known here.
+
+    Args:
+        config: the trial.
+        ranks: number of devices that the trial trains on.
+        device_gib: memory of each device in GiB, where the user says so.
+        here: whether trials run on this machine.
 
     Raises:
         ValueError: the user's DeepSpeed configuration cannot be read.
@@ -82,16 +91,16 @@ def fit(
     device = device_for(config, here)
     if not shapes or device is None:
         return None
-    found = estimate(config, shapes, ranks=ranks, fixed_shapes=device == "hpu")
-    room = device_capacity(device, given_gib, here)
-    if room is not None and device == "cpu" and given_gib is None:
+    estimated = estimate(config, shapes, ranks=ranks, fixed_shapes=device == "hpu")
+    capacity = device_capacity(device, device_gib, here)
+    if capacity is not None and device == "cpu" and device_gib is None:
         # The ranks of a CPU trial share one machine's memory.
-        room = Capacity(room.what, room.bytes / ranks)
-    return Fit(found, room)
+        capacity = Capacity(capacity.what, capacity.bytes / ranks)
+    return MemoryFit(estimated, capacity)
 
 
 def shapes_for(config: TrialConfig) -> Shapes | None:
-    """The weights of the base model, from its settings or its files; None when neither is known."""
+    """Shapes of the base model's weights by name, from its settings or files; None if unknown."""
     name = config.model.name_or_path
     folder, _ = find_model(name, config.model.revision, MODEL_KEY, ask=False)
     try:
@@ -105,7 +114,7 @@ def shapes_for(config: TrialConfig) -> Shapes | None:
 
 
 def device_for(config: TrialConfig, here: bool) -> str | None:
-    """The kind of device; None when only another machine knows what `auto` is."""
+    """The kind of device; None for `auto` on another machine."""
     if config.device != "auto":
         return config.device
     return detected_device() if here else None

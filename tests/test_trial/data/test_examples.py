@@ -225,7 +225,7 @@ def test_missing_paths(tmp_path, monkeypatch):
     (problem,) = refusals(DataConfig(path=str(tmp_path), format="csv"))
     assert "the folder" in problem.got
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (problem,) = refusals(DataConfig(path="train"))
     assert "HF_HUB_OFFLINE" in problem.expected
     (problem,) = refusals(DataConfig(path="builtin:python-dogs"))

@@ -137,7 +137,7 @@ def test_a_gaudi_config_by_name_is_looked_for(tmp_path, monkeypatch):
         found = check_trial(TrialConfig(gaudi_config=given, device=device), here=False)
         return [[problem.key for problem in part] for part in (found.problems, found.missing_here)]
 
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert keys("Habana/llama") == [[], []]
     assert keys("Habana/gpt2") == [[], ["gaudi_config"]]
     assert keys("./no-such") == keys("") == [["gaudi_config"], []]
@@ -145,5 +145,5 @@ def test_a_gaudi_config_by_name_is_looked_for(tmp_path, monkeypatch):
     (tmp_path / "gaudi_config.json").write_text("{}")
     assert keys(str(tmp_path)) == [[], []]
     assert keys("./no-such", "cpu") == [[], []]
-    monkeypatch.setattr(hub, "refusal", lambda *_: "")
+    monkeypatch.setattr(hub, "unavailable_reason", lambda *_: "")
     assert keys("Habana/gpt2") == [[], []]

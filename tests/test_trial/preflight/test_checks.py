@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import requests
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GPT2Config
 
@@ -99,13 +101,15 @@ def test_a_missing_model_folder(config, model):
 
 def test_hub_names(config, model, tmp_path, monkeypatch):
     wanted = changed(config, "model", name_or_path="org/name")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     problem = only(wanted)
     assert problem.key == "model.name_or_path"
     assert "HF_HUB_OFFLINE" in problem.expected
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    nowhere = "http://127.0.0.1:9"  # nobody listens there
+    head = requests.head
+    monkeypatch.setattr(requests, "head", lambda url, **more: head(nowhere, **more))
     assert "cannot be reached" in only(wanted).expected
     assert "cannot be reached" in only(changed(config, "data", path="org/name")).expected
 
@@ -138,11 +142,10 @@ class Answer:
 )
 def test_what_the_hub_says(answer, said, monkeypatch):
     asked = []
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", "http://hub.test")
-    monkeypatch.setattr("requests.head", lambda url, **more: asked.append(url) or answer)
-    assert hub.refusal("model", "org/name") == said
-    assert asked == ["http://hub.test/org/name/resolve/main/config.json"]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(requests, "head", lambda url, **more: asked.append(url) or answer)
+    assert hub.unavailable_reason("model", "org/name") == said
+    assert asked == [f"{constants.ENDPOINT}/org/name/resolve/main/config.json"]
 
 
 @pytest.mark.parametrize(

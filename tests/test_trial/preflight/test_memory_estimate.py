@@ -25,8 +25,8 @@ from trial.model.known_shapes import known_settings, shapes_of
 from trial.model.load import lora_config
 from trial.model.lora_targets import adapter_parameters, saved_parameters, trained_share
 from trial.model.model_folder import ModelFolder
-from trial.preflight.memory_estimate import GIB, Estimate, estimate
-from trial.preflight.memory_fit import Fit, fit, shapes_for
+from trial.preflight.memory_estimate import GIB, MemoryEstimate, estimate
+from trial.preflight.memory_fit import MemoryFit, memory_fit, shapes_for
 
 SMALL = {
     "vocab_size": 96,
@@ -108,7 +108,7 @@ def test_known_models_have_their_published_size(name):
 def test_what_is_not_known_is_said_so():
     assert known_settings("someone/model") is None
     assert shapes_of({"model_type": "new"}) is None
-    assert fit(trial(model={"name_or_path": "someone/model"})) is None
+    assert memory_fit(trial(model={"name_or_path": "someone/model"})) is None
 
 
 def test_the_builtin_model_has_the_shapes_of_its_own_file():
@@ -229,7 +229,7 @@ def test_offloading_leaves_nothing_of_it_on_the_device():
     found = parts(estimate(config, shapes_of(known_settings("huggyllama/llama-7b"))))
     assert found["weights"].certain == found["optimizer"].likely == found["gradients"].certain == 0
     assert found["gathered weights"].certain > 0
-    assert "kept on the host" in found["weights"].how
+    assert "kept on the host" in found["weights"].formula
 
 
 LLAMA_2_7B = shapes_of(known_settings("meta-llama/Llama-2-7b-hf"))
@@ -296,7 +296,7 @@ def test_what_is_certain_is_never_more_than_what_is_likely(stage, ranks, dtype, 
 
 def on(card_gib, config, name, ranks=1):
     shapes = shapes_of(known_settings(name))
-    return Fit(estimate(config, shapes, ranks=ranks), Capacity("card", card_gib * GIB))
+    return MemoryFit(estimate(config, shapes, ranks=ranks), Capacity("card", card_gib * GIB))
 
 
 RAN = [
@@ -329,7 +329,7 @@ def test_a_trial_that_cannot_fit_is_refused_with_its_arithmetic():
     config = trial(model={"dtype": "bfloat16"}, training={"bf16": True})
     found = on(96, config, "meta-llama/Llama-2-70b-hf")
     problem = found.problem()
-    assert found.refused
+    assert found.too_large
     assert problem.key == "model.name_or_path"
     text = str(problem)
     assert "fits 96 GiB" in text
@@ -347,13 +347,13 @@ def test_the_key_to_turn_goes_by_the_largest_part():
 
 
 def test_near_the_edge_it_warns_and_does_not_refuse():
-    found = Fit(Estimate(on(96, llama(), "huggyllama/llama-7b").estimate.parts), None)
-    assert not found.near
-    assert "not known" in found.against()
+    found = MemoryFit(MemoryEstimate(on(96, llama(), "huggyllama/llama-7b").estimate.parts), None)
+    assert not found.nearly_full
+    assert "not known" in found.device_text()
     likely = found.estimate.likely / GIB
-    assert on(likely / 0.95, llama(), "huggyllama/llama-7b").near
-    assert not on(likely / 0.85, llama(), "huggyllama/llama-7b").near
-    assert not on(likely / 0.95, llama(), "huggyllama/llama-7b").refused
+    assert on(likely / 0.95, llama(), "huggyllama/llama-7b").nearly_full
+    assert not on(likely / 0.85, llama(), "huggyllama/llama-7b").nearly_full
+    assert not on(likely / 0.95, llama(), "huggyllama/llama-7b").too_large
 
 
 def test_a_card_that_nobody_knows_is_taken_for_the_largest():
@@ -361,18 +361,18 @@ def test_a_card_that_nobody_knows_is_taken_for_the_largest():
         model={"name_or_path": "meta-llama/Llama-2-13b-hf"}, training={"optim": "adamw_torch"},
         lora={"r": 0},
     )  # fmt: skip
-    found = fit(config, here=False)
+    found = memory_fit(config, here=False)
     assert found.capacity.bytes == 128 * GIB
     lighter = trial(model={"name_or_path": "meta-llama/Llama-2-13b-hf"}, data={"max_length": 1024})
-    assert "Gaudi 2 has 96: too small" in fit(lighter, here=False).against()
-    assert "Gaudi 2" not in fit(config, given_gib=300.0).against()
+    assert "Gaudi 2 has 96: too small" in memory_fit(lighter, here=False).device_text()
+    assert "Gaudi 2" not in memory_fit(config, device_gib=300.0).device_text()
 
 
 def test_a_models_memory_on_this_machine():
-    found = fit(parse({"device": "cpu"}))
-    assert not found.refused
+    found = memory_fit(parse({"device": "cpu"}))
+    assert not found.too_large
     assert found.capacity.bytes > 2**30
-    two = fit(parse({"device": "cpu", "zero_stage": 1}), ranks=2)
+    two = memory_fit(parse({"device": "cpu", "zero_stage": 1}), ranks=2)
     assert two.capacity.bytes == found.capacity.bytes / 2
 
 
