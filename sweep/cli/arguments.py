@@ -51,21 +51,23 @@ def load_sweep_file(
     Raises:
         ConfigError: every mistake at once.
     """
-    from sweep.loading import loader
+    from sweep.loading.loader import examine
+    from sweep.loading.raw_sweep import in_file_order
+    from sweep.loading.sweep_files import find
     from sweep.planning.preflight import preflight, preflight_sound_sections
 
-    source, settings = loader.find(space), overrides or ()
-    spec, problems = loader.examine(source, settings)
-    if problems:
-        more = loader.placed(source, settings, preflight_sound_sections(spec, problems))
-        raise ConfigError(loader.in_order([*problems, *more]))
+    source = find(space)
+    checked = examine(source, overrides or ())
+    if problems := checked.problems:
+        more = checked.locate(preflight_sound_sections(checked.spec, problems))
+        raise ConfigError(in_file_order([*problems, *more]))
     try:
-        absent = preflight(spec, here=not ray_address, planning=planning)
+        absent = preflight(checked.spec, here=not ray_address, planning=planning)
     except ConfigError as error:
-        raise ConfigError(loader.placed(source, settings, error.problems)) from None
-    for problem in loader.placed(source, settings, absent):
+        raise ConfigError(checked.locate(error.problems)) from None
+    for problem in checked.locate(absent):
         out.print(f"not on this machine: {problem}", style="yellow", markup=False, soft_wrap=True)
-    return spec, source
+    return checked.spec, source
 
 
 def find_study(study: str, runs: Path) -> StudyFolder:

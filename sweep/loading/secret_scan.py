@@ -33,30 +33,30 @@ _VALUE = re.compile(
 )
 
 
-def names_one(key: str) -> bool:
-    """Whether the last word of a dotted key is a secret's; `eos_token` and the like are not."""
+def is_secret_key(key: str) -> bool:
+    """Whether the last part of a dotted key names a secret; `eos_token` and the like do not."""
     word = key.rpartition(".")[2]
     return bool(_KEY.fullmatch(word)) and not re.fullmatch(
         r"(?i)(eos|bos|pad|unk|sep|cls|mask|image|end|start|stop)_token", word
     )
 
 
-def is_one(text: str) -> bool:
-    """Whether a text holds what has the form of a secret."""
+def has_secret(text: str) -> bool:
+    """Whether a text holds something of the form of a secret."""
     return bool(_VALUE.search(text)) or masked(text) != text
 
 
-def refuse_secrets(sheet: RawSweep) -> None:
-    """Note every secret in a sweep file, its comments included, and in the overrides."""
-    for key, value in _scalars(sheet.content):
+def refuse_secrets(raw: RawSweep) -> None:
+    """Note a problem for every secret in a sweep file, its comments included, and in overrides."""
+    for key, value in _scalars(raw.content):
         text = str(value)
-        if is_one(text) or (names_one(key) and text and value is not None):
-            where = sheet.locate(key).replace(text, HIDDEN)
-            sheet.refuse(Problem(key, RULE, HIDDEN, where=where))
-    found = {problem.where for problem in sheet.problems}
-    for number, line in enumerate(sheet.source.read_text(encoding="utf-8").splitlines(), 1):
-        if is_one(line) and (where := f"{sheet.source}:{number}") not in found:
-            sheet.refuse(Problem("", RULE, HIDDEN, where=where))
+        if has_secret(text) or (is_secret_key(key) and text and value is not None):
+            where = raw.locate(key).replace(text, HIDDEN)
+            raw.add_problem(Problem(key, RULE, HIDDEN, where=where))
+    found = {problem.where for problem in raw.problems}
+    for number, line in enumerate(raw.source.read_text(encoding="utf-8").splitlines(), 1):
+        if has_secret(line) and (where := f"{raw.source}:{number}") not in found:
+            raw.add_problem(Problem("", RULE, HIDDEN, where=where))
 
 
 def _scalars(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:

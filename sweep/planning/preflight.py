@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
-from sweep.loading.raw_sweep import is_at_or_below
+from sweep.loading.keys import is_at_or_below
 from sweep.planning import memory_check
 from sweep.spec.grid import variants
 from sweep.spec.hpu_groups import GROUP_SIZES, hpus_per_node

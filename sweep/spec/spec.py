@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sweep.spec.dimension import Choices, Dimension, Range
 from trial.config.sections import Section
+from trial.store.metrics import MAXIMIZED
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 """A study's name is its folder's: one plain name."""
@@ -23,6 +24,17 @@ class ObjectiveSpec(Section):
     `tokens_per_second`, or another metric that trials report."""
     direction: Direction = "minimize"
     """`minimize` or `maximize`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_full(cls, content: Any) -> Any:
+        """The long form of a metric's name; where more is better, the direction is `maximize`."""
+        content = {"metric": content} if isinstance(content, str) else content
+        if isinstance(content, dict):
+            metric = content.get("metric")
+            if isinstance(metric, str) and metric in MAXIMIZED:
+                return {"direction": "maximize", **content}
+        return content
 
 
 class SamplerSpec(Section):

@@ -4,7 +4,7 @@ import tomllib
 
 from helpers.paths import ROOT
 
-from sweep.loading import loader
+from sweep.loading import sweep_files
 
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 TOP = ("sweep", "trial", "results")
@@ -36,11 +36,13 @@ def test_every_file_beside_the_code_is_named():
 def test_every_sweep_file_comes_along():
     given = SETUPTOOLS["data-files"].values()
     matched = {file for patterns in given for pattern in patterns for file in ROOT.glob(pattern)}
-    assert matched == set(loader.SPACES.rglob("*.yaml"))
+    assert matched == set(sweep_files.SPACES.rglob("*.yaml"))
 
 
 def test_an_installed_wheel_finds_its_sweep_files(tmp_path):
-    assert loader.shipped(beside=tmp_path / "spaces", prefix=tmp_path).is_relative_to(tmp_path)
+    assert sweep_files.shipped_folder(checkout=tmp_path / "spaces", prefix=tmp_path).is_relative_to(
+        tmp_path
+    )
     shared = tmp_path / "share" / "gaudi-sweep" / "spaces"
-    assert loader.shipped(beside=tmp_path / "spaces", prefix=tmp_path) == shared
-    assert loader.shipped(beside=ROOT / "spaces", prefix=tmp_path) == ROOT / "spaces"
+    assert sweep_files.shipped_folder(checkout=tmp_path / "spaces", prefix=tmp_path) == shared
+    assert sweep_files.shipped_folder(checkout=ROOT / "spaces", prefix=tmp_path) == ROOT / "spaces"

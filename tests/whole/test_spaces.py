@@ -9,7 +9,7 @@ import typer
 import yaml
 
 from sweep import cli
-from sweep.loading import loader
+from sweep.loading import loader, sweep_files
 from sweep.planning.lint import advice
 from sweep.spec.dimension import Choices, Derived
 from sweep.spec.grid import extreme_points, grid_points, variants
@@ -26,20 +26,20 @@ NAMES = [
     "unlearn_npo",
     "zero_stage",
 ]
-SPECS = {name: loader.load(loader.find(name)) for name in NAMES}
+SPECS = {name: loader.load(sweep_files.find(name)) for name in NAMES}
 ADVISED = {"lora_joint": ["zero_stage moves eval_loss by noise"]}
 
 
 def test_the_command_that_the_unlearning_file_names_is_one():
     """It prunes on the trade-off, which two objectives cannot."""
-    text = loader.find("unlearn_npo").read_text()
+    text = sweep_files.find("unlearn_npo").read_text()
     said = re.search(r"(gaudi-sweep run .*\\\n.*)\n", text)[1]
     words = shlex.split(said.replace("\\\n#", " "))
     options = {word for word in words if word.startswith("--")}
     run = typer.main.get_command(cli.app).commands["run"]
     assert options <= {name for option in run.params for name in option.opts}
     overrides = [after for word, after in itertools.pairwise(words) if word == "--set"]
-    spec = loader.load(loader.find(words[2]), overrides)
+    spec = loader.load(sweep_files.find(words[2]), overrides)
     assert [(goal.metric, goal.direction) for goal in spec.objectives] == [
         ("trade_off", "maximize")
     ]
@@ -47,12 +47,12 @@ def test_the_command_that_the_unlearning_file_names_is_one():
 
 
 def test_every_shipped_file_is_listed_here():
-    assert [name for name in loader.space_names() if "/" not in name] == NAMES
+    assert [name for name in sweep_files.sweep_names() if "/" not in name] == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_file_says_its_question_first(name):
-    first = loader.find(name).read_text().splitlines()[0]
+    first = sweep_files.find(name).read_text().splitlines()[0]
     assert first.startswith("# ")
     assert "?" in first
     assert SPECS[name].question.endswith("?")
@@ -134,6 +134,6 @@ def test_every_evaluation_step_is_reached_before_the_end():
 def test_numbers_are_written_so_that_any_yaml_reader_sees_numbers():
     """PyYAML reads `1e-4` as a text; our loader does not, but other tools read these files too."""
     for name in NAMES:
-        text = loader.find(name).read_text()
+        text = sweep_files.find(name).read_text()
         assert not re.search(r"[ \[{,]\d+e-?\d+", text), name
         assert isinstance(yaml.safe_load(text)["base"]["training"]["learning_rate"], float)

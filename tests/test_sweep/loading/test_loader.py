@@ -14,7 +14,7 @@ from helpers.paths import ROOT, TESTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sweep.loading import loader
+from sweep.loading import loader, sweep_files
 from sweep.spec.grid import extreme_points
 from sweep.spec.space import Space
 from sweep.spec.spec import SweepSpec
@@ -22,7 +22,7 @@ from trial.config import yaml_file
 from trial.config.errors import ConfigError
 
 BROKEN = sorted(TESTS.glob("broken/*.yaml"))
-SHIPPED = sorted(loader.SPACES.rglob("*.yaml"))
+SHIPPED = sorted(sweep_files.SPACES.rglob("*.yaml"))
 PLAIN = "space: {lora.r: [4, 8]}\nstop: {trials: 4}\n"
 
 
@@ -351,13 +351,13 @@ def test_find_knows_names_folders_and_paths(tmp_path, monkeypatch):
     gaudi = write(folder, PLAIN, "gaudi/llama2_7b_lora.yml")
     mine = write(tmp_path, PLAIN, "mine/x.yaml")
     monkeypatch.chdir(tmp_path)
-    assert loader.find("lora_rank", folder) == Path("spaces/lora_rank.yaml")
-    assert loader.find("lora_rank.yaml", folder).resolve() == rank
-    assert loader.find("gaudi/llama2_7b_lora", folder).resolve() == gaudi
-    assert loader.find("mine/x.yaml", folder) == Path("mine/x.yaml")
-    assert loader.find(str(mine), folder) == mine
+    assert sweep_files.find("lora_rank", folder) == Path("spaces/lora_rank.yaml")
+    assert sweep_files.find("lora_rank.yaml", folder).resolve() == rank
+    assert sweep_files.find("gaudi/llama2_7b_lora", folder).resolve() == gaudi
+    assert sweep_files.find("mine/x.yaml", folder) == Path("mine/x.yaml")
+    assert sweep_files.find(str(mine), folder) == mine
     monkeypatch.chdir(tmp_path / "mine")
-    assert loader.find("lora_rank", folder) == rank
+    assert sweep_files.find("lora_rank", folder) == rank
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def test_find_lists_the_names(tmp_path, name, near):
     write(folder, PLAIN, "lora_rank.yaml")
     write(folder, PLAIN, "gaudi/llama2_7b_lora.yml")
     with pytest.raises(ConfigError) as caught:
-        loader.find(name, folder)
+        sweep_files.find(name, folder)
     assert "in spaces/: gaudi/llama2_7b_lora, lora_rank" in str(caught.value)
     assert near in str(caught.value)
 

@@ -15,16 +15,16 @@ from trial.config.trial_config import known_paths
      "aws_secret_access_key", "client_secret", "HF_TOKEN"],
 )  # fmt: skip
 def test_keys_of_secrets(key):
-    assert secret_scan.names_one(key)
+    assert secret_scan.is_secret_key(key)
 
 
 @pytest.mark.parametrize("key", ["eos_token", "pad_token", "tokens", "max_tokens", "key", "bypass"])
 def test_keys_of_other_things(key):
-    assert not secret_scan.names_one(key)
+    assert not secret_scan.is_secret_key(key)
 
 
 def test_of_all_keys_there_are_only_the_hubs_token_is_one():
-    assert {key for key in known_paths() if secret_scan.names_one(key)} <= {
+    assert {key for key in known_paths() if secret_scan.is_secret_key(key)} <= {
         "training.hub_token",
         "training.push_to_hub_token",
     }
@@ -36,8 +36,8 @@ def test_of_all_keys_there_are_only_the_hubs_token_is_one():
      "mysql://me:pw@host/db", "-----BEGIN RSA PRIVATE KEY-----"],
 )  # fmt: skip
 def test_forms_of_secrets(text):
-    assert secret_scan.is_one(text)
-    assert secret_scan.is_one(f"# was {text} once")
+    assert secret_scan.has_secret(text)
+    assert secret_scan.has_secret(f"# was {text} once")
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_forms_of_secrets(text):
     ["meta-llama/Llama-3.1-8B", "hf_transfer", "a" * 40, "sqlite:////data/x.db", "task-1", "</s>"],
 )
 def test_forms_of_other_things(text):
-    assert not secret_scan.is_one(text)
+    assert not secret_scan.has_secret(text)
 
 
 def test_an_override_is_refused_and_not_shown(tmp_path):
