@@ -1,1 +1,1 @@
-"""From a sweep file to its specification, with every mistake by its line."""
+"""From a sweep file to its specification, with every mistake and its line."""

@@ -1,7 +1,6 @@
-"""Secrets have no place in a sweep file: it is stored with its study, and shown in its report.
+"""Refuse secrets in a sweep file, which is stored with its study and shown in its report.
 
-What is known by its form or by the name of its key is refused before anything is written. This
-cannot know every secret there is.
+A secret is known by the form of its text or by the name of its key; other secrets are not found.
 """
 
 from __future__ import annotations

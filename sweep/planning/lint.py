@@ -102,7 +102,7 @@ def _shapes(spec: SweepSpec) -> Iterator[str]:
     """On HPU, many tensor shapes mean many compilations."""
     if not hpu_shapes.is_for_hpu(spec):
         return
-    counts = hpu_shapes.counts(spec)
+    counts = hpu_shapes.value_counts(spec)
     endless = [name for name, count in counts.items() if count is None]
     number = math.prod(count or 1 for count in counts.values())
     if not endless and number <= hpu_shapes.FEW:

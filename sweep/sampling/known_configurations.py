@@ -49,7 +49,7 @@ class KnownConfigurations:
         """Points of the space whose configuration is not known when the iterator reaches them."""
         points = grid_points(self._space)
         if self._by_shape:
-            points = hpu_shapes.together(points, self._values)
+            points = hpu_shapes.grouped_by_shape(points, self._values)
         for point in points:
             try:
                 config = self._space.configure(point, None)

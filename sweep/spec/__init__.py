@@ -1,1 +1,1 @@
-"""What a sweep file says, as types: dimensions, space, sampler, pruner, stop rules."""
+"""The specification of a sweep: its sections, its search space, the rules of Optuna and HPUs."""

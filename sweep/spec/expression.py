@@ -1,6 +1,7 @@
-"""Derived values: `2 * lora.r`. Names are dotted paths and variables, functions a short list.
+"""Expressions of derived values: `2 * lora.r`.
 
-Evaluation is pure: the same values always give the same result, on every machine.
+Names are dotted paths and variables; the functions are a short list. Evaluation is pure: the same
+values always give the same result, on every machine.
 """
 
 from __future__ import annotations
@@ -43,19 +44,23 @@ _GRAMMAR = (
 
 
 def names(text: str) -> frozenset[str]:
-    """The dotted paths and variables an expression reads.
+    """The dotted paths and variables that an expression reads.
 
     Raises:
-        ValueError: the text is not an expression, or uses more than the grammar allows.
+        ValueError: The text is not an expression, or uses more than the grammar allows.
     """
     return _compiled(text)[1]
 
 
 def evaluate(text: str, values: Mapping[str, Any]) -> Scalar:
-    """The expression's value; `values` by dotted path or variable name.
+    """The value of an expression.
+
+    Args:
+        text: The expression.
+        values: The values it may read, by dotted path or variable name.
 
     Raises:
-        ValueError: it cannot be evaluated, or its value is not a finite scalar.
+        ValueError: It cannot be evaluated, or its value is not a finite scalar.
     """
     tree, reads = _compiled(text)
     evaluator = simpleeval.SimpleEval(
@@ -92,7 +97,7 @@ def _compiled(text: str) -> tuple[ast.expr, frozenset[str]]:
 
 
 class _Paths(ast.NodeTransformer):
-    """Turns `lora.r` into one name and gathers all names that are read."""
+    """Makes one name of each dotted path, which Python parses as attributes, and collects them."""
 
     def __init__(self) -> None:
         self.found: set[str] = set()
@@ -125,7 +130,7 @@ def _is_path(node: ast.expr) -> bool:
 
 
 def _power(base: Any, exponent: Any) -> Any:
-    """Power without the integers of a million digits that would hang the driver."""
+    """`**`, but for integers of so many digits that computing them would hang the driver."""
     whole = isinstance(base, int) and isinstance(exponent, int) and exponent > 0
     if whole and abs(float(base) ** exponent) >= MAX_INTEGER:
         raise OverflowError

@@ -1,7 +1,7 @@
-"""Which trials share compiled graphs on HPU, how many shapes a sweep has, and their order.
+"""Graph shapes on HPU: dimensions that change them, their number, and trials grouped by shape.
 
-A shape that is new to a device costs a compilation (documentation: about half a minute for the
-first steps of a 7B model); equal ones read what an earlier trial of the study has compiled.
+A shape that is new to a device costs a compilation (about half a minute for the first steps of a 7B
+model, by Gaudi's documentation); equal shapes reuse what an earlier trial of the study compiled.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ PATHS = (
     "training.torch_compile",
     "zero_stage",
 )
-"""What the graphs of a trial go by."""
+"""Configuration paths that change the shape of a trial's graphs."""
 
 FEW = 8
-"""So many shapes are worth their compilations without a word."""
+"""Up to so many shapes, the lint gives no advice about compilations."""
 
 T = TypeVar("T")
 
@@ -43,10 +43,10 @@ def is_for_hpu(spec: SweepSpec) -> bool:
     return device == "hpu" or (device == "auto" and has_gaudi_software())
 
 
-def counts(spec: SweepSpec) -> dict[str, int | None]:
-    """Values by the name of every dimension that shapes go by; None for one without an end."""
+def value_counts(spec: SweepSpec) -> dict[str, int | None]:
+    """The number of values of every dimension that changes shapes; None for one with no end."""
     dimensions = {**spec.variables, **spec.space}
-    wanted = [name for name in spec.space if _matters(name)]
+    wanted = [name for name in spec.space if _changes_shape(name)]
     found: dict[str, int | None] = {}
     while wanted:
         name = wanted.pop(0)
@@ -55,16 +55,16 @@ def counts(spec: SweepSpec) -> dict[str, int | None]:
             continue
         for branch in dimension:
             wanted += [*branch.when, *(branch.names if isinstance(branch, Derived) else ())]
-        found[name] = _values(dimension)
+        found[name] = _count_values(dimension)
     return {name: count for name, count in found.items() if count != 1}
 
 
-def _matters(name: str) -> bool:
+def _changes_shape(name: str) -> bool:
     return any(name == path or name.startswith(f"{path}.") for path in PATHS)
 
 
-def _values(dimension: Dimension) -> int | None:
-    """How many values a dimension has over all its branches."""
+def _count_values(dimension: Dimension) -> int | None:
+    """The number of values of a dimension over all its branches; None when there is no end."""
     total = 0
     for branch in dimension:
         count = branch.count() if isinstance(branch, Choices | Range) else 1
@@ -74,13 +74,15 @@ def _values(dimension: Dimension) -> int | None:
     return total
 
 
-def together(points: Iterable[T], values: Callable[[T], Mapping[str, Any]]) -> list[T]:
-    """The points with those of equal shape behind each other; else in the order they had.
+def grouped_by_shape(points: Iterable[T], values: Callable[[T], Mapping[str, Any]]) -> list[T]:
+    """The points with those of equal shape next to each other, else in their order.
 
-    `values` says what a point means by dotted path.
+    Args:
+        points: Points of the search space.
+        values: Gives the configuration values of a point by dotted path.
     """
     groups: dict[str, list[T]] = {}
     for point in points:
-        shape = {name: value for name, value in values(point).items() if _matters(name)}
+        shape = {name: value for name, value in values(point).items() if _changes_shape(name)}
         groups.setdefault(json.dumps(shape, sort_keys=True, default=str), []).append(point)
     return [point for group in groups.values() for point in group]

@@ -1,4 +1,4 @@
-"""Optuna's samplers and pruners by the names of a sweep file, with the keywords each takes."""
+"""Optuna's samplers and pruners by the names of a sweep file, and the keywords each takes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from trial.config.errors import Problem, unknown
 
 @dataclass(frozen=True, slots=True)
 class OptunaClass:
-    """One class of Optuna, and what a file may say to it."""
+    """A sampler or pruner class of Optuna.
+
+    Attributes:
+        module: `samplers` or `pruners`.
+        cls: Name of the class.
+        several_objectives: Whether a sampler takes more than one objective.
+    """
 
     module: str
     cls: str
@@ -30,7 +36,7 @@ class OptunaClass:
 
     @property
     def keywords(self) -> tuple[str, ...]:
-        """The keywords that can be written in a file: no functions, no objects."""
+        """The constructor's keywords that can be written in YAML: no functions, no objects."""
         return tuple(_keywords(self.module, self.cls))
 
 
@@ -60,12 +66,13 @@ PRUNERS: dict[str, OptunaClass] = {
 }
 
 _ELSEWHERE = {"seed", "search_space", "wrapped_pruner"}
-"""Keywords that a sweep file says another way."""
+"""Keywords that a sweep file gives in another form."""
 
 _REQUIRED = {"percentile": ("percentile",), "patient": ("patience",)}
+"""Keywords without a default, by pruner."""
 
 _NOT_WRITABLE = ("Callable", "Base", "FrozenTrial")
-
+"""Parts of annotations whose values cannot be written in YAML."""
 
 _TYPES: dict[str, Any] = {
     "int": int, "float": float, "bool": bool, "str": str, "dict": dict, "Any": Any, "None": None,
@@ -80,7 +87,7 @@ _AT_LEAST = {
 
 @cache
 def _keywords(module: str, cls: str) -> dict[str, Any]:
-    """The keywords that can be written in a file with the type of each."""
+    """The keywords that can be written in YAML, with the type of each."""
     signature = inspect.signature(OptunaClass(module, cls).type)
     found: dict[str, Any] = {}
     for name, parameter in signature.parameters.items():
@@ -126,11 +133,11 @@ def _name_problems(
         if required not in options
     ]
     for option, value in options.items():
-        at = f"{key}.{option}"
+        option_key = f"{key}.{option}"
         if option not in keywords:
-            problems.append(_unknown_keyword(at, table[name].cls, keywords))
+            problems.append(_unknown_keyword(option_key, table[name].cls, keywords))
         elif refusal := _value_refusal(table[name], option, value):
-            problems.append(Problem(at, refusal, repr(value)))
+            problems.append(Problem(option_key, refusal, repr(value)))
     return problems
 
 
@@ -141,7 +148,7 @@ def _unknown_keyword(key: str, cls: str, keywords: tuple[str, ...]) -> Problem:
 
 
 def _value_refusal(entry: OptunaClass, option: str, value: Any) -> str:
-    """Why a keyword cannot have this value; empty when it can. Optuna itself checks late."""
+    """Why a keyword cannot have this value; empty when it can. Optuna checks only when it runs."""
     accepts = _keywords(entry.module, entry.cls).get(option)
     argument = library_arguments.Argument(
         option, str(accepts).removeprefix("<class '").rstrip("'>"), accepts
@@ -155,7 +162,7 @@ def _value_refusal(entry: OptunaClass, option: str, value: Any) -> str:
 
 
 def _refusal(entry: OptunaClass, options: Mapping[str, Any], key: str) -> list[Problem]:
-    """Optuna's own word about the keywords' values: the object is built and thrown away."""
+    """What Optuna's constructor refuses: the object is built, and not used."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

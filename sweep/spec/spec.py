@@ -1,4 +1,4 @@
-"""A sweep file as it was understood: what to search, how, until when, on what."""
+"""The specification of a sweep: what to search, how, until when, on what."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from trial.config.sections import Section
 from trial.store.metrics import MAXIMIZED
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-"""A study's name is its folder's: one plain name."""
+"""Pattern of a study's name, which is also the name of its folder."""
 
 Direction = Literal["minimize", "maximize"]
 
 
 class ObjectiveSpec(Section):
-    """One figure to make small or large."""
+    """A metric to minimise or maximise."""
 
     metric: str = Field(default="eval_loss", min_length=1)
     """`eval_loss`, `seconds`, `seconds_per_step`, `peak_memory_bytes`, `trainable_parameters`,
@@ -38,18 +38,18 @@ class ObjectiveSpec(Section):
 
 
 class SamplerSpec(Section):
-    """Who proposes trials."""
+    """The Optuna sampler, which proposes the parameters of trials."""
 
     name: str = "tpe"
     """`tpe`, `gp`, `random`, `grid`, `qmc`, `cmaes` or `nsga2`."""
     seed: int | None = Field(default=0, ge=0, lt=2**32)
-    """Seed of the proposals; null draws one."""
+    """Seed of the sampler; null draws one."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keywords of the Optuna sampler; in the file they stand beside `name`."""
 
 
 class PrunerSpec(Section):
-    """Who stops trials that will not win."""
+    """The Optuna pruner, which stops trials that fall behind others."""
 
     name: str = "none"
     """`none`, `median`, `percentile`, `successive_halving`, `hyperband`, `patient`, `threshold`
@@ -58,102 +58,107 @@ class PrunerSpec(Section):
     """Keywords of the Optuna pruner; in the file they stand beside `name`. `patient` takes
     `wrapped: {name: ...}`."""
     evaluate: Literal["steps", "rungs"] = "steps"
-    """Evaluate trials every `training.eval_steps`, or only where `successive_halving` or
-    `hyperband` decides, and at the end: fewer seconds of a device, a coarser curve."""
+    """`steps` evaluates trials every `training.eval_steps`; `rungs` only where `successive_halving`
+    or `hyperband` decides, and at the end: it takes fewer device-seconds and gives a coarser
+    curve."""
 
 
 class StopSpec(Section):
-    """When the sweep is over: whichever comes first."""
+    """When the sweep ends: at the first of these bounds."""
 
     trials: int | None = Field(default=None, ge=1)
-    """Trials started, duplicates left out."""
+    """Number of trials started, duplicates not counted."""
     hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Wall time."""
+    """Hours of wall time."""
     device_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Devices held, times hours, over all trials."""
+    """Number of devices held times hours, summed over all trials."""
     no_improvement: int | None = Field(default=None, ge=1)
     """Finished trials in a row without a new best."""
     target: float | None = Field(default=None, allow_inf_nan=False)
-    """A value of the objective that is good enough."""
+    """The sweep ends once the objective is at least as good as this."""
 
 
 class BudgetSpec(Section):
-    """What the sweep may cost; the same as `stop.device_hours`, for people who think of money."""
+    """What the sweep may cost: another way to write `stop.device_hours`."""
 
     device_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Devices held, times hours: running trials are checkpointed when it is spent."""
+    """Number of devices held times hours; at this many, running trials are checkpointed."""
 
 
 class ResourceSpec(Section):
-    """What a trial holds while it runs."""
+    """The resources of a trial, and how many trials run at once."""
 
     devices_per_trial: int = Field(default=1, ge=1)
     """Whole HPUs or GPUs, or processes on `device: cpu`."""
     cpus_per_trial: int = Field(default=1, ge=1)
     """CPU cores of each process on `device: cpu`."""
     concurrency: int | None = Field(default=None, ge=1)
-    """At most so many jobs at once; null fills the devices."""
+    """Number of jobs at once, at most; null uses all devices."""
     pack: Literal["auto"] | Annotated[int, Field(ge=1)] = 1
-    """So many LoRA trials train at once over one base model in each job, where they may share it
-    (docs/packing.md); `auto` takes as many as pay, by timing a few batches."""
+    """Number of LoRA trials that one job trains at once over a shared base model, where they may
+    share it (docs/packing.md); `auto` times a few batches and takes as many as add speed."""
     ask_ahead: int | None = Field(default=None, ge=0)
-    """Proposals drawn before a device is free; null draws one for every slot where the sampler
-    would keep devices waiting, and none else: a proposal drawn late knows more."""
+    """Number of proposals drawn before a device is free. Null draws one per concurrent trial if the
+    sampler is so slow that devices would wait for it, else none: a proposal drawn late knows more
+    results."""
     price_per_device_hour: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    """Turns device-hours into money in plans and reports."""
+    """Price of a device-hour, for the amounts of money in plans and reports."""
     currency: str = Field(default="", max_length=20)
-    """What stands behind amounts of money: `EUR`."""
+    """Currency shown with amounts of money, such as `EUR`."""
     memory_per_device_gb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """GiB of one device, where this machine cannot tell; trials that surely need more are
-    refused."""
+    """Memory of one device in GiB, where this machine cannot tell; trials that certainly need more
+    are refused."""
     min_free_gb: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    """No trial is started with less free disk space under the study than this and what the
-    largest trial took; 0 does not look."""
+    """Free disk space in GiB that the study's disk must have, beyond what the largest trial took,
+    for a trial to start; 0 does not check."""
     keep_checkpoints: int = Field(default=1, ge=0)
-    """So many of the best finished trials keep their last checkpoint, to be trained for longer."""
+    """Number of the best finished trials that keep their last checkpoint, to be trained longer."""
 
 
 class ConfirmSpec(Section):
-    """After the search, repeat the best configurations over seeds: does the winner really win?"""
+    """Repeat the best configurations with other seeds after the search, to confirm the ranking."""
 
     top: int = Field(default=3, ge=1)
-    """So many of the best configurations; with several objectives, spread along the front."""
+    """Number of the best configurations; with several objectives, spread along the Pareto front."""
     per: str | None = Field(default=None, min_length=1)
-    """A searched key with few values (`lora.r`): the best `top` at each of them, not over all."""
+    """A searched key with a list of values (`lora.r`): take the best `top` at each value, not over
+    all."""
     seeds: int = Field(default=5, ge=2)
-    """Seeds of each, the search's own included; the same seeds for all."""
+    """Number of seeds of each, that of the search included; all have the same seeds."""
 
 
 class FailuresSpec(Section):
-    """Failures by kind, each with its own policy.
+    """How often failed trials are tried again, by kind of failure.
 
-    A diverged trial has none: it is told as pruned at its step, so that the sampler learns, and is
-    not tried again. `base.diverged_above` bounds the loss; NaN and infinity always count.
+    A diverged trial is not tried again: it is reported to Optuna as pruned at its step, so that the
+    sampler learns. `base.diverged_above` bounds the loss; NaN and infinity always count.
     """
 
     out_of_memory_retries: int = Field(default=1, ge=0)
-    """Tries with half the micro-batch and twice the accumulation: the same effective batch. Then
-    the trial is infeasible, and the sampler is told by a constraint."""
+    """Number of tries with half the micro-batch and twice the accumulation, which keeps the
+    effective batch. After them the trial is infeasible, which the sampler learns by a
+    constraint."""
     lost_retries: int = Field(default=3, ge=0)
-    """Losses of a trial's worker or node in a row without a new evaluation. It goes on from its
-    checkpoint each time."""
+    """Number of times in a row, without a new evaluation between them, that a trial goes on from
+    its checkpoint after its worker or node was lost."""
     hung_minutes: float | None = Field(default=30.0, gt=0, allow_inf_nan=False)
-    """Minutes without a step or an evaluated batch after which a trial is ended; null waits on."""
+    """Minutes without a step or an evaluated batch that end a trial; null never does."""
     hung_retries: int = Field(default=1, ge=0)
-    """Tries after a trial hung, from its checkpoint."""
+    """Number of tries, from its checkpoint, after a trial hung."""
     device_busy_retries: int = Field(default=10, ge=0)
-    """Tries after a device that another process holds."""
+    """Number of tries after another process held the device."""
     device_busy_wait: float = Field(default=30.0, ge=0, allow_inf_nan=False)
-    """Seconds before each of them."""
+    """Seconds before each of these tries."""
     error_retries: int = Field(default=0, ge=0)
-    """Tries after any other exception: usually the user's to mend."""
+    """Number of tries after any other exception, which usually only the user can mend."""
     alike: int = Field(default=3, ge=1)
-    """So many trials in a row that fail in the same way end the sweep. Those that diverged or ran
-    out of memory count only until a trial is complete: the sampler learns to keep away."""
+    """Number of trials in a row that fail in the same way after which the sweep ends. Those that
+    diverged or ran out of memory count only until a trial is complete: the sampler learns to avoid
+    them."""
 
 
 class SweepSpec(BaseModel):
-    """A whole sweep, checked; see `sweep.loading.loader.load`."""
+    """A whole sweep, as `sweep.loading.loader.load` has checked it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -166,7 +171,7 @@ class SweepSpec(BaseModel):
     space: dict[str, Dimension] = Field(default_factory=dict)
     """What is searched, fixed or derived, by dotted path of the trial's configuration."""
     variables: dict[str, Dimension] = Field(default_factory=dict)
-    """Further drawn values that expressions and conditions may use, by free name."""
+    """Further searched values, by names of your own, that expressions and conditions may use."""
     objectives: tuple[ObjectiveSpec, ...] = (ObjectiveSpec(),)
     """`objective: {metric, direction}`, or several under `objectives`."""
     sampler: SamplerSpec = SamplerSpec()
@@ -177,30 +182,29 @@ class SweepSpec(BaseModel):
     `{name: successive_halving, reduction_factor: 2}`, but `none` for a grid, for several objectives
     and where the objective is known only at the end (docs/defaults.md)."""
     enqueue: tuple[dict[str, Any], ...] = ()
-    """Known-good points to try first, by dotted path."""
+    """Points to try first, by dotted path."""
     warm_start: tuple[str, ...] = ()
     """Names of earlier studies under the same `--runs`: samplers `tpe` and `gp` learn from their
-    complete trials as far as they lie in this space. They are no trials of this study."""
+    complete trials that lie in this space. These do not become trials of this study."""
     stop: StopSpec = StopSpec()
-    """When the sweep is over."""
+    """When the sweep ends."""
     resources: ResourceSpec = ResourceSpec()
-    """What a trial holds while it runs."""
-
+    """The resources of a trial, and how many trials run at once."""
     confirm: ConfirmSpec | None = None
-    """Repeat the best configurations over seeds after the search; null does not."""
+    """Repeat the best configurations with other seeds after the search; null does not."""
     failures: FailuresSpec = FailuresSpec()
-    """What to do with failed trials, by kind."""
+    """How often failed trials are tried again, by kind of failure."""
 
     def content(self) -> dict[str, Any]:
-        """The spec as JSON values: equal for files that mean the same."""
+        """The spec as JSON values, equal for files that mean the same; kept in `study.json`."""
         return self.model_dump(mode="json")
 
     @classmethod
     def from_content(cls, content: dict[str, Any]) -> SweepSpec:
-        """The spec that `content()` described.
+        """The spec whose `content` this is.
 
         Raises:
-            ValueError: it is not one; says where and why.
+            ValueError: It is no spec; says where and why.
         """
         try:
             return cls.model_validate(content)
@@ -210,7 +214,7 @@ class SweepSpec(BaseModel):
             raise ValueError(f"study.json: {key}: {first['msg']}") from error
 
     def confirmed(self) -> int:
-        """So many configurations are repeated over seeds, at most."""
+        """The number of configurations that are repeated with other seeds, at most."""
         if self.confirm is None:
             return 0
         branches = {**self.space, **self.variables}.get(self.confirm.per or "", ())
@@ -218,7 +222,7 @@ class SweepSpec(BaseModel):
         return self.confirm.top * (sum(counts) or 1)
 
     def varies(self, path: str) -> bool:
-        """Whether trials can differ in `path` by search (derived values left out)."""
+        """Whether trials can differ in a path by search; derived values do not count."""
         branches = {**self.space, **self.variables}.get(path, ())
         return any(isinstance(b, Choices | Range) and b.count() != 1 for b in branches) or (
             len(branches) > 1 or any(b.when for b in branches)

@@ -93,7 +93,7 @@ class OptunaDecider:
         enqueued = {_canonical(trial.system_attrs.get("fixed_params")) for trial in past}
         points = list(self.spec.enqueue)
         if hpu_shapes.is_for_hpu(self.spec):
-            points = hpu_shapes.together(points, lambda point: point)
+            points = hpu_shapes.grouped_by_shape(points, lambda point: point)
         for point in points:
             params = dict(self.space.encode_point(point))
             if _canonical(params) not in enqueued:
