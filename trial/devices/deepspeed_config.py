@@ -1,8 +1,8 @@
-"""ZeRO stage to DeepSpeed configuration: pure, and the same for every trainer.
+"""The DeepSpeed configuration of a trial, as a pure function of its own configuration.
 
-The user's own configuration is kept but for what the trial itself decides: the stage (`zero_stage`
-wins over the file, or searching it would be a lie) and the batch sizes ("auto", or DeepSpeed
-would train with its own accumulation).
+The user's DeepSpeed file is kept except for what the trial decides: the stage (`zero_stage` wins,
+so that a search over it is effective) and the batch sizes ("auto", so that DeepSpeed accumulates
+gradients as the training arguments say).
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ FROM_ARGUMENTS = (
     "train_batch_size",
     "gradient_clipping",
 )
-"""Keys that transformers fills from the training arguments."""
+"""Keys that transformers fills in from the training arguments."""
 HPU_STAGES: dict[int, dict[str, bool]] = {
     2: {"overlap_comm": False, "contiguous_gradients": False, "reduce_scatter": False},
     3: {"overlap_comm": False, "contiguous_gradients": False},
 }
-"""What Gaudi's documentation asks for, unless the user says otherwise."""
+"""Values that Gaudi's documentation asks for, by stage; the user's own win."""
 OFFLOADS = {"offload_optimizer": 1, "offload_param": 3}
-"""From which stage on each can be had; below it the wish has no effect, as in a sweep of stages."""
+"""The lowest stage of each kind of offload; below it the setting has no effect."""
 OPTIMIZER: dict[str, Any] = {
     "type": "AdamW",
     "params": {
         **dict.fromkeys(("lr", "betas", "eps", "weight_decay"), AUTO),
-        # torch's own AdamW: DeepSpeed's is compiled on first use, for minutes.
+        # torch's AdamW: DeepSpeed's own is compiled on first use, which takes minutes.
         "torch_adam": True,
     },
 }
-"""Given with offload: without a section of its own the learning rate freezes after a resume."""
+"""Section added with offload: without it the learning rate stays constant after a resume."""
 
 
 def user_config(config: str | Mapping[str, Any] | None) -> dict[str, Any]:
@@ -61,9 +61,12 @@ def user_config(config: str | Mapping[str, Any] | None) -> dict[str, Any]:
 def deepspeed_config(
     config: TrialConfig, device: str, user: Mapping[str, Any] | None = None
 ) -> dict[str, Any] | None:
-    """What DeepSpeed is given for this trial, or None when it trains without.
+    """DeepSpeed's configuration for a trial; None when it trains without DeepSpeed.
 
-    `user` is `user_config(config.deepspeed.config)`; its keys stay unless the trial decides them.
+    Args:
+        config: The trial.
+        device: `hpu`, `cuda` or `cpu`.
+        user: `user_config(config.deepspeed.config)`; kept except for what the trial decides.
     """
     if config.zero_stage is None:
         return None
@@ -74,13 +77,13 @@ def deepspeed_config(
     merged.setdefault("steps_per_print", 10**9)
     if _offloads(merged["zero_optimization"], "offload_optimizer"):
         merged.setdefault("optimizer", copy.deepcopy(OPTIMIZER))
-        # An optimizer that is not DeepSpeed's own is refused under offload without this.
+        # Without this DeepSpeed refuses an optimizer of another library together with offload.
         merged.setdefault("zero_force_ds_cpu_optimizer", False)
     return merged
 
 
 def wants_bf16(config: TrialConfig) -> bool:
-    """Whether DeepSpeed computes in bfloat16: asked for, or the only type of the base weights."""
+    """Whether DeepSpeed computes in bfloat16: `training.bf16`, or base weights of that type."""
     return bool(config.training.get("bf16")) or config.model.dtype == "bfloat16"
 
 

@@ -1,4 +1,4 @@
-"""How much memory a device has: asked of the machine, given, or known by the card's name."""
+"""The memory of one device: given by the user, read from the machine, or known by card model."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 GIB = 2**30
 
 CARD_GIB: dict[str, float] = {"Gaudi 2": 96, "Gaudi 3": 128}
-"""GiB of the cards of each generation that optimum-habana 1.21 trains on."""
-MODELS: tuple[tuple[str, str], ...] = (
+"""Memory in GiB of the card generations that optimum-habana 1.21 supports."""
+GENERATION_BY_NAME: tuple[tuple[str, str], ...] = (
     (r"HL-?3\d\d|GAUDI ?3", "Gaudi 3"),
     (r"HL-?2[2-9]\d|GAUDI ?2", "Gaudi 2"),
 )
-"""What the driver calls a card, to its generation."""
-ASSUMED = "Gaudi 3"
-"""When nobody knows the card: the largest, so that nothing is refused that some card could hold."""
+"""Pattern of a card's name as the driver reports it, and the card's generation."""
+ASSUMED_CARD = "Gaudi 3"
+"""The card assumed when it is unknown: the largest, so that nothing that fits one is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,26 +26,34 @@ class Capacity:
     """The memory of one device."""
 
     what: str
+    """Which device, or which setting gives its memory."""
     bytes: float
     assumed: bool = False
-    """Whether a smaller card may be in its place."""
+    """Whether the card is unknown and may have less memory."""
 
 
 def card_generation(name: str) -> str | None:
-    """The generation of a card by the name that its driver gives."""
-    return next((card for rule, card in MODELS if re.search(rule, name, re.IGNORECASE)), None)
+    """The generation of a card by its name as the driver reports it; None when unknown."""
+    return next(
+        (card for rule, card in GENERATION_BY_NAME if re.search(rule, name, re.IGNORECASE)), None
+    )
 
 
 def device_capacity(device: str, given_gib: float | None, here: bool) -> Capacity | None:
-    """The memory of one device; None when nobody can know it.
+    """The memory of one device; None when it is unknown.
 
-    `given_gib` is the user's own word, `here` whether trials run on this machine.
+    Args:
+        device: `hpu`, `cuda` or `cpu`.
+        given_gib: The user's `resources.memory_per_device_gb`.
+        here: Whether trials run on this machine.
     """
     if given_gib is not None:
         return Capacity("resources.memory_per_device_gb", given_gib * GIB)
     if device == "hpu":
         card = _gaudi() if here else None
-        return Capacity(card or ASSUMED, CARD_GIB[card or ASSUMED] * GIB, assumed=card is None)
+        return Capacity(
+            card or ASSUMED_CARD, CARD_GIB[card or ASSUMED_CARD] * GIB, assumed=card is None
+        )
     if not here:
         return None
     if device == "cuda":
@@ -59,32 +66,34 @@ def device_capacity(device: str, given_gib: float | None, here: bool) -> Capacit
 @cache
 def _gaudi() -> str | None:
     """The generation of this machine's Gaudi cards."""
-    said = _ask("hl-smi", "-Q", "name", "-f", "csv,noheader")
-    return card_generation(said) if said else None
+    output = _ask("hl-smi", "-Q", "name", "-f", "csv,noheader")
+    return card_generation(output) if output else None
 
 
 @cache
 def _cuda() -> float | None:
     """Bytes of the largest GPU."""
-    said = _ask("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
-    sizes = [float(line) for line in (said or "").split() if line.replace(".", "").isdecimal()]
+    output = _ask("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
+    sizes = [float(line) for line in (output or "").split() if line.replace(".", "").isdecimal()]
     return max(sizes) * 2**20 if sizes else None
 
 
-def _ask(*words: str) -> str | None:
-    if shutil.which(words[0]) is None:
+def _ask(*command: str) -> str | None:
+    """What a command prints; None when it is missing or fails."""
+    if shutil.which(command[0]) is None:
         return None
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _host(file: Path = Path("/proc/meminfo")) -> float | None:
+def _host() -> float | None:
     """Bytes of this machine's memory and swap."""
+    import psutil
+
     try:
-        rows = dict(line.split(":") for line in file.read_text().splitlines() if ":" in line)
-        return sum(int(rows[name].split()[0]) for name in ("MemTotal", "SwapTotal")) * 1024.0
+        return float(psutil.virtual_memory().total + psutil.swap_memory().total)
     except (OSError, LookupError, ValueError):
         return None

@@ -1,4 +1,4 @@
-"""What a training process needs in its environment before Python loads torch. Torch-free."""
+"""Environment variables that must be set before a training process loads torch. Torch-free."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from trial.config.trial_config import TrialConfig
 
 BEFORE_START: dict[str, dict[str, str]] = {
-    # Its default changed between releases of the Gaudi software, and optimum-habana reads "unset"
-    # as lazy while it refuses lazy arguments in eager mode: always say it.
+    # Always set: the default changed between releases of the Gaudi software, and optimum-habana
+    # reads "unset" as lazy, while it refuses lazy arguments in eager mode.
     "hpu": {"PT_HPU_LAZY_MODE": "0"},
     "cuda": {},
     "cpu": {},
@@ -28,16 +28,16 @@ ALWAYS = {
 }
 
 LAZY_ZERO_3 = {
-    # optimum-habana's 70B recipe: shorter graphs, so that gathered weights are freed in between.
+    # From optimum-habana's Llama 70B example: shorter graphs free gathered weights in between.
     "PT_HPU_MAX_COMPOUND_OP_SIZE": "10",
 }
-"""For ZeRO-3 in lazy mode, unless the user has set them."""
+"""Set for ZeRO stage 3 in lazy mode, unless the user has."""
 
 RECIPES = "PT_HPU_RECIPE_CACHE_CONFIG"
 RECIPES_MB = 1024
-"""The documentation's default size; the bridge removes the oldest graphs beyond it."""
+"""Size limit of the cache, the default of Habana's documentation; the oldest graphs go first."""
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "lustre", "ceph", "beegfs", "gpfs", "fuse.sshfs", "9p")
-"""File systems on which the cache's file locks cannot be relied on."""
+"""Types of file systems on which the cache's file locks are unreliable."""
 
 
 def process_environment(
@@ -48,26 +48,30 @@ def process_environment(
     zero_stage: int | None = None,
     several_nodes: bool = False,
 ) -> dict[str, str]:
-    """Variables to set before a process for `device` imports anything; `auto` gets all of them.
+    """Variables to set before a process for `device` imports torch.
 
-    `lazy` is `training.use_lazy_mode`: the bridge's mode must agree with the trainer's. The trials
-    of one `study` share their compiled graphs.
+    Args:
+        device: `hpu`, `cuda`, `cpu`, or `auto` for the variables of all three.
+        lazy: `training.use_lazy_mode`, with which Habana's own mode must agree.
+        study: Folder of the study, whose trials share a cache of compiled graphs.
+        zero_stage: The trials' `zero_stage`.
+        several_nodes: Whether the processes run on more than one node.
     """
     parts = BEFORE_START.values() if device == "auto" else [BEFORE_START[device]]
-    found = {**ALWAYS, **{name: value for part in parts for name, value in part.items()}}
-    if "PT_HPU_LAZY_MODE" not in found:
-        return found
+    variables = {**ALWAYS, **{name: value for part in parts for name, value in part.items()}}
+    if "PT_HPU_LAZY_MODE" not in variables:
+        return variables
     if lazy:
-        found["PT_HPU_LAZY_MODE"] = "1"
+        variables["PT_HPU_LAZY_MODE"] = "1"
         if zero_stage == 3:
-            found |= {name: os.environ.get(name, value) for name, value in LAZY_ZERO_3.items()}
+            variables |= {name: os.environ.get(name, value) for name, value in LAZY_ZERO_3.items()}
     if study is not None:
-        found[RECIPES] = recipe_cache(study, several_nodes=several_nodes)
-    return found
+        variables[RECIPES] = recipe_cache(study, several_nodes=several_nodes)
+    return variables
 
 
 def set_environment(config: TrialConfig, folder: Path) -> None:
-    """Set what nobody has set, for a trial that is trained by hand from its folder."""
+    """Set the variables that are not set yet, for a trial started by `python -m trial`."""
     study = folder.parent.parent if folder.parent.name == "trials" else folder
     lazy = bool(config.training.get("use_lazy_mode"))
     wanted = process_environment(config.device, lazy, study, zero_stage=config.zero_stage)
@@ -78,39 +82,39 @@ def set_environment(config: TrialConfig, folder: Path) -> None:
 def recipe_cache(
     study: Path, *, several_nodes: bool = False, environ: Mapping[str, str] = os.environ
 ) -> str:
-    """Where the trials of a study keep compiled graphs, as the bridge wants it: path,delete,MB.
+    """The cache of compiled graphs of a study, in Habana's format: path, delete at start, MB.
 
-    In the study's folder; on each node's own disk when that is a network's, where the cache's locks
-    do not hold. Who sets the variable has said otherwise.
+    It lies in the study's folder; on several nodes or a network file system in the temporary folder
+    of each node, since the cache relies on file locks. A value that is set already is kept.
     """
-    if told := environ.get(RECIPES):
-        return told
+    if given := environ.get(RECIPES):
+        return given
     folder = study.resolve() / "recipes"
-    if several_nodes or is_network(folder):
+    if several_nodes or is_on_network(folder):
         mark = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
         folder = Path(tempfile.gettempdir(), f"gaudi-sweep-recipes-{study.name}-{mark}")
-    # Three fields: every release reads them. `false` keeps what earlier trials compiled.
+    # Every release reads these three fields. `false` keeps what earlier trials compiled.
     return f"{folder},false,{RECIPES_MB}"
 
 
 def make_recipe_folder() -> None:
-    """Make the folder that the environment names: nobody says that the bridge does."""
+    """Make the cache's folder: Habana does not document that its software does."""
     folder = os.environ.get(RECIPES, "").partition(",")[0]
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
 
 
-def is_network(path: Path, mounts: Path = Path("/proc/mounts")) -> bool:
-    """Whether a path lies on a network file system, as far as Linux says."""
+def is_on_network(path: Path, mounts: Path = Path("/proc/mounts")) -> bool:
+    """Whether a path lies on a network file system, by Linux's table of mounts."""
     try:
         rows = [line.split() for line in mounts.read_text(encoding="utf-8").splitlines()]
     except OSError:
         return False
-    inside = [row for row in rows if len(row) > 2 and path.is_relative_to(_plain(row[1]))]
-    found = [(len(row[1]), row[2]) for row in inside]
-    return bool(found) and max(found)[1] in NETWORK
+    inside = [row for row in rows if len(row) > 2 and path.is_relative_to(_unescaped(row[1]))]
+    mounted = [(len(row[1]), row[2]) for row in inside]
+    return bool(mounted) and max(mounted)[1] in NETWORK
 
 
-def _plain(mount: str) -> str:
+def _unescaped(mount: str) -> str:
     """A mount point without the kernel's escape of a space."""
     return mount.replace("\\040", " ")

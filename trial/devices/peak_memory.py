@@ -1,4 +1,4 @@
-"""Peak memory of this process, as Linux counts it."""
+"""Peak resident memory of this process, from Linux's /proc: psutil neither reads nor resets it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _RESET_PEAK = "5"
 
 
 def reset_peak() -> None:
-    """Start the peak anew at the present size, where the kernel lets us."""
+    """Reset the peak to the present size, where the kernel allows it (`proc(5)`, clear_refs)."""
     try:
         _CLEAR.write_text(_RESET_PEAK)
     except OSError:
-        # Without it the peak is the process's own, of all its trials: high, never low.
+        # Without it the peak covers all earlier trials of the process: too high, never too low.
         return
 
 
 def read_peak() -> int:
-    """Bytes of resident memory at the highest since `reset_peak`."""
+    """Peak resident memory in bytes since `reset_peak`."""
     try:
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):

@@ -1,4 +1,4 @@
-"""A full disk, told from other errors: it is no result of the trial."""
+"""Recognises errors of a full disk, which are no result of the trial."""
 
 from __future__ import annotations
 

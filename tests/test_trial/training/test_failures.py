@@ -15,7 +15,6 @@ from helpers.train import Material, Recorder
 from transformers import AutoModelForCausalLM
 
 from trial.preload import finish_imports
-from trial.store.failure_kinds import Diverged, cause_of, classify, kind_of_text
 from trial.store.folders import TrialFolder
 from trial.store.log_capture import capture
 from trial.train import train
@@ -89,56 +88,6 @@ def test_an_exception_is_a_result_and_the_process_is_not_reusable(material):
     assert not process_cache.reusable
     with pytest.raises(RuntimeError, match="fresh"):
         train(material.folder(material.config()), None, process_cache)
-
-
-CUDA_OOM = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79 GiB"
-HPU_OOM = "FATAL ERROR :: MODULE:PT_DEVMEM Allocation failed for size::268435456 (256)MB"
-HPU_BUSY = "synStatus=20 [Device already acquired] Device acquire failed."
-
-
-def chained() -> Exception:
-    error = ValueError("step failed")
-    error.__cause__ = RuntimeError(HPU_OOM)
-    return error
-
-
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        (MemoryError(), "out_of_memory"),
-        (torch.OutOfMemoryError(CUDA_OOM), "out_of_memory"),
-        (RuntimeError(CUDA_OOM), "out_of_memory"),
-        (RuntimeError(HPU_OOM), "out_of_memory"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),
-        (OSError(12, "Cannot allocate memory"), "out_of_memory"),
-        (RuntimeError(HPU_BUSY), "device_busy"),
-        (RuntimeError("Graph compile failed. synStatus=26"), "error"),
-        (chained(), "out_of_memory"),
-        (Diverged("the eval loss", float("inf"), 7), "diverged"),
-        (ValueError("a question about running out of memory"), "error"),
-        (KeyError("x"), "error"),
-    ],
-)
-def test_kinds_of_failure(error, kind):
-    assert classify(error) == kind
-
-
-def test_the_log_of_a_dead_worker_is_classified():
-    assert kind_of_text(f"step 3\n{HPU_OOM}\nSegmentation fault") == "out_of_memory"
-    assert kind_of_text("step 3\nSegmentation fault") == "error"
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (ValueError("seed: must be an int\ngot 'x'"), "seed: must be an int"),
-        (RuntimeError("\n  boom  \nmore"), "RuntimeError: boom"),
-        (KeyError(), "KeyError"),
-        (MemoryError(), "MemoryError"),
-    ],
-)
-def test_a_cause_is_one_line(error, message):
-    assert cause_of(error, 3).message == message
 
 
 def test_ranks_that_would_drift_apart_are_refused(material, monkeypatch):
