@@ -1,4 +1,4 @@
-"""How long fuzzing goes on: `make test-faults` sets FUZZ_TIMES."""
+"""Number of examples of fuzzing tests: `make test-faults` raises it by FUZZ_TIMES."""
 
 import os
 
@@ -6,5 +6,5 @@ TIMES = int(os.environ.get("FUZZ_TIMES", "1"))
 
 
 def examples(usual: int) -> int:
-    """Examples of a fuzzing test, of which there are `usual` many in `make test`."""
+    """Number of examples of a fuzzing test; `usual` in `make test`."""
     return usual * TIMES

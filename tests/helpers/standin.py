@@ -1,7 +1,7 @@
 """Trials on the STAND-IN for Gaudi (tests/standin), each in a process of its own.
 
-Its imports take seconds: one process makes them and forks for every trial. It is reached by two
-variables in the environment of that process alone; nothing of it enters the tests' own.
+Its imports take seconds: one process does them and forks for every trial. Two variables in that
+process's environment make the stand-in importable; the tests' own process never imports it.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from trial.store.folders import TrialFolder
 STANDIN = TESTS / "standin"
 COUNTS = "stand-in.json"
 SWITCH = "GAUDI_SWEEP_TEST_HPU_STAND_IN"
-# As it was before any test: a trial on the CPU in the tests' own process tells DeepSpeed so by a
-# variable, for the life of that process.
+# The environment before any test: a trial on the CPU sets DS_ACCELERATOR for the life of the
+# tests' own process.
 BEFORE = dict(os.environ)
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of a process that takes the stand-in for a Gaudi."""
+    """The environment of a process that imports the stand-in as Habana's software."""
     path = [str(STANDIN), str(TESTS), *filter(None, [BEFORE.get("PYTHONPATH")])]
     variables = {"PYTHONPATH": os.pathsep.join(path), SWITCH: "1", "PT_HPU_LAZY_MODE": "0"}
     return {**BEFORE, "OMP_NUM_THREADS": "1", **variables, **more}
 
 
 class Session:
-    """A warm process that forks for each trial."""
+    """A process with all imports done, which forks for each trial."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -48,7 +48,7 @@ class Session:
     ) -> list[int]:
         """Train a folder; returns the exit codes of its ranks.
 
-        Rank 0 is killed when it asks for the `killed_at`-th time whether to stop.
+        Rank 0 is killed at its `killed_at`-th call of `Control.stop_reason`; never when that is 0.
         """
         of_ranks: Sequence[Mapping[str, str]] = [{}]
         if ranks > 1:
@@ -87,7 +87,7 @@ def session() -> Iterator[Session]:
 
 
 def serve() -> None:
-    """The session's process."""
+    """Main function of the session's process: one request and one answer a line."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     from trial.preload import preload
@@ -137,7 +137,7 @@ def _train(request: dict[str, Any]) -> int:
 
 
 def _counts() -> dict[str, int]:
-    """How often the stand-in was called, by what for."""
+    """Number of calls of each function of the stand-in."""
     from habana_frameworks import torch as bridge
     from habana_frameworks.torch.hpex import kernels, normalization, optimizers
 

@@ -1,4 +1,4 @@
-"""ZeRO stage to DeepSpeed configuration, row by row."""
+"""The DeepSpeed configuration by ZeRO stage, device and user settings, as truth tables."""
 
 import json
 
@@ -100,7 +100,7 @@ def test_batch_sizes_and_clipping_come_from_the_arguments(user):
         ({"bf16": True}, "float32", {"bf16": {"enabled": False}}, {"enabled": False}),
     ],
 )
-def test_bf16_is_literal(training, dtype, user, expected):
+def test_bf16_is_written_out(training, dtype, user, expected):
     trial = config(zero_stage=1, training=training, model={"dtype": dtype})
     assert deepspeed_config(trial, "hpu", user)["bf16"] == expected
 
@@ -116,7 +116,7 @@ def test_an_optimizer_section_comes_with_offload_alone():
     assert deepspeed_config(offloaded, "cpu", own)["optimizer"] == own["optimizer"]
 
 
-def test_nothing_given_is_changed(tmp_path):
+def test_the_arguments_are_not_modified(tmp_path):
     user = json.loads(json.dumps(SEEDS_OWN))
     found = deepspeed_config(
         config(zero_stage=3, deepspeed={"offload_optimizer": "cpu"}), "cpu", user

@@ -1,4 +1,4 @@
-"""The device table: what `auto` takes, what is refused, and the CUDA entry's trainer on a CPU."""
+"""The device table: what `auto` selects, what is refused, and the CUDA entry's trainer on a CPU."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ from trial.training.arguments import training_keywords
 from trial.training.process_cache import ProcessCache
 
 
-def test_auto_takes_the_first_there_is(monkeypatch):
+def test_auto_selects_the_first_device_of_the_machine(monkeypatch):
     present = {"hpu": False, "cuda": False, "cpu": True}
     for name in DEVICES:
         entry = replace(DEVICES[name], available=lambda name=name: present[name])
@@ -42,13 +42,13 @@ def test_auto_takes_the_first_there_is(monkeypatch):
     ("training", "lazy"),
     [({}, "0"), ({"use_lazy_mode": False}, "0"), ({"use_lazy_mode": True}, "1")],
 )
-def test_lazy_mode_is_said_twice_and_alike(training, lazy):
+def test_lazy_mode_agrees_in_environment_and_arguments(training, lazy):
     config = parse({"training": training})
     assert DEVICES["hpu"].environment(config)["PT_HPU_LAZY_MODE"] == lazy
     assert DEVICES["hpu"].arguments(config)["use_lazy_mode"] == (lazy == "1")
 
 
-def test_a_variable_that_says_otherwise_is_refused(monkeypatch):
+def test_a_variable_with_another_value_is_refused(monkeypatch):
     monkeypatch.setenv("PT_HPU_LAZY_MODE", "1")
     with pytest.raises(ValueError, match=r"PT_HPU_LAZY_MODE is '1'.*needs '0'"):
         apply_environment(DEVICES["hpu"].environment(parse({})))
@@ -58,8 +58,8 @@ def test_a_variable_that_says_otherwise_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["cpu", "cuda"])
-def test_one_yaml_fits_every_device(name, tmp_path, caplog):
-    """Keys that only a Gaudi knows are left out elsewhere, and named."""
+def test_one_configuration_serves_every_device(name, tmp_path, caplog):
+    """Arguments of a Gaudi alone are left out elsewhere, with a warning that names them."""
     config = parse({"training": {"use_lazy_mode": True, "pipelining_fwd_bwd": True, "seed": 3}})
     keywords = training_keywords(config, DEVICES[name], TrialFolder(tmp_path))
     assert keywords["seed"] == 3
@@ -79,8 +79,8 @@ def material(tmp_path_factory):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is the real thing: make test-cuda")
 @pytest.mark.parametrize("stage", [None, 1, 3])
-def test_transformers_own_trainer_learns_as_gaudis(material, monkeypatch, stage):
-    """The CUDA entry with a CPU under it: all that is shared, and the empty parameter group."""
+def test_transformers_trainer_learns_as_gaudi_trainer(material, monkeypatch, stage):
+    """The CUDA entry on a CPU: the trainer, its arguments, and an empty parameter group."""
     config = material.config(zero_stage=stage, training={"gradient_accumulation_steps": 2})
     expected, _ = material.train(config)
     cuda = DEVICES["cuda"]
@@ -107,14 +107,14 @@ def test_transformers_own_trainer_learns_as_gaudis(material, monkeypatch, stage)
     assert "habana" not in stand_in.trainer_class().__module__
 
 
-def test_asking_about_devices_loads_no_torch():
+def test_the_device_table_loads_no_torch():
     code = "import sys, trial.devices, trial.train; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
 
 
 def test_a_worker_imports_no_framework_that_it_does_not_use():
-    """A second of every start; the libraries are installed, and trials may import them."""
+    """They are installed, and their imports would take a second of every start."""
     code = (
         "import sys; from trial.preload import preload; preload('cpu'); import transformers\n"
         "names = 'datasets', 'diffusers', 'optuna', 'ray', 'scipy', 'sklearn', 'tensorflow'\n"

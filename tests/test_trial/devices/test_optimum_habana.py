@@ -38,7 +38,7 @@ def imported():
     return json.loads(out.stdout.splitlines()[-1])
 
 
-def test_the_real_trainer_without_what_it_does_not_need(imported):
+def test_the_real_trainer_loads_without_packages_it_does_not_need(imported):
     assert imported["trainer"] == "optimum.habana.transformers.trainer"
     assert not {"diffusers", "sentence_transformers", "optuna", "ray"} & set(imported["modules"])
     assert imported["started"] == 0
@@ -69,7 +69,7 @@ print("untouched")
 """
 
 
-def test_nothing_is_mended_where_habanas_software_is():
+def test_nothing_is_patched_where_habanas_software_is_installed():
     out = subprocess.run(
         [sys.executable, "-c", STAND_IN], capture_output=True, text=True, timeout=120
     )
@@ -92,7 +92,7 @@ def test_arguments_off_the_device_are_those_of_a_cpu(tmp_path, monkeypatch, deep
         rank_env.tear_down(None)
 
 
-def test_flags_that_the_trainer_reads_are_there_and_off():
+def test_generation_flags_that_the_trainer_reads_are_added_as_false():
     import transformers
     from helpers.models import model_config
 
@@ -130,7 +130,7 @@ def test_the_keys_of_a_gaudi_config_are_those_of_the_class():
         assert problems_of({"gaudi_config": known}) == []
 
 
-def test_a_gaudi_config_by_name_is_looked_for(tmp_path, monkeypatch):
+def test_a_gaudi_config_by_name_must_exist(tmp_path, monkeypatch):
     """Only a trial on HPU reads it; where the hub is out of reach, a plan can do without."""
 
     def keys(given, device="hpu"):

@@ -1,4 +1,4 @@
-"""The folder reader: versions, torn files, and any bytes at all in any file."""
+"""Reading of study and trial folders: format versions, torn files, and arbitrary bytes."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_every_file_says_its_version(name, read, sound):
         (b'{"kind": "eval", "step": "two", "eval_loss": 1.0}\n', [1]),
     ],
 )
-def test_a_torn_or_foreign_line_is_passed_over_and_the_next_one_is_whole(tail, steps, tmp_path):
+def test_a_torn_or_foreign_line_is_skipped_and_the_next_one_is_whole(tail, steps, tmp_path):
     folder = TrialFolder(tmp_path)
     folder.append(ROW)
     with open(folder.metrics, "ab") as file:
@@ -209,19 +209,19 @@ FUZZ = settings(
 @pytest.mark.parametrize("verb", ["status", "verify"])
 @settings(FUZZ, max_examples=examples(40))
 @given(data=st.data())
-def test_any_bytes_end_in_a_table_or_a_clear_word(verb, data, sound, tmp_path):
+def test_any_bytes_end_in_a_table_or_a_clear_message(verb, data, sound, tmp_path):
     look_at_damage(verb, data, sound, tmp_path)
 
 
 @settings(FUZZ, max_examples=examples(5), phases=[Phase.generate])
 @given(data=st.data())
-def test_any_bytes_end_in_a_report_or_a_clear_word(data, sound, tmp_path):
+def test_any_bytes_end_in_a_report_or_a_clear_message(data, sound, tmp_path):
     """Fewer: each draws every figure."""
     look_at_damage("report", data, sound, tmp_path)
 
 
 @pytest.mark.parametrize("verb", ["status", "report"])
-def test_a_number_that_no_column_holds_has_a_table(verb, sound, tmp_path):
+def test_a_number_too_large_for_a_column_still_has_a_table(verb, sound, tmp_path):
     study = tmp_path / "study"
     shutil.copytree(sound.path, study)
     for name, key in (("config.json", "diverged_above"), ("result.json", "steps")):
