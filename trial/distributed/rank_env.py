@@ -51,9 +51,8 @@ def rank_variables(deepspeed: bool) -> Iterator[None]:
 
 def skip_deepspeed_shm_build(device: str) -> None:
     """On a CPU, keep DeepSpeed from compiling its shared-memory communication operator."""
-    if device != "cpu":
-        return
-    compat.skip_shared_memory_operator()
+    if device == "cpu":
+        compat.skip_shared_memory_operator()
 
 
 def init_deepspeed_comm(backend: str) -> None:
