@@ -17,7 +17,6 @@ from helpers import models
 from helpers.command import invoke, run_command
 from helpers.paths import ROOT
 
-from sweep import provenance
 from sweep.cli.output import exit_on_bad_input
 from sweep.study import study_lock
 from sweep.study.extend_trial import extend_trial
@@ -257,13 +256,6 @@ def test_the_exported_winner_is_a_plain_adapter_and_merges_to_the_same_model(fin
     assert f"{study.trial(best).read_result().value:.4f}" in card
     again = TrialConfig.model_validate_json((tmp_path / "adapter/config.trial.json").read_text())
     assert again.fingerprint() == study.trial(best).read_config().fingerprint()
-
-
-def test_the_command_that_made_a_study_can_be_typed_again():
-    made = provenance.collect(["/some/where/sweep/__main__.py", "run", "smoke"])["command"]
-    assert made == ["python", "-m", "sweep", "run", "smoke"]
-    made = provenance.collect([".venv/bin/gaudi-sweep", "run", "smoke"])["command"]
-    assert made == [".venv/bin/gaudi-sweep", "run", "smoke"]
 
 
 def test_exporting_what_is_not_there_says_so(finished, tmp_path):

@@ -313,18 +313,6 @@ def test_a_fresh_start_that_was_cut_short_is_finished_by_the_next_run(
     assert is_kept_aside(study, url)
 
 
-def test_a_storage_that_lost_its_trials_is_refused(study):
-    TrialFolder.create(study.trial(3).path, ranks(2) and begin(study, None, ranks(2)).ask().config)
-    with pytest.raises(ValueError, match="trial 3, which its storage does not know"):
-        open_study.check_same_study(study, {0, 1, 2}, [0, 1])
-
-
-def test_another_studys_storage_is_refused(study):
-    with pytest.raises(ValueError, match="choose another name"):
-        open_study.check_same_study(study, {0, 1}, [0])
-    open_study.check_same_study(study, {0}, [])
-
-
 def test_a_name_in_a_storage_of_many_studies_belongs_to_one_folder(url, study):
     """Its lease holds in that folder alone: another one would take its running trials up."""
     begin(study, url, ranks(2, 4)).ask()
