@@ -35,7 +35,10 @@ def preflight(spec: SweepSpec, here: bool = True, *, planning: bool = False) -> 
     Args:
         spec: The sweep.
         here: Whether trials run on this machine; elsewhere, the device is not looked for.
-        planning: Return what is only missing on this machine, instead of refusing it.
+        planning: Do not refuse a model or a device that is only missing on this machine.
+
+    Returns:
+        What is only missing on this machine.
 
     Raises:
         ConfigError: every mistake at once.
@@ -60,26 +63,26 @@ def preflight_sound_sections(spec: SweepSpec, problems: Sequence[Problem]) -> li
     """
     if any(problem.key in ("", "base") for problem in problems):
         return []
-    suspect = [problem.key.partition(".")[2] for problem in problems]
-    suspect += [
+    excluded = [problem.key.partition(".")[2] for problem in problems]
+    excluded += [
         path for path in spec.space if any(is_at_or_below(path, name) for name in PREFLIGHT_KEYS)
     ]
     sound = {
         name: value
         for name, value in spec.base.items()
-        if not any(is_at_or_below(path, name) for path in suspect)
+        if not any(is_at_or_below(path, name) for path in excluded)
     }
     # Modules and lengths cannot be checked without the model they belong to.
-    looked = {"model", "data", "lora", "deepspeed", "zero_stage"} if "model" in sound else {"data"}
-    content = {name: value for name, value in sound.items() if name in looked}
-    if looked == {"data"} and isinstance(content.get("data"), Mapping):
+    checked = {"model", "data", "lora", "deepspeed", "zero_stage"} if "model" in sound else {"data"}
+    content = {name: value for name, value in sound.items() if name in checked}
+    if checked == {"data"} and isinstance(content.get("data"), Mapping):
         content["data"] = {k: v for k, v in content["data"].items() if k not in KEYS_AFTER_READING}
     try:
         config = parse(content)
     except ConfigError:
         return []
-    found = check_trial(config, here=False)
-    return [*found.problems, *found.missing_here]
+    outcome = check_trial(config, here=False)
+    return [*outcome.problems, *outcome.missing_here]
 
 
 def _mode_problems(spec: SweepSpec) -> Iterator[Problem]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
 import pytest
@@ -47,10 +46,10 @@ def test_the_first_signal_asks_the_driver_and_the_second_stops_at_once(number):
     before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
     recorder = Recorder()
     with graceful_interrupt(recorder, recorder):
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert recorder.interrupts == 1
         assert "once more stops at once" in recorder.notes[0]
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
     assert recorder.interrupts == 1
     assert {name: signal.getsignal(name) for name in before} == before

@@ -1,4 +1,4 @@
-"""The command as people use it: real Ray, real trainings on a tiny model, exit codes and words."""
+"""The command as people use it: real Ray, a tiny model that is trained, exit codes, messages."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_sweep_ends_with_a_table_and_files(finished):
     assert (study.report / "report.md").read_text().startswith("#")
 
 
-def test_every_trial_has_its_folder_whole(finished):
+def test_every_trial_has_a_complete_folder(finished):
     _, study, _ = finished
     for number, folder in study.all_trials():
         result = folder.read_result()
@@ -124,7 +124,7 @@ def test_a_changed_sweep_file_is_refused_with_the_difference(finished, parts, tm
     assert "Traceback" not in done.stderr
 
 
-def test_a_second_driver_is_refused_and_told_who_holds_the_study(finished):
+def test_a_second_driver_is_refused_and_the_first_is_named(finished):
     source, study, _ = finished
     with study_lock.hold(study):
         done = run_command("run", source, "--runs", study.path.parent)
@@ -193,7 +193,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("words", "said"), BAD, ids=lambda value: str(value)[:40])
-def test_bad_input_ends_with_2_and_a_clear_word(words, said, tmp_path):
+def test_bad_input_ends_with_2_and_a_clear_message(words, said, tmp_path):
     runs = words[0] in ("run", "status") and "--runs" not in words
     words = [*words, "--runs", tmp_path] if runs else words
     done = invoke(*words)
@@ -203,7 +203,7 @@ def test_bad_input_ends_with_2_and_a_clear_word(words, said, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_mistakes_of_model_and_data_are_told_with_those_of_the_file(parts, tmp_path):
+def test_mistakes_of_model_and_data_are_listed_with_those_of_the_file(parts, tmp_path):
     source = sweep_file(tmp_path, *parts, sampler="tpee")
     said = "data.completion_column=answr"
     done = invoke("check", source, "--set", said, "--set", "lora.target_modules=[q_prj]")
@@ -214,7 +214,7 @@ def test_mistakes_of_model_and_data_are_told_with_those_of_the_file(parts, tmp_p
         assert any(line.startswith(start) for line in lines[1:])
 
 
-def test_what_is_quoted_from_a_file_is_left_as_it_is(tmp_path):
+def test_text_quoted_from_a_file_is_printed_as_it_is(tmp_path):
     path = tmp_path / "colons.yaml"
     path.write_text("question: 'a'\nsampler: 'tpe:x:'\nspace: {lora.r: [2]}\nstop: {trials: 1}\n")
     done = run_command("check", path)
@@ -258,7 +258,7 @@ def test_the_exported_winner_is_a_plain_adapter_and_merges_to_the_same_model(fin
     assert again.fingerprint() == study.trial(best).read_config().fingerprint()
 
 
-def test_exporting_what_is_not_there_says_so(finished, tmp_path):
+def test_exporting_an_unknown_trial_or_to_an_existing_folder_is_refused(finished, tmp_path):
     _, study, _ = finished
     words = ["export", "tiny", "--runs", study.path.parent, "--to", tmp_path / "x"]
     done = invoke(*words, "--trial", "77")
@@ -291,7 +291,7 @@ def test_a_finished_trial_goes_on_for_longer_from_where_it_ended(finished, tmp_p
     assert invoke("verify", "tiny", "--runs", tmp_path).exit_code == 0
 
 
-def test_compare_holds_trials_side_by_side_with_what_they_say(finished):
+def test_compare_shows_trials_side_by_side_with_sample_completions(finished):
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -334,7 +334,7 @@ def test_a_full_disk_says_how_to_go_on(capsys):
         assert ("give the command again" in told) is hint
 
 
-def test_what_is_imported_ahead_ends_without_a_word(monkeypatch, capfd):
+def test_a_failing_import_ahead_of_time_prints_nothing(monkeypatch, capfd):
     import results
 
     monkeypatch.setattr(results, "_HEAVY", ("results.no_such_module",))
