@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Iterator
 from sweep.loading import space_checks
 from sweep.loading.raw_sweep import RawSweep
 from sweep.loading.sections import has_curve
-from sweep.loading.space_checks import ReadSweep
+from sweep.loading.space_checks import ParsedSweep
 from sweep.spec.dimension import Choices, Range
 from sweep.spec.optuna_options import SAMPLERS
 from sweep.spec.rungs import HALVING, rungs
 from sweep.spec.spec import SweepSpec
 from trial.config.errors import Problem, nearest
 
-Rule = Callable[[ReadSweep], Iterable[Problem]]
+Rule = Callable[[ParsedSweep], Iterable[Problem]]
 
 BOUNDS = ("trials", "hours", "device_hours", "no_improvement")
 """Keys of `stop` that surely end a sweep; a target may never be reached."""
@@ -29,12 +29,12 @@ LEARN_FROM_ALL = ("tpe", "gp")
 
 def cross_check(raw: RawSweep, spec: SweepSpec) -> None:
     """Note the problems of all rules."""
-    sweep = ReadSweep(raw, spec)
+    sweep = ParsedSweep(raw, spec)
     for rule in RULES:
         raw.add_problems(rule(sweep))
 
 
-def sampler_takes_the_objectives(sweep: ReadSweep) -> Iterator[Problem]:
+def sampler_takes_the_objectives(sweep: ParsedSweep) -> Iterator[Problem]:
     """Some samplers take one objective."""
     sampler, count = sweep.spec.sampler.name, len(sweep.spec.objectives)
     entry = SAMPLERS.get(sampler)
@@ -42,7 +42,7 @@ def sampler_takes_the_objectives(sweep: ReadSweep) -> Iterator[Problem]:
         yield Problem("sampler.name", f"{sampler} takes one objective", f"{count}", "nsga2")
 
 
-def pruner_sees_a_curve(sweep: ReadSweep) -> Iterator[Problem]:
+def pruner_sees_a_curve(sweep: ParsedSweep) -> Iterator[Problem]:
     """A pruner needs one objective with a value at every evaluation."""
     pruner, objectives = sweep.spec.pruner.name, sweep.spec.objectives
     if pruner == "none":
@@ -55,7 +55,7 @@ def pruner_sees_a_curve(sweep: ReadSweep) -> Iterator[Problem]:
         yield Problem("pruner", rule, pruner)
 
 
-def pruner_has_rungs(sweep: ReadSweep) -> Iterator[Problem]:
+def pruner_has_rungs(sweep: ParsedSweep) -> Iterator[Problem]:
     """Only halving pruners have rungs to evaluate at."""
     pruner = sweep.spec.pruner
     if pruner.evaluate == "rungs" and pruner.name not in HALVING:
@@ -63,7 +63,7 @@ def pruner_has_rungs(sweep: ReadSweep) -> Iterator[Problem]:
         yield Problem("pruner.evaluate", rule, pruner.name)
 
 
-def sweep_has_an_end(sweep: ReadSweep) -> Iterator[Problem]:
+def sweep_has_an_end(sweep: ParsedSweep) -> Iterator[Problem]:
     """Some bound, or a grid."""
     given = {**sweep.raw.section("budget"), **sweep.raw.section("stop")}
     bounded = any(given.get(name) is not None for name in BOUNDS)
@@ -74,7 +74,7 @@ def sweep_has_an_end(sweep: ReadSweep) -> Iterator[Problem]:
         yield Problem("stop", rule, "" if sweep.spec.stop.target is None else only)
 
 
-def stop_has_one_objective(sweep: ReadSweep) -> Iterator[Problem]:
+def stop_has_one_objective(sweep: ParsedSweep) -> Iterator[Problem]:
     """Bounds on the best value need one objective."""
     if len(sweep.spec.objectives) > 1:
         for name in ("no_improvement", "target"):
@@ -82,7 +82,7 @@ def stop_has_one_objective(sweep: ReadSweep) -> Iterator[Problem]:
                 yield Problem(f"stop.{name}", "needs one objective", "several")
 
 
-def cmaes_has_a_range(sweep: ReadSweep) -> Iterator[Problem]:
+def cmaes_has_a_range(sweep: ParsedSweep) -> Iterator[Problem]:
     """CMA-ES models numbers alone; for a sampler without other problems."""
     if sweep.spec.sampler.name != "cmaes" or sweep.raw.has_problem("sampler"):
         return
@@ -90,7 +90,7 @@ def cmaes_has_a_range(sweep: ReadSweep) -> Iterator[Problem]:
         yield Problem("sampler.name", "cmaes needs a range in the space", "only choices")
 
 
-def warm_start_suits_the_sampler(sweep: ReadSweep) -> Iterator[Problem]:
+def warm_start_suits_the_sampler(sweep: ParsedSweep) -> Iterator[Problem]:
     """Earlier studies are for samplers that learn from trials they did not draw."""
     given, sampler = sweep.raw.content.get("warm_start"), sweep.spec.sampler.name
     if isinstance(given, str | list) and given and sampler not in LEARN_FROM_ALL:
@@ -98,14 +98,14 @@ def warm_start_suits_the_sampler(sweep: ReadSweep) -> Iterator[Problem]:
         yield Problem("warm_start", rule, sampler)
 
 
-def something_is_searched(sweep: ReadSweep) -> Iterator[Problem]:
+def something_is_searched(sweep: ParsedSweep) -> Iterator[Problem]:
     """A space without a choice or a range is one trial."""
     searched = any(isinstance(branch, Choices | Range) for branch in sweep.branches)
     if sweep.has_all_dimensions and not searched:
         yield Problem("space", "names nothing to search", near="lora.r: [4, 8, 16]")
 
 
-def confirm_has_few_values(sweep: ReadSweep) -> Iterator[Problem]:
+def confirm_has_few_values(sweep: ParsedSweep) -> Iterator[Problem]:
     """The best at each value can be taken only of what is drawn from few values."""
     spec = sweep.spec
     if not sweep.has_all_dimensions or spec.confirm is None or spec.confirm.per is None:
@@ -121,7 +121,7 @@ def confirm_has_few_values(sweep: ReadSweep) -> Iterator[Problem]:
         yield Problem("confirm.per", rule, repr(spec.confirm.per), near)
 
 
-def evaluations_are_said_once(sweep: ReadSweep) -> Iterator[Problem]:
+def evaluations_are_said_once(sweep: ParsedSweep) -> Iterator[Problem]:
     """Evaluations at the rungs need rungs, and no steps of their own; for a sound sweep."""
     spec, key = sweep.spec, "pruner.evaluate"
     if sweep.raw.problems or spec.pruner.evaluate == "steps":

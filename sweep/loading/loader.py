@@ -37,7 +37,7 @@ class CheckedSweep:
 
     raw: RawSweep
     spec: SweepSpec
-    """Keys with a problem stand at their defaults."""
+    """Keys with a problem have their defaults."""
 
     @property
     def problems(self) -> list[Problem]:
@@ -161,7 +161,7 @@ def _read_base(raw: RawSweep, name: str) -> None:
 
 
 def _use_seed_config(raw: RawSweep, translated: seed_config.Translation) -> None:
-    """Use a base in the seed's names: each of our keys stands where its other name does."""
+    """Use a base in the seed's names; each of our keys is located where its other name is."""
     for problem in translated.problems:
         raw.add_problem(replace(problem, key=f"base.{problem.key}".rstrip(".")))
     raw.content["base"] = translated.content

@@ -94,7 +94,7 @@ def _set_in_base(raw: RawSweep, path: str, value: Any, location: str) -> None:
 
 
 def _is_conditional(dimension: Any) -> bool:
-    """Whether the base's value can stand, since every branch has a condition."""
+    """Whether every branch has a condition, so that the base's value may apply."""
     branches = dimension if isinstance(dimension, list) else [dimension]
     return bool(branches) and all(isinstance(b, dict) and "when" in b for b in branches)
 

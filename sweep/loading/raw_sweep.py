@@ -25,13 +25,13 @@ class RawSweep:
     source: Path
     content: dict[str, Any]
     locations: dict[str, str] = field(default_factory=dict)
-    """Where each key stands, by dotted path: `spaces/x.yaml:14` or `--set a.b=c`."""
+    """The location of each key by dotted path: `spaces/x.yaml:14` or `--set a.b=c`."""
     problems: list[Problem] = field(default_factory=list)
     base_folder: Path | None = None
     """Folder of the file that `base` names."""
 
     def locate(self, key: str) -> str:
-        """Where a key stands, or the nearest key around it."""
+        """The location of a key, or of the nearest section that has one."""
         while key and key not in self.locations:
             key = key.rpartition(".")[0]
         return self.locations.get(key, str(self.source))

@@ -1,6 +1,6 @@
 """Read the sections of a sweep file by their models; only `space` and `variables` are elsewhere.
 
-A section that is wrong, or a key of it, is noted as a problem and stands at its default.
+A section that is wrong, or a key of it, is noted as a problem and has its default.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def read_warm_start(raw: RawSweep) -> tuple[str, ...]:
 
 
 def read_enqueued(raw: RawSweep) -> tuple[dict[str, Any], ...]:
-    """The enqueued points by dotted path, sound ones alone; `cross_checks` looks at all."""
+    """The enqueued points by dotted path; a rule notes those that are no mappings."""
     given = raw.content.get("enqueue")
     items = given if isinstance(given, list) else []
     return tuple(enqueued_point(item) for item in items if item and isinstance(item, dict))
@@ -214,7 +214,7 @@ def enqueued_point(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_section(raw: RawSweep, key: str, model: type[M], content: Mapping[str, Any] | str) -> M:
-    """A section by its model; keys with a problem stand at the model's defaults."""
+    """A section by its model; keys with a problem have the model's defaults."""
     try:
         return model.model_validate(content)
     except ValidationError as error:

@@ -27,8 +27,7 @@ from sweep.spec.dimension import (
 )
 from sweep.spec.expression import FUNCTIONS
 from sweep.spec.grid import MAX_POINTS, extreme_points, grid_size
-from sweep.spec.overlay import overlay, values_of_base
-from sweep.spec.space import Space, in_dependency_order
+from sweep.spec.space import Space, in_dependency_order, overlay, values_of_base
 from sweep.spec.spec import SweepSpec
 from trial.config.config_rules import SET_BY_HARNESS
 from trial.config.errors import ConfigError, Problem, nearest
@@ -45,8 +44,8 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True)
-class ReadSweep:
-    """A sweep file whose sections were read, for the rules."""
+class ParsedSweep:
+    """A sweep file and the spec that its sections make, for the rules."""
 
     raw: RawSweep
     spec: SweepSpec
@@ -89,7 +88,7 @@ def path_problem(path: str) -> Problem | None:
 
 
 def variable_problem(name: str) -> Problem | None:
-    """What is wrong with a name under `variables`: it must be one word that nothing else has."""
+    """What is wrong with a name under `variables`: it must be one word that is not taken."""
     if not _VARIABLE.fullmatch(name):
         return Problem("", "a variable is one word of letters, digits and _", repr(name))
     taken = name in FUNCTIONS or name in CONFIG_SECTIONS or name in ("True", "False")
@@ -101,7 +100,7 @@ def variable_problem(name: str) -> Problem | None:
 # The base and single values
 
 
-def base_is_valid(sweep: ReadSweep) -> Iterator[Problem]:
+def base_is_valid(sweep: ParsedSweep) -> Iterator[Problem]:
     """The base must be a valid configuration once the space is laid over it."""
     spec = sweep.spec
     first = {
@@ -121,7 +120,7 @@ def base_is_valid(sweep: ReadSweep) -> Iterator[Problem]:
             yield replace(problem, key=f"base.{problem.key}")
 
 
-def each_value_is_valid(sweep: ReadSweep) -> Iterator[Problem]:
+def each_value_is_valid(sweep: ParsedSweep) -> Iterator[Problem]:
     """Every choice, both ends of every range and every fixed value must be valid, one at a time."""
     for path, dimension in sweep.spec.space.items():
         for value, suffix in _values(dimension):
@@ -151,13 +150,13 @@ def _values(dimension: Dimension) -> Iterator[tuple[Any, str]]:
 
 
 def _locate_value(raw: RawSweep, key: str, suffix: str) -> str:
-    """The location of a value; choices may stand without their keyword."""
+    """The location of a value; a list of choices may be written without the key `choices`."""
     short = f"{key}.{suffix.replace('choices.', '')}"
     is_short = short in raw.locations and "choices" in suffix
     return raw.locate(short if is_short else f"{key}.{suffix}")
 
 
-def metrics_are_reported(sweep: ReadSweep) -> Iterator[Problem]:
+def metrics_are_reported(sweep: ParsedSweep) -> Iterator[Problem]:
     """An objective that measures forgetting must be one that the trials report."""
     spec = sweep.spec
     data, evaluation = (
@@ -182,7 +181,7 @@ def metrics_are_reported(sweep: ReadSweep) -> Iterator[Problem]:
 # Conditions and expressions
 
 
-def references_resolve(sweep: ReadSweep) -> Iterator[Problem]:
+def references_resolve(sweep: ParsedSweep) -> Iterator[Problem]:
     """Conditions and expressions must read what exists and can occur, and run in no circle."""
     yield from sweep.reference_problems
 
@@ -240,10 +239,10 @@ def _can_be(branch: Branch, value: Any) -> bool:
 # Whole points
 
 
-def points_are_valid(sweep: ReadSweep) -> Iterator[Problem]:
+def points_are_valid(sweep: ParsedSweep) -> Iterator[Problem]:
     """Points at the extremes of all dimensions: derived values, and rules across keys.
 
-    Only for a sweep without other problems; of each key the first problem stands for all.
+    Only for a sweep without other problems; each key has the first of its problems alone.
     """
     if sweep.space is None or sweep.raw.problems:
         return
@@ -272,7 +271,7 @@ def _invalid_points(space: Space) -> Iterator[tuple[str, Sequence[Problem]]]:
         yield "", error.problems
 
 
-def enqueued_points_fit(sweep: ReadSweep) -> Iterator[Problem]:
+def enqueued_points_fit(sweep: ParsedSweep) -> Iterator[Problem]:
     """Each enqueued point must be a mapping, and lie in the space if that is understood."""
     given = sweep.raw.content.get("enqueue")
     if given is not None and not isinstance(given, list):
@@ -289,7 +288,7 @@ def enqueued_points_fit(sweep: ReadSweep) -> Iterator[Problem]:
                     yield replace(problem, key=f"enqueue.{index}.{problem.key}")
 
 
-def grid_has_an_end(sweep: ReadSweep) -> Iterator[Problem]:
+def grid_has_an_end(sweep: ParsedSweep) -> Iterator[Problem]:
     """A grid must be finite, and small enough to be waited for."""
     if sweep.space is None or sweep.spec.sampler.name != "grid":
         return

@@ -71,7 +71,7 @@ def estimate(spec: SweepSpec, profile: Profile, steps: int, workers: int) -> Est
         workers: Jobs that run at once.
     """
     trials = planned_trials(spec)
-    repeats = min(spec.confirmed(), trials) * (spec.confirm.seeds - 1) if spec.confirm else 0
+    repeats = min(spec.confirmed_count(), trials) * (spec.confirm.seeds - 1) if spec.confirm else 0
     whole = profile.trial_seconds(steps, evaluations_of(spec, steps))
     share = 1.0 if spec.pruner.name == "none" else 1 - PRUNED_SHARE * (1 - PRUNED_AT)
     low, high = trials * whole * share + repeats * whole, (trials + repeats) * whole * SPREAD

@@ -84,7 +84,7 @@ def extreme_points(space: Space, limit: int = 1000) -> Iterator[Params]:
 def variants(space: Space, sections: Sequence[str], limit: int = 1000) -> Iterator[dict[str, Any]]:
     """Values by dotted path that differ only in what lies at or below `sections`.
 
-    Ranges count by their ends; everything else stands at its first value.
+    Ranges count by their ends; everything else has its first value.
 
     Args:
         space: The space.
@@ -120,8 +120,8 @@ def _controls(space: Space) -> list[str]:
     read = {
         parent for name in space.order for branch in space.branches(name) for parent in branch.when
     }
-    wanted = space.with_dependencies(read)
-    return [name for name in space.order if name in wanted]
+    controls = space.with_dependencies(read)
+    return [name for name in space.order if name in controls]
 
 
 def _control_values(space: Space, controls: list[str]) -> Iterator[dict[str, Any]]:

@@ -46,15 +46,15 @@ def is_for_hpu(spec: SweepSpec) -> bool:
 def value_counts(spec: SweepSpec) -> dict[str, int | None]:
     """The number of values of every dimension that changes shapes; None for one with no end."""
     dimensions = {**spec.variables, **spec.space}
-    wanted = [name for name in spec.space if _changes_shape(name)]
+    to_visit = [name for name in spec.space if _changes_shape(name)]
     found: dict[str, int | None] = {}
-    while wanted:
-        name = wanted.pop(0)
+    while to_visit:
+        name = to_visit.pop(0)
         dimension = dimensions.get(name, ())
         if name in found or not dimension:
             continue
         for branch in dimension:
-            wanted += [*branch.when, *(branch.names if isinstance(branch, Derived) else ())]
+            to_visit += [*branch.when, *(branch.names if isinstance(branch, Derived) else ())]
         found[name] = _count_values(dimension)
     return {name: count for name, count in found.items() if count != 1}
 

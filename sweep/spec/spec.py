@@ -45,7 +45,7 @@ class SamplerSpec(Section):
     seed: int | None = Field(default=0, ge=0, lt=2**32)
     """Seed of the sampler; null draws one."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Keywords of the Optuna sampler; in the file they stand beside `name`."""
+    """Keywords of the Optuna sampler; in the file they are written beside `name`."""
 
 
 class PrunerSpec(Section):
@@ -55,7 +55,7 @@ class PrunerSpec(Section):
     """`none`, `median`, `percentile`, `successive_halving`, `hyperband`, `patient`, `threshold`
     or `wilcoxon`."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Keywords of the Optuna pruner; in the file they stand beside `name`. `patient` takes
+    """Keywords of the Optuna pruner; in the file they are written beside `name`. `patient` takes
     `wrapped: {name: ...}`."""
     evaluate: Literal["steps", "rungs"] = "steps"
     """`steps` evaluates trials every `training.eval_steps`; `rungs` only where `successive_halving`
@@ -213,7 +213,7 @@ class SweepSpec(BaseModel):
             key = ".".join(["spec", *map(str, first["loc"])])
             raise ValueError(f"study.json: {key}: {first['msg']}") from error
 
-    def confirmed(self) -> int:
+    def confirmed_count(self) -> int:
         """The number of configurations that are repeated with other seeds, at most."""
         if self.confirm is None:
             return 0

@@ -90,7 +90,7 @@ def test_each_rule_refuses_what_breaks_it_alone(tmp_path, rule, content, expecte
     path = write(tmp_path, yaml.safe_dump({**SOUND, **content}))
     checked = loader.examine(path)
     before = loader.read(path, ())
-    (problem,) = rule(rules.ReadSweep(before, checked.spec))
+    (problem,) = rule(rules.ParsedSweep(before, checked.spec))
     assert expected in str(problem)
     assert [problem.key for problem in checked.problems] == [problem.key]
 

@@ -4,7 +4,7 @@ import optuna
 import pytest
 from helpers.spaces import BRANCHED, RS, make
 
-from sweep.spec.overlay import overlay
+from sweep.spec.space import overlay
 from trial.config.errors import ConfigError
 from trial.config.trial_config import TrialConfig
 

@@ -69,9 +69,9 @@ def test_several_objectives_repeat_the_front_from_end_to_end():
 
 def test_the_plan_counts_the_repeats_of_each_value():
     spec = make_decider(confirm=ConfirmSpec(top=2, seeds=3, per="lora.r")).spec
-    assert spec.confirmed() == 6
-    assert make_decider(confirm=ConfirmSpec(top=2, seeds=3)).spec.confirmed() == 2
-    assert make_decider().spec.confirmed() == 0
+    assert spec.confirmed_count() == 6
+    assert make_decider(confirm=ConfirmSpec(top=2, seeds=3)).spec.confirmed_count() == 2
+    assert make_decider().spec.confirmed_count() == 0
 
 
 @pytest.mark.parametrize("width", [1, 2, 3])
