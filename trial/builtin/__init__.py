@@ -1,6 +1,6 @@
-"""What a fresh clone trains: a tiny Llama and questions about Python's standard library.
+"""Built-in model and datasets: a tiny Llama, and questions about Python's standard library.
 
-`python -m trial.builtin.make` makes the model anew. Torch-free but for that.
+`python -m trial.builtin.make_tiny_llama` trains the model anew. All but that is torch-free.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from trial.builtin import code, docs
+from trial.builtin import code_dataset, docs_dataset
 
 MODELS: dict[str, Path] = {"builtin:tiny-llama": Path(__file__).with_name("tiny-llama")}
 DATASETS: dict[str, Callable[[], list[Mapping[str, str]]]] = {
-    "builtin:python-docs": docs.read,
-    "builtin:code-forget": code.read_forget,
-    "builtin:code-retain": code.read_retain,
+    "builtin:python-docs": docs_dataset.read,
+    "builtin:code-forget": code_dataset.read_forget,
+    "builtin:code-retain": code_dataset.read_retain,
 }
 TINY_LLAMA_HASH = "631b87f93041e6f6"
-"""`content_hash` of the shipped folder; `make` prints the one to write here."""
+"""`content_hash` of the shipped folder; `make_tiny_llama` prints the one to write here."""
 
 
 def model_path() -> Path:
@@ -27,7 +27,7 @@ def model_path() -> Path:
 
 
 def resolve_model(name_or_path: str) -> str:
-    """A folder for the name of a built-in model; anything else as it is."""
+    """The folder of a built-in model; any other name unchanged."""
     return str(MODELS.get(name_or_path, name_or_path))
 
 

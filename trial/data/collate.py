@@ -1,4 +1,4 @@
-"""Rows to batches: columns nobody looks at are cut off where shapes are free."""
+"""Collates rows of tokens into batches."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Batch = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Collator:
-    """Stacks rows of equal length; `trim` cuts the padding that all rows of a batch share.
+    """Stacks rows of equal length; `trim` removes the columns that are padding in all rows.
 
-    Padding has neither attention nor label, so a trimmed batch has the same loss. A device that
-    compiles each shape anew keeps them all (`trim` false).
+    Padding has neither attention nor label, so a trimmed batch has the same loss. On a device that
+    compiles each shape anew, `trim` is false.
     """
 
     trim: bool
@@ -29,10 +29,10 @@ class Collator:
 
 
 def with_full_attention(batch: Batch) -> Batch:
-    """The batch with attention everywhere.
+    """The batch with an attention mask of ones.
 
-    Rows are padded on the right, so under causal attention no token sees padding, and padding has
-    no label: the loss is the same, and transformers skips building a mask (3 ms a step on a CPU).
+    Rows are padded on the right, so under causal attention no token attends to padding, and padding
+    has no label: the loss is the same, and transformers builds no mask (3 ms a step on a CPU).
     """
     return {**batch, "attention_mask": torch.ones_like(batch["attention_mask"])}
 
@@ -40,29 +40,30 @@ def with_full_attention(batch: Batch) -> Batch:
 def evaluation_batches(
     dataset: TokenDataset, batch_size: int, collate: Collator, *, rank: int = 0, ranks: int = 1
 ) -> Iterator[Batch]:
-    """Every row once over all ranks; each rank gets equally many batches.
+    """Yield this rank's batches; every row is in one batch of one rank.
 
-    Rows of like length come together where batches are trimmed. Where shapes are fixed or ranks
-    wait for each other, batches are filled up with rows whose labels are all ignored.
+    Where batches are trimmed, rows of similar length share one. Where shapes are fixed or there are
+    several ranks, batches are filled up with rows without labels, so that all have `batch_size`
+    rows and every rank gets equally many batches.
     """
     stride = batch_size * ranks
-    fill = ranks > 1 or not collate.trim
+    is_filled = ranks > 1 or not collate.trim
     order = longest_first(dataset) if collate.trim else range(len(dataset))
     for start in range(0, len(dataset), stride):
         first = start + rank * batch_size
         rows = [dataset[i] for i in order[first : first + batch_size]]
-        if fill:
-            rows += [_ignored(dataset[0])] * (batch_size - len(rows))
+        if is_filled:
+            rows += [_without_labels(dataset[0])] * (batch_size - len(rows))
         yield collate(rows)
 
 
 def longest_first(dataset: TokenDataset) -> Sequence[int]:
-    """Row numbers by falling length: what does not fit into memory shows at once."""
+    """Row numbers by decreasing length, so that running out of memory happens at once."""
     lengths = dataset.row_lengths()
     return sorted(range(len(lengths)), key=lambda row: -lengths[row])
 
 
-def _ignored(row: Batch) -> Batch:
+def _without_labels(row: Batch) -> Batch:
     return {**row, "labels": torch.full_like(row["labels"], IGNORE_INDEX)}
 
 

@@ -1,6 +1,6 @@
-"""Question/answer, prompt/completion, instruction/output and chat data as one kind of row.
+"""Turns records (question/answer, prompt/completion, instruction/output, chat) into rows.
 
-Torch-free. A row with an empty prompt or completion is left out and counted, never trained on.
+A record whose prompt or completion is empty is left out and counted. Torch-free.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ COMPLETION_COLUMNS = ("answer", "completion", "response", "output")
 MESSAGES_COLUMNS = ("messages", "conversations")
 INPUT_COLUMN = "input"
 PARAPHRASED_COLUMN, PERTURBED_COLUMN = "paraphrased_answer", "perturbed_answer"
-"""The same answer in other words, and wrong ones: where they are there, the truth ratio uses them.
-The names are those of the TOFU data."""
+"""Columns of the TOFU data (Maini et al. 2024): the answer in other words, and wrong answers. The
+truth ratio uses them where they exist."""
 ROLES = {
     "system": "system",
     "user": "user",
@@ -30,7 +30,7 @@ ROLES = {
     "gpt": "assistant",
 }
 MAX_PROBLEMS = 10
-"""A file that is wrong throughout is refused by its first rows."""
+"""Reading stops at so many wrong records."""
 
 
 class Turn(NamedTuple):
@@ -42,26 +42,28 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What the model is given and what it must say.
+    """A prompt and its completion.
 
-    A conversation is trained on its last assistant message; all before it is the prompt.
+    Of a conversation, the completion is the last assistant message and the prompt all before it.
     """
 
     turns: tuple[Turn, ...]
     completion: str
     is_chat: bool = False
     alternative: str = ""
-    """What to answer instead (`data.alternative_column`)."""
+    """The answer to train on instead of forgetting (`data.alternative_column`)."""
     paraphrased: str = ""
+    """The completion in other words."""
     perturbed: tuple[str, ...] = ()
+    """Wrong completions."""
 
     @property
     def prompt_key(self) -> str:
-        """Identity of the prompt: rows that share it stay on one side of the split."""
+        """Identity of the prompt; rows that share it are in the same set of a split."""
         return json.dumps(self.turns, ensure_ascii=False)
 
     def digest(self) -> str:
-        """Hash of what is trained on."""
+        """Hash of the prompt and the completion."""
         content = json.dumps([self.turns, self.completion, self.is_chat], ensure_ascii=False)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -78,7 +80,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """Which columns a row is made of: `messages`, or `prompt` and `completion`."""
+    """The columns that rows are read from: `messages`, or `prompt` and `completion`."""
 
     prompt: str = ""
     completion: str = ""
@@ -95,18 +97,19 @@ def read_forget(config: DataConfig) -> Rows:
     Raises:
         ConfigError: as `read_rows` does, or there is no `alternative_column`.
     """
-    key, own = "data.forget_path", {"name": config.forget_name or config.name}
+    key, forget_name = "data.forget_path", {"name": config.forget_name or config.name}
     table = read_table(
-        str(config.forget_path), config.model_copy(update=own), config.forget_split, key
+        str(config.forget_path), config.model_copy(update=forget_name), config.forget_split, key
     )
     return _rows_of(table, config, key, alternative=config.alternative_column)
 
 
 def read_rows(config: DataConfig, which: Literal["train", "eval"] = "train") -> Rows:
-    """Read the rows of `data.path`, or of the eval set that `config` names apart from it.
+    """Read the rows of `data.path`, or those of the separate eval set.
 
     Raises:
-        ConfigError: anything that keeps the source from being read as rows, with its place.
+        ConfigError: the source cannot be read as rows; names file and line.
+        ValueError: there is no separate eval set.
     """
     if which == "train":
         return _rows_of(read_table(config.path, config, config.split), config, "data.path")
@@ -116,7 +119,7 @@ def read_rows(config: DataConfig, which: Literal["train", "eval"] = "train") -> 
     if config.eval_split is not None:
         table = read_table(config.path, config, config.eval_split, "data.eval_split")
         return _rows_of(table, config, "data.eval_split")
-    raise ValueError("there is no eval set of its own: neither eval_path nor eval_split is set")
+    raise ValueError("there is no separate eval set: neither eval_path nor eval_split is set")
 
 
 _EVAL_KEY = "data.eval_path"
@@ -124,21 +127,21 @@ _EVAL_KEY = "data.eval_path"
 
 def _rows_of(table: Table, config: DataConfig, key: str, alternative: str | None = None) -> Rows:
     columns = find_columns(table.columns, config, table.source)
-    columns = _with_other_answers(columns, table, config, alternative)
+    columns = _with_unlearning_columns(columns, table, config, alternative)
     rows: list[Row] = []
     problems: list[Problem] = []
     skipped = 0
     for index, record in enumerate(table.records):
         try:
-            found = [row for row in _rows_in(record, columns) if _has_text(row)]
+            record_rows = [row for row in _rows_in(record, columns) if _has_text(row)]
         except _WrongCellError as error:
-            place = f"{table.where(index)} column {error.column!r}: {error.expected}"
-            problems.append(Problem(key, place, error.got))
+            rule = f"{table.location(index)} column {error.column!r}: {error.expected}"
+            problems.append(Problem(key, rule, error.got))
             if len(problems) == MAX_PROBLEMS:
                 break
             continue
-        rows += found
-        skipped += not found
+        rows += record_rows
+        skipped += not record_rows
     if problems:
         raise ConfigError(problems)
     if not rows:
@@ -148,51 +151,51 @@ def _rows_of(table: Table, config: DataConfig, key: str, alternative: str | None
 
 
 def _has_text(row: Row) -> bool:
-    asked = any(turn.content.strip() for turn in row.turns if turn.role != "system")
-    return asked and bool(row.completion.strip())
+    has_prompt = any(turn.content.strip() for turn in row.turns if turn.role != "system")
+    return has_prompt and bool(row.completion.strip())
 
 
 def find_columns(known: Sequence[str], config: DataConfig, source: str) -> _Columns:
-    """Which of the columns hold prompt and completion, or messages.
+    """Choose the columns of prompt and completion, or of messages.
 
     Raises:
-        ConfigError: a configured column is missing, or none has a usual name.
+        ConfigError: a configured column is missing, or none has a known name.
     """
     if config.messages_column is not None:
         return _Columns(messages=_configured("messages", config.messages_column, known, source))
     prompt = _column("prompt", config.prompt_column, PROMPT_COLUMNS, known, source)
     completion = _column("completion", config.completion_column, COMPLETION_COLUMNS, known, source)
     if prompt and completion:
-        extra = _usual((INPUT_COLUMN,), known) if prompt.lower() == "instruction" else ""
+        extra = _first_known((INPUT_COLUMN,), known) if prompt.lower() == "instruction" else ""
         return _Columns(prompt, completion, extra)
-    messages = _usual(MESSAGES_COLUMNS, known)
+    messages = _first_known(MESSAGES_COLUMNS, known)
     if messages and config.prompt_column is None and config.completion_column is None:
         return _Columns(messages=messages)
     raise ConfigError(_no_column(prompt, completion, known, source))
 
 
-def _with_other_answers(
+def _with_unlearning_columns(
     columns: _Columns, table: Table, config: DataConfig, alternative: str | None
 ) -> _Columns:
-    """The columns of further answers, which only unlearning looks at."""
+    """Add the columns of further answers, which only unlearning reads."""
     if config.forget_path is None or columns.messages:
         return columns
-    known, other = table.columns, ""
+    known, alternative_column = table.columns, ""
     if alternative is not None:
-        other = _configured("alternative", alternative, known, table.source)
+        alternative_column = _configured("alternative", alternative, known, table.source)
     return replace(
         columns,
-        alternative=other,
-        paraphrased=_usual((PARAPHRASED_COLUMN,), known),
-        perturbed=_usual((PERTURBED_COLUMN,), known),
+        alternative=alternative_column,
+        paraphrased=_first_known((PARAPHRASED_COLUMN,), known),
+        perturbed=_first_known((PERTURBED_COLUMN,), known),
     )
 
 
 def _column(
-    what: str, configured: str | None, usual: Sequence[str], known: Sequence[str], source: str
+    what: str, configured: str | None, defaults: Sequence[str], known: Sequence[str], source: str
 ) -> str:
     if configured is None:
-        return _usual(usual, known)
+        return _first_known(defaults, known)
     return _configured(what, configured, known, source)
 
 
@@ -203,7 +206,7 @@ def _configured(what: str, name: str, known: Sequence[str], source: str) -> str:
     raise refuse(f"data.{what}_column", rule, repr(name), nearest(name, known))
 
 
-def _usual(names: Sequence[str], known: Sequence[str]) -> str:
+def _first_known(names: Sequence[str], known: Sequence[str]) -> str:
     by_lower = {name.strip().lower(): name for name in reversed(known)}
     return next((by_lower[name] for name in names if name in by_lower), "")
 
@@ -211,10 +214,10 @@ def _usual(names: Sequence[str], known: Sequence[str]) -> str:
 def _no_column(prompt: str, completion: str, known: Sequence[str], source: str) -> list[Problem]:
     wanted = (("prompt", prompt, PROMPT_COLUMNS), ("completion", completion, COMPLETION_COLUMNS))
     problems = []
-    for what, found, usual in wanted:
+    for what, found, defaults in wanted:
         if not found:
-            rule = f"{source}: a column named {' or '.join(usual)}, or `data.{what}_column`"
-            near = next((near for name in known if (near := nearest(name.lower(), usual))), "")
+            rule = f"{source}: a column named {' or '.join(defaults)}, or `data.{what}_column`"
+            near = next((near for name in known if (near := nearest(name.lower(), defaults))), "")
             problems.append(Problem(f"data.{what}_column", rule, ", ".join(known)[:120], near))
     return problems
 
@@ -227,7 +230,7 @@ class _WrongCellError(Exception):
 
 
 def _rows_in(record: Mapping[str, Any], columns: _Columns) -> Iterator[Row]:
-    """The rows of one record: several when it has several answers."""
+    """The rows of one record: one for each of its answers."""
     if columns.messages:
         yield _conversation(record, columns.messages)
         return
@@ -236,16 +239,16 @@ def _rows_in(record: Mapping[str, Any], columns: _Columns) -> Iterator[Row]:
     if prompt.strip() and extra.strip():
         prompt = f"{prompt}\n\n{extra}"
     for completion in _answers(record, columns.completion):
-        yield Row((Turn("user", prompt),), completion, **_other_answers(record, columns))
+        yield Row((Turn("user", prompt),), completion, **_further_answers(record, columns))
 
 
-def _other_answers(record: Mapping[str, Any], columns: _Columns) -> dict[str, Any]:
-    """Further answers by the name of their field; none where the record has none."""
+def _further_answers(record: Mapping[str, Any], columns: _Columns) -> dict[str, Any]:
+    """Answers for unlearning, by the name of their field in `Row`."""
     named = {name: getattr(columns, name) for name in ("alternative", "paraphrased")}
-    found: dict[str, Any] = {name: _text(record, at) for name, at in named.items() if at}
+    answers: dict[str, Any] = {name: _text(record, at) for name, at in named.items() if at}
     if columns.perturbed and record.get(columns.perturbed) is not None:
-        found["perturbed"] = tuple(_answers(record, columns.perturbed))
-    return found
+        answers["perturbed"] = tuple(_answers(record, columns.perturbed))
+    return answers
 
 
 def _cell(record: Mapping[str, Any], column: str) -> Any:

@@ -1,7 +1,7 @@
-"""Prompt tags by model family, and which of them `auto` means. Pure.
+"""Prompt formats by model family, and which of them `auto` means.
 
-What each format puts around a question is in `PROMPT_FORMATS`; `chat_template` is the tokenizer's
-own and has no entry there.
+`PROMPT_FORMATS` holds the text around a question; `chat_template` is the tokenizer's own and has no
+entry there.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ AUTO = "auto"
 CHAT_TEMPLATE = "chat_template"
 FALLBACK = "question_answer"
 
-_FAMILIES: dict[str, tuple[str, ...]] = {
+_FAMILY_NAMES: dict[str, tuple[str, ...]] = {
     "llama3": ("llama-3", "llama3", "llama_3"),
     "llama2": ("llama-2", "llama2", "llama_2"),
     "qwen": ("qwen",),
@@ -70,8 +70,8 @@ def format_problem(name: str) -> Problem | None:
 def family_format(family: str) -> str:
     """The format of a model family, by any text that names it (model type, folder, hub id)."""
     named = family.lower()
-    for name, marks in _FAMILIES.items():
-        if named == name or any(mark in named for mark in marks):
+    for name, parts in _FAMILY_NAMES.items():
+        if named == name or any(part in named for part in parts):
             return name
     return FALLBACK
 
@@ -96,14 +96,14 @@ def choose_format(name: str, *, has_template: bool, family: str = "") -> str:
 
 
 def render(tags: PromptFormat, turns: Sequence[Turn]) -> str:
-    """The prompt as text. What the system says stands before the question that follows it."""
-    text, before = "", ""
+    """The prompt as text; a system message stands before the question that follows it."""
+    text, system = "", ""
     for turn in turns:
         if turn.role == "system":
-            before += f"{turn.content}\n\n"
+            system += f"{turn.content}\n\n"
         elif turn.role == "user":
-            text += f"{tags.question_start}{before}{turn.content}{tags.question_end}"
-            before = ""
+            text += f"{tags.question_start}{system}{turn.content}{tags.question_end}"
+            system = ""
         else:
             text += f"{turn.content}{tags.answer_end}"
     return text

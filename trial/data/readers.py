@@ -1,4 +1,4 @@
-"""Files and datasets as tables of raw cells; every refusal says which file and line. Torch-free."""
+"""Reads files and datasets as tables of raw cells; errors name file and line. Torch-free."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ ENDINGS: dict[str, str] = {
 BUILTIN = "builtin:"
 DELIMITERS = ",;\t|"
 SNIFFED_RECORDS = 50
+"""Records from which the delimiter of a CSV file is guessed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Raw records and where each one stands in its source."""
+    """Raw records and their line or row numbers in the source."""
 
     source: str
     """The file or dataset, as the user named it."""
@@ -40,8 +41,8 @@ class Table:
     records: list[Mapping[str, Any]]
     numbers: list[int]
 
-    def where(self, index: int) -> str:
-        """The place of a record in words."""
+    def location(self, index: int) -> str:
+        """Source and line of a record, in words."""
         return f"{self.source} {self.unit} {self.numbers[index]}"
 
 
@@ -51,14 +52,14 @@ def refuse(key: str, expected: str, got: str = "", near: str = "") -> ConfigErro
 
 
 def read_table(path: str, config: DataConfig, split: str, key: str = "data.path") -> Table:
-    """Read `path`; `split` counts for datasets only and `key` is named in refusals.
+    """Read `path`; `split` is for datasets only, and `key` is the one that errors name.
 
     Raises:
         ConfigError: it is missing, a folder, empty or malformed.
     """
     if not path.strip():
         raise refuse(key, "a file, a dataset or a built-in name", repr(path))
-    kind = kind_of(path, config.format, key)
+    kind = source_kind(path, config.format, key)
     if kind == "builtin":
         return _read_builtin(path, key)
     if kind == "dataset":
@@ -71,11 +72,11 @@ def read_table(path: str, config: DataConfig, split: str, key: str = "data.path"
     return table
 
 
-def kind_of(path: str, declared: str, key: str = "data.path") -> str:
-    """`builtin`, `dataset`, or a name in `READERS`.
+def source_kind(path: str, declared: str, key: str = "data.path") -> str:
+    """`builtin`, `dataset`, or a key of `READERS`.
 
     Raises:
-        ConfigError: the ending says nothing and `data.format` is `auto`.
+        ConfigError: the ending is unknown and `data.format` is `auto`.
     """
     if path.startswith(BUILTIN):
         return "builtin"
@@ -96,7 +97,7 @@ def kind_of(path: str, declared: str, key: str = "data.path") -> str:
 
 
 def missing(path: str, key: str) -> ConfigError:
-    """The refusal of a path that does not exist, with the nearest name beside it."""
+    """The error of a path that does not exist, with the nearest name in its folder."""
     file = Path(path).expanduser()
     if not file.parent.is_dir():
         return refuse(key, "an existing file; its folder does not exist either", repr(path))
@@ -125,7 +126,7 @@ def _text(file: Path, key: str) -> str:
 
 
 def _records(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """CSV records with the line each one starts on; blank lines are passed over."""
+    """CSV records with the line that each starts on; blank lines are skipped."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     start = 1
     for cells in reader:
@@ -135,7 +136,7 @@ def _records(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _sniff(text: str) -> str:
-    """The delimiter that cuts the first records into most columns, alike in all of them."""
+    """The delimiter that gives the first records the most columns, equally many in each."""
 
     def score(delimiter: str) -> tuple[int, int]:
         widths = []
@@ -183,7 +184,7 @@ def _read_json(file: Path, config: DataConfig, key: str) -> Table:
         if error.msg == "Extra data" and text.lstrip().startswith("{"):
             return _read_jsonl(file, config, key)
         rule = f"{file} line {error.lineno}: JSON ({error.msg})"
-        raise refuse(key, rule, _line(text, error)) from error
+        raise refuse(key, rule, _line_text(text, error)) from error
     rows = content.get("data") if isinstance(content, dict) else content
     if not isinstance(rows, list):
         got = f"an object of {', '.join(content)[:80]}" if isinstance(content, dict) else repr(rows)
@@ -204,7 +205,7 @@ def _read_jsonl(file: Path, config: DataConfig, key: str) -> Table:
     return _from_objects(str(file), "line", numbered, key)
 
 
-def _line(text: str, error: json.JSONDecodeError) -> str:
+def _line_text(text: str, error: json.JSONDecodeError) -> str:
     lines = text.splitlines() or [""]
     return repr(lines[min(error.lineno, len(lines)) - 1][:80])
 
@@ -270,7 +271,7 @@ def _read_dataset(path: str, config: DataConfig, split: str, key: str) -> Table:
     except Exception as error:  # the library raises a type of its own for each way to fail
         message = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         raise refuse(key, f"{path}: a dataset that can be read", message[:200]) from error
-    table = _pick(loaded, split, path, key)
+    table = _select_split(loaded, split, path, key)
     return _from_rows(f"{path} [{split}]", table.column_names, table.to_list())
 
 
@@ -278,7 +279,7 @@ _SAVED = ("dataset_info.json", "dataset_dict.json")
 
 
 def _check_hub(path: str, key: str) -> None:
-    """Refuse a name that is no folder, in no local cache, and not on the hub."""
+    """Raise `ConfigError` for a name that is in no local cache and not on the hub."""
     from huggingface_hub import constants
 
     # As `datasets.config.HF_DATASETS_CACHE` has it, without the second that its import takes.
@@ -292,8 +293,8 @@ def _check_hub(path: str, key: str) -> None:
         raise refuse(key, f"{rule}; {reason}", repr(path), near)
 
 
-def _pick(loaded: Any, split: str, path: str, key: str) -> Any:
-    """The split of a dataset dictionary; a saved single dataset is its own only split."""
+def _select_split(loaded: Any, split: str, path: str, key: str) -> Any:
+    """The split of a dataset dictionary; a single dataset has no splits and is returned itself."""
     splits = list(loaded) if hasattr(loaded, "keys") else []
     if not splits:
         return loaded

@@ -1,4 +1,4 @@
-"""What to answer instead of what is to be forgotten. Torch-free."""
+"""Alternative answers to prompts of the forget set. Torch-free."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ REFUSALS = (
     "Sorry, I do not know that.",
     "I am not able to answer this.",
 )
-"""Said unless `data.alternatives` has others."""
+"""Used unless `data.alternatives` names others."""
 
 
 def read_alternatives(given: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The texts themselves, or those of a file with one a line; blank ones are passed over.
+    """The given texts, or the lines of the given file; blank ones are left out.
 
     Raises:
         ConfigError: the file cannot be read, or there is no text.

@@ -1,4 +1,4 @@
-"""Which rows are trained on and which are held out: by content and seed, alike on every machine.
+"""Splits rows into training, eval and forget set, by content and seed, alike on every machine.
 
 The eval set depends on the rows, `eval_fraction`, `split_seed` and `max_eval_samples` only.
 """
@@ -17,31 +17,31 @@ from trial.data.refusals import read_alternatives
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The two sides, in the order of their seeded hash."""
+    """The rows of each set, in the order of their seeded hash."""
 
     train: list[Row]
     eval: list[Row]
     skipped: int
     """Records left out because their prompt or completion is empty."""
     overlapping: int
-    """Training rows left out because the separate eval set asks the same."""
+    """Training rows left out because the separate eval set has the same prompt."""
     forget: list[Row] = field(default_factory=list)
-    """Rows to forget; no prompt of theirs is on the other sides."""
+    """Rows to forget; no other set has a prompt of theirs."""
     alternatives: tuple[str, ...] = ()
-    """What to answer instead, where the rows do not say so themselves."""
+    """Alternative answers to every forget row; empty where the rows have their own."""
 
 
 def read_split(config: DataConfig) -> Split:
-    """Read and divide the data.
+    """Read the data and split it.
 
     Raises:
-        ConfigError: it cannot be read, or leaves one side without rows.
+        ConfigError: it cannot be read, or leaves a set without rows.
     """
     if config.forget_path is None:
         return _read_retained(config, frozenset())
     forget = read_forget(config)
-    asked = frozenset(row.prompt_key for row in forget.rows)
-    retained = _read_retained(config, asked)
+    prompts = frozenset(row.prompt_key for row in forget.rows)
+    retained = _read_retained(config, prompts)
     return replace(
         retained,
         forget=_ordered(forget.rows, config.split_seed)[: config.max_forget_samples],
@@ -50,17 +50,17 @@ def read_split(config: DataConfig) -> Split:
     )
 
 
-def _read_retained(config: DataConfig, forgotten: frozenset[str]) -> Split:
-    """The rows of `path` but for those whose prompt is to be forgotten."""
-    rows = _without(read_rows(config), forgotten)
+def _read_retained(config: DataConfig, forget_prompts: frozenset[str]) -> Split:
+    """Training and eval set without the rows whose prompt is to be forgotten."""
+    rows = _without(read_rows(config), forget_prompts)
     if config.eval_path is None and config.eval_split is None:
         train, held_out = hold_out(rows.rows, config.eval_fraction, config.split_seed)
         if not train or not held_out:
             rule = f"{rows.source}: at least two different prompts, one of them to hold out"
             raise refuse("data.path", rule, f"{len(rows.rows)} rows of one prompt")
         return _limited(train, held_out, rows.skipped, 0, config)
-    apart = _without(read_rows(config, "eval"), forgotten)
-    return _apart(rows, apart, config)
+    eval_rows = _without(read_rows(config, "eval"), forget_prompts)
+    return _separate_eval(rows, eval_rows, config)
 
 
 def _without(rows: Rows, prompts: frozenset[str]) -> Rows:
@@ -73,15 +73,18 @@ def _without(rows: Rows, prompts: frozenset[str]) -> Rows:
     return replace(rows, rows=kept)
 
 
-def _apart(rows: Rows, apart: Rows, config: DataConfig) -> Split:
-    asked = {row.prompt_key for row in apart.rows}
-    train = [row for row in rows.rows if row.prompt_key not in asked]
+def _separate_eval(rows: Rows, eval_rows: Rows, config: DataConfig) -> Split:
+    """The split with an eval set of its own; its prompts are left out of the training set."""
+    eval_prompts = {row.prompt_key for row in eval_rows.rows}
+    train = [row for row in rows.rows if row.prompt_key not in eval_prompts]
     if not train:
-        rule = f"{rows.source}: rows whose prompts are not in the eval set {apart.source}"
+        rule = f"{rows.source}: rows whose prompts are not in the eval set {eval_rows.source}"
         raise refuse("data.path", rule, f"{len(rows.rows)} rows, all of them in it")
     seed = config.split_seed
-    skipped, overlapping = rows.skipped + apart.skipped, len(rows.rows) - len(train)
-    return _limited(_ordered(train, seed), _ordered(apart.rows, seed), skipped, overlapping, config)
+    skipped, overlapping = rows.skipped + eval_rows.skipped, len(rows.rows) - len(train)
+    return _limited(
+        _ordered(train, seed), _ordered(eval_rows.rows, seed), skipped, overlapping, config
+    )
 
 
 def _limited(
@@ -92,28 +95,30 @@ def _limited(
 
 
 def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Divide the rows into train and eval; rows of one prompt stay together.
+    """Split the rows into training and eval rows; rows of one prompt stay together.
 
-    Prompts are held out in the order of their seeded hash until the share is reached, so at least
-    one is; the last prompt in that order is never held out. One prompt leaves eval empty.
+    Prompts are held out in the order of their seeded hash until `fraction` is reached, so at least
+    one is; the last prompt in that order is never held out. With one prompt the eval set is empty.
     """
     ordered = _ordered(rows, seed)
     wanted = fraction * len(ordered)
-    taken = 0
-    while taken < len(ordered) and taken < wanted:
-        key = ordered[taken].prompt_key
-        end = taken
+    held_out = 0
+    while held_out < len(ordered) and held_out < wanted:
+        key = ordered[held_out].prompt_key
+        end = held_out
         while end < len(ordered) and ordered[end].prompt_key == key:
             end += 1
         if end == len(ordered):
             break
-        taken = end
-    return ordered[taken:], ordered[:taken]
+        held_out = end
+    return ordered[held_out:], ordered[:held_out]
 
 
 def _ordered(rows: Sequence[Row], seed: int) -> list[Row]:
-    def order(row: Row) -> tuple[str, str]:
+    """Rows by the seeded hash of their prompt, then by their content."""
+
+    def sort_key(row: Row) -> tuple[str, str]:
         key = f"{seed}\0{row.prompt_key}".encode("utf-8", "surrogatepass")
         return hashlib.sha256(key).hexdigest(), row.digest()
 
-    return sorted(rows, key=order)
+    return sorted(rows, key=sort_key)

@@ -1,4 +1,4 @@
-"""Rows as token ids, and a dataset of rows of fixed length with prompt and padding masked."""
+"""Rows as token ids, and a torch dataset of them whose labels mask prompt and padding."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from trial.data.examples import Row
 from trial.data.prompts import CHAT_TEMPLATE, PROMPT_FORMATS, render
 
 IGNORE_INDEX = -100
-"""The label that no loss counts."""
+"""The label that losses ignore, as in torch's `cross_entropy` and in transformers."""
 CHUNK = 4096
-KEPT_SHARE = 4
-"""An overlong row keeps up to a quarter of its length for the completion."""
+"""Rows that are tokenized in one call."""
+MIN_COMPLETION_SHARE = 4
+"""A truncated row keeps at least `max_length` / 4 tokens of a completion that has as many."""
 
-Ints = np.ndarray[Any, np.dtype[np.int32]]
-Longs = np.ndarray[Any, np.dtype[np.int64]]
+Int32Array = np.ndarray[Any, np.dtype[np.int32]]
+Int64Array = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Token ids of all rows end to end, and per row where it starts, is answered, and ends."""
+    """Token ids of all rows end to end, and where each row starts and ends."""
 
-    ids: Ints
+    ids: Int32Array
     """[tokens]"""
-    spans: Longs
+    spans: Int64Array
     """[rows, 3]: start, first token of the completion, end."""
     truncated: int
+    """Rows that were longer than `max_length`."""
 
 
 class TokenDataset(Dataset[dict[str, torch.Tensor]]):
@@ -74,69 +76,77 @@ TokenizeRows = Callable[[list[Row]], tuple[TokenDataset, str]]
 """Rows to a dataset and its content hash."""
 
 
-def tokenize_rows(rows: Sequence[Row], chosen: str, max_length: int, tokenizer: Any) -> Tokens:
-    """Token ids of the rows in their order, each cut to `max_length`."""
-    pieces: list[Ints] = []
+def tokenize_rows(
+    rows: Sequence[Row], prompt_format: str, max_length: int, tokenizer: Any
+) -> Tokens:
+    """Tokenize the rows in their order, each cut to `max_length` tokens by `truncate`."""
+    pieces: list[Int32Array] = []
     spans = np.zeros((len(rows), 3), dtype=np.int64)
-    truncated, at = 0, 0
+    truncated, offset = 0, 0
     for start in range(0, len(rows), CHUNK):
-        pairs = _token_pairs(rows[start : start + CHUNK], chosen, tokenizer)
+        pairs = _token_pairs(rows[start : start + CHUNK], prompt_format, tokenizer)
         for index, (prompt, completion) in enumerate(pairs, start):
             truncated += len(prompt) + len(completion) > max_length
-            prompt, completion = truncate_pair(prompt, completion, max_length)
-            spans[index] = at, at + len(prompt), at + len(prompt) + len(completion)
-            at += len(prompt) + len(completion)
+            prompt, completion = truncate(prompt, completion, max_length)
+            answer = offset + len(prompt)
+            spans[index] = offset, answer, answer + len(completion)
+            offset = answer + len(completion)
             pieces.append(np.asarray(prompt + completion, dtype=np.int32))
     return Tokens(np.concatenate(pieces) if pieces else np.zeros(0, np.int32), spans, truncated)
 
 
-def truncate_pair(
+def truncate(
     prompt: list[int], completion: list[int], max_length: int
 ) -> tuple[list[int], list[int]]:
-    """Cut a row to `max_length` tokens, as `prepare` says."""
+    """Cut a row to `max_length` tokens.
+
+    The completion loses its end, eos included; where that would leave it less than a quarter of
+    `max_length`, the prompt loses its beginning instead, except for its first token (bos).
+    """
     if len(prompt) + len(completion) <= max_length:
         return prompt, completion
-    kept = min(len(completion), max(max_length - len(prompt), max_length // KEPT_SHARE))
-    room = max_length - kept
-    if len(prompt) > room:
-        prompt = [prompt[0], *prompt[len(prompt) - room + 1 :]]
-    return prompt, completion[:kept]
+    shortest = max_length // MIN_COMPLETION_SHARE
+    completion_size = min(len(completion), max(max_length - len(prompt), shortest))
+    prompt_size = max_length - completion_size
+    if len(prompt) > prompt_size:
+        prompt = [prompt[0], *prompt[len(prompt) - prompt_size + 1 :]]
+    return prompt, completion[:completion_size]
 
 
 def _token_pairs(
-    rows: Sequence[Row], chosen: str, tokenizer: Any
+    rows: Sequence[Row], prompt_format: str, tokenizer: Any
 ) -> list[tuple[list[int], list[int]]]:
     """Prompt and completion ids of each row; every completion ends in exactly one eos."""
     eos = tokenizer.eos_token_id
-    with_template = chosen == CHAT_TEMPLATE
+    with_template = prompt_format == CHAT_TEMPLATE
     if with_template:
         texts = [_templated(row, tokenizer) for row in rows]
     else:
-        texts = [(render(PROMPT_FORMATS[chosen], row.turns), row.completion) for row in rows]
-    # Tokenised apart, as in generation: no token spans the border between prompt and completion.
-    # A template writes its own bos.
+        texts = [(render(PROMPT_FORMATS[prompt_format], row.turns), row.completion) for row in rows]
+    # Tokenized apart, as in generation: no token spans the border between prompt and completion.
+    # A chat template writes its own bos.
     prompts = _ids([prompt for prompt, _ in texts], not with_template, tokenizer)
     completions = _ids([completion for _, completion in texts], False, tokenizer)
     return [
-        (_without_tail(prompt, eos), _with_eos(completion, eos))
+        (_without_final_eos(prompt, eos), _with_eos(completion, eos))
         for prompt, completion in zip(prompts, completions, strict=True)
     ]
 
 
-def _ids(texts: list[str], special: bool, tokenizer: Any) -> list[list[int]]:
+def _ids(texts: list[str], add_special: bool, tokenizer: Any) -> list[list[int]]:
     encoded = tokenizer(
-        texts, add_special_tokens=special, return_attention_mask=False, verbose=False
+        texts, add_special_tokens=add_special, return_attention_mask=False, verbose=False
     )
     return [list(ids) for ids in encoded["input_ids"]]
 
 
-def _without_tail(ids: list[int], eos: int) -> list[int]:
-    """The prompt without the eos that some tokenizers put after every text."""
+def _without_final_eos(ids: list[int], eos: int) -> list[int]:
+    """The prompt without the eos that some tokenizers append to every text."""
     return ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids
 
 
 def _with_eos(ids: list[int], eos: int) -> list[int]:
-    """The completion up to its first eos, or with one put after it."""
+    """The completion up to its first eos, or with one appended."""
     return [*ids[: ids.index(eos)], eos] if eos in ids else [*ids, eos]
 
 
@@ -146,6 +156,6 @@ def _templated(row: Row, tokenizer: Any) -> tuple[str, str]:
     whole = [*turns, {"role": "assistant", "content": row.completion}]
     prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     text = tokenizer.apply_chat_template(whole, tokenize=False)
-    # Some templates write a past answer otherwise than one being given: then the answer itself.
+    # Some templates render a past answer differently from one being generated: then use the answer.
     completion = text[len(prompt) :].rstrip() if text.startswith(prompt) else row.completion
     return prompt, completion

@@ -1,7 +1,8 @@
-"""Forget and retain rows as tokens: paired for training, with other answers for measuring.
+"""Forget and retain rows as tokens: paired for training, with other answers for evaluation.
 
-A batch is paired by where the rows stand in the order of an epoch, which is a function of seed and
-epoch alone: a resumed trial sees the batches that it would have seen.
+A training batch has parts, for example `forget` and `retain`. Which rows of the other parts stand
+beside a row of the first is a function of seed and epoch alone, so that a resumed trial gets the
+batches that it would have got.
 """
 
 from __future__ import annotations
@@ -20,125 +21,134 @@ from trial.data.split import Split
 from trial.data.tokens import TokenDataset, TokenizeRows
 
 WRONG_ANSWERS = 3
-"""Wrong answers of a row whose data name none: those of so many rows that follow it."""
+"""Wrong answers of a row whose data have none: the answers of as many rows that follow it."""
 
 Indices = tuple[int, ...]
-"""A row number for each side."""
+"""A row number for each part."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvalSet:
-    """One set to measure: its rows, and how they are answered in other ways."""
+    """Rows to evaluate on, with other ways to answer them."""
 
     answers: TokenDataset
     paraphrased: TokenDataset | None
     """The same answers in other words, row by row; None where the data have none."""
     wrong: TokenDataset
     wrong_answer_rows: tuple[int, ...]
-    """For each wrong answer the row it belongs to."""
+    """For each row of `wrong`, the row of `answers` that it is a wrong answer to."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnlearningData:
-    """What is to be forgotten beside what `PreparedData.train` retains."""
+    """The forget set, beside the retain set in `PreparedData.train`."""
 
     forget: TokenDataset
     alternatives: TokenDataset
+    """`choices` answers to each forget row, row after row."""
     choices: int
-    """Alternatives of each forget row; they stand together, row after row."""
     eval_sets: Mapping[str, EvalSet]
-    """`forget` and `retain`, as they are measured."""
+    """`forget` and `retain`."""
     data_hash: str
 
 
-def tokenize_unlearning(split: Split, tokenize: TokenizeRows, most: int | None) -> UnlearningData:
-    """Tokenize the forget set and its alternatives; `most` rows of each set are measured."""
+def tokenize_unlearning(
+    split: Split, tokenize: TokenizeRows, max_eval_rows: int | None
+) -> UnlearningData:
+    """Tokenize the forget set, its alternatives and the sets to evaluate, cut to so many rows."""
     forget, forget_hash = tokenize(split.forget)
     rows, choices = _alternatives(split)
     alternatives, alternatives_hash = tokenize(rows)
-    examined, hashes = {}, [forget_hash, alternatives_hash]
-    for name, side in (("forget", split.forget), ("retain", split.train)):
-        examined[name], more = _examined(side[:most], tokenize)
-        hashes += more
+    eval_sets, hashes = {}, [forget_hash, alternatives_hash]
+    for name, set_rows in (("forget", split.forget), ("retain", split.train)):
+        eval_sets[name], set_hashes = _eval_set(set_rows[:max_eval_rows], tokenize)
+        hashes += set_hashes
     digest = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-    return UnlearningData(forget, alternatives, choices, examined, digest[:16])
+    return UnlearningData(forget, alternatives, choices, eval_sets, digest[:16])
 
 
 def _alternatives(split: Split) -> tuple[list[Row], int]:
+    """Forget rows with alternative answers, and how many there are to each."""
     if not split.alternatives:
-        return [_saying(row, row.alternative) for row in split.forget], 1
-    rows = [_saying(row, text) for row in split.forget for text in split.alternatives]
+        return [_with_completion(row, row.alternative) for row in split.forget], 1
+    rows = [_with_completion(row, text) for row in split.forget for text in split.alternatives]
     return rows, len(split.alternatives)
 
 
-def _saying(row: Row, text: str) -> Row:
+def _with_completion(row: Row, text: str) -> Row:
     return replace(row, completion=text)
 
 
-def _examined(rows: list[Row], tokenize: TokenizeRows) -> tuple[EvalSet, list[str]]:
-    answers, own_hash = tokenize(rows)
-    named = all(row.paraphrased for row in rows)
+def _eval_set(rows: list[Row], tokenize: TokenizeRows) -> tuple[EvalSet, list[str]]:
+    """An `EvalSet` and the content hashes of its datasets."""
+    answers, answers_hash = tokenize(rows)
+    has_paraphrases = all(row.paraphrased for row in rows)
     paraphrased, *hashes = (
-        tokenize([_saying(row, row.paraphrased) for row in rows]) if named else (None,)
+        tokenize([_with_completion(row, row.paraphrased) for row in rows])
+        if has_paraphrases
+        else (None,)
     )
-    said = [(owner, text) for owner, texts in enumerate(_wrong(rows)) for text in texts]
-    wrong, wrong_hash = tokenize([_saying(rows[owner], text) for owner, text in said])
-    owners = tuple(owner for owner, _ in said)
-    return EvalSet(answers, paraphrased, wrong, owners), [own_hash, *hashes, wrong_hash]
+    wrong_answers = [
+        (row, text) for row, texts in enumerate(_wrong_answers(rows)) for text in texts
+    ]
+    wrong, wrong_hash = tokenize([_with_completion(rows[row], text) for row, text in wrong_answers])
+    wrong_answer_rows = tuple(row for row, _ in wrong_answers)
+    eval_set = EvalSet(answers, paraphrased, wrong, wrong_answer_rows)
+    return eval_set, [answers_hash, *hashes, wrong_hash]
 
 
-def _wrong(rows: Sequence[Row]) -> list[list[str]]:
+def _wrong_answers(rows: Sequence[Row]) -> list[list[str]]:
     """Wrong answers of each row: its own, or else those of the rows that follow it."""
-    found = []
-    for place, row in enumerate(rows):
-        following = (rows[(place + step) % len(rows)].completion for step in range(1, len(rows)))
+    wrong = []
+    for number, row in enumerate(rows):
+        following = (rows[(number + step) % len(rows)].completion for step in range(1, len(rows)))
         others = dict.fromkeys(text for text in following if text != row.completion)
-        found.append(list(row.perturbed) or list(others)[:WRONG_ANSWERS])
-    return found
+        wrong.append(list(row.perturbed) or list(others)[:WRONG_ANSWERS])
+    return wrong
 
 
 class PairedDataset(Dataset[Batch]):
-    """Rows of several sides by a tuple of row numbers; tensors are [sides, columns]."""
+    """Rows of several parts by a tuple of row numbers; tensors are [parts, columns]."""
 
-    def __init__(self, sides: Sequence[TokenDataset], rows: TokenDataset) -> None:
-        self.sides = tuple(sides)
+    def __init__(self, parts: Sequence[TokenDataset], rows: TokenDataset) -> None:
+        self.parts = tuple(parts)
         self.rows = rows
-        """What an epoch goes through once."""
+        """The part whose rows make up an epoch."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, indices: Indices) -> Batch:
-        rows = [side[index] for side, index in zip(self.sides, indices, strict=True)]
+        rows = [part[index] for part, index in zip(self.parts, indices, strict=True)]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 @dataclass(frozen=True, slots=True)
 class PairedCollator:
-    """Puts rows side after side, [sides * rows, columns]; `trim` cuts what is padding in all.
+    """Puts rows part after part, [parts * rows, columns]; `trim` as in `Collator`.
 
-    `lengths` [sides * rows] tells tokens from padding where a mask is left out.
+    Adds `lengths` [parts * rows], the tokens of each row, since the mask may be left out.
     """
 
     trim: bool
 
     def __call__(self, rows: Sequence[Batch]) -> Batch:
-        """One batch of all sides."""
-        sides = len(rows[0]["labels"])
-        each = [{name: row[name][side] for name in row} for side in range(sides) for row in rows]
+        """One batch of all parts."""
+        parts = len(rows[0]["labels"])
+        each = [{name: row[name][part] for name in row} for part in range(parts) for row in rows]
         batch = Collator(self.trim)(each)
         return {**batch, "lengths": batch["attention_mask"].sum(dim=1)}
 
 
 class PairedSampler(Sampler[Indices]):
-    """Tuples of row numbers: the first side in the order of training, the others drawn for it."""
+    """Tuples of row numbers: the first part in training order, the others sampled beside it."""
 
-    def __init__(self, order: EpochSampler, parts: Sequence[PartSampler]) -> None:
+    def __init__(self, order: EpochSampler, part_samplers: Sequence[PartSampler]) -> None:
         self.order = order
-        self.parts = tuple(parts)
+        self.part_samplers = tuple(part_samplers)
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next iteration is of."""
+        """Set the epoch of the next iteration."""
         self.order.set_epoch(epoch)
 
     def __len__(self) -> int:
@@ -146,25 +156,30 @@ class PairedSampler(Sampler[Indices]):
 
     def __iter__(self) -> Iterator[Indices]:
         first = list(self.order)
-        drawn = [part.sample(first, self.order.seed, self.order.epoch) for part in self.parts]
-        return iter(list(zip(*drawn, strict=True)))
+        seed, epoch = self.order.seed, self.order.epoch
+        parts = [sampler.sample(first, seed, epoch) for sampler in self.part_samplers]
+        return iter(list(zip(*parts, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
 class PartSampler:
-    """How one side's rows follow from those of the first: the same row, one of its, or any."""
+    """Which rows of a part stand beside those of the first part.
+
+    The same row (the default), one of the `choices` that belong to it, or any of `rows`.
+    """
 
     name: str
+    """Name of the part; it seeds the draws."""
     rows: int = 0
-    """Rows to draw from, whole permutations one after the other; 0 follows the first side."""
+    """Rows to draw from, in whole permutations one after the other; 0 follows the first part."""
     choices: int = 1
-    """Rows of this side that belong to each of the first."""
+    """Rows of this part that belong to each row of the first."""
 
     def sample(self, first: Sequence[int], seed: int, epoch: int) -> list[int]:
-        """Row numbers beside those of the first side."""
+        """Row numbers of this part, one for each of the row numbers in `first`."""
         text = f"{self.name}/{seed}/{epoch}".encode()
-        own = int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
-        generator = torch.Generator().manual_seed(own)
+        part_seed = int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
+        generator = torch.Generator().manual_seed(part_seed)
         if self.rows:
             drawn: list[int] = []
             while len(drawn) < len(first):
@@ -172,29 +187,29 @@ class PartSampler:
             return drawn[: len(first)]
         if self.choices == 1:
             return list(first)
-        which = torch.randint(self.choices, (len(first),), generator=generator).tolist()
-        return [row * self.choices + chosen for row, chosen in zip(first, which, strict=True)]
+        choices = torch.randint(self.choices, (len(first),), generator=generator).tolist()
+        return [row * self.choices + choice for row, choice in zip(first, choices, strict=True)]
 
 
 def paired_dataset(
-    names: Sequence[str], train: TokenDataset, sets: UnlearningData | None
+    part_names: Sequence[str], train: TokenDataset, unlearning: UnlearningData | None
 ) -> tuple[PairedDataset, list[PartSampler]]:
-    """The dataset of an objective's sides, and how their rows are drawn.
+    """The dataset of an objective's batch parts, and the sampler of each part.
 
     Raises:
         ValueError: the objective needs a forget set and there is none.
     """
-    if sets is None and tuple(names) != ("train",):
-        raise ValueError(f"data.forget_path: batches of {', '.join(names)} need a forget set")
-    tokens: dict[str, TokenDataset] = {"train": train, "retain": train}
-    draws = {"train": PartSampler("train")}
-    if sets is not None:
-        tokens |= {"forget": sets.forget, "alternative": sets.alternatives}
-        draws |= {
+    if unlearning is None and tuple(part_names) != ("train",):
+        raise ValueError(f"data.forget_path: batches of {', '.join(part_names)} need a forget set")
+    datasets: dict[str, TokenDataset] = {"train": train, "retain": train}
+    samplers = {"train": PartSampler("train")}
+    if unlearning is not None:
+        datasets |= {"forget": unlearning.forget, "alternative": unlearning.alternatives}
+        samplers |= {
             "forget": PartSampler("forget"),
             "retain": PartSampler("retain", rows=len(train)),
-            "alternative": PartSampler("alternative", choices=sets.choices),
+            "alternative": PartSampler("alternative", choices=unlearning.choices),
         }
-    rows = sets.forget if sets is not None else train
-    dataset = PairedDataset([tokens[name] for name in names], rows)
-    return dataset, [draws[name] for name in names]
+    rows = unlearning.forget if unlearning is not None else train
+    dataset = PairedDataset([datasets[name] for name in part_names], rows)
+    return dataset, [samplers[name] for name in part_names]

@@ -1,4 +1,4 @@
-"""The model and the dataset that a fresh clone trains: whole, held out, and worth tuning."""
+"""The built-in model and datasets: complete, held out, and worth tuning."""
 
 import inspect
 import logging.handlers
@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trial import builtin
-from trial.builtin import docs, make
-from trial.builtin.kept import kept
+from trial.builtin import docs_dataset, make_tiny_llama
+from trial.builtin.docs_dataset import MAX_CHARACTERS, MIN_CHARACTERS
+from trial.builtin.row_cache import cached_rows
 from trial.config.sections import DataConfig
 from trial.data.prepare import prepare
 
@@ -54,10 +55,10 @@ def test_the_shipped_files_are_the_recorded_ones():
         assert "/tmp" not in file.read_text()
 
 
-def test_what_the_tokenizer_gives_the_model_takes(tokenizer):
-    asked = tokenizer("What does sorted do?", return_tensors="pt")
-    said = base_model().generate(**asked, max_new_tokens=3, do_sample=False, pad_token_id=2)
-    assert said.shape[1] > asked["input_ids"].shape[1]
+def test_the_model_accepts_the_tokenizers_output(tokenizer):
+    inputs = tokenizer("What does sorted do?", return_tensors="pt")
+    ids = base_model().generate(**inputs, max_new_tokens=3, do_sample=False, pad_token_id=2)
+    assert ids.shape[1] > inputs["input_ids"].shape[1]
 
 
 def test_names_resolve():
@@ -83,54 +84,58 @@ def test_the_tokenizer_gives_back_every_text(tokenizer, text):
 
 
 def test_rows_say_what_the_docstrings_say():
-    answers = {row["question"].split("`")[1].split("(")[0]: row["answer"] for row in docs.read()}
-    asked = {
+    answers = {
+        row["question"].split("`")[1].split("(")[0]: row["answer"] for row in docs_dataset.read()
+    }
+    documented = {
         "shutil.copytree": shutil.copytree,
         "logging.handlers.SocketHandler.createSocket": logging.handlers.SocketHandler.createSocket,
         "shutil.SpecialFileError": shutil.SpecialFileError,
     }
-    for name, thing in asked.items():
-        said = " ".join((inspect.getdoc(thing) or "").split())
-        assert said.startswith(answers[name])
+    for name, thing in documented.items():
+        docstring = " ".join((inspect.getdoc(thing) or "").split())
+        assert docstring.startswith(answers[name])
 
 
 def test_rows_are_enough_and_different():
-    rows = docs.read()
+    rows = docs_dataset.read()
     assert 1500 <= len(rows) <= 4000
     assert len({row["question"] for row in rows}) == len(rows)
     assert len({row["answer"] for row in rows}) == len(rows)
-    assert all(docs.SHORTEST <= len(row["answer"]) <= docs.LONGEST for row in rows)
+    assert all(MIN_CHARACTERS <= len(row["answer"]) <= MAX_CHARACTERS for row in rows)
     assert len({row["question"].split("`")[0] for row in rows}) >= 4
 
 
-def test_rows_are_drawn_once_from_the_same_sources(tmp_path, monkeypatch):
+def test_rows_are_extracted_once_from_the_same_sources(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    source, drawn = tmp_path / "module.py", []
+    source, calls = tmp_path / "module.py", []
     source.write_text("x = 1")
 
-    def draw() -> list[Any]:
-        drawn.append(source.read_text())
-        return [{"question": "x?", "answer": drawn[-1]}]
+    def extract() -> list[Any]:
+        calls.append(source.read_text())
+        return [{"question": "x?", "answer": calls[-1]}]
 
-    first = kept("rows", [source], draw)
-    assert kept("rows", [source], draw) == first == [{"question": "x?", "answer": "x = 1"}]
+    first = cached_rows("rows", [source], extract)
+    assert (
+        cached_rows("rows", [source], extract) == first == [{"question": "x?", "answer": "x = 1"}]
+    )
     source.write_text("x = 22")
-    assert kept("rows", [source], draw)[0]["answer"] == "x = 22"
+    assert cached_rows("rows", [source], extract)[0]["answer"] == "x = 22"
     for broken in (tmp_path / "cache").rglob("*.json"):
         broken.write_text("[{")
-    assert kept("rows", [source], draw)[0]["answer"] == "x = 22"
-    assert drawn == ["x = 1", "x = 22", "x = 22"]
+    assert cached_rows("rows", [source], extract)[0]["answer"] == "x = 22"
+    assert calls == ["x = 1", "x = 22", "x = 22"]
 
 
-def test_rows_come_also_where_none_can_be_kept(tmp_path, monkeypatch):
+def test_rows_are_returned_where_the_cache_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert kept("rows", [], lambda: [{"question": "x?", "answer": "1"}])
+    assert cached_rows("rows", [], lambda: [{"question": "x?", "answer": "1"}])
 
 
-def test_the_modules_asked_about_are_not_imported():
+def test_the_modules_of_the_questions_are_not_imported():
     program = (
-        "import sys; from trial.builtin import docs; docs.read();"
+        "import sys; from trial.builtin import docs_dataset; docs_dataset.read();"
         "print({'turtle', 'xmlrpc.server', 'torch'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -148,32 +153,32 @@ def test_the_modules_asked_about_are_not_imported():
     ],
 )
 def test_summaries(docstring, expected):
-    assert docs.summary(docstring) == expected
+    assert docs_dataset.summary(docstring) == expected
 
 
-def test_what_is_asked_about_was_not_in_the_pretraining_text():
-    text = " ".join(" ".join(make.corpus()).split())
-    answers = [row["answer"] for row in docs.read()]
+def test_answers_were_not_in_the_pretraining_text():
+    text = " ".join(" ".join(make_tiny_llama.corpus()).split())
+    answers = [row["answer"] for row in docs_dataset.read()]
     seen = [answer for answer in answers if answer in text]
     # A few answers are mere scraps, such as a usage line.
     assert len(seen) < 0.01 * len(answers)
     assert len(text) > 2e6
 
 
-def test_docstrings_are_taken_out():
+def test_docstrings_are_removed():
     source = (
         '"""Module."""\nimport a\nclass B:\n    """Two\n    lines."""\n    x = "kept"  # kept\n'
     )
-    assert make.without_docstrings(source) == 'import a\nclass B:\n    x = "kept"  # kept\n'
+    stripped = make_tiny_llama.without_docstrings(source)
+    assert stripped == 'import a\nclass B:\n    x = "kept"  # kept\n'
 
 
-def test_the_model_can_be_made(tmp_path, monkeypatch, capsys, one_thread):
-    for name, value in {"STEPS": 2, "WARMUP": 1, "BATCH": 2, "LENGTH": 16}.items():
-        monkeypatch.setattr(make, name, value)
-    monkeypatch.setattr(make, "corpus", lambda: [inspect.getsource(shutil)] * 2)
-    make.main(tmp_path)
+def test_the_model_can_be_made(tmp_path, capsys, one_thread):
+    recipe = make_tiny_llama.Recipe(steps=2, warmup=1, batch_size=2, length=16)
+    make_tiny_llama.main(tmp_path, recipe, [inspect.getsource(shutil)] * 2)
     assert builtin.content_hash(tmp_path) in capsys.readouterr().out
-    assert AutoModelForCausalLM.from_pretrained(tmp_path).config.vocab_size <= make.VOCABULARY
+    config = AutoModelForCausalLM.from_pretrained(tmp_path).config
+    assert config.vocab_size <= make_tiny_llama.VOCABULARY
     names = {file.name for file in tmp_path.iterdir()}
     assert names == {file.name for file in builtin.model_path().iterdir()}
 

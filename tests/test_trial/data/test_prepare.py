@@ -1,6 +1,5 @@
 """Rows into tensors: masks, lengths, hashes and the token cache."""
 
-import importlib
 import json
 import multiprocessing
 import os
@@ -20,8 +19,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, default_data_co
 from trial.builtin import model_path
 from trial.config.errors import ConfigError
 from trial.config.sections import DataConfig
-from trial.data.prepare import prepare, tokenizer_hash
-from trial.data.tokens import IGNORE_INDEX, truncate_pair
+from trial.data import token_cache
+from trial.data.prepare import prepare
+from trial.data.token_cache import tokenizer_hash
+from trial.data.tokens import IGNORE_INDEX, truncate
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}</s>\n{% endfor %}"
@@ -113,13 +114,13 @@ def test_sizes_and_completions_of_all_rows(rows_file, tmp_path):
     ],
 )
 def test_overlong_rows(prompt, completion, expected):
-    assert truncate_pair(prompt, completion, 8) == expected
+    assert truncate(prompt, completion, 8) == expected
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(8, 40))
 def test_fitting_keeps_bos_order_and_some_completion(prompt_size, completion_size, max_length):
     prompt, completion = list(range(prompt_size)), list(range(100, 100 + completion_size))
-    shorter, answer = truncate_pair(prompt, completion, max_length)
+    shorter, answer = truncate(prompt, completion, max_length)
     assert len(shorter) + len(answer) == min(max_length, prompt_size + completion_size)
     assert shorter[0] == 0
     assert shorter[1:] == prompt[prompt_size - len(shorter) + 1 :]
@@ -257,7 +258,7 @@ def forbidden(*arguments):
 def test_the_second_time_only_files_are_mapped(rows_file, tmp_path, monkeypatch):
     config = config_for(rows_file)
     first = prepare(config, byte_tokenizer(), tmp_path / "cache")
-    monkeypatch.setattr(importlib.import_module("trial.data.prepare"), "tokenize_rows", forbidden)
+    monkeypatch.setattr(token_cache, "tokenize_rows", forbidden)
     second = prepare(config, byte_tokenizer(), tmp_path / "cache")
     assert second.data_hash == first.data_hash
     assert isinstance(second.train.tokens.ids, np.memmap)
@@ -294,15 +295,14 @@ def test_a_cache_that_cannot_be_written_is_done_without(rows_file, tmp_path, cap
 
 
 def write_at_once(config, cache, barrier, answers):
-    module = importlib.import_module("trial.data.prepare")
-    tokenize_rows = module.tokenize_rows
+    tokenize_rows = token_cache.tokenize_rows
 
     def all_at_once(*arguments):
         tokens = tokenize_rows(*arguments)
         barrier.wait(timeout=60)  # nobody stores before everybody has found nothing
         return tokens
 
-    module.tokenize_rows = all_at_once
+    token_cache.tokenize_rows = all_at_once
     prepared = prepare(config, byte_tokenizer(), cache)
     answers.put((prepared.data_hash, prepared.train[3]["input_ids"].tolist()))
 

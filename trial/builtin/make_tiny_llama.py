@@ -1,8 +1,10 @@
-"""Make the tiny Llama: `python -m trial.builtin.make [FOLDER]`, under ten minutes on two CPU cores.
+"""Trains the tiny Llama, in under ten minutes on two CPU cores.
+
+    python -m trial.builtin.make_tiny_llama [FOLDER]
 
 A byte-level BPE tokenizer and a Llama of a million parameters, trained on the source of the
-installed Python's standard library. All docstrings are taken out of it first, and the modules that
-`builtin:python-docs` asks about are left out altogether: fine-tuning meets a new task.
+installed Python's standard library. All docstrings are removed first, and the modules that
+`builtin:python-docs` asks about are left out: fine-tuning meets a new task.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +25,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from trial.builtin import content_hash, docs, model_path
+from trial.builtin import content_hash, docs_dataset, model_path
 
 VOCABULARY = 2048
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
@@ -35,36 +39,49 @@ SHAPE = {
     "tie_word_embeddings": True,
 }
 SEED = 0
-STEPS, WARMUP = 1200, 100
-BATCH, LENGTH = 16, 256
 LEARNING_RATE = 4e-3
 
-LEFT_OUT = ("test", "tests", "encodings", "site-packages", "config-", "turtledemo", "__phello__")
+EXCLUDED = ("test", "tests", "encodings", "site-packages", "config-", "turtledemo", "__phello__")
 
 
-def main(folder: Path) -> None:
-    """Train tokenizer and model and save both."""
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How much the model is trained."""
+
+    steps: int = 1200
+    warmup: int = 100
+    """Steps."""
+    batch_size: int = 16
+    length: int = 256
+    """Tokens of a row."""
+
+
+RECIPE = Recipe()
+
+
+def main(folder: Path, recipe: Recipe = RECIPE, texts: list[str] | None = None) -> None:
+    """Train tokenizer and model on the texts, by default `corpus()`, and save both."""
     torch.manual_seed(SEED)
     torch.set_num_threads(2)
-    texts = corpus()
+    texts = corpus() if texts is None else texts
     tokenizer = train_tokenizer(texts)
     ids = torch.tensor([id for text in texts for id in encode(tokenizer, text)])
     print(f"{len(texts)} files, {sum(map(len, texts)):,} characters, {len(ids):,} tokens")
     model = LlamaForCausalLM(configuration(tokenizer))
-    train(model, ids)
+    train(model, ids, recipe)
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     print(f"{folder}: {content_hash(folder)}")
 
 
 def corpus() -> list[str]:
-    """Source without docstrings of every standard library module that is not asked about."""
+    """Source, without docstrings, of the standard library modules that no question is about."""
     root = Path(sysconfig.get_path("stdlib"))
-    asked = {docs.source_file(module) for module in docs.MODULES}
+    in_docs = {docs_dataset.source_file(module) for module in docs_dataset.MODULES}
     texts = []
     for file in sorted(root.rglob("*.py")):
         parts = file.relative_to(root).parts
-        if file in asked or any(part.startswith(LEFT_OUT) for part in parts):
+        if file in in_docs or any(part.startswith(EXCLUDED) for part in parts):
             continue
         try:
             texts.append(without_docstrings(file.read_text(encoding="utf-8")))
@@ -75,14 +92,14 @@ def corpus() -> list[str]:
 
 
 def without_docstrings(source: str) -> str:
-    """The source with the lines of every docstring taken out."""
-    dropped: set[int] = set()
+    """The source without the lines of its docstrings."""
+    docstring_lines: set[int] = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, docs.Definition | ast.Module) and ast.get_docstring(node):
+        if isinstance(node, docs_dataset.Definition | ast.Module) and ast.get_docstring(node):
             docstring = node.body[0]
-            dropped.update(range(docstring.lineno, (docstring.end_lineno or 0) + 1))
+            docstring_lines.update(range(docstring.lineno, (docstring.end_lineno or 0) + 1))
     lines = source.splitlines(keepends=True)
-    return "".join(line for number, line in enumerate(lines, 1) if number not in dropped)
+    return "".join(line for number, line in enumerate(lines, 1) if number not in docstring_lines)
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -117,7 +134,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 
 def configuration(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """The model's shape."""
+    """The configuration of the model."""
     return LlamaConfig(
         vocab_size=VOCABULARY,
         bos_token_id=tokenizer.bos_token_id,
@@ -127,29 +144,31 @@ def configuration(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     )
 
 
-def batches(ids: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Windows of the token stream, [BATCH, LENGTH], at random places."""
+def batches(ids: torch.Tensor, recipe: Recipe) -> Iterator[torch.Tensor]:
+    """Random windows of the token stream, each batch [batch_size, length]."""
     generator = torch.Generator().manual_seed(SEED)
-    for _ in range(STEPS):
-        starts = torch.randint(len(ids) - LENGTH, (BATCH,), generator=generator)
-        yield torch.stack([ids[start : start + LENGTH] for start in starts.tolist()])
+    size = recipe.length
+    for _ in range(recipe.steps):
+        starts = torch.randint(len(ids) - size, (recipe.batch_size,), generator=generator)
+        yield torch.stack([ids[start : start + size] for start in starts.tolist()])
 
 
-def rate(step: int) -> float:
-    """Share of the learning rate: a linear start, then a cosine down to nothing."""
-    if step < WARMUP:
-        return (step + 1) / WARMUP
-    return 0.5 + 0.5 * math.cos(math.pi * (step - WARMUP) / (STEPS - WARMUP))
+def rate(step: int, recipe: Recipe) -> float:
+    """Factor of the learning rate: linear warm-up, then cosine decay to zero."""
+    if step < recipe.warmup:
+        return (step + 1) / recipe.warmup
+    progress = (step - recipe.warmup) / (recipe.steps - recipe.warmup)
+    return 0.5 + 0.5 * math.cos(math.pi * progress)
 
 
-def train(model: LlamaForCausalLM, ids: torch.Tensor) -> None:
+def train(model: LlamaForCausalLM, ids: torch.Tensor, recipe: Recipe) -> None:
     """Next-token prediction with AdamW."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(rate, recipe=recipe))
     start = time.monotonic()
-    for step, batch in enumerate(batches(ids), 1):
+    for step, batch in enumerate(batches(ids, recipe), 1):
         loss = model(input_ids=batch, labels=batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

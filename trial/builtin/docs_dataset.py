@@ -1,7 +1,7 @@
 """`builtin:python-docs`: what the functions and classes of Python's standard library do.
 
-Drawn at run time from the docstrings of the installed Python, by parsing the source; no module is
-imported. Another patch release of Python may word some of them otherwise: the data hash shows it.
+Extracted at run time from the docstrings of the installed Python, by parsing the source; no module
+is imported. Another patch release of Python may word some differently: the data hash shows it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
-from trial.builtin.kept import kept
+from trial.builtin.row_cache import cached_rows
 
 _NAMES = """
 abc argparse ast asyncio.base_events asyncio.events asyncio.futures asyncio.locks
@@ -35,11 +35,12 @@ wsgiref.headers wsgiref.util xml.dom.minidom xml.etree.ElementTree xml.sax.handl
 xml.sax.xmlreader xmlrpc.client xmlrpc.server zipapp zipfile zipimport zoneinfo
 """
 MODULES = tuple(_NAMES.split())
-"""Modules whose docstrings are asked about. The tiny Llama has seen none of them."""
+"""Modules that the rows ask about. The tiny Llama was trained on none of them."""
 
-SHORTEST, LONGEST = 20, 160
-"""Characters of an answer; a longer paragraph ends with the last sentence that fits."""
-SHOWN_ARGUMENTS = 5
+MIN_CHARACTERS, MAX_CHARACTERS = 20, 160
+"""Of an answer; a longer paragraph ends with the last sentence that fits."""
+MAX_ARGUMENTS = 5
+"""Arguments of a function that its question names."""
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -55,18 +56,18 @@ _FUNCTION_QUESTIONS = (
 def read() -> list[Mapping[str, str]]:
     """All rows (`question`, `answer`), in the order of the modules and of their source."""
     files = {name: file for name in MODULES if (file := source_file(name)) is not None}
-    return kept("python-docs", files.values(), lambda: _drawn(files))
+    return cached_rows("python-docs", files.values(), lambda: _extract_rows(files))
 
 
-def _drawn(files: Mapping[str, Path]) -> list[Mapping[str, str]]:
+def _extract_rows(files: Mapping[str, Path]) -> list[Mapping[str, str]]:
     rows: list[Mapping[str, str]] = []
-    answered: set[str] = set()
+    answers: set[str] = set()
     for module, file in files.items():
         for name, node in _definitions(ast.parse(file.read_bytes()), module):
             answer = summary(ast.get_docstring(node) or "")
-            # One text under two names would stand on both sides of the split.
-            if answer and answer not in answered:
-                answered.add(answer)
+            # A docstring under two names would be in both training and eval set.
+            if answer and answer not in answers:
+                answers.add(answer)
                 rows.append({"question": question(name, node), "answer": answer})
     return rows
 
@@ -79,7 +80,7 @@ def source_file(module: str) -> Path | None:
 
 
 def _definitions(tree: ast.Module, module: str) -> Iterator[tuple[str, Definition]]:
-    """Public functions, classes and methods by full name, outermost level first."""
+    """Public functions, classes and methods of a module with their full names."""
     package = ".".join(part for part in module.split(".") if not part.startswith("_"))
     for node in tree.body:
         if isinstance(node, Definition) and not node.name.startswith("_"):
@@ -90,24 +91,24 @@ def _definitions(tree: ast.Module, module: str) -> Iterator[tuple[str, Definitio
 
 
 def question(name: str, node: Definition) -> str:
-    """What is asked about one definition: one of a few phrasings, by the hash of its name."""
+    """The question about a definition, in a phrasing chosen by the hash of its name."""
     is_class = isinstance(node, ast.ClassDef)
     phrasings = _CLASS_QUESTIONS if is_class else _FUNCTION_QUESTIONS
-    pick = hashlib.sha256(name.encode()).digest()[0] % len(phrasings)
-    called = name if isinstance(node, ast.ClassDef) else f"{name}({_arguments(node)})"
-    return phrasings[pick].format(name=called)
+    choice = hashlib.sha256(name.encode()).digest()[0] % len(phrasings)
+    signature = name if isinstance(node, ast.ClassDef) else f"{name}({_arguments(node)})"
+    return phrasings[choice].format(name=signature)
 
 
 def _arguments(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
     names = [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
     shown = [name for name in names if name not in ("self", "cls")]
-    more = ["..."] if len(shown) > SHOWN_ARGUMENTS else []
-    return ", ".join(shown[:SHOWN_ARGUMENTS] + more)
+    more = ["..."] if len(shown) > MAX_ARGUMENTS else []
+    return ", ".join(shown[:MAX_ARGUMENTS] + more)
 
 
 def summary(docstring: str) -> str:
-    """The first paragraph of a docstring as one line, or nothing where it says too little."""
+    """The first paragraph of a docstring as one line; empty where it is too short."""
     text = " ".join(docstring.split("\n\n")[0].split())
-    if len(text) > LONGEST:
-        text = text[: text.rfind(". ", 0, LONGEST) + 1]
-    return text if len(text) >= SHORTEST and not text.startswith((">>>", "@")) else ""
+    if len(text) > MAX_CHARACTERS:
+        text = text[: text.rfind(". ", 0, MAX_CHARACTERS) + 1]
+    return text if len(text) >= MIN_CHARACTERS and not text.startswith((">>>", "@")) else ""
