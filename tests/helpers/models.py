@@ -131,7 +131,7 @@ def make_model(folder: Path, family: str = "llama", hidden: int = 32, seed: int 
     return folder
 
 
-def make_routed(folder: Path, like: Path) -> Path:
+def make_mixtral(folder: Path, like: Path) -> Path:
     """A tiny Mixtral of four experts, with the tokenizer of another model."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig
 

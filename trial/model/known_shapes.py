@@ -1,7 +1,8 @@
-"""The weights of a model by name and shape, from its `config.json` alone. Torch-free.
+"""Names and shapes of a model's weights, from the content of its `config.json`. Torch-free.
 
-For what must be known before the weights are there: a trial's memory, and whether the modules that
-a sweep names exist. A model that has been saved says it better, in the headers of its files.
+They are needed before the weights are downloaded: for the memory estimate, and to check the module
+names in a sweep. The architectures are those of transformers' modeling files; a test compares
+them.
 """
 
 from __future__ import annotations
@@ -10,18 +11,19 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 Settings = Mapping[str, Any]
+"""The content of `config.json`."""
 Shapes = dict[str, tuple[int, ...]]
 Weight = tuple[str, tuple[int, ...]]
 
 
 def shapes_of(settings: Settings) -> Shapes | None:
-    """Every weight of a model with these settings; None when its architecture is not known here."""
-    make = ARCHITECTURES.get(str(settings.get("model_type")))
-    return None if make is None else dict(make(settings))
+    """Shapes of a model with these settings; None for an architecture not in `ARCHITECTURES`."""
+    weights = ARCHITECTURES.get(str(settings.get("model_type")))
+    return None if weights is None else dict(weights(settings))
 
 
 def known_settings(name: str) -> Settings | None:
-    """What `config.json` of a well-known hub model says; None when it is not known here."""
+    """Settings of a well-known hub model; None when it is not in `KNOWN`."""
     return KNOWN.get(name.lower())
 
 
@@ -38,7 +40,7 @@ def _norm(name: str, width: int, bias: bool = False) -> Iterator[Weight]:
 
 
 def _llama(settings: Settings) -> Iterator[Weight]:
-    """Llama, Mistral, Qwen2 and Qwen3 differ in their biases and in norms of queries and keys."""
+    """Llama, Mistral, Qwen2 and Qwen3; they differ in biases and in norms of queries and keys."""
     kind, heads = settings["model_type"], settings["num_attention_heads"]
     width, inner = settings["hidden_size"], settings["intermediate_size"]
     size = settings.get("head_dim") or (128 if kind == "qwen3" else width // heads)
@@ -46,25 +48,27 @@ def _llama(settings: Settings) -> Iterator[Weight]:
     bias, inner_bias = bool(settings.get("attention_bias")), bool(settings.get("mlp_bias"))
     yield "model.embed_tokens.weight", (settings["vocab_size"], width)
     for layer in range(settings["num_hidden_layers"]):
-        at = f"model.layers.{layer}"
+        prefix = f"model.layers.{layer}"
         for name, rows in (("q", heads * size), ("k", keys), ("v", keys)):
-            yield from _linear(f"{at}.self_attn.{name}_proj", rows, width, bias or kind == "qwen2")
-        yield from _linear(f"{at}.self_attn.o_proj", width, heads * size, bias)
+            yield from _linear(
+                f"{prefix}.self_attn.{name}_proj", rows, width, bias or kind == "qwen2"
+            )
+        yield from _linear(f"{prefix}.self_attn.o_proj", width, heads * size, bias)
         if kind == "qwen3":
-            yield from _norm(f"{at}.self_attn.q_norm", size)
-            yield from _norm(f"{at}.self_attn.k_norm", size)
+            yield from _norm(f"{prefix}.self_attn.q_norm", size)
+            yield from _norm(f"{prefix}.self_attn.k_norm", size)
         for name in ("gate_proj", "up_proj"):
-            yield from _linear(f"{at}.mlp.{name}", inner, width, inner_bias)
-        yield from _linear(f"{at}.mlp.down_proj", width, inner, inner_bias)
-        yield from _norm(f"{at}.input_layernorm", width)
-        yield from _norm(f"{at}.post_attention_layernorm", width)
+            yield from _linear(f"{prefix}.mlp.{name}", inner, width, inner_bias)
+        yield from _linear(f"{prefix}.mlp.down_proj", width, inner, inner_bias)
+        yield from _norm(f"{prefix}.input_layernorm", width)
+        yield from _norm(f"{prefix}.post_attention_layernorm", width)
     yield from _norm("model.norm", width)
     if not settings.get("tie_word_embeddings", False):
         yield "lm_head.weight", (settings["vocab_size"], width)
 
 
 def _gpt2(settings: Settings) -> Iterator[Weight]:
-    """GPT-2 keeps its linear layers the other way round: inputs first."""
+    """GPT-2; its `Conv1D` layers have weights [inputs, outputs], the transpose of `nn.Linear`."""
     width = settings["n_embd"]
     inner = settings.get("n_inner") or 4 * width
     yield "transformer.wte.weight", (settings["vocab_size"], width)
@@ -76,30 +80,30 @@ def _gpt2(settings: Settings) -> Iterator[Weight]:
         "mlp.c_proj": (inner, width),
     }
     for layer in range(settings["n_layer"]):
-        at = f"transformer.h.{layer}"
+        prefix = f"transformer.h.{layer}"
         for name, shape in layers.items():
-            yield f"{at}.{name}.weight", shape
-            yield f"{at}.{name}.bias", shape[1:]
-        yield from _norm(f"{at}.ln_1", width, bias=True)
-        yield from _norm(f"{at}.ln_2", width, bias=True)
+            yield f"{prefix}.{name}.weight", shape
+            yield f"{prefix}.{name}.bias", shape[1:]
+        yield from _norm(f"{prefix}.ln_1", width, bias=True)
+        yield from _norm(f"{prefix}.ln_2", width, bias=True)
     yield from _norm("transformer.ln_f", width, bias=True)
     if not settings.get("tie_word_embeddings", True):
         yield "lm_head.weight", (settings["vocab_size"], width)
 
 
 def _gpt_neox(settings: Settings) -> Iterator[Weight]:
-    """Pythia."""
+    """GPT-NeoX, for example Pythia."""
     width, inner = settings["hidden_size"], settings["intermediate_size"]
     bias = settings.get("attention_bias", True)
     yield "gpt_neox.embed_in.weight", (settings["vocab_size"], width)
     for layer in range(settings["num_hidden_layers"]):
-        at = f"gpt_neox.layers.{layer}"
-        yield from _norm(f"{at}.input_layernorm", width, bias=True)
-        yield from _norm(f"{at}.post_attention_layernorm", width, bias=True)
-        yield from _linear(f"{at}.attention.query_key_value", 3 * width, width, bias)
-        yield from _linear(f"{at}.attention.dense", width, width, bias)
-        yield from _linear(f"{at}.mlp.dense_h_to_4h", inner, width, True)
-        yield from _linear(f"{at}.mlp.dense_4h_to_h", width, inner, True)
+        prefix = f"gpt_neox.layers.{layer}"
+        yield from _norm(f"{prefix}.input_layernorm", width, bias=True)
+        yield from _norm(f"{prefix}.post_attention_layernorm", width, bias=True)
+        yield from _linear(f"{prefix}.attention.query_key_value", 3 * width, width, bias)
+        yield from _linear(f"{prefix}.attention.dense", width, width, bias)
+        yield from _linear(f"{prefix}.mlp.dense_h_to_4h", inner, width, True)
+        yield from _linear(f"{prefix}.mlp.dense_4h_to_h", width, inner, True)
     yield from _norm("gpt_neox.final_layer_norm", width, bias=True)
     if not settings.get("tie_word_embeddings", False):
         yield "embed_out.weight", (settings["vocab_size"], width)
@@ -112,12 +116,12 @@ def _phi(settings: Settings) -> Iterator[Weight]:
     keys = (settings.get("num_key_value_heads") or heads) * (width // heads)
     yield "model.embed_tokens.weight", (settings["vocab_size"], width)
     for layer in range(settings["num_hidden_layers"]):
-        at = f"model.layers.{layer}"
+        prefix = f"model.layers.{layer}"
         for name, rows in (("q_proj", width), ("k_proj", keys), ("v_proj", keys), ("dense", width)):
-            yield from _linear(f"{at}.self_attn.{name}", rows, width, True)
-        yield from _linear(f"{at}.mlp.fc1", inner, width, True)
-        yield from _linear(f"{at}.mlp.fc2", width, inner, True)
-        yield from _norm(f"{at}.input_layernorm", width, bias=True)
+            yield from _linear(f"{prefix}.self_attn.{name}", rows, width, True)
+        yield from _linear(f"{prefix}.mlp.fc1", inner, width, True)
+        yield from _linear(f"{prefix}.mlp.fc2", width, inner, True)
+        yield from _norm(f"{prefix}.input_layernorm", width, bias=True)
     yield from _norm("model.final_layernorm", width, bias=True)
     yield from _linear("lm_head", settings["vocab_size"], width, True)
 
@@ -131,7 +135,7 @@ ARCHITECTURES: dict[str, Callable[[Settings], Iterator[Weight]]] = {
     "gpt_neox": _gpt_neox,
     "phi": _phi,
 }
-"""Model type to its weights; a type that is not here is known by its files only."""
+"""Weights by model type; other types need their files."""
 
 
 def _decoder(
@@ -144,7 +148,7 @@ def _decoder(
     positions: int,
     **more: Any,
 ) -> Settings:
-    """The settings of a Llama-like model; `heads` are those of queries, and of keys and values."""
+    """Settings of a Llama-like model; `heads` is (query heads, key and value heads)."""
     return {
         "model_type": kind,
         "vocab_size": vocabulary,
@@ -198,4 +202,4 @@ _NAMED: dict[str, Settings] = {
     "Qwen/Qwen2.5-7B-Instruct": _QWEN_25_7B,
 }
 KNOWN: dict[str, Settings] = {name.lower(): settings for name, settings in _NAMED.items()}
-"""Published numbers of hub models, so that a sweep can be checked where their files are not."""
+"""Published settings of hub models by lower-case name, to check a sweep without their files."""

@@ -1,4 +1,4 @@
-"""The frozen base model, its tokenizer and the adapter on top."""
+"""Loads the base model and its tokenizer, and attaches the LoRA adapter."""
 
 from __future__ import annotations
 
@@ -19,30 +19,32 @@ if TYPE_CHECKING:
 
 WEIGHTS = ("*.safetensors", "*.bin")
 BLOCK = 1 << 16
-SAMPLES = 16
+"""Bytes of a block that `model_hash` reads."""
+BLOCKS = 16
 logger = logging.getLogger(__name__)
 
 
 def is_local(model: ModelConfig) -> bool:
-    """Whether model and tokenizer both lie on this machine."""
+    """Whether model and tokenizer are both local folders."""
     return all(
         Path(resolve_model(name)).expanduser().is_dir()
         for name in (model.name_or_path, model.tokenizer_name_or_path or model.name_or_path)
     )
 
 
-def location(name_or_path: str) -> str:
-    """What `from_pretrained` is given."""
+def pretrained_path(name_or_path: str) -> str:
+    """The argument of `from_pretrained`: an absolute folder, or a hub id."""
     path = Path(resolve_model(name_or_path)).expanduser()
     return str(path.resolve()) if path.is_dir() else name_or_path
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
-    """The tokenizer, with a pad token: eos where it has none."""
+    """Load the tokenizer; where it has no pad token, eos becomes one."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
-        location(model.tokenizer_name_or_path or model.name_or_path), **_origin(model)
+        pretrained_path(model.tokenizer_name_or_path or model.name_or_path),
+        **_source_arguments(model),
     )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -50,10 +52,10 @@ def load_tokenizer(model: ModelConfig) -> Any:
 
 
 def load_base(model: ModelConfig, attn_implementation: str | None) -> Any:
-    """The base model with its weights, caching of keys and values off.
+    """Load the base model, with the key-value cache off.
 
     Raises:
-        ValueError: there is no such model; says where it was looked for.
+        ValueError: there is no such folder, and the name is no hub id.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -62,40 +64,41 @@ def load_base(model: ModelConfig, attn_implementation: str | None) -> Any:
         raise ValueError(f"model.name_or_path: no such folder: {model.name_or_path!r}")
     extra = {"attn_implementation": attn_implementation} if attn_implementation else {}
     base = AutoModelForCausalLM.from_pretrained(
-        location(model.name_or_path),
+        pretrained_path(model.name_or_path),
         torch_dtype=getattr(torch, model.dtype),
         **extra,
-        **_origin(model),
+        **_source_arguments(model),
     )
     base.config.use_cache = False
     return base
 
 
-def _origin(model: ModelConfig) -> dict[str, Any]:
+def _source_arguments(model: ModelConfig) -> dict[str, Any]:
+    """Arguments of `from_pretrained` on revision, remote code and network."""
     if model.trust_remote_code:
         logger.warning("running Python files that come with %s", model.name_or_path)
-    origin: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
+    arguments: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
     if model.revision is not None:
-        origin["revision"] = model.revision
+        arguments["revision"] = model.revision
     if is_local(model):
-        origin["local_files_only"] = True
-    return origin
+        arguments["local_files_only"] = True
+    return arguments
 
 
 def lora_config(lora: LoraSection) -> Any:
     """PEFT's `LoraConfig` with the keys of a trial's `lora` section, as given."""
     from peft import LoraConfig
 
-    return LoraConfig(**lora.model_dump(), task_type="CAUSAL_LM")
+    return LoraConfig(**{**lora.model_dump(), "task_type": "CAUSAL_LM"})
 
 
 def attach_adapter(base: Any, config: TrialConfig, positions: BatchPositions) -> Any:
-    """The model to train: `base` with a fresh float32 adapter, or `base` itself for `r: 0`.
+    """The model to train: `base` with a new float32 adapter, or `base` itself for `r: 0`.
 
-    Draws from torch's generator: seed it first. The adapter drops its inputs by `positions`.
+    Draws from torch's global generator: seed it first. The adapter's dropout goes by `positions`.
     """
     if config.training.get("gradient_checkpointing"):
-        # A frozen embedding's output has no gradient to pass on through checkpointed blocks.
+        # Checkpointed blocks need an input that requires a gradient; a frozen embedding gives none.
         base.enable_input_require_grads()
     if not config.lora.r:
         return base
@@ -109,7 +112,7 @@ def attach_adapter(base: Any, config: TrialConfig, positions: BatchPositions) ->
 
 
 def unload_restores_base(config: TrialConfig) -> bool:
-    """Whether unloading the adapter gives back the base model bit for bit."""
+    """Whether unloading the adapter leaves the base model with the same bits as before."""
     lora = config.lora
     extra = lora.model_extra or {}
     return bool(
@@ -118,7 +121,7 @@ def unload_restores_base(config: TrialConfig) -> bool:
         and not extra.get("modules_to_save")
         and not extra.get("trainable_token_indices")
         and not extra.get("target_parameters")
-        # PiSSA, OLoRA, CorDA, LoftQ and their like write into the base weights.
+        # Other initialisations (PiSSA, OLoRA, CorDA, LoftQ) write into the base weights.
         and isinstance(extra.get("init_lora_weights", True), bool)
         and config.zero_stage != 3
         and not config.training.get("gradient_checkpointing")
@@ -127,7 +130,7 @@ def unload_restores_base(config: TrialConfig) -> bool:
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
-    """Trainable and all parameters; under ZeRO-3 those of every partition."""
+    """Numbers of trainable and of all parameters; under ZeRO-3 of all partitions."""
     trainable = total = 0
     for parameter in model.parameters():
         size = getattr(parameter, "ds_numel", parameter.numel())
@@ -137,23 +140,23 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 
 def model_hash(name_or_path: str, revision: str | None = None) -> str:
-    """A hash that tells base models apart and stays the same in a copied folder.
+    """A hash that tells base models apart and is the same for a copied folder.
 
-    Over `config.json` without its own path, and of each weight file the name, the size and
-    sixteen blocks of 64 KiB spread evenly over it: cheap at any size, no proof against forgery.
+    It covers `config.json` without its own path, and of each weight file the name, the size and 16
+    blocks of 64 KiB, evenly spaced: cheap at any size, but no protection against forgery.
     """
-    folder = _folder(name_or_path, revision)
+    folder = _model_folder(name_or_path, revision)
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     content.pop("_name_or_path", None)
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for file in sorted(file for pattern in WEIGHTS for file in folder.glob(pattern)):
         digest.update(file.name.encode())
-        _sample(file, digest)
+        _hash_blocks(file, digest)
     return digest.hexdigest()[:16]
 
 
-def _folder(name_or_path: str, revision: str | None) -> Path:
-    path = Path(location(name_or_path))
+def _model_folder(name_or_path: str, revision: str | None) -> Path:
+    path = Path(pretrained_path(name_or_path))
     if path.is_dir():
         return path
     from transformers.utils import cached_file
@@ -164,10 +167,10 @@ def _folder(name_or_path: str, revision: str | None) -> Path:
     return Path(file).parent
 
 
-def _sample(file: Path, digest: Any) -> None:
+def _hash_blocks(file: Path, digest: Any) -> None:
     size = file.stat().st_size
     digest.update(struct.pack("<q", size))
     with open(file, "rb") as stream:
-        for part in range(SAMPLES):
-            stream.seek(max(0, size - BLOCK) * part // (SAMPLES - 1))
+        for part in range(BLOCKS):
+            stream.seek(max(0, size - BLOCK) * part // (BLOCKS - 1))
             digest.update(stream.read(BLOCK))

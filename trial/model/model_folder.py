@@ -1,4 +1,4 @@
-"""What a Hugging Face model folder tells without torch: settings, tensor names, tokenizer."""
+"""Reads settings, tensor shapes and tokenizer files of a Hugging Face model folder. Torch-free."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOKENIZER_FILES = (
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 MAX_HEADER = 100_000_000
-"""Bytes; a longer safetensors header is no header."""
+"""Bytes; the safetensors format allows no longer header."""
 
 
 class ModelFolder:
@@ -45,20 +45,20 @@ class ModelFolder:
         return settings
 
     def max_positions(self) -> int | None:
-        """The longest sequence the model was made for, where its settings say so."""
+        """The longest sequence that the model supports, where its settings say so."""
         settings = self.settings()
         for part in (settings, settings.get("text_config") or {}):
-            found = [part[name] for name in POSITIONS if isinstance(part.get(name), int)]
-            if found:
-                return int(found[0])
+            positions = [part[name] for name in POSITIONS if isinstance(part.get(name), int)]
+            if positions:
+                return int(positions[0])
         return None
 
     def weight_files(self) -> list[Path]:
-        """Files of weights, in order of their names."""
+        """Files of weights, sorted by name."""
         return sorted(file for pattern in WEIGHTS for file in self.path.glob(pattern))
 
     def shards(self) -> Mapping[str, str]:
-        """Tensor names and their files, from the index of a model in several files."""
+        """File of each tensor, from the index of a model in several files; empty without one."""
         for name in INDEXES:
             if (self.path / name).is_file():
                 weight_map = read_object(self.path / name).get("weight_map", {})
@@ -66,9 +66,9 @@ class ModelFolder:
         return {}
 
     def missing_shards(self) -> list[str]:
-        """Files that the index names and the folder lacks."""
-        wanted = sorted(set(self.shards().values()))
-        return [name for name in wanted if not (self.path / name).is_file()]
+        """Files that the index names and that do not exist."""
+        indexed = sorted(set(self.shards().values()))
+        return [name for name in indexed if not (self.path / name).is_file()]
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Shapes by tensor name; an empty shape where only the name is known.
@@ -82,7 +82,7 @@ class ModelFolder:
         return shapes
 
     def has_tokenizer(self) -> bool:
-        """Whether any tokenizer file is there."""
+        """Whether the folder has any tokenizer file."""
         return any((self.path / name).is_file() for name in TOKENIZER_FILES)
 
     def has_chat_template(self) -> bool:
@@ -96,10 +96,10 @@ class ModelFolder:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
-        ValueError: there is none; says where and why.
+        ValueError: the file has none; names file, line and reason.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -117,12 +117,14 @@ def read_object(file: Path) -> dict[str, Any]:
 def safetensors_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """Shapes by tensor name, from the header of a safetensors file.
 
+    Unlike `safetensors.safe_open` it says how many bytes a truncated file lacks.
+
     Raises:
         ValueError: the header is damaged, or the file ends before its tensors do.
     """
-    with open(file, "rb") as source:
-        size = int.from_bytes(source.read(8), "little")
-        text = source.read(size) if 0 < size < MAX_HEADER else b""
+    with open(file, "rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        text = stream.read(size) if 0 < size < MAX_HEADER else b""
     try:
         header = json.loads(text)
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
@@ -139,7 +141,7 @@ def safetensors_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 def causal_model_types() -> frozenset[str]:
     """Model types that the installed transformers can load as a causal language model.
 
-    Read from its source, since importing it may load torch; empty where it cannot be read.
+    Parsed from its source, since an import may load torch; empty where that fails.
     """
     spec = importlib.util.find_spec("transformers")
     if spec is None or spec.origin is None:

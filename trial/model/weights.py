@@ -1,4 +1,4 @@
-"""Trained weights to and from folders that plain PEFT and transformers read."""
+"""Saves trained weights in folders that plain PEFT and transformers can load."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ StateDict = dict[str, torch.Tensor]
 
 
 def save_weights(model: Any, folder: Path, tokenizer: Any | None = None) -> None:
-    """Write a plain PEFT adapter, or the whole model when there is none, whole or not at all.
+    """Save a PEFT adapter, or a model without one, atomically.
 
-    `model` is the unwrapped one; under ZeRO-3 every rank must call this, and the first writes.
+    `model` is not wrapped (by DDP or DeepSpeed). Under ZeRO-3 every rank must call this; rank 0
+    writes.
     """
     state = trained_state(model)
     if rank_env.rank():
         return
-    with _whole(folder) as temporary:
+    with _atomic_folder(folder) as temporary:
         if hasattr(model, "peft_config"):
             _save_adapter(model, state, temporary)
         else:
@@ -34,31 +35,28 @@ def save_weights(model: Any, folder: Path, tokenizer: Any | None = None) -> None
 
 
 def trained_state(model: Any) -> StateDict:
-    """Trainable parameters of a PEFT model, or all of another, gathered and on the CPU."""
+    """Trainable parameters of a PEFT model, or all of another, gathered from ZeRO, on the CPU."""
     if hasattr(model, "peft_config"):
-        wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
     else:
-        wanted = model.state_dict(keep_vars=True)
-    with _gathered([tensor for tensor in wanted.values() if hasattr(tensor, "ds_id")]):
-        return {name: tensor.detach().cpu().clone() for name, tensor in wanted.items()}
+        tensors = model.state_dict(keep_vars=True)
+    with _gather_from_zero([tensor for tensor in tensors.values() if hasattr(tensor, "ds_id")]):
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Copy a folder of weights, whole or not at all; files are linked where they can be."""
+    """Copy a folder of weights atomically; files are hard links where the file system allows it."""
     if rank_env.rank():
         return
-    with _whole(target) as temporary:
+    with _atomic_folder(target) as temporary:
         shutil.copytree(source, temporary, copy_function=_link, dirs_exist_ok=True)
 
 
 def write_adapter(tensors: StateDict, config: Any, folder: Path) -> None:
-    """Write tensors by their saved names and PEFT's `config`, whole or not at all.
-
-    Of several ranks the first writes.
-    """
+    """Write tensors by their saved names, and PEFT's `config`, atomically; rank 0 writes."""
     if rank_env.rank():
         return
-    with _whole(folder) as temporary:
+    with _atomic_folder(folder) as temporary:
         _write_adapter(tensors, config, temporary)
 
 
@@ -82,7 +80,8 @@ def _write_adapter(adapter: StateDict, config: Any, folder: Path) -> None:
         config.inference_mode = inference_mode
 
 
-def _gathered(parameters: list[torch.Tensor]) -> Any:
+def _gather_from_zero(parameters: list[torch.Tensor]) -> Any:
+    """A context in which parameters that ZeRO-3 partitioned are whole."""
     if not parameters:
         return nullcontext()
     import deepspeed
@@ -91,7 +90,8 @@ def _gathered(parameters: list[torch.Tensor]) -> Any:
 
 
 @contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
+def _atomic_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that replaces `folder` if no error occurs."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.models import make_routed
+from helpers.models import make_mixtral
 from helpers.train import DEVICE, Material
 from torch import nn
 
@@ -160,7 +160,7 @@ def test_evaluations_in_many_shapes_are_left_to_torch(material, counted, monkeyp
 def test_experts_whose_shapes_differ_from_pass_to_pass_are_left_to_torch(
     material, counted, tmp_path
 ):
-    stand = opened(material, model={"name_or_path": str(make_routed(tmp_path, material.model))})
+    stand = opened(material, model={"name_or_path": str(make_mixtral(tmp_path, material.model))})
     found = []
     for _ in passes(stand, 4):
         found.append({shape for shape in counted if len(shape) > 2})

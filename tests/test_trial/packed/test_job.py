@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.models import make_model, make_routed
+from helpers.models import make_mixtral, make_model
 from helpers.train import DEVICE, Material
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -902,7 +902,7 @@ def test_a_layer_that_takes_no_part_in_autocast_has_its_adapters_whole(material)
 
 
 def test_experts_are_not_packed(material, tmp_path):
-    model = {"name_or_path": str(make_routed(tmp_path, material.model))}
+    model = {"name_or_path": str(make_mixtral(tmp_path, material.model))}
     for targets, packs in ((["w1"], False), (["q_proj"], True)):
         lora = {"r": 4, "target_modules": targets, "lora_dropout": 0.1}
         config = material.config(model=model, lora=lora)
