@@ -6,11 +6,18 @@ from pathlib import Path
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    PhiConfig,
     PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
 )
 
 WORDS = (
@@ -133,13 +140,40 @@ def make_model(folder: Path, family: str = "llama", hidden: int = 32, seed: int 
 
 def make_mixtral(folder: Path, like: Path) -> Path:
     """A tiny Mixtral of four experts, with the tokenizer of another model."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig
-
-    about = json.loads((like / "config.json").read_text())
-    routed = MixtralConfig(
-        vocab_size=about["vocab_size"], hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, num_local_experts=4,
+    settings = json.loads((like / "config.json").read_text())
+    config = MixtralConfig(
+        vocab_size=settings["vocab_size"], hidden_size=32, intermediate_size=48,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, num_local_experts=4,
     )  # fmt: skip
-    AutoModelForCausalLM.from_config(routed).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(like).save_pretrained(folder)
     return folder
+
+
+SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+GROUPED = {**SMALL, "num_key_value_heads": 2}
+ARCHITECTURES: dict[str, PretrainedConfig] = {
+    "llama": LlamaConfig(**GROUPED),
+    "llama with biases": LlamaConfig(**GROUPED, attention_bias=True, mlp_bias=True, head_dim=16),
+    "llama tied": LlamaConfig(**SMALL, tie_word_embeddings=True),
+    "mistral": MistralConfig(**GROUPED, head_dim=8),
+    "qwen2": Qwen2Config(**GROUPED),
+    "qwen3": Qwen3Config(**GROUPED, head_dim=16),
+    "gpt_neox": GPTNeoXConfig(**SMALL),
+    "phi": PhiConfig(**SMALL),
+    "gpt2": GPT2Config(vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=64),
+}
+"""A tiny configuration of every architecture whose shapes `trial.model.known_shapes` knows."""
+
+
+def tiny_model(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A model of one of the `ARCHITECTURES` with random weights, always the same."""
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(ARCHITECTURES[name]).to(dtype)

@@ -42,10 +42,10 @@ def write_csv(path, delimiter, encoding="utf-8"):
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
-@pytest.mark.parametrize("told", [True, False])
-def test_csv_of_every_delimiter(tmp_path, delimiter, told):
+@pytest.mark.parametrize("given", [True, False])
+def test_csv_of_every_delimiter(tmp_path, delimiter, given):
     path = write_csv(tmp_path / "data.csv", delimiter)
-    assert pairs_of(DataConfig(path=path, delimiter=delimiter if told else None)) == PAIRS
+    assert pairs_of(DataConfig(path=path, delimiter=delimiter if given else None)) == PAIRS
 
 
 def test_csv_with_a_byte_order_mark_and_an_odd_ending(tmp_path):

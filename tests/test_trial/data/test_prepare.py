@@ -314,10 +314,10 @@ def test_processes_that_write_at_once_agree(rows_file, tmp_path):
     writers = [context.Process(target=write_at_once, args=arguments) for _ in range(3)]
     for writer in writers:
         writer.start()
-    told = [answers.get(timeout=60) for _ in writers]
+    results = [answers.get(timeout=60) for _ in writers]
     for writer in writers:
         writer.join(timeout=60)
-    assert told[0] == told[1] == told[2]
+    assert results[0] == results[1] == results[2]
     names = sorted(item.name for item in (tmp_path / "cache").iterdir())
     assert len(names) == 2
     assert not any(name.endswith(".tmp") for name in names)

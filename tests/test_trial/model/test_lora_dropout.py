@@ -16,11 +16,11 @@ CPU = torch.device("cpu")
 
 def mask_deviations(p: float, steps: int = 30) -> torch.Tensor:
     """[steps, rows, columns, features]: 1 - p where kept, -p where dropped."""
-    positions, found = BatchPositions(), []
+    positions, masks = BatchPositions(), []
     for step in range(steps):
         positions.set([row_key(7, step, row) for row in range(6)], 64, CPU)
-        found.append(keep_mask(positions.keys, feature_keys(2, 96), threshold(p)))
-    return torch.stack(found).double() - (1 - p)
+        masks.append(keep_mask(positions.keys, feature_keys(2, 96), threshold(p)))
+    return torch.stack(masks).double() - (1 - p)
 
 
 @pytest.mark.parametrize("p", [0.05, 0.5])
