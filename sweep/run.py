@@ -22,6 +22,7 @@ from sweep.driver.interfaces import SweepOutcome
 from sweep.driver.progress import SweepProgress
 from sweep.open_study import RunOptions, open_decider, open_folder, study_folder
 from sweep.planning import cost
+from sweep.ray_backend.cluster import RaySettings
 from sweep.ray_backend.executor import RayExecutor
 from sweep.signals import graceful_interrupt, raise_keyboard_interrupt
 from sweep.spec.spec import SweepSpec
@@ -88,7 +89,7 @@ def make_executor(spec: SweepSpec, options: RunOptions, folder: StudyFolder) -> 
 
     device, training = spec.base.get("device", "auto"), spec.base.get("training", {})
     lazy, cluster = bool(training.get("use_lazy_mode")), options.ray_address is not None
-    return RayExecutor(
+    settings = RaySettings(
         device=device,
         devices_per_trial=spec.resources.devices_per_trial,
         cpus_per_trial=spec.resources.cpus_per_trial,
@@ -106,6 +107,7 @@ def make_executor(spec: SweepSpec, options: RunOptions, folder: StudyFolder) -> 
         fork_server=True,
         hang_seconds=hung * 60 if (hung := spec.failures.hung_minutes) else None,
     )
+    return RayExecutor(settings)
 
 
 def _start(

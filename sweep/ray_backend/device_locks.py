@@ -1,7 +1,8 @@
-"""The HPUs a process holds on its machine, as locks that the kernel drops when it dies.
+"""File locks on the HPU modules of a machine, which the kernel drops when their holder dies.
 
-Ray promises a worker so many cards of a node; which ones, the workers of a machine settle here, so
-that groups are aligned. It holds between several sweeps too, each with a Ray of its own.
+Ray grants a worker a number of HPUs of a node, not which. The workers of a machine choose them
+here, so that the modules of a trial are an aligned group. The locks hold between several sweeps
+too, each with a Ray of its own.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import fcntl
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from sweep.spec.hpu_groups import free_group
 
 VARIABLE = "HABANA_VISIBLE_MODULES"
 SHARED_MEMORY = Path("/dev/shm")
-"""Containers started as Gaudi's want it (`--ipc=host`) see the same one."""
+"""Shared with containers that are started as Gaudi's documentation asks (`--ipc=host`)."""
 
 
 def default_folder() -> Path:
@@ -27,21 +28,27 @@ def default_folder() -> Path:
     return root / "gaudi-sweep-cards"
 
 
-def machine_modules(count: int) -> list[str]:
-    """Ids of this machine's modules in the order of their index; `count` is how many Ray has."""
-    named = os.environ.get(VARIABLE, "")
-    modules = [part.strip() for part in named.split(",") if part.strip().isdecimal()]
-    modules = modules or _ask_driver()
-    return (modules or [str(index) for index in range(count)])[:count]
-
-
-def _ask_driver() -> list[str]:
+def hl_smi_modules() -> list[str]:
+    """Module ids in the order of their index, as `hl-smi` lists them; empty without it."""
     command = ["hl-smi", "-Q", "index,module_id", "-f", "csv,noheader"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return []
-    return parse_modules(said.stdout)
+    return parse_modules(done.stdout)
+
+
+def machine_modules(count: int, query: Callable[[], list[str]] = hl_smi_modules) -> list[str]:
+    """Ids of this machine's HPU modules in the order of their index.
+
+    Args:
+        count: How many HPUs Ray counts on this node; at most so many are returned.
+        query: Asks the machine where `HABANA_VISIBLE_MODULES` is not set.
+    """
+    named = os.environ.get(VARIABLE, "")
+    modules = [part.strip() for part in named.split(",") if part.strip().isdecimal()]
+    modules = modules or query()
+    return (modules or [str(index) for index in range(count)])[:count]
 
 
 def parse_modules(text: str) -> list[str]:
@@ -52,21 +59,21 @@ def parse_modules(text: str) -> list[str]:
 
 
 class DeviceLocks:
-    """Locks on cards of this machine, by module id; held until `release` or the process's end."""
+    """Locks on HPU modules of this machine, held until `release` or the end of the process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._held: list[int] = []
 
-    def take(self, modules: Sequence[str], count: int) -> tuple[str, ...]:
-        """Hold a free aligned group of `count` among the modules; empty when there is none."""
-        with self._choosing():
+    def acquire(self, modules: Sequence[str], count: int) -> tuple[str, ...]:
+        """Lock a free aligned group of `count` among the modules; empty when there is none."""
+        with self._exclusive():
             handles = [self._open(f"module-{module}") for module in modules]
-            taken = {index for index, handle in enumerate(handles) if not _lock(handle)}
+            taken = {index for index, handle in enumerate(handles) if not _try_lock(handle)}
             group = free_group(len(modules), count, taken) or ()
             for index, handle in enumerate(handles):
                 if index in group:
-                    # Shared: the other ranks of the trial hold the group too.
+                    # Shared: the other ranks of the trial lock the group too.
                     fcntl.flock(handle, fcntl.LOCK_SH)
                     self._held.append(handle)
                 else:
@@ -74,19 +81,19 @@ class DeviceLocks:
         return tuple(modules[index] for index in group)
 
     def share(self, modules: Sequence[str]) -> None:
-        """Hold modules that another rank of the same trial has taken."""
+        """Lock modules that another rank of the same trial has acquired."""
         for module in modules:
             handle = self._open(f"module-{module}")
             fcntl.flock(handle, fcntl.LOCK_SH)
             self._held.append(handle)
 
     def release(self) -> None:
-        """Let go."""
+        """Drop all locks."""
         while self._held:
             os.close(self._held.pop())
 
     @contextmanager
-    def _choosing(self) -> Iterator[None]:
+    def _exclusive(self) -> Iterator[None]:
         """One process of the machine chooses at a time."""
         handle = self._open("choosing")
         try:
@@ -96,7 +103,7 @@ class DeviceLocks:
             os.close(handle)
 
     def _open(self, name: str) -> int:
-        """A lock file, which another user may have made: only then is nothing created."""
+        """Open a lock file; created unless it is there, perhaps made by another user."""
         path = self.folder / name
         if not self.folder.is_dir():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +115,7 @@ class DeviceLocks:
         return handle
 
 
-def _lock(handle: int) -> bool:
+def _try_lock(handle: int) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

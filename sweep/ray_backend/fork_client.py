@@ -1,9 +1,12 @@
-"""What Ray starts for a worker of ours, a script: `fork_client.py [-s] SCRIPT WORDS...`.
+"""The script that Ray starts for each worker: `fork_client.py [-s] SCRIPT ARGUMENTS...`.
 
-It asks the fork server (`sweep.ray_backend.fork_server`) for a process that has imported
-everything already, and stays until that process ends. Where there is none it becomes the worker
-itself; Ray's own script, which it stands for, would import Ray for nothing before. A worker with
-an environment of its own is started by that script.
+It stands in for Ray's own `setup_worker.py`, which would import Ray first and for nothing. It asks
+the fork server (`sweep.ray_backend.fork_server`) for a process that has imported everything, and
+stays until that process ends. Without a fork server it becomes the worker itself. A worker with a
+runtime environment of its own is left to Ray's script.
+
+It imports nothing of this package, for speed, so it names Ray's script and arguments itself;
+`sweep.ray_backend.compat` has Ray's other private names.
 """
 
 import sys
@@ -17,52 +20,56 @@ import os
 import socket
 
 FORK_SERVER = "GAUDI_SWEEP_FORK_SERVER"
-"""Path of the socket."""
-SET_UP = "setup_worker.py"
-"""Ray's own script, beside the worker's."""
+"""Environment variable: path of the fork server's socket."""
+
+SETUP_WORKER = "setup_worker.py"
+"""Ray's own script, in the folder of the worker's."""
+
+SETUP_ARGUMENTS = ("--language", "--serialized-runtime-env-context")
+"""Arguments that Ray's script takes out."""
+
+PLAIN_ARGUMENTS = ("--language=PYTHON", "--serialized-runtime-env-context={}")
+"""Their values for a Python worker without a runtime environment."""
+
 OOM_SCORE = "/proc/self/oom_score_adj"
 """How soon the kernel ends this process when memory runs out."""
-FOR_SET_UP = ("--language", "--serialized-runtime-env-context")
-"""Words that Ray's script takes out."""
-PLAIN = ("--language=PYTHON", "--serialized-runtime-env-context={}")
-"""What they say of a Python worker without an environment of its own."""
 
 
-def main(words: list[str]) -> int:
-    """The worker's exit code."""
+def main(arguments: list[str]) -> int:
+    """Run the worker; returns its exit code."""
     # Before the script there may be flags of Python's.
-    script = next(place for place, word in enumerate(words) if not word.startswith("-"))
-    if not _is_plain(words):
-        set_up = os.path.join(os.path.dirname(words[script]), SET_UP)
-        os.execv(sys.executable, [sys.executable, set_up, *words])
-    own = [word for word in words[script:] if not word.startswith(FOR_SET_UP)]
+    script = next(place for place, word in enumerate(arguments) if not word.startswith("-"))
+    if not _is_plain(arguments):
+        setup_worker = os.path.join(os.path.dirname(arguments[script]), SETUP_WORKER)
+        os.execv(sys.executable, [sys.executable, setup_worker, *arguments])
+    own = [word for word in arguments[script:] if not word.startswith(SETUP_ARGUMENTS)]
     path = os.environ.pop(FORK_SERVER, "")
-    code = ask(path, own) if path else None
+    code = request_worker(path, own) if path else None
     if code is None:
-        os.execv(sys.executable, [sys.executable, *words[:script], *own])
+        os.execv(sys.executable, [sys.executable, *arguments[:script], *own])
     return code
 
 
-def _is_plain(words: list[str]) -> bool:
-    return all(word in PLAIN for word in words if word.startswith(FOR_SET_UP))
+def _is_plain(arguments: list[str]) -> bool:
+    return all(word in PLAIN_ARGUMENTS for word in arguments if word.startswith(SETUP_ARGUMENTS))
 
 
-def ask(path: str, words: list[str]) -> int | None:
-    """Have the nursery start a worker, and wait for its end; None when it cannot."""
-    asked = {"words": words, "environment": dict(os.environ), "folder": os.getcwd()}
+def request_worker(path: str, arguments: list[str]) -> int | None:
+    """Have the fork server at `path` start a worker; returns its exit code, None if it cannot."""
+    request = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
     try:
         with open(OOM_SCORE) as file:
             # Ray lets the kernel end workers first when memory runs out.
-            asked["oom_score"] = file.read()
-        message = json.dumps(asked).encode()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
-            line.connect(path)
-            socket.send_fds(line, [len(message).to_bytes(4, "big")], [0, 1, 2])
-            line.sendall(message)
-            if not line.recv(1):
+            request["oom_score"] = file.read()
+        message = json.dumps(request).encode()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.connect(path)
+            socket.send_fds(connection, [len(message).to_bytes(4, "big")], [0, 1, 2])
+            connection.sendall(message)
+            if not connection.recv(1):
                 return None
-            # It is there. No code: the nursery is gone, and the worker may live on.
-            code = line.recv(1)
+            # The worker has started. No code: the server is gone, and the worker may live on.
+            code = connection.recv(1)
             return code[0] if code else 0
     except OSError:
         return None

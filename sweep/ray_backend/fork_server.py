@@ -1,13 +1,13 @@
-"""A process that has imported what every worker imports, and whose children are the workers.
+"""A process that has imported what every worker imports, and forks the workers.
 
     server = ForkServerHandle(path, "cpu", environment)     # Ray may be told of it
     server.start()                                          # it imports while Ray starts
     ...                                                     # Ray starts `fork_client` for a worker
     server.close()
 
-Importing torch, transformers and PEFT takes seconds of a core. Here it is done once for a
-machine, while the driver still starts Ray, and a worker is there as fast as a process can be
-forked. For a Ray of our own and trials on the CPU: the drivers of devices do not survive a fork.
+Importing torch, transformers and PEFT takes seconds of a core. Here it is done once for a machine,
+while the driver still starts Ray, and a worker is there as fast as a process can be forked. Only
+for a Ray of our own and trials on the CPU: the drivers of devices do not survive a fork.
 
 `python -m sweep.ray_backend.fork_server FILE DEVICE` ends with its standard input, which its
 driver holds.
@@ -31,14 +31,15 @@ from typing import Any
 
 from sweep.ray_backend.fork_client import OOM_SCORE
 
-CALLERS = 128
-"""Workers that Ray starts at once at most, and that may have to wait."""
-PATIENCE = 5.0
-"""Seconds in which what a worker's start has to say must have come."""
+MAX_QUEUED = 128
+"""Connections that may wait to be accepted: more workers than Ray starts at once."""
+
+REQUEST_SECONDS = 5.0
+"""Seconds in which a client must have sent its request."""
 
 
 class ForkServerHandle:
-    """The driver's hold on it; from the first it listens at `path`, and who calls early waits."""
+    """The driver's side: the socket listens at `path` from the first; early clients wait."""
 
     def __init__(self, path: Path, device: str, environment: Mapping[str, str]) -> None:
         self.path = path
@@ -47,10 +48,10 @@ class ForkServerHandle:
         self._environment = environment
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
-        self._listener.listen(CALLERS)
+        self._listener.listen(MAX_QUEUED)
 
     def start(self) -> None:
-        """Let it begin to import."""
+        """Start the server process, which begins to import."""
         with self._listener as listener:
             # -P: not what lies in the folder that the command was given in; that is for trials.
             self.process = subprocess.Popen(
@@ -67,12 +68,12 @@ class ForkServerHandle:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=[listener.fileno()],
-                # Ctrl-C is the driver's to hear.
+                # Ctrl-C is for the driver to handle.
                 start_new_session=True,
             )
 
     def close(self) -> None:
-        """Let it end, and what is left of its workers; those are Ray's to end before."""
+        """End the server, and workers that Ray has not ended before."""
         self._listener.close()
         if self.process is not None:
             self.process.communicate()
@@ -80,118 +81,125 @@ class ForkServerHandle:
 
 @dataclass(slots=True)
 class ForkServer:
-    """The nursery itself: those who ask, and the children that they wait for."""
+    """The server process: forks a worker for each client and reports its exit code."""
 
     listener: socket.socket
-    ears: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
-    waiting: dict[int, socket.socket] = field(default_factory=dict)
-    """Whoever waits for a child, by its process id."""
-    waker: int = -1
+    selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
+    clients: dict[int, socket.socket] = field(default_factory=dict)
+    """The connection of the client that waits for a child, by the child's process id."""
+    wakeup_fd: int = -1
 
-    def dispatch(self, driver: int) -> None:
-        """Start workers until `driver`, a file, ends."""
-        wakes, self.waker = os.pipe()
-        os.set_blocking(self.waker, False)
-        signal.set_wakeup_fd(self.waker)
+    def serve(self, driver: int) -> None:
+        """Fork workers until the file descriptor `driver` reads end of file."""
+        signals, self.wakeup_fd = os.pipe()
+        os.set_blocking(self.wakeup_fd, False)
+        signal.set_wakeup_fd(self.wakeup_fd)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        for file in (self.listener, driver, wakes):
-            self.ears.register(file, selectors.EVENT_READ)
+        for file in (self.listener, driver, signals):
+            self.selector.register(file, selectors.EVENT_READ)
         while True:
-            for key, _ in self.ears.select():
+            for key, _ in self.selector.select():
                 if key.fileobj == driver:
-                    self._end()
+                    self._kill_children()
                     return
                 if key.fileobj is self.listener:
-                    self._answer(self.listener.accept()[0])
-                elif key.fileobj == wakes:
-                    os.read(wakes, 4096)
-                    self._bury()
+                    self._fork_worker(self.listener.accept()[0])
+                elif key.fileobj == signals:
+                    os.read(signals, 4096)
+                    self._reap_children()
                 else:
-                    self._let_go(key.data)
+                    self.client_gone(key.data)
 
-    def _answer(self, line: socket.socket) -> None:
-        """Start a worker for whoever has called."""
-        line.settimeout(PATIENCE)
+    def _fork_worker(self, connection: socket.socket) -> None:
+        connection.settimeout(REQUEST_SECONDS)
         try:
-            size, files, _, _ = socket.recv_fds(line, 4, 3)
-            asked = json.loads(_read(line, int.from_bytes(size, "big")))
+            size, files, _, _ = socket.recv_fds(connection, 4, 3)
+            request = json.loads(_read(connection, int.from_bytes(size, "big")))
         except (OSError, ValueError):
-            line.close()
+            connection.close()
             return
         child = os.fork()
         if not child:
-            self._leave(line)
-            _become(asked, files)
+            self._detach(connection)
+            _run_worker(request, files)
         for file in files:
             os.close(file)
-        self.waiting[child] = line
-        self.ears.register(line, selectors.EVENT_READ, child)
+        self.clients[child] = connection
+        self.selector.register(connection, selectors.EVENT_READ, child)
         with contextlib.suppress(OSError):
-            line.sendall(b"+")
+            connection.sendall(b"+")
 
-    def _leave(self, line: socket.socket) -> None:
-        """A child holds none of this, and is no part of it: Ray ends a worker with its group."""
+    def _detach(self, connection: socket.socket) -> None:
+        """In a child: leave the server's process group, signals and files.
+
+        Ray ends a worker together with its process group.
+        """
         os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        for key in list(self.ears.get_map().values()):
+        for key in list(self.selector.get_map().values()):
             if key.fd != 0:
                 os.close(key.fd)
-        os.close(self.waker)
-        self.ears.close()
-        line.close()
+        os.close(self.wakeup_fd)
+        self.selector.close()
+        connection.close()
 
-    def _bury(self) -> None:
-        """Tell of children that have ended."""
+    def _reap_children(self) -> None:
+        """Send the exit codes of children that have ended to their clients."""
         with contextlib.suppress(ChildProcessError):
-            while (found := os.waitpid(-1, os.WNOHANG))[0]:
-                child, status = found
-                if (line := self.waiting.pop(child, None)) is not None:
-                    self.ears.unregister(line)
-                    with contextlib.suppress(OSError), line:
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                child, status = ended
+                if (connection := self.clients.pop(child, None)) is not None:
+                    self.selector.unregister(connection)
+                    with contextlib.suppress(OSError), connection:
                         code = os.waitstatus_to_exitcode(status)
-                        line.sendall(bytes([code if code >= 0 else 128 - code]))
+                        connection.sendall(bytes([code if code >= 0 else 128 - code]))
 
-    def _let_go(self, child: int) -> None:
-        """Who waits for a child has been ended: Ray wants it gone."""
-        line = self.waiting.pop(child, None)
-        if line is None:
+    def client_gone(self, child: int) -> None:
+        """End a child whose client has been ended: Ray ends a worker by ending its client."""
+        connection = self.clients.pop(child, None)
+        if connection is None:
             return  # Both have ended between two looks, and the child came first.
-        with line:
-            self.ears.unregister(line)
+        with connection:
+            self.selector.unregister(connection)
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
 
-    def _end(self) -> None:
+    def _kill_children(self) -> None:
         """A worker whose driver was killed would wait for its Ray, and make its folder anew."""
-        for child in self.waiting:
+        for child in self.clients:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
 
 
-def _read(line: socket.socket, size: int) -> bytes:
-    found = b""
-    while len(found) < size:
-        part = line.recv(size - len(found))
+def _read(connection: socket.socket, size: int) -> bytes:
+    received = b""
+    while len(received) < size:
+        part = connection.recv(size - len(received))
         if not part:
-            raise OSError("who has called is gone")
-        found += part
-    return found
+            raise OSError("the client is gone")
+        received += part
+    return received
 
 
-def _become(asked: Mapping[str, Any], files: Sequence[int]) -> None:
-    """Be the worker that Ray has asked for; never returns."""
+def _run_worker(request: Mapping[str, Any], files: Sequence[int]) -> None:
+    """Become the worker that a client asks for; never returns.
+
+    Args:
+        request: What `fork_client.request_worker` sends.
+        files: The client's standard input, output and error.
+    """
     code = 1
     try:
         for place, file in enumerate(files):
             os.dup2(file, place)
             os.close(file)
-        Path(OOM_SCORE).write_text(asked["oom_score"])
+        Path(OOM_SCORE).write_text(request["oom_score"])
         os.environ.clear()
-        os.environ.update(asked["environment"])
-        os.chdir(asked["folder"])
-        sys.argv[:] = asked["words"]
+        os.environ.update(request["environment"])
+        os.chdir(request["folder"])
+        sys.argv[:] = request["arguments"]
         runpy.run_path(sys.argv[0], run_name="__main__")
         code = 0
     except SystemExit as end:
@@ -208,25 +216,25 @@ def _become(asked: Mapping[str, Any], files: Sequence[int]) -> None:
 
 
 def _import_all(device: str) -> None:
-    """What a worker needs, so that it finds it there.
+    """Import what a worker needs, except Ray.
 
-    But for Ray, which reads its environment when it is imported, and has a tenth of a second's
-    work left once the others are there.
+    Ray reads its environment when it is imported, and takes a tenth of a second once the others
+    are there.
     """
     from sweep.ray_backend.worker import import_trial
     from trial import preload
 
     import_trial(device)
-    # Nobody waited for them, and no trial pays.
+    # Nobody waited for these imports, so no trial is charged for them.
     preload.discard_import_seconds()
 
 
 def main(listener: int, device: str) -> None:
-    """Import everything, then hear who calls; `listener` is a file that the driver has opened."""
+    """Import everything, then serve; `listener` is a file descriptor that the driver opened."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with socket.socket(fileno=listener) as ear:
+    with socket.socket(fileno=listener) as server:
         _import_all(device)
-        ForkServer(ear).dispatch(0)
+        ForkServer(server).serve(0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Where one rank of a trial sits: its machine, its cards, and the door at which ranks meet."""
+"""Placement of one rank: its node, its devices, and the address at which the ranks meet.
+
+Each worker of a trial reserves what its rank needs (`reserve`). The placements of all ranks are
+then sent to every worker, which sets the environment of its rank from them.
+"""
 
 from __future__ import annotations
 
@@ -14,106 +18,133 @@ from trial.distributed.rank_group import LISTENER, rank_environment, socket_inte
 
 CUDA = "CUDA_VISIBLE_DEVICES"
 LOOPBACK = "127.0.0.1"
-PATIENCE = 5.0
-"""Seconds that a process which is being killed gets to let go of its cards."""
+WAIT_SECONDS = 5.0
+"""Seconds to wait for HPUs that a process which is being killed still holds."""
 
 
-class NoCardsError(RuntimeError):
-    """The machine has no free aligned group of cards, whatever Ray has counted."""
+class NoFreeHpusError(RuntimeError):
+    """The machine has no free aligned group of HPUs, whatever Ray has counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlacementRequest:
-    """What a rank needs where it sits."""
+    """What a rank needs on its node."""
 
-    leads: bool = False
-    """Whether the other ranks meet at its door."""
-    cards: int = 0
-    """HPUs to take, for itself and for the ranks beside it."""
-    loopback: bool = True
+    rendezvous: bool = False
+    """Whether the ranks meet at an address of this one (MASTER_ADDR, MASTER_PORT)."""
+    hpus: int = 0
+    """HPUs to lock, for this rank and for the others of its bundle."""
+    single_node: bool = True
     """Whether all ranks share one machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankPlacement:
-    """Where a rank sits, as the other ranks are told."""
+    """Placement of one rank, as the other ranks see it."""
 
     node: str
+    """Ray's id of the node."""
     address: str = LOOPBACK
     port: int = 0
+    """Port of the rendezvous; 0 for ranks other than the first."""
     modules: tuple[str, ...] = ()
-    """HPU modules it has taken."""
+    """HPU modules that it has locked."""
     gpus: str = ""
     """CUDA_VISIBLE_DEVICES as Ray set it."""
 
 
 @dataclass(slots=True)
 class HeldResources:
-    """What a process holds for its seat."""
+    """What a worker process holds for its rank."""
 
-    cards: DeviceLocks
+    locks: DeviceLocks
     listener: socket.socket | None = None
+    """The open port of the rendezvous, so that nobody takes it meanwhile."""
 
 
-def take(
-    wish: PlacementRequest, node: str, address: str, hpus: int, locks: Path | None
+def reserve(
+    request: PlacementRequest,
+    node: str,
+    address: str,
+    node_hpus: int,
+    lock_folder: Path | None = None,
+    wait_seconds: float = WAIT_SECONDS,
 ) -> tuple[RankPlacement, HeldResources]:
-    """Open the door and take the cards of a seat; `hpus` is how many the node has.
+    """Lock the HPUs of a rank and open the port of its rendezvous.
+
+    Args:
+        request: What the rank needs.
+        node: Ray's id of the node.
+        address: IP address of the node.
+        node_hpus: How many HPUs Ray counts on the node.
+        lock_folder: Where the machine's lock files are; the default folder if None.
+        wait_seconds: How long to wait for HPUs to become free.
 
     Raises:
-        NoCardsError: no aligned group of cards is free.
+        NoFreeHpusError: no aligned group of HPUs is free.
     """
-    taken = HeldResources(DeviceLocks(locks or default_folder()))
-    modules = _take_cards(taken.cards, wish.cards, hpus) if wish.cards else ()
-    address = LOOPBACK if wish.loopback else address
+    held = HeldResources(DeviceLocks(lock_folder or default_folder()))
+    modules: tuple[str, ...] = ()
+    if request.hpus:
+        modules = _acquire_hpus(held.locks, request.hpus, node_hpus, wait_seconds)
+    address = LOOPBACK if request.single_node else address
     port = 0
-    if wish.leads:
-        taken.listener = socket.create_server((address, 0))
-        port = int(taken.listener.getsockname()[1])
-    return RankPlacement(node, address, port, modules, os.environ.get(CUDA, "")), taken
+    if request.rendezvous:
+        held.listener = socket.create_server((address, 0))
+        port = int(held.listener.getsockname()[1])
+    return RankPlacement(node, address, port, modules, os.environ.get(CUDA, "")), held
 
 
-def _take_cards(cards: DeviceLocks, count: int, hpus: int) -> tuple[str, ...]:
-    modules = machine_modules(hpus)
-    until = time.monotonic() + PATIENCE
-    while not (group := cards.take(modules, count)):
+def _acquire_hpus(
+    locks: DeviceLocks, count: int, node_hpus: int, wait_seconds: float
+) -> tuple[str, ...]:
+    modules = machine_modules(node_hpus)
+    until = time.monotonic() + wait_seconds
+    while not (group := locks.acquire(modules, count)):
         if time.monotonic() > until:
-            raise NoCardsError(
-                f"no aligned group of {count} of the {hpus} HPUs on {socket.gethostname()} "
+            raise NoFreeHpusError(
+                f"no aligned group of {count} of the {node_hpus} HPUs on {socket.gethostname()} "
                 "is free: another process holds some"
             )
         time.sleep(0.2)
     return group
 
 
-def sit(
+def set_rank_environment(
     rank: int,
     placements: Sequence[RankPlacement],
-    taken: HeldResources,
+    held: HeldResources,
     environ: MutableMapping[str, str],
 ) -> None:
-    """Set what the training of this rank reads from its environment."""
-    here = [placement for placement in placements if placement.node == placements[rank].node]
-    if modules := [module for placement in here for module in placement.modules]:
+    """Set the environment variables that the training of this rank reads.
+
+    Args:
+        rank: This process's rank.
+        placements: Those of all ranks, in their order.
+        held: What this process holds; its locks and its listener are handed over.
+        environ: Changed in place.
+    """
+    same_node = [p for p in placements if p.node == placements[rank].node]
+    if modules := [module for placement in same_node for module in placement.modules]:
         if not placements[rank].modules:
-            taken.cards.share(modules)
+            held.locks.share(modules)
         environ[VARIABLE] = ",".join(modules)
     if len(placements) == 1:
         return
     if placements[rank].gpus:
-        # Ranks count the devices of their machine, Ray shows each its own.
-        environ[CUDA] = ",".join(placement.gpus for placement in here)
+        # Ranks count the devices of their machine; Ray shows each its own only.
+        environ[CUDA] = ",".join(placement.gpus for placement in same_node)
     first = placements[0]
-    homes = [placement.node for placement in placements]
-    environ.update(rank_environment(rank, homes, first.address, first.port))
-    if len(here) < len(placements) and (name := interface_of(placements[rank].address)):
+    nodes = [placement.node for placement in placements]
+    environ.update(rank_environment(rank, nodes, first.address, first.port))
+    if len(same_node) < len(placements) and (name := interface_of(placements[rank].address)):
         environ.update(socket_interface(name))
-    if taken.listener is not None:
-        environ[LISTENER] = str(taken.listener.detach())
+    if held.listener is not None:
+        environ[LISTENER] = str(held.listener.detach())
 
 
 def interface_of(address: str) -> str | None:
-    """The network interface that has an address."""
+    """The network interface that has an IP address."""
     import psutil
 
     for name, addresses in psutil.net_if_addrs().items():

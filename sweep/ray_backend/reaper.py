@@ -2,7 +2,7 @@
 
 Ray's own agents outlive a driver that got SIGKILL. This small process notes the driver's
 descendants while the driver lives, learns of its death from the end of its standard input, and
-ends those that remain. It is started by the Ray executor for a Ray of its own, never for a cluster.
+ends those that remain. It is started for a Ray of our own, never for a cluster that we joined.
 
 A worker that was just starting is nobody's descendant any more and has not been noted. It waits for
 the Ray that is gone, up to half a minute, and then makes Ray's folder anew. So every process of Ray
@@ -21,17 +21,16 @@ import time
 
 import psutil
 
-LOOK_EVERY = 1.0
+from sweep.ray_backend.compat import PROGRAM_FOLDERS
+
+POLL_SECONDS = 1.0
 """Seconds between two looks at the driver's descendants."""
 
-PATIENCE = 2.0
+GRACE_SECONDS = 2.0
 """Seconds that Ray gets to end by itself once the driver is gone."""
 
-RAY = "/ray/"
-"""In the path of all that Ray starts."""
-
-ROUNDS = 20
-"""Looks for what makes the folder anew, before it is given up."""
+MAX_ATTEMPTS = 20
+"""How often the folder is removed again when some process makes it anew."""
 
 
 def main(driver_pid: int, folder: str) -> None:
@@ -40,39 +39,40 @@ def main(driver_pid: int, folder: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     seen: set[psutil.Process] = set()
-    while (closed := _closed()) is None:
+    while (closed := _driver_closed()) is None:
         with contextlib.suppress(psutil.Error):
             seen |= set(psutil.Process(driver_pid).children(recursive=True))
     if not closed:
-        _end(seen - {psutil.Process()}, PATIENCE)
+        _kill(seen - {psutil.Process()}, GRACE_SECONDS)
     remove(folder)
 
 
 def remove(folder: str) -> None:
     """Remove Ray's folder, and end the processes that would make it anew."""
-    for _ in range(ROUNDS):
-        late = naming(folder)
-        _end(late, 0.0)
+    for _ in range(MAX_ATTEMPTS):
+        late = ray_processes(folder)
+        _kill(late, 0.0)
         shutil.rmtree(folder, ignore_errors=True)
         if not late and not os.path.lexists(folder):
             return
         time.sleep(0.05)
 
 
-def naming(folder: str) -> set[psutil.Process]:
-    """Ray's processes with the folder in their command line; nobody's pager, for that matter."""
+def ray_processes(folder: str) -> set[psutil.Process]:
+    """Ray's processes with the folder in their command line; no others, such as a pager."""
     found = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            line = "\0".join(process.cmdline())
-            if folder in line and RAY in line and process.pid != os.getpid():
+            command = "\0".join(process.cmdline())
+            is_ray = any(program in command for program in PROGRAM_FOLDERS)
+            if folder in command and is_ray and process.pid != os.getpid():
                 found.add(process)
     return found
 
 
-def _end(processes: set[psutil.Process], patience: float) -> None:
-    """Give processes a while to end by themselves, then end them."""
-    until = time.monotonic() + patience
+def _kill(processes: set[psutil.Process], grace: float) -> None:
+    """Give processes `grace` seconds to end by themselves, then kill them."""
+    until = time.monotonic() + grace
     while alive := {process for process in processes if _is_alive(process)}:
         if time.monotonic() < until:
             time.sleep(0.05)
@@ -85,18 +85,18 @@ def _end(processes: set[psutil.Process], patience: float) -> None:
 
 
 def _is_alive(process: psutil.Process) -> bool:
-    """A zombie is not: its parent may take its time."""
+    """Whether a process runs; a zombie does not, its parent may take its time."""
     with contextlib.suppress(psutil.Error):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
-def _closed() -> bool | None:
-    """None while the driver lives; True when it said that Ray is down, False when it just died.
+def _driver_closed() -> bool | None:
+    """None while the driver lives; True when it reported that Ray is down, False when it died.
 
-    A driver that closed in order may have other children, which are none of our business.
+    A driver that closed in order may have other children, which are left alone.
     """
-    ready, _, _ = select.select([sys.stdin], [], [], LOOK_EVERY)
+    ready, _, _ = select.select([sys.stdin], [], [], POLL_SECONDS)
     return bool(os.read(sys.stdin.fileno(), 1)) if ready else None
 
 

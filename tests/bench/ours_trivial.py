@@ -24,6 +24,7 @@ from sweep.driver.driver import Driver  # noqa: E402
 from sweep.driver.executor import Finished  # noqa: E402
 from sweep.driver.progress import SweepProgress  # noqa: E402
 from sweep.loading import loader  # noqa: E402
+from sweep.ray_backend.cluster import RaySettings  # noqa: E402
 from sweep.ray_backend.executor import RayExecutor  # noqa: E402
 from sweep.ray_backend.worker import TrialWorker, WorkerControl  # noqa: E402
 from sweep.spec.spec import SweepSpec  # noqa: E402
@@ -33,8 +34,8 @@ from trial.store.records import Evaluation, Result, StudyRecord  # noqa: E402
 REPORTS, VALUE = 5, 0.5
 
 
-class Bench:
-    """Says that the worker may be used again."""
+class Reusable:
+    """A process cache that lets the worker be used again."""
 
     reusable = True
 
@@ -45,16 +46,16 @@ class TrivialWorker(TrialWorker):
     def __init__(self, environment: dict[str, str], device: str, hang_seconds: float) -> None:
         super().__init__(environment, preload=None, hang_seconds=hang_seconds)
 
-    def _train_here(self, folder: TrialFolder, line: WorkerControl) -> Result | None:
-        self._bench = self._bench or Bench()
+    def train(self, folder: TrialFolder, control: WorkerControl) -> Result | None:
+        self.process_cache = self.process_cache or Reusable()
         folder.read_config()
-        line.started(folder, "trivial", REPORTS)
+        control.started(folder, "trivial", REPORTS)
         for step in range(1, REPORTS + 1):
-            if line.stop_reason(folder) is not None:
+            if control.stop_reason(folder) is not None:
                 break
             evaluation = Evaluation(step=step, eval_loss=VALUE)
             folder.append(evaluation)
-            line.evaluated(folder, evaluation)
+            control.evaluated(folder, evaluation)
         result = Result(state="complete", value=VALUE, steps=REPORTS)
         folder.write_result(result)
         return result
@@ -97,9 +98,10 @@ def main() -> None:
     asked = parser.parse_args()
     asked_spec, study = spec(asked.folder, asked.trials), StudyFolder(asked.folder / "trivial")
     study.write_record(StudyRecord(name="trivial", spec=asked_spec.content()))
-    executor = RayExecutor(
+    settings = RaySettings(
         device="cpu", concurrency=2, expected_jobs=asked.trials, worker=TrivialWorker
     )
+    executor = RayExecutor(settings)
     executor.start()
     try:
         from sweep.storage.open import open_storage

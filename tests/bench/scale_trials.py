@@ -28,6 +28,7 @@ from sweep.driver.driver import Driver
 from sweep.driver.executor import Event, Finished
 from sweep.driver.progress import SweepProgress
 from sweep.driver.simulated_executor import SimulatedExecutor
+from sweep.ray_backend.cluster import RaySettings
 from sweep.ray_backend.executor import RayExecutor
 from sweep.spec.spec import PrunerSpec, SweepSpec
 from sweep.storage.open import open_storage
@@ -69,9 +70,10 @@ def trials(count: int) -> None:
         study = StudyFolder(Path(scratch) / "trivial")
         study.write_record(StudyRecord(name="trivial", spec=spec.content()))
         view = Milestones(max(1, count // 10))
-        executor = RayExecutor(
+        settings = RaySettings(
             device="cpu", concurrency=2, expected_jobs=count, worker=ours_trivial.TrivialWorker
         )
+        executor = RayExecutor(settings)
         executor.start()
         try:
             _drive(spec, study, executor, view, count)

@@ -81,20 +81,22 @@ def drive(root: str, name: str, device: str) -> int:
     """In the head's namespace: place two trials, cut the link, watch."""
     sys.path.insert(0, str(HERE))
     import ray
-    from helpers import nodes
-    from test_sweep.ray_backend.test_nodes import Bench
+    from helpers import node_worker
+    from helpers.executor_bench import ExecutorBench
 
     from sweep.driver.executor import Finished, Lost
+    from sweep.ray_backend.cluster import RaySettings
     from sweep.ray_backend.executor import RayExecutor
 
-    ray.cloudpickle.register_pickle_by_value(nodes)
-    locks = {nodes.LOCKS: root}
-    executor = RayExecutor(
-        "cpu", address=f"{HEAD}:6379", worker=nodes.NodeWorker, environment=locks
+    ray.cloudpickle.register_pickle_by_value(node_worker)
+    locks = {node_worker.LOCKS: root}
+    settings = RaySettings(
+        "cpu", address=f"{HEAD}:6379", worker=node_worker.NodeWorker, environment=locks
     )
+    executor = RayExecutor(settings)
     executor.start()
-    made = Bench(executor, Path(root))
-    trials = [made.submit(nodes.WAIT) for _ in range(2)]
+    made = ExecutorBench(executor, Path(root))
+    trials = [made.submit(node_worker.WAIT) for _ in range(2)]
     homes = {number: made.placements(number)[0] for number in trials}
     print(f"slots {executor.capacity()}; nodes used {len({s['node'] for s in homes.values()})}")
     cut = time.monotonic()
@@ -107,7 +109,7 @@ def drive(root: str, name: str, device: str) -> int:
     made.until(lambda: executor.capacity() == 1)
     print(f"one slot after {time.monotonic() - cut:.1f} s")
     survivor = next(number for number in trials if number != lost.number)
-    again = made.submit(nodes.COMPLETE)
+    again = made.submit(node_worker.COMPLETE)
     made.prune(survivor)
     made.until(lambda: bool(made.of(Finished, again)))
     print("the lost trial was completed on the node that was left")

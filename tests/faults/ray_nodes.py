@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 from typing import Any
 
-from sweep.ray_backend.executor import QUIET
+from sweep.ray_backend import compat
 
 WIDTH = 2
 
@@ -16,8 +15,7 @@ class Nodes:
     """Real raylets on this machine, each with one CPU."""
 
     def __init__(self, temporary: Path) -> None:
-        os.environ |= {name: value for name, value in QUIET.items() if name not in os.environ}
-        # A worker, and the thread count it is given, are the executor's to choose.
+        compat.set_environment()
         from ray.cluster_utils import Cluster
 
         # Ray's socket names have to fit 107 bytes: this folder's path is short.

@@ -5,18 +5,16 @@ import os
 import signal
 
 import pytest
-from helpers.cards import EIGHT, hold
+from helpers.hpu_holder import EIGHT, hold
 
-from sweep.ray_backend import device_locks
-from sweep.ray_backend import rank_placement as seat_module
 from sweep.ray_backend.device_locks import DeviceLocks, machine_modules, parse_modules
 from sweep.ray_backend.rank_placement import (
     HeldResources,
-    NoCardsError,
+    NoFreeHpusError,
     PlacementRequest,
     RankPlacement,
-    sit,
-    take,
+    reserve,
+    set_rank_environment,
 )
 
 
@@ -45,14 +43,14 @@ def test_groups_of_several_processes_never_overlap_and_a_kill_frees_them(holder,
     assert first == ("0", "1")
     assert second == ("4", "5", "6", "7")
     mine = DeviceLocks(tmp_path)
-    assert mine.take(EIGHT, 4) == ()
-    assert mine.take(EIGHT, 2) == ("2", "3")
-    assert mine.take(EIGHT, 1) == ()
+    assert mine.acquire(EIGHT, 4) == ()
+    assert mine.acquire(EIGHT, 2) == ("2", "3")
+    assert mine.acquire(EIGHT, 1) == ()
     os.kill(pair.pid, signal.SIGKILL)
     pair.join()
-    assert mine.take(EIGHT, 1) == ("0",)
+    assert mine.acquire(EIGHT, 1) == ("0",)
     mine.release()
-    assert DeviceLocks(tmp_path).take(EIGHT, 4) == ("0", "1", "2", "3")
+    assert DeviceLocks(tmp_path).acquire(EIGHT, 4) == ("0", "1", "2", "3")
 
 
 @pytest.mark.parametrize(
@@ -67,31 +65,31 @@ def test_groups_of_several_processes_never_overlap_and_a_kill_frees_them(holder,
 def test_what_trials_of_each_size_are_shown_until_one_is_killed(
     holder, tmp_path, monkeypatch, count, groups
 ):
-    """Ranks as they sit: the variable that Gaudi's software reads, and no card in two trials."""
+    """The variable that Gaudi's software reads is set on every rank; no module is in two trials."""
+    request = PlacementRequest(hpus=count)
     monkeypatch.setenv("HABANA_VISIBLE_MODULES", ",".join(EIGHT))
     killed, first = holder(count)
     assert ",".join(first) == groups[0]
     shown, held = [], []
     for _ in groups[1:]:
-        placement, taken = take(PlacementRequest(cards=count), "node", "127.0.0.1", 8, tmp_path)
+        placement, resources = reserve(request, "node", "127.0.0.1", 8, tmp_path)
         placements = [placement, *[RankPlacement("node")] * (count - 1)]
-        held += [taken, *(HeldResources(DeviceLocks(tmp_path)) for _ in range(count - 1))]
+        held += [resources, *(HeldResources(DeviceLocks(tmp_path)) for _ in range(count - 1))]
         for rank in range(count):
             environment: dict[str, str] = {}
-            sit(rank, placements, held[rank - count], environment)
+            set_rank_environment(rank, placements, held[rank - count], environment)
             assert environment["HABANA_VISIBLE_MODULES"] == ",".join(placement.modules)
             assert environment.get("LOCAL_RANK", "0") == str(rank)
         shown.append(",".join(placement.modules))
     assert sorted(shown) == groups[1:]
-    monkeypatch.setattr(seat_module, "PATIENCE", 0.0)
-    with pytest.raises(NoCardsError, match=f"group of {count} of the 8 HPUs"):
-        take(PlacementRequest(cards=count), "node", "127.0.0.1", 8, tmp_path)
+    with pytest.raises(NoFreeHpusError, match=f"group of {count} of the 8 HPUs"):
+        reserve(request, "node", "127.0.0.1", 8, tmp_path, wait_seconds=0.0)
     os.kill(killed.pid, signal.SIGKILL)
     killed.join()
-    again, taken = take(PlacementRequest(cards=count), "node", "127.0.0.1", 8, tmp_path)
+    again, resources = reserve(request, "node", "127.0.0.1", 8, tmp_path)
     assert again.modules == first
-    for one in (*held, taken):
-        one.cards.release()
+    for one in (*held, resources):
+        one.locks.release()
 
 
 def test_a_group_stays_taken_until_its_last_rank_has_gone(holder, tmp_path):
@@ -100,17 +98,17 @@ def test_a_group_stays_taken_until_its_last_rank_has_gone(holder, tmp_path):
     beside.share(group)
     os.kill(first.pid, signal.SIGKILL)
     first.join()
-    assert other.take(EIGHT[:2], 2) == ()
+    assert other.acquire(EIGHT[:2], 2) == ()
     beside.release()
-    assert other.take(EIGHT[:2], 2) == group
+    assert other.acquire(EIGHT[:2], 2) == group
 
 
 def test_modules_of_any_number_are_aligned_by_their_order(tmp_path):
     modules = ["6", "2", "5", "1"]
     first, second, third = DeviceLocks(tmp_path), DeviceLocks(tmp_path), DeviceLocks(tmp_path)
-    assert first.take(modules, 2) == ("6", "2")
-    assert second.take(modules, 2) == ("5", "1")
-    assert third.take(modules, 1) == ()
+    assert first.acquire(modules, 2) == ("6", "2")
+    assert second.acquire(modules, 2) == ("5", "1")
+    assert third.acquire(modules, 1) == ()
 
 
 @pytest.mark.parametrize(
@@ -127,10 +125,8 @@ def test_what_hl_smi_says(text, expected):
 
 
 def test_the_modules_of_the_machine(monkeypatch):
-    monkeypatch.setattr(device_locks, "_ask_driver", lambda: ["3", "1", "2"])
     monkeypatch.setenv("HABANA_VISIBLE_MODULES", "7,5")
-    assert machine_modules(2) == ["7", "5"]
+    assert machine_modules(2, lambda: ["3", "1", "2"]) == ["7", "5"]
     monkeypatch.delenv("HABANA_VISIBLE_MODULES")
-    assert machine_modules(2) == ["3", "1"]
-    monkeypatch.setattr(device_locks, "_ask_driver", list)
-    assert machine_modules(3) == ["0", "1", "2"]
+    assert machine_modules(2, lambda: ["3", "1", "2"]) == ["3", "1"]
+    assert machine_modules(3, list) == ["0", "1", "2"]

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pytest
-from helpers import ray as helpers_ray
+from helpers import scripted_worker
+from helpers.scripted_worker import ScriptedWorker, UnfitWorker
 
 from sweep.driver.executor import (
     Evaluated,
@@ -21,6 +22,7 @@ from sweep.driver.executor import (
     Started,
     TrialRef,
 )
+from sweep.ray_backend.cluster import RaySettings
 from sweep.ray_backend.executor import RayExecutor
 from trial.config.sections import LoraSection
 from trial.config.trial_config import TrialConfig
@@ -29,15 +31,13 @@ from trial.store.folders import TrialFolder
 
 @pytest.fixture(scope="module")
 def executor() -> Iterator[RayExecutor]:
-    made = RayExecutor(
-        device="cpu", cpus_per_trial=1, concurrency=2, worker=helpers_ray.ScriptedWorker
-    )
-    made.hang_seconds = 5.0
+    settings = RaySettings(device="cpu", concurrency=2, worker=ScriptedWorker, hang_seconds=5.0)
+    made = RayExecutor(settings)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     # The tests' folder is not on a worker's path: send the class itself.
-    ray.cloudpickle.register_pickle_by_value(helpers_ray)
+    ray.cloudpickle.register_pickle_by_value(scripted_worker)
     made.start()
     yield made
     made.close()
@@ -117,8 +117,8 @@ def test_a_dead_worker_is_reported_and_replaced(executor, submit):
 def test_a_worker_that_cannot_start_says_why_in_one_line(executor, submit, monkeypatch):
     submit(3), submit(3)
     gather(executor, ends(2))
-    unfit = executor._ray.remote(helpers_ray.UnfitWorker)
-    monkeypatch.setattr(executor, "_actor_class", unfit)
+    unfit = executor.cluster.ray.remote(UnfitWorker)
+    monkeypatch.setattr(executor.cluster, "actor_class", unfit)
     submit(1)
     last = gather(executor, ends(1))[-1]
     assert last.message == "the worker could not start: ModuleNotFoundError: No module named 'peft'"
@@ -150,9 +150,10 @@ def test_an_exception_that_escapes_the_trial_is_still_a_result(executor, submit,
 
 CLOSING = """
 import psutil
+from sweep.ray_backend.cluster import RaySettings
 from sweep.ray_backend.executor import RayExecutor
 
-executor = RayExecutor(device="cpu", concurrency=1, expected_jobs=1)
+executor = RayExecutor(RaySettings(device="cpu", concurrency=1, expected_jobs=1))
 executor.start()
 started = psutil.Process().children(recursive=True)
 executor.close()

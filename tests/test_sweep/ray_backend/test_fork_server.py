@@ -18,7 +18,8 @@ from helpers.paths import TESTS
 from helpers.train import Material
 
 from sweep.driver.executor import Finished, Job, Lost, Started, TrialRef
-from sweep.ray_backend import fork_server, local_cluster
+from sweep.ray_backend import fork_server
+from sweep.ray_backend.cluster import FORK_CLIENT, LocalRay, RaySettings
 from sweep.ray_backend.executor import RayExecutor
 from sweep.ray_backend.fork_client import FORK_SERVER
 from sweep.ray_backend.fork_server import ForkServerHandle
@@ -30,8 +31,9 @@ import json, os, signal, sys, threading
 had = "torch" in sys.modules
 import trial.preload
 print(json.dumps({
-    "words": sys.argv[1:], "had": had, "main": __name__, "folder": os.getcwd(), "pid": os.getpid(),
-    "parent": os.getppid(), "told": os.environ.get("TOLD"), "left": os.environ.get("ONLY_NURSERY"),
+    "arguments": sys.argv[1:], "had": had, "main": __name__, "folder": os.getcwd(),
+    "pid": os.getpid(), "parent": os.getppid(),
+    "set": os.environ.get("SET"), "left": os.environ.get("ONLY_SERVER"),
     "unpaid": trial.preload.uncharged_seconds(), "alone": os.getpgid(0) == os.getpid(),
     "score": open("/proc/self/oom_score_adj").read().strip(),
     "interrupt": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
@@ -51,69 +53,69 @@ match sys.argv[1]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    made = tmp_path_factory.mktemp("nursery")
+    made = tmp_path_factory.mktemp("fork-server")
     (made / "default_worker.py").write_text(WORKER)
     (made / "setup_worker.py").write_text("import sys; print(['set up', *sys.argv[1:]])")
     return made
 
 
 @pytest.fixture(scope="module")
-def room(home) -> Iterator[ForkServerHandle]:
-    made = ForkServerHandle(home / "socket", "cpu", {"OMP_NUM_THREADS": "1", "ONLY_NURSERY": "yes"})
+def server(home) -> Iterator[ForkServerHandle]:
+    made = ForkServerHandle(home / "socket", "cpu", {"OMP_NUM_THREADS": "1", "ONLY_SERVER": "yes"})
     made.start()
     yield made
     made.close()
 
 
-def hatch(
+def client(
     home: Path,
     *words: str,
-    room: ForkServerHandle | None,
+    server: ForkServerHandle | None,
     flags: Sequence[str] = (),
     **environment: str,
 ) -> subprocess.Popen[str]:
     own: Mapping[str, str] = {**os.environ, **environment}
-    if room is not None:
-        own = {**own, FORK_SERVER: str(room.path)}
+    if server is not None:
+        own = {**own, FORK_SERVER: str(server.path)}
     # As Ray does, which lets the kernel end workers first.
     begin = 'echo 7 > /proc/self/oom_score_adj; exec "$@"'
     script = str(home / "default_worker.py")
-    hatch = [sys.executable, str(local_cluster.FORK_CLIENT), *flags, script, *words]
-    command = ["sh", "-c", begin, "sh", *hatch]
+    client = [sys.executable, str(FORK_CLIENT), *flags, script, *words]
+    command = ["sh", "-c", begin, "sh", *client]
     return subprocess.Popen(
         command, env=own, cwd=home, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 
-def told_by(worker: subprocess.Popen[str]) -> dict[str, Any]:
+def report_of(worker: subprocess.Popen[str]) -> dict[str, Any]:
     return json.loads(worker.stdout.readline())
 
 
-def test_a_worker_is_a_child_that_has_imported_everything(home, room):
+def test_a_worker_is_a_child_that_has_imported_everything(home, server):
     words = ("0", "--language=PYTHON", "--serialized-runtime-env-context={}", "--more=x y")
-    worker = hatch(home, *words, room=room, flags=["-s"], TOLD="something")
-    told = told_by(worker)
+    worker = client(home, *words, server=server, flags=["-s"], SET="something")
+    report = report_of(worker)
     assert worker.wait(60) == 0
-    assert told.pop("pid") != worker.pid
-    assert told == {
-        "words": ["0", "--more=x y"], "had": True, "main": "__main__", "folder": str(home),
-        "parent": room.process.pid, "told": "something", "left": None, "unpaid": 0,
+    assert report.pop("pid") != worker.pid
+    assert report == {
+        "arguments": ["0", "--more=x y"], "had": True, "main": "__main__", "folder": str(home),
+        "parent": server.process.pid, "set": "something", "left": None, "unpaid": 0,
         "alone": True, "score": "7", "interrupt": True, "flag": 0,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(("how", "code"), [("7", 7), ("die", 128 + signal.SIGKILL), ("fail", 1)])
-def test_its_end_is_told(home, room, how, code):
-    worker = hatch(home, how, room=room)
-    assert told_by(worker)["had"]
+def test_its_exit_code_is_returned(home, server, how, code):
+    worker = client(home, how, server=server)
+    assert report_of(worker)["had"]
     _, errors = worker.communicate(timeout=60)
     assert worker.returncode == code
     assert ("own mistake" in errors) == (how == "fail")
 
 
-def test_whoever_is_ended_takes_the_worker_along(home, room):
-    worker, other = hatch(home, "wait", room=room), hatch(home, "wait", room=room)
-    child, stays = (psutil.Process(told_by(each)["pid"]) for each in (worker, other))
+def test_a_client_that_is_ended_takes_its_worker_along(home, server):
+    worker, other = client(home, "wait", server=server), client(home, "wait", server=server)
+    child, stays = (psutil.Process(report_of(each)["pid"]) for each in (worker, other))
     worker.kill()
     child.wait(60)
     assert stays.is_running()
@@ -124,12 +126,12 @@ def test_whoever_is_ended_takes_the_worker_along(home, room):
 
 
 @pytest.mark.parametrize("path", [None, "nobody-listens"])
-def test_without_a_nursery_it_becomes_the_worker(home, path):
-    told = {} if path is None else {FORK_SERVER: str(home / path)}
-    worker = hatch(home, "3", "--language=PYTHON", room=None, flags=["-s"], **told)
+def test_without_a_server_it_becomes_the_worker(home, path):
+    environment = {} if path is None else {FORK_SERVER: str(home / path)}
+    worker = client(home, "3", "--language=PYTHON", server=None, flags=["-s"], **environment)
     assert worker.wait(60) == 3
-    found = told_by(worker)
-    assert (found["had"], found["pid"], found["words"]) == (False, worker.pid, ["3"])
+    found = report_of(worker)
+    assert (found["had"], found["pid"], found["arguments"]) == (False, worker.pid, ["3"])
     assert found["flag"] == 1
     worker.communicate()
 
@@ -137,16 +139,16 @@ def test_without_a_nursery_it_becomes_the_worker(home, path):
 @pytest.mark.parametrize(
     "word", ['--serialized-runtime-env-context={"env_vars": {"A": "1"}}', "--language=JAVA"]
 )
-def test_a_worker_with_an_environment_of_its_own_is_rays_to_start(home, room, word):
-    output, _ = hatch(home, "0", word, room=room, flags=["-s"]).communicate(timeout=60)
+def test_a_worker_with_an_environment_of_its_own_is_rays_to_start(home, server, word):
+    output, _ = client(home, "0", word, server=server, flags=["-s"]).communicate(timeout=60)
     assert eval(output) == ["set up", "-s", str(home / "default_worker.py"), "0", word]
 
 
 def test_it_ends_with_its_driver_and_leaves_nobody(home, tmp_path):
     made = ForkServerHandle(tmp_path / "socket", "cpu", {})
-    worker = hatch(home, "wait", room=made)
+    worker = client(home, "wait", server=made)
     made.start()
-    child = psutil.Process(told_by(worker)["pid"])
+    child = psutil.Process(report_of(worker)["pid"])
     made.close()
     child.wait(60)
     assert made.process.returncode == 0
@@ -158,7 +160,7 @@ def test_it_ends_with_its_driver_and_leaves_nobody(home, tmp_path):
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory) -> Material:
-    return Material(tmp_path_factory.mktemp("nursery-ray"))
+    return Material(tmp_path_factory.mktemp("fork-server-ray"))
 
 
 def until(executor: RayExecutor, kind: type) -> Any:
@@ -179,16 +181,16 @@ def test_a_forked_worker_trains_as_a_fresh_process(material):
     tests = str(TESTS)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tests, timeout=120)
     before = set(psutil.Process().children(recursive=True))
-    executor = RayExecutor(device="cpu", concurrency=1, fork_server=True)
+    executor = RayExecutor(RaySettings(device="cpu", concurrency=1, fork_server=True))
     executor.start()
     try:
-        room = executor._fork_server.process.pid
+        server = executor.cluster.fork_server.process.pid
         folders = [material.folder(config) for _ in range(2)]
         endless = material.folder(material.config(training={"max_steps": 10**5}))
         for number, folder in enumerate((folders[0], endless, folders[1])):
             executor.submit(Job((TrialRef(number, folder.path),)))
             until(executor, Started)
-            assert psutil.Process(worker_of(folder)).ppid() == room
+            assert psutil.Process(worker_of(folder)).ppid() == server
             if folder is endless:
                 os.kill(worker_of(folder), signal.SIGKILL)
                 until(executor, Lost)
@@ -212,17 +214,19 @@ def worker_of(folder: TrialFolder) -> int:
 
 
 def test_two_ends_at_once_are_one_end(tmp_path):
-    """A child is buried, and whoever waited for it is gone in the same look."""
+    """A child and the client that waited for it have ended between two looks."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        room = fork_server.ForkServer(listener)
-        room._let_go(2**22 + 1)
-        assert not room.waiting
+        server = fork_server.ForkServer(listener)
+        server.client_gone(2**22 + 1)
+        assert not server.clients
 
 
 def test_where_no_socket_can_be_made_workers_start_by_themselves(tmp_path, caplog):
-    executor = RayExecutor(device="cpu", fork_server=True)
-    executor._folder = str(tmp_path / "nowhere")
-    with executor._with_fork_server() as begin:
-        assert begin is None
+    ray = LocalRay(RaySettings(device="cpu", fork_server=True))
+    ray.folder, own = str(tmp_path / "nowhere"), ray.folder
+    with ray.with_fork_server({}) as start_server:
+        assert start_server is None
+    ray.close()
     assert FORK_SERVER not in os.environ
+    assert not Path(own).exists()
     assert "each imports by itself" in caplog.text

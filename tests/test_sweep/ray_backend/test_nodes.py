@@ -1,6 +1,6 @@
 """Placement on several nodes and on aligned HPUs: a real Ray on simulated nodes, no hardware.
 
-What starts a Ray of its own stands in `test_ray_own.py`: it keeps its process to loopback, and a
+What starts a Ray of its own is in `test_local_ray.py`: it keeps its process to loopback, and a
 driver in the same process then cannot be reached by a cluster that was there before.
 """
 
@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from helpers import nodes
-from helpers.nodes import (
+from helpers import node_worker
+from helpers.executor_bench import ExecutorBench
+from helpers.node_worker import (
     COMPLETE,
     GATE,
     LOCKS,
@@ -24,21 +25,21 @@ from helpers.nodes import (
     LateWorker,
     NodeWorker,
 )
-from helpers.placing import Bench
 
 from sweep.driver.executor import Finished, Lost, Started
-from sweep.ray_backend import executor as ray_executor
-from sweep.ray_backend.executor import QUIET, RayExecutor
+from sweep.ray_backend import compat
+from sweep.ray_backend.cluster import RaySettings
+from sweep.ray_backend.executor import RayExecutor
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[Any]:
-    os.environ |= {name: value for name, value in QUIET.items() if name not in os.environ}
+    compat.set_environment()
     os.environ[LOCKS] = str(tmp_path_factory.mktemp("locks"))
     import ray
     from ray.cluster_utils import Cluster
 
-    ray.cloudpickle.register_pickle_by_value(nodes)
+    ray.cloudpickle.register_pickle_by_value(node_worker)
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     made.add_node(num_cpus=1, resources={"HPU": 4})
     made.add_node(num_cpus=1, resources={"HPU": 2})
@@ -48,21 +49,22 @@ def cluster(tmp_path_factory) -> Iterator[Any]:
 
 
 @pytest.fixture
-def bench(cluster, tmp_path, monkeypatch) -> Iterator[Callable[..., Bench]]:
-    monkeypatch.setattr(ray_executor, "LOOK_AGAIN", 0.0)
+def bench(cluster, tmp_path) -> Iterator[Callable[..., ExecutorBench]]:
     started = []
 
-    def start(**options: Any) -> Bench:
+    def start(**options: Any) -> ExecutorBench:
         environment = {LOCKS: os.environ[LOCKS], GATE: str(tmp_path / "gate")}
-        executor = RayExecutor(
+        settings = RaySettings(
             address=cluster.address,
             environment=environment,
             expected_jobs=1,
+            refresh_seconds=0.0,
             **({"worker": NodeWorker} | options),
         )
+        executor = RayExecutor(settings)
         executor.start()
         started.append(executor)
-        return Bench(executor, tmp_path)
+        return ExecutorBench(executor, tmp_path)
 
     yield start
     for executor in started:
@@ -102,7 +104,7 @@ def test_pairs_of_cards_are_aligned_disjoint_and_free_after_a_kill(bench):
 
 def test_a_group_larger_than_any_node_waits_for_one(bench):
     made = bench(device="hpu", devices_per_trial=8)
-    assert made.executor._fitting() == 0
+    assert made.executor.cluster.capacity() == 0
     assert made.executor.capacity() == 1
 
 
@@ -155,9 +157,8 @@ def test_a_node_that_joins_is_used_and_one_that_dies_is_survived(bench, cluster)
 
 
 @pytest.mark.parametrize("patience", [60.0, 0.0])
-def test_a_worker_slow_to_start_keeps_its_trial_for_a_while(bench, tmp_path, monkeypatch, patience):
-    monkeypatch.setattr(ray_executor, "PATIENCE", patience)
-    made = bench(device="cpu", worker=LateWorker)
+def test_a_worker_slow_to_start_keeps_its_trial_for_a_while(bench, tmp_path, patience):
+    made = bench(device="cpu", worker=LateWorker, startup_seconds=patience)
     begun = made.submit(COMPLETE)
     made.until(lambda: bool(made.of(Finished, begun)))
     (first,) = made.placements(begun)

@@ -22,8 +22,8 @@ from sweep.driver.executor import (
     Started,
     TrialRef,
 )
+from sweep.ray_backend.cluster import RaySettings
 from sweep.ray_backend.executor import RayExecutor
-from sweep.ray_backend.job_queue import PASSES, JobQueue
 from trial.config.packing_rules import packing_key
 from trial.config.trial_config import TrialConfig
 
@@ -35,14 +35,14 @@ def material(tmp_path_factory) -> Material:
 
 @pytest.fixture(scope="module")
 def executor() -> Iterator[RayExecutor]:
-    made = RayExecutor(device=DEVICE, concurrency=1, pack=2, expected_jobs=8)
+    made = RayExecutor(RaySettings(device=DEVICE, concurrency=1, pack=2, expected_jobs=8))
     made.start()
     yield made
     made.close()
 
 
 class Sweep:
-    """Trials given to an executor, and all that was heard of them."""
+    """Trials given to an executor, and all events of them."""
 
     def __init__(self, executor: RayExecutor, material: Material) -> None:
         self.executor = executor
@@ -79,7 +79,7 @@ def test_trials_share_a_worker_and_end_as_alone(executor, material):
     sweep = Sweep(executor, material)
     short = {"max_steps": 6, "eval_steps": 3}
     shared = [sweep.submit(lora={"r": r}, training={**short, "seed": r}) for r in (2, 3, 5)]
-    # Of another kind: it waits until the packed job has been let go, as does what trains alone.
+    # Of another kind: it waits until the packed job has drained, as does what trains alone.
     other = sweep.submit(lora={"r": 17}, training=short)
     whole = sweep.submit(lora={"r": 0}, training=short)
     assert executor.capacity() == 1
@@ -137,23 +137,3 @@ def test_a_worker_that_dies_with_several_trials_is_given_half_as_many(executor, 
 
 def attempts(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "attempts.jsonl").read_text().splitlines()]
-
-
-def test_a_job_of_another_kind_waits_a_while_and_not_for_ever():
-    backlog, placed = JobQueue(), []
-
-    def only_ones(job: Job) -> bool:
-        if job.key == "one":
-            placed.append(job)
-        return job.key == "one"
-
-    backlog.add(Job((TrialRef(0, Path()),), "two"))
-    for number in range(1, PASSES + 3):
-        backlog.add(Job((TrialRef(number, Path()),), "one"))
-        backlog.dispatch(only_ones)
-    assert len(placed) == PASSES
-    assert backlog.drop(0)
-    assert not backlog.drop(0)
-    backlog.dispatch(only_ones)
-    assert len(placed) == PASSES + 2
-    assert not len(backlog)

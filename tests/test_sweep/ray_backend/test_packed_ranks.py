@@ -11,6 +11,7 @@ from helpers.train import Material
 from test_sweep.ray_backend.test_packed import Sweep, attempts
 
 from sweep.driver.executor import Evaluated, Finished, Interrupted, Job, Lost, Started, TrialRef
+from sweep.ray_backend.cluster import RaySettings
 from sweep.ray_backend.executor import RayExecutor
 from trial.config.packing_rules import packing_key
 
@@ -22,7 +23,10 @@ def material(tmp_path_factory) -> Material:
 
 @pytest.fixture(scope="module")
 def ranked() -> Iterator[RayExecutor]:
-    made = RayExecutor(device="cpu", concurrency=1, devices_per_trial=2, pack=2, expected_jobs=8)
+    settings = RaySettings(
+        device="cpu", concurrency=1, devices_per_trial=2, pack=2, expected_jobs=8
+    )
+    made = RayExecutor(settings)
     made.start()
     yield made
     made.close()
@@ -50,14 +54,14 @@ def test_two_ranks_share_trials_and_take_the_next_without_a_new_start(ranked, ma
 
 
 def test_a_dead_rank_costs_its_job_alone(ranked, material):
-    """Rank 1, which writes nothing: its trials go on from their checkpoints in a new crew."""
+    """Rank 1, which writes nothing: its trials go on from their checkpoints in a new group."""
     sweep = Sweep(ranked, material)
     training = {**HALF, "max_steps": 10**5}
     both = [sweep.submit(data={"max_length": 40}, training=training) for _ in range(2)]
-    # The checkpoint of an evaluation is there once the next one is told.
+    # The checkpoint of an evaluation is there once the next one is reported.
     sweep.until(lambda: all(len(sweep.of(Evaluated).get(number, [])) > 1 for number in both))
-    (worker_group,) = [worker_group for worker_group in ranked._worker_groups if worker_group.open]
-    os.kill(ranked._ray.get(worker_group.actors[1].pid.remote()), signal.SIGKILL)
+    (group,) = [group for group in ranked.scheduler.groups if group.open]
+    os.kill(ranked.cluster.ray.get(group.actors[1].pid.remote()), signal.SIGKILL)
     sweep.until(lambda: len(sweep.of(Lost)) == 2)
     assert "rank 1" in sweep.of(Lost)[both[0]][0].message
     for number in both:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sweep.ray_backend import reaper, temp_dir
+from sweep.ray_backend import cluster, reaper
 
-# Like a worker that was just starting: no descendant of the driver, and bent on its folder.
+# Like a worker that was just starting: no descendant of the driver, and makes its folder anew.
 LATE = """
 import pathlib, sys
 folder = pathlib.Path(sys.argv[1])
@@ -24,7 +24,13 @@ while True:
 
 @pytest.fixture
 def late(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-c", LATE, str(tmp_path / "gs-x"), "lib/ray/default_worker.py"]
+    command = [
+        sys.executable,
+        "-c",
+        LATE,
+        str(tmp_path / "gs-x"),
+        "lib/ray/_private/default_worker.py",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     process.stdout.readline()
     yield process
@@ -33,7 +39,7 @@ def late(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def reap(folder: Path, word: bytes) -> None:
-    """The reaper of a driver that is gone (its input ends), or that closed in order (a word)."""
+    """Run the reaper of a driver that is gone (no input), or that closed in order (one byte)."""
     command = [
         sys.executable,
         "-m",
@@ -75,14 +81,14 @@ def test_a_driver_that_closed_in_order_keeps_its_other_children(tmp_path):
 
 
 def test_the_next_driver_removes_what_nobody_holds(tmp_path, monkeypatch):
-    monkeypatch.setattr(temp_dir.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(cluster.tempfile, "tempdir", str(tmp_path))
     dead, bare, young = (tmp_path / f"gs-{name}" for name in ("dead", "bare", "young"))
     for folder in (dead, bare, young):
         (folder / "session").mkdir(parents=True)
-    (dead / temp_dir.HELD).touch()
+    (dead / cluster.LOCK_FILE).touch()
     os.utime(bare, (0, 0))
-    mine, lock = temp_dir.make()
-    temp_dir.remove_dead()
+    mine, lock = cluster.make_temp_folder()
+    cluster.remove_dead_folders()
     assert sorted(tmp_path.iterdir()) == sorted([young, Path(mine)])
     lock.release()
-    assert reaper.naming(mine) == set()
+    assert reaper.ray_processes(mine) == set()

@@ -16,8 +16,9 @@ from trial.store.folders import StudyFolder
 
 LISTEN = """
 import psutil
+from sweep.ray_backend.cluster import RaySettings
 from sweep.ray_backend.executor import RayExecutor
-executor = RayExecutor(device="cpu", concurrency=1, expected_jobs=1)
+executor = RayExecutor(RaySettings(device="cpu", concurrency=1, expected_jobs=1))
 executor.start()
 try:
     me = psutil.Process()

@@ -1,4 +1,4 @@
-"""A process that takes HPU modules and holds them until it is told to end, or killed."""
+"""A process that locks HPU modules and holds them until it gets a message or is killed."""
 
 from sweep.ray_backend.device_locks import DeviceLocks
 
@@ -7,5 +7,5 @@ EIGHT = [str(index) for index in range(8)]
 
 def hold(folder, count, pipe):
     held = DeviceLocks(folder)
-    pipe.send(held.take(EIGHT, count))
+    pipe.send(held.acquire(EIGHT, count))
     pipe.recv()

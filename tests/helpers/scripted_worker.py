@@ -11,8 +11,8 @@ from trial.store.folders import TrialFolder
 from trial.store.records import Evaluation, Result
 
 
-class Bench:
-    """Says whether the worker may be used again."""
+class ScriptedCache:
+    """A process cache that says whether the worker may be used again."""
 
     def __init__(self, reusable: bool) -> None:
         self.reusable = reusable
@@ -24,10 +24,10 @@ class ScriptedWorker(TrialWorker):
     def __init__(self, environment: dict[str, str], device: str, hang_seconds: float) -> None:
         super().__init__(environment, preload=None, hang_seconds=hang_seconds)
 
-    def _train_here(self, folder: TrialFolder, line: WorkerControl) -> Result | None:
+    def train(self, folder: TrialFolder, control: WorkerControl) -> Result | None:
         scripts = (complete, until_stopped, die, spoil, explode, hang, freeze)
-        self._process_cache = self._process_cache or Bench(True)
-        return scripts[folder.read_config().lora.r - 1](self, folder, line)
+        self.process_cache = self.process_cache or ScriptedCache(True)
+        return scripts[folder.read_config().lora.r - 1](self, folder, control)
 
 
 class UnfitWorker(ScriptedWorker):
@@ -37,12 +37,12 @@ class UnfitWorker(ScriptedWorker):
         raise ModuleNotFoundError("No module named 'peft'")
 
 
-def complete(worker: ScriptedWorker, folder: TrialFolder, line: WorkerControl) -> Result:
-    line.started(folder, "scripted", 2)
+def complete(worker: ScriptedWorker, folder: TrialFolder, control: WorkerControl) -> Result:
+    control.started(folder, "scripted", 2)
     for step in (1, 2):
         evaluation = Evaluation(step=step, eval_loss=1 / step)
         folder.append(evaluation)
-        line.evaluated(folder, evaluation)
+        control.evaluated(folder, evaluation)
     metrics = {"pid": float(os.getpid()), "threads": float(os.environ["OMP_NUM_THREADS"])}
     result = Result(state="complete", value=0.5, steps=2, metrics=metrics)
     folder.write_result(result)
@@ -50,11 +50,11 @@ def complete(worker: ScriptedWorker, folder: TrialFolder, line: WorkerControl) -
 
 
 def until_stopped(
-    worker: ScriptedWorker, folder: TrialFolder, line: WorkerControl
+    worker: ScriptedWorker, folder: TrialFolder, control: WorkerControl
 ) -> Result | None:
-    line.started(folder, "scripted", 10**6)
+    control.started(folder, "scripted", 10**6)
     step = 0
-    while (reason := line.stop_reason(folder)) is None:
+    while (reason := control.stop_reason(folder)) is None:
         step += 1
     if reason == "interrupt":
         return None
@@ -63,26 +63,26 @@ def until_stopped(
     return result
 
 
-def die(worker: ScriptedWorker, folder: TrialFolder, line: WorkerControl) -> None:
-    line.started(folder, "scripted", 1)
+def die(worker: ScriptedWorker, folder: TrialFolder, control: WorkerControl) -> None:
+    control.started(folder, "scripted", 1)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def spoil(worker: ScriptedWorker, folder: TrialFolder, line: WorkerControl) -> Result:
-    worker._process_cache.reusable = False
-    return complete(worker, folder, line)
+def spoil(worker: ScriptedWorker, folder: TrialFolder, control: WorkerControl) -> Result:
+    worker.process_cache.reusable = False
+    return complete(worker, folder, control)
 
 
-def explode(worker: ScriptedWorker, folder: TrialFolder, line: WorkerControl) -> None:
+def explode(worker: ScriptedWorker, folder: TrialFolder, control: WorkerControl) -> None:
     raise MemoryError("cannot allocate")
 
 
-def hang(worker: ScriptedWorker, folder: TrialFolder, line: WorkerControl) -> None:
-    line.started(folder, "scripted", 1)
+def hang(worker: ScriptedWorker, folder: TrialFolder, control: WorkerControl) -> None:
+    control.started(folder, "scripted", 1)
     threading.Event().wait()
 
 
-def freeze(worker: ScriptedWorker, folder: TrialFolder, line: WorkerControl) -> None:
+def freeze(worker: ScriptedWorker, folder: TrialFolder, control: WorkerControl) -> None:
     """The whole process stands still, as it does in a library that holds Python's lock."""
-    line.started(folder, "scripted", 1)
+    control.started(folder, "scripted", 1)
     os.kill(os.getpid(), signal.SIGSTOP)

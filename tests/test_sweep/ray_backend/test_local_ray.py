@@ -1,21 +1,22 @@
-"""Placement on a Ray of our own that is told to have HPUs."""
+"""A Ray of our own on this machine, given HPUs that it does not have."""
 
 from __future__ import annotations
 
 import psutil
 import pytest
-from helpers import nodes
-from helpers.nodes import COMPLETE, LOCKS, WAIT, NodeWorker
-from helpers.placing import Bench
+from helpers import node_worker
+from helpers.executor_bench import ExecutorBench
+from helpers.node_worker import COMPLETE, LOCKS, WAIT, NodeWorker
 
 from sweep.driver.executor import Finished
-from sweep.ray_backend import local_cluster
+from sweep.ray_backend.cluster import RaySettings
 from sweep.ray_backend.executor import RayExecutor
 
 
 @pytest.mark.parametrize("devices", [3, 8])
 def test_a_machine_that_cannot_hold_a_trial_is_refused(devices):
-    executor = RayExecutor(device="hpu", devices_per_trial=devices, resources={"HPU": 4})
+    settings = RaySettings(device="hpu", devices_per_trial=devices, resources={"HPU": 4})
+    executor = RayExecutor(settings)
     try:
         with pytest.raises(ValueError, match=rf"devices_per_trial: .* got {devices}"):
             executor.start()
@@ -31,7 +32,7 @@ def test_where_no_ray_can_be_joined_it_is_said_what_to_look_at(monkeypatch):
 
     # Ray itself takes twenty seconds to give up.
     monkeypatch.setattr(ray, "init", refuse)
-    executor = RayExecutor(device="cpu", address="127.0.0.1:1")
+    executor = RayExecutor(RaySettings(device="cpu", address="127.0.0.1:1"))
     with pytest.raises(ConnectionError, match=r"at 127\.0\.0\.1:1\. .*RAY_AUTH_TOKEN"):
         executor.start()
 
@@ -39,19 +40,20 @@ def test_where_no_ray_can_be_joined_it_is_said_what_to_look_at(monkeypatch):
 def test_single_cards_on_a_ray_of_our_own(tmp_path, monkeypatch):
     import ray
 
-    ray.cloudpickle.register_pickle_by_value(nodes)
+    ray.cloudpickle.register_pickle_by_value(node_worker)
     # Module ids may be any; the sweep's own environment names them.
     monkeypatch.setenv("HABANA_VISIBLE_MODULES", "6,2")
-    executor = RayExecutor(
+    settings = RaySettings(
         device="auto",
         resources={"HPU": 2},
         worker=NodeWorker,
         environment={LOCKS: str(tmp_path / "locks")},
     )
+    executor = RayExecutor(settings)
     try:
         executor.start()
         assert (executor.device, executor.capacity()) == ("hpu", 2)
-        made = Bench(executor, tmp_path)
+        made = ExecutorBench(executor, tmp_path)
         trials = [made.submit(WAIT) for _ in range(2)]
         placements = [made.placements(number)[0] for number in trials]
         assert sorted(placement["HABANA_VISIBLE_MODULES"] for placement in placements) == ["2", "6"]
@@ -67,12 +69,12 @@ def test_single_cards_on_a_ray_of_our_own(tmp_path, monkeypatch):
 def test_nothing_runs_that_no_sweep_uses(tmp_path):
     import ray
 
-    ray.cloudpickle.register_pickle_by_value(nodes)
-    executor = RayExecutor(device="cpu", concurrency=1, worker=NodeWorker)
+    ray.cloudpickle.register_pickle_by_value(node_worker)
+    executor = RayExecutor(RaySettings(device="cpu", concurrency=1, worker=NodeWorker))
     before = set(psutil.Process().children(recursive=True))
     try:
         executor.start()
-        made = Bench(executor, tmp_path)
+        made = ExecutorBench(executor, tmp_path)
         trial = made.submit(COMPLETE)
         made.until(lambda: bool(made.of(Finished, trial)))
         begun = set(psutil.Process().children(recursive=True)) - before
@@ -83,15 +85,3 @@ def test_nothing_runs_that_no_sweep_uses(tmp_path):
             assert not any(word.endswith(script) for word in words)
     finally:
         executor.close()
-
-
-def test_a_ray_without_these_methods_starts_by_itself(monkeypatch):
-    from ray._private import node
-
-    class Other:
-        """A node of a release that has none of them."""
-
-    monkeypatch.setattr(node, "Node", Other)
-    with local_cluster.lean():
-        assert not [name for name in vars(Other) if name.startswith("start")]
-    assert not [name for name in vars(Other) if name.startswith("start")]

@@ -1,4 +1,4 @@
-"""Workers that write down where they sit, for tests on simulated clusters and devices."""
+"""Workers that write down where they were placed, for tests on simulated clusters and devices."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from trial.store.folders import TrialFolder
 from trial.store.records import Result
 
 LOCKS = "TEST_CARD_LOCKS"
+"""Environment variable: the folder of the nodes' HPU locks."""
 GATE = "TEST_GATE"
-TOLD = (
+"""Environment variable: the file lock that a `LateWorker` waits for."""
+RECORDED = (
     "RANK",
     "LOCAL_RANK",
     "WORLD_SIZE",
@@ -30,7 +32,7 @@ TOLD = (
 
 
 class Reusable:
-    """Says that the worker may be used again."""
+    """A process cache that lets the worker be used again."""
 
     reusable = True
 
@@ -39,20 +41,20 @@ WAIT, COMPLETE, RANK_1_DIES, RANK_1_FAILS = 1, 2, 3, 4
 
 
 class NodeWorker(TrialWorker):
-    """Does what the trial's `lora.r` says, after writing `seat-<rank>.json` into its folder."""
+    """Does what the trial's `lora.r` says, after writing `placement-<rank>.json` to its folder."""
 
     def __init__(self, environment: dict[str, str], device: str, hang_seconds: float) -> None:
         super().__init__(environment, preload=None, hang_seconds=hang_seconds)
 
-    def _locks(self, node: str) -> Path | None:
-        # Simulated nodes share one machine, and each thinks its cards its own.
+    def lock_folder(self, node: str) -> Path | None:
+        # Simulated nodes share one machine; each has its own HPUs.
         return Path(os.environ[LOCKS], node)
 
-    def _train_here(self, folder: TrialFolder, line: WorkerControl) -> Result | None:
-        self._process_cache = Reusable()
+    def train(self, folder: TrialFolder, control: WorkerControl) -> Result | None:
+        self.process_cache = Reusable()
         rank = int(os.environ.get("RANK", "0"))
-        self._write_seat(folder, rank)
-        line.started(folder, "scripted", 1)
+        self._write_placement(folder, rank)
+        control.started(folder, "scripted", 1)
         script = folder.read_config().lora.r
         if script == COMPLETE:
             result = Result(state="complete", value=1.0)
@@ -64,29 +66,29 @@ class NodeWorker(TrialWorker):
             if rank == 1:
                 raise MemoryError("rank 1 is full")
             raise PeerLost("closed by peer")
-        return wait(folder, line)
+        return wait(folder, control)
 
-    def _write_seat(self, folder: TrialFolder, rank: int) -> None:
+    def _write_placement(self, folder: TrialFolder, rank: int) -> None:
         import ray
 
-        placement = {name: os.environ.get(name) for name in TOLD}
+        placement = {name: os.environ.get(name) for name in RECORDED}
         placement |= {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
-        path = folder.path / f"seat-{rank}.json"
+        path = folder.path / f"placement-{rank}.json"
         path.with_suffix(".part").write_text(json.dumps(placement))
         os.replace(path.with_suffix(".part"), path)
 
 
 class LateWorker(NodeWorker):
-    """One that is not up as long as somebody else holds the file lock that `GATE` names."""
+    """A worker that cannot start while another process holds the file lock that `GATE` names."""
 
     def __init__(self, environment: dict[str, str], device: str, hang_seconds: float) -> None:
         with FileLock(environment[GATE]):
             super().__init__(environment, device, hang_seconds)
 
 
-def wait(folder: TrialFolder, line: WorkerControl) -> Result | None:
+def wait(folder: TrialFolder, control: WorkerControl) -> Result | None:
     idle = threading.Event()
-    while (reason := line.stop_reason(folder)) is None:
+    while (reason := control.stop_reason(folder)) is None:
         idle.wait(0.02)
     if reason == "interrupt":
         return None

@@ -1,4 +1,4 @@
-"""An executor under test, driven by hand."""
+"""An executor under test, driven by hand in the place of the driver."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trial.config.trial_config import TrialConfig
 from trial.store.folders import TrialFolder
 
 
-class Bench:
+class ExecutorBench:
     """An executor under test, and the folders of its trials."""
 
     def __init__(self, executor: RayExecutor, root: Any) -> None:
@@ -45,7 +45,7 @@ class Bench:
         ]
 
     def placements(self, number: int, ranks: int = 1) -> list[dict[str, Any]]:
-        files = [self.root / f"{number:05d}" / f"seat-{rank}.json" for rank in range(ranks)]
+        files = [self.root / f"{number:05d}" / f"placement-{rank}.json" for rank in range(ranks)]
         self.until(lambda: all(file.exists() for file in files))
         return [json.loads(file.read_text()) for file in files]
 

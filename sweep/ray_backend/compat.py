@@ -1,0 +1,150 @@
+"""Ray's private names and settings that this backend relies on, in one place.
+
+Read from Ray 2.60.0 (`RAY_VERSION`). Ray's public options end where this module begins. What is
+replaced is looked for first: a release that has it no longer starts as it does by itself.
+`tests/test_sweep/ray_backend/test_compat.py` names what a new release has lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any
+
+RAY_VERSION = "2.60.0"
+"""The release that every name here was read from."""
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_prestart_worker_first_driver": "0",
+}
+"""Set before Ray is imported: no telemetry, no metrics agent, no deduplicated log lines, no hidden
+devices for actors without one, and no idle worker process for each core of the machine."""
+
+KEEP_MODULES = {"RAY_EXPERIMENTAL_NOSET_HABANA_VISIBLE_MODULES": "1"}
+"""Keeps Ray from setting HABANA_VISIBLE_MODULES in a worker."""
+
+CLUSTER_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Whether Ray listens on more than loopback; read into `ray_constants.ENABLE_RAY_CLUSTER`."""
+
+UNUSED_PROCESSES = ("start_monitor", "start_api_server", "start_log_monitor")
+"""Methods of `ray._private.node.Node` that start processes of a head node which no sweep uses: the
+autoscaler, the dashboard's server (started and waited for even without a dashboard), and the
+forwarding of logs to the driver. They cost a second at the start and one more at the end."""
+
+START_PROCESSES = "start_ray_processes"
+"""The method of `Node` that starts the object store and the raylet."""
+
+SETUP_WORKER = "setup_worker.py"
+DEFAULT_WORKER = "default_worker.py"
+"""Scripts in `ray/_private/workers`: the first prepares a worker's environment and runs the second.
+`fork_client.py`, which stands in for the first, names it itself, as it imports nothing of ours."""
+
+PROGRAM_FOLDERS = ("/ray/_private/", "/ray/core/", "/ray/dashboard/")
+"""Folders of Ray's package that hold every program it starts; one is in each command line."""
+
+CREATION_FAILED = "creation task"
+"""In the first line of an `ActorDiedError` whose actor raised in its constructor."""
+
+REGISTERED_WITHIN = 30.0
+"""Seconds that a node is waited for here; Ray itself waits on, and reports what is wrong."""
+
+POLL_SECONDS = 0.02
+"""Seconds between two looks at whether the node is registered."""
+
+
+def set_environment() -> None:
+    """Set `ENVIRONMENT` where the user has not; call before Ray is imported."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def temp_dir_option(folder: str) -> dict[str, str]:
+    """The argument of `ray.init` that says where Ray keeps its sockets and logs."""
+    return {"_temp_dir": folder}
+
+
+@contextlib.contextmanager
+def loopback_only() -> Iterator[None]:
+    """Let a Ray that starts here listen on loopback alone; its default is every interface.
+
+    Ray has a switch for that, meant for systems on which it forms no clusters. A user who has set
+    `CLUSTER_SWITCH` decides otherwise.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    users = os.environ.get(CLUSTER_SWITCH)
+    os.environ.setdefault(CLUSTER_SWITCH, "0")
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ[CLUSTER_SWITCH] not in ("0", "false")
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        if users is None:
+            del os.environ[CLUSTER_SWITCH]
+
+
+@contextlib.contextmanager
+def minimal_node(
+    setup_worker: str, on_object_store: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Let a Ray that starts here skip `UNUSED_PROCESSES` and return as soon as it is up.
+
+    Args:
+        setup_worker: Script that starts workers in the place of Ray's `SETUP_WORKER`.
+        on_object_store: Called once the object store is up, which must not be slowed down: Ray
+            loses a second where it is late.
+    """
+    from ray._private.node import Node
+
+    before = {name: getattr(Node, name) for name in UNUSED_PROCESSES if hasattr(Node, name)}
+    for name in before:
+        setattr(Node, name, _do_nothing)
+    if hasattr(Node, START_PROCESSES):
+        start = before[START_PROCESSES] = getattr(Node, START_PROCESSES)
+        setattr(Node, START_PROCESSES, _until_registered(start, setup_worker, on_object_store))
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(Node, name, method)
+
+
+def _do_nothing(node: Any, *args: Any, **kwargs: Any) -> None:
+    """Stands in for a method of `Node` that starts a process."""
+
+
+def _until_registered(
+    start: Any, setup_worker: str, on_object_store: Callable[[], None] | None
+) -> Any:
+    """`Node.start_ray_processes`, and the wait for the node's registration.
+
+    Ray waits for that too, but looks once a second only.
+    """
+
+    @wraps(start)
+    def wrapped(node: Any) -> None:
+        parameters: Any = getattr(node, "_ray_params", None)
+        if getattr(parameters, "setup_worker_path", None):
+            parameters.setup_worker_path = setup_worker
+        start(node)
+        until, callback = time.monotonic() + REGISTERED_WITHIN, on_object_store
+        # What goes wrong here goes wrong for Ray's own wait as well, which reports it better.
+        with contextlib.suppress(Exception):
+            client = node.get_gcs_client()
+            while not client.get_all_node_info() and time.monotonic() < until:
+                if callback is not None and os.path.exists(node.plasma_store_socket_name):
+                    callback()
+                    callback = None
+                time.sleep(POLL_SECONDS)
+        if callback is not None:
+            callback()
+
+    return wrapped

@@ -1,0 +1,107 @@
+"""Heartbeats of workers, and what follows when one is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers.fake_actors import FakeCluster, start_fake
+
+from sweep.driver.executor import Job, Lost, TrialRef
+from sweep.ray_backend.cluster import RaySettings
+from sweep.ray_backend.health import Heartbeats, LossAction, action_on_loss, reason_of
+from sweep.ray_backend.worker_group import GroupState, WorkerGroup
+
+S = GroupState
+
+
+@pytest.mark.parametrize(
+    ("state", "packed", "has_trials", "expected"),
+    [
+        # Nothing was on it.
+        (S.RUNNING, True, False, LossAction.DISCARD),
+        (S.DRAINING, True, False, LossAction.DISCARD),
+        # A warm worker that died before its next job began has done nothing to the trials.
+        (S.ASSIGNED, False, True, LossAction.RESTART),
+        (S.ASSIGNED, True, True, LossAction.RESTART),
+        # A new one may be unable to start for a reason that the next one has too.
+        (S.STARTING, False, True, LossAction.REPORT),
+        (S.STARTING, True, True, LossAction.REPORT),
+        (S.RUNNING, False, True, LossAction.REPORT),
+        (S.RUNNING, True, True, LossAction.REPORT),
+        (S.FAILING, False, True, LossAction.REPORT),
+        (S.FAILING, True, True, LossAction.REPORT),
+    ],
+)
+def test_action_on_loss(state, packed, has_trials, expected):
+    assert action_on_loss(state, packed=packed, has_trials=has_trials) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The actor died.\nclass_name: X", "The actor died."),
+        ("\n  \x1b[36mThe node died.\x1b[0m\n", "The node died."),
+        (
+            "The actor died because of an error raised in its creation task, ray::X()\n"
+            "Traceback:\nModuleNotFoundError: No module named 'peft'\n",
+            "the worker could not start: ModuleNotFoundError: No module named 'peft'",
+        ),
+        ("", "ValueError('')"),
+    ],
+)
+def test_reason_of_a_loss_in_one_line(text, expected):
+    assert reason_of(ValueError(text)) == expected
+
+
+@pytest.fixture
+def cluster() -> FakeCluster:
+    return FakeCluster(RaySettings(hang_seconds=60.0, refresh_seconds=5.0))
+
+
+@pytest.fixture
+def group(cluster) -> WorkerGroup:
+    made = start_fake(cluster)
+    made.assign(Job((TrialRef(7, Path()),)))
+    cluster.ready.add(made.up)
+    return made
+
+
+def test_a_worker_is_asked_again_once_it_has_answered(cluster, group):
+    heartbeats, calls = Heartbeats(cluster), group.actors[0].calls
+    heartbeats.check([group], 100.0)
+    assert calls == ["run", "pid"]
+    heartbeats.check([group], 120.0)
+    assert calls == ["run", "pid"]
+    cluster.ready.add(group.heartbeats[0][1])
+    heartbeats.check([group], 104.0)
+    assert calls == ["run", "pid"]
+    heartbeats.check([group], 106.0)
+    assert calls == ["run", "pid", "pid"]
+
+
+def test_a_worker_that_does_not_answer_has_ended(cluster, group):
+    heartbeats = Heartbeats(cluster)
+    heartbeats.check([group], 100.0)
+    heartbeats.check([group], 160.0)
+    assert group.state is S.STARTING
+    heartbeats.check([group], 190.0)
+    assert group.state is S.FAILING
+    message = "its process has not answered in 1.5 minutes"
+    assert group.outcome(190.0) == Lost(7, "hung", message)
+
+
+def test_a_worker_that_is_not_up_yet_is_not_asked(cluster, group):
+    cluster.ready.clear()
+    heartbeats = Heartbeats(cluster)
+    heartbeats.check([group], 100.0)
+    assert group.actors[0].calls == ["run"]
+    assert heartbeats.next_check() == 5.0
+
+
+def test_nobody_is_asked_where_trials_may_hang(group):
+    cluster = FakeCluster(RaySettings(hang_seconds=None))
+    heartbeats = Heartbeats(cluster)
+    heartbeats.check([group], 100.0)
+    assert group.actors[0].calls == ["run"]
+    assert heartbeats.next_check() is None
