@@ -43,7 +43,7 @@ def train(
     process_cache = process_cache or ProcessCache(finish_imports)
     if config.packed and not unpackable_reason(config):
         process_cache.start(config)
-        from trial.multi_lora.adapter_init import NotPackableError
+        from trial.multi_lora.packable import NotPackableError
         from trial.packed.job import train_packed
 
         with contextlib.suppress(NotPackableError):

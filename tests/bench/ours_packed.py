@@ -1,4 +1,4 @@
-"""Refilling the slots of a packed job: how long it takes, and whether anything is compiled again.
+"""Measurements of packed jobs: passes, refills of slots, recompilations, the output layer.
 
 python tests/bench/ours_packed.py refill HOME       trains the folders of HOME in four slots
 python tests/bench/ours_packed.py compile           20 refills under torch.compile
@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def compiled() -> dict[str, float]:
     import torch
 
     from trial.config.trial_config import parse
-    from trial.multi_lora.adamw import Rule
+    from trial.multi_lora.adamw import StepSettings
     from trial.multi_lora.adapter_init import AdapterInitializer
     from trial.multi_lora.engine import Engine
     from trial.preload import finish_imports
@@ -75,29 +75,29 @@ def compiled() -> dict[str, float]:
         lora = {"r": rank, "lora_alpha": 2 * rank, "lora_dropout": draw.choice(DROPOUTS)}
         return parse({"lora": lora, "training": {"seed": number}, "device": "cpu"})
 
-    first, bench = config(3), ProcessCache(finish_imports)
-    device = bench.start(first)
-    base = bench.take_base(first, device)
+    first, cache = config(3), ProcessCache(finish_imports)
+    device = cache.start(first)
+    base = cache.take_base(first, device)
     initializer = AdapterInitializer(base)
     keywords = training_keywords(first, device, TrialFolder(tempfile.mkdtemp()))
     arguments = build_arguments(keywords, device, tracker_labels(first))
-    engine = Engine(base, device, arguments, initializer.draw(first), SLOTS, max(RANKS))
+    engine = Engine(base, device, arguments, initializer.create(first), SLOTS, max(RANKS))
     base.forward = torch.compile(base.forward, backend="aot_eager")
     rates = [1e-3] * SLOTS
     for slot in range(SLOTS):
-        engine.load(slot, initializer.draw(config(slot)), 0.05 if slot == 0 else 0.0)
-    step(engine, rates, Rule)
+        engine.load(slot, initializer.create(config(slot)), 0.05 if slot == 0 else 0.0)
+    step(engine, rates, StepSettings)
     counted = graphs()
     torch._dynamo.config.error_on_recompile = True
     seconds = []
     for number in range(REFILLS):
         slot, fresh = number % SLOTS, config(SLOTS + number)
         began = time.perf_counter()
-        engine.load(slot, initializer.draw(fresh), fresh.lora.lora_dropout)
+        engine.load(slot, initializer.create(fresh), fresh.lora.lora_dropout)
         seconds.append(time.perf_counter() - began)
         rates[slot] = 10 ** draw.uniform(-4, -2)
         for _ in range(STEPS):
-            step(engine, rates, Rule)
+            step(engine, rates, StepSettings)
     return {
         "refills": REFILLS,
         "recompilations": graphs() - counted,
@@ -112,7 +112,7 @@ TIMED = 6
 
 
 def passes(home: Path) -> dict[str, float]:
-    """Seconds of a pass, forward and backward, kernel by kernel and played back, and of a step."""
+    """Seconds of a pass, forward and backward, launched and replayed, and of an optimizer step."""
     import torch
 
     from trial.packed.setup import open_setup
@@ -121,43 +121,44 @@ def passes(home: Path) -> dict[str, float]:
     from trial.training.process_cache import ProcessCache
 
     torch.set_num_threads(1)
-    folder, bench = TrialFolder(next((home / "trials").iterdir())), ProcessCache(finish_imports)
-    told = {}
+    folder, cache = TrialFolder(next((home / "trials").iterdir())), ProcessCache(finish_imports)
+    measured = {}
     for slots in PASSED:
-        floor = open_setup(bench, folder.read_config(), folder, slots, slots)
-        told |= {f"{name}_K={slots}": value for name, value in times(floor, folder).items()}
-        floor.close()
-    return told
+        setup = open_setup(cache, folder.read_config(), folder, slots, slots)
+        measured |= {f"{name}_K={slots}": value for name, value in times(setup, folder).items()}
+        setup.close()
+    return measured
 
 
-def times(floor: Any, folder: Any) -> dict[str, float]:
-    """The same with all slots of one engine."""
-    from trial.multi_lora.adamw import Rule
+def times(setup: Any, folder: Any) -> dict[str, float]:
+    """The same in all slots of one engine."""
+    from trial.multi_lora.adamw import StepSettings
+    from trial.multi_lora.engine import MicroBatch
 
-    config, engine, slots = folder.read_config(), floor.engine, range(floor.slots)
+    config, engine, slots = folder.read_config(), setup.engine, range(setup.slots)
     batch = config.training["per_device_train_batch_size"]
-    rows = [floor.data.train[row] for row in range(batch)]
-    shares = [(slot, rows, list(range(batch)), COLUMNS) for slot in slots]
-    rules = [Rule(1, 1e-4, 0.0, (0.9, 0.999), 1e-6, 1.0)] * floor.slots
+    rows = [setup.data.train[row] for row in range(batch)]
+    batches = [MicroBatch(slot, rows, list(range(batch)), COLUMNS) for slot in slots]
+    settings = [StepSettings(1, 1e-4, 0.0, (0.9, 0.999), 1e-6, 1.0)] * setup.slots
 
     def timed(act: Any) -> float:
-        taken = []
+        seconds = []
         for _ in range(TIMED):
-            floor.device.synchronise()
+            setup.device.synchronise()
             began = time.perf_counter()
             act()
-            floor.device.synchronise()
-            taken.append(time.perf_counter() - began)
-        return statistics.median(taken[TIMED // 2 :])
+            setup.device.synchronise()
+            seconds.append(time.perf_counter() - began)
+        return statistics.median(seconds[TIMED // 2 :])
 
     for slot in slots:
-        engine.load(slot, floor.initializer.draw(config), config.lora.lora_dropout)
-    record, engine._passes.record = engine._passes.record, None
-    told = {"pass_seconds": timed(lambda: engine.accumulate(shares))}
-    if record is not None:
-        engine._passes.record = record
-        told["recorded_pass_seconds"] = timed(lambda: engine.accumulate(shares))
-    return told | {"step_seconds": timed(lambda: engine.step(rules))}
+        engine.load(slot, setup.initializer.create(config), config.lora.lora_dropout)
+    measured = {}
+    if engine.may_hold_graphs:
+        measured["recorded_pass_seconds"] = timed(lambda: engine.accumulate(batches))
+        engine.drop_graphs()
+    measured["pass_seconds"] = timed(lambda: engine.accumulate(batches))
+    return measured | {"step_seconds": timed(lambda: engine.step(settings))}
 
 
 def heads(how: str) -> dict[str, float]:
@@ -170,45 +171,47 @@ def heads(how: str) -> dict[str, float]:
     from bench_material import Work
 
     from trial.devices.device import select_device
-    from trial.multi_lora import engine
+    from trial.multi_lora.engine import Engine, EngineSettings, MicroBatch
     from trial.packed.setup import open_setup
     from trial.preload import finish_imports
     from trial.store.folders import TrialFolder
     from trial.training.process_cache import ProcessCache
 
     torch.set_num_threads(1)
-    device, told, slots = select_device("auto"), {}, 8
+    device, measured, slots = select_device("auto"), {}, 8
     size, batch, length = ("words", 2, 128) if device.name == "cpu" else ("0.5b-words", 1, 512)
     with tempfile.TemporaryDirectory() as place:
         model = Path(place) / "model"
         write_model(size, model)
         work = Work(trials=1, batch=batch, length=length, model=str(model), device=device.name)
         folder = TrialFolder(folders_of(work, Path(place))[0])
-        if how == "whole":
-            engine.taken = lambda *_, **_named: nullcontext()
-        floor = open_setup(ProcessCache(finish_imports), folder.read_config(), folder, slots, slots)
+        settings = EngineSettings(chunked_loss=how != "whole")
+        setup = open_setup(
+            ProcessCache(finish_imports), folder.read_config(), folder, slots, slots,
+            make_engine=partial(Engine, settings=settings),
+        )  # fmt: skip
         for slot in range(slots):
-            floor.engine.load(slot, floor.initializer.draw(folder.read_config()), 0.0)
-        rows = [dict(floor.data.train[row]) for row in range(batch)]
-        shares = [(slot, rows, list(range(batch)), COLUMNS) for slot in range(slots)]
+            setup.engine.load(slot, setup.initializer.create(folder.read_config()), 0.0)
+        rows = [dict(setup.data.train[row]) for row in range(batch)]
+        batches = [MicroBatch(slot, rows, list(range(batch)), COLUMNS) for slot in range(slots)]
         device.reset_peak()
         before = device.read_peak()
         for masked in (0, length // 2):
             for row in rows:
                 row["labels"] = row["labels"].clone()
                 row["labels"][:masked] = -100
-            taken = []
+            seconds = []
             for _ in range(TIMED):
                 device.synchronise()
                 began = time.perf_counter()
-                floor.engine.accumulate(shares)
+                setup.engine.accumulate(batches)
                 device.synchronise()
-                taken.append(time.perf_counter() - began)
-            middle = statistics.median(taken[TIMED // 2 :])
-            told[f"ms_per_trial_{masked}_masked"] = 1e3 * middle / slots
+                seconds.append(time.perf_counter() - began)
+            middle = statistics.median(seconds[TIMED // 2 :])
+            measured[f"ms_per_trial_{masked}_masked"] = 1e3 * middle / slots
             if not masked:
-                told["megabytes"] = (device.read_peak() - before) / 2**20
-    return told
+                measured["megabytes"] = (device.read_peak() - before) / 2**20
+    return measured
 
 
 def products() -> dict[str, float]:
@@ -218,19 +221,19 @@ def products() -> dict[str, float]:
     from trial.multi_lora import onednn_linear
 
     torch.set_num_threads(1)
-    told = {}
+    measured = {}
     for inside, out in ((128, 128), (128, 352), (352, 128), (512, 1408)):
         x, weight = torch.randn(2048, inside), torch.randn(out, inside)
         for name, positions in (("torch", 0), ("oneDNN", len(x))):
-            taken = []
-            with onednn_linear.steady(positions):
+            seconds = []
+            with onednn_linear.recurring_shape(positions):
                 for _ in range(TIMED * 10):
                     began = time.perf_counter()
                     onednn_linear.linear(x, weight, None)
-                    taken.append(time.perf_counter() - began)
-            speed = 2e-9 * x.numel() * out / statistics.median(taken)
-            told[f"{name}_2048x{inside}x{out}"] = round(speed, 1)
-    return told
+                    seconds.append(time.perf_counter() - began)
+            speed = 2e-9 * x.numel() * out / statistics.median(seconds)
+            measured[f"{name}_2048x{inside}x{out}"] = round(speed, 1)
+    return measured
 
 
 def graphs() -> int:
@@ -240,14 +243,16 @@ def graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
 
-def step(engine: Any, rates: list[float], rule: Any) -> None:
+def step(engine: Any, rates: list[float], settings: Any) -> None:
     """One optimizer step of every slot, on rows of one length."""
     import torch
 
+    from trial.multi_lora.engine import MicroBatch
+
     ids = torch.randint(3, 2000, (COLUMNS,))
     row = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-    engine.accumulate([(slot, [row], [slot], COLUMNS - 1) for slot in range(SLOTS)])
-    engine.step([rule(1, rate, 0.0, (0.9, 0.999), 1e-6, 1.0) for rate in rates])
+    engine.accumulate([MicroBatch(slot, [row], [slot], COLUMNS - 1) for slot in range(SLOTS)])
+    engine.step([settings(1, rate, 0.0, (0.9, 0.999), 1e-6, 1.0) for rate in rates])
 
 
 SIZES = {
@@ -285,22 +290,22 @@ def write_model(size: str, folder: Path) -> dict[str, float]:
 def main(how: str, *words: str) -> None:
     try:
         if how == "refill":
-            told = refill(Path(words[0]))
+            measured = refill(Path(words[0]))
         elif how == "compile":
-            told = compiled()
+            measured = compiled()
         elif how == "head":
-            told = heads(words[0])
+            measured = heads(words[0])
         elif how == "products":
-            told = products()
+            measured = products()
         elif how == "passes":
-            told = passes(Path(words[0]))
+            measured = passes(Path(words[0]))
         else:
-            told = write_model(words[0], Path(words[1]))
+            measured = write_model(words[0], Path(words[1]))
     except ImportError as error:
         if not str(error.name).startswith("trial.packed"):
             raise
-        told = {"not_measured": f"there is no packed engine yet ({error})"}
-    print(json.dumps(told))
+        measured = {"not_measured": f"there is no packed engine yet ({error})"}
+    print(json.dumps(measured))
 
 
 if __name__ == "__main__":

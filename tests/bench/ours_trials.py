@@ -31,7 +31,7 @@ def in_processes(folders: list[Path]) -> None:
 
 
 class Here:
-    """Trains in this process, over one workbench."""
+    """Trains in this process, over one process cache."""
 
     def __init__(self, slots: int | None, device: str) -> None:
         import torch
@@ -42,9 +42,9 @@ class Here:
         preload(device)  # As every worker of a sweep does.
         torch.set_num_threads(1)
         self.slots = slots
-        self.bench = ProcessCache(finish_imports)
-        self.taken = 0
-        """Slots of the last job; 0 when nobody says."""
+        self.process_cache = ProcessCache(finish_imports)
+        self.slots_taken = 0
+        """Slots of the last job; 0 if it did not say."""
 
     def train(self, folders: list[Path]) -> None:
         """Every folder to its end.
@@ -60,8 +60,8 @@ class Here:
         else:
             from trial.packed.job import train_packed
 
-            results = train_packed(trials, slots=self.slots, bench=self.bench)
-            self.taken = int(getattr(trials[0].read_attempts()[-1], "slots", 0))
+            results = train_packed(trials, slots=self.slots, process_cache=self.process_cache)
+            self.slots_taken = int(getattr(trials[0].read_attempts()[-1], "slots", 0))
         for trial, result in zip(trials, results, strict=True):
             if result is None or result.state != "complete":
                 raise RuntimeError(f"{trial.path}: {result}")
@@ -71,7 +71,7 @@ class Here:
         from trial.train import train
 
         with capture(trial):
-            return train(trial, None, self.bench)
+            return train(trial, None, self.process_cache)
 
 
 def step_seconds(folders: list[Path]) -> float:
@@ -97,7 +97,7 @@ def cell(folder: Path) -> str:
 
 def train_homes(how: str, homes: list[Path], slots: list[int], steps: bool) -> dict[str, float]:
     """Train everything; what an optimizer step costs in each home."""
-    told: dict[str, float] = {}
+    measured: dict[str, float] = {}
     here = None
     if how != "process":
         first = next((homes[0] / "trials").iterdir())
@@ -117,13 +117,13 @@ def train_homes(how: str, homes: list[Path], slots: list[int], steps: bool) -> d
         began = time.perf_counter()
         here.train(folders)
         if steps:
-            told[f"step_seconds_{name}"] = step_seconds(folders)
+            measured[f"step_seconds_{name}"] = step_seconds(folders)
             wall = time.perf_counter() - began
-            told[f"wall_seconds_{name}"] = wall
-            told[f"trials_per_hour_{name}"] = 3600 * len(folders) / wall
+            measured[f"wall_seconds_{name}"] = wall
+            measured[f"trials_per_hour_{name}"] = 3600 * len(folders) / wall
         if here.slots is not None:
-            told[f"slots_{name}"] = here.taken
-    return told
+            measured[f"slots_{name}"] = here.slots_taken
+    return measured
 
 
 def main() -> None:
@@ -136,13 +136,13 @@ def main() -> None:
     began = time.perf_counter()
     try:
         slots = [int(number) for number in asked.slots.split(",")]
-        told = train_homes(asked.how, asked.homes, slots, asked.steps)
+        measured = train_homes(asked.how, asked.homes, slots, asked.steps)
     except ImportError as error:
         if not str(error.name).startswith("trial.packed"):
             raise
         print(json.dumps({"not_measured": f"there is no packed engine yet ({error})"}))
         return
-    print(json.dumps(told | {"seconds_inside": time.perf_counter() - began}))
+    print(json.dumps(measured | {"seconds_inside": time.perf_counter() - began}))
 
 
 if __name__ == "__main__":

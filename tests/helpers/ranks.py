@@ -6,16 +6,14 @@ import multiprocessing.connection
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from helpers.train import Killer, Recorder
 
 from trial.distributed.rank_group import PeerLost, folder_of_rank, rank_environment
-from trial.store.control import NullControl
 from trial.store.folders import TrialFolder
-from trial.store.records import Evaluation
 from trial.train import train
 
 PEER_LOST = 17
@@ -82,62 +80,43 @@ class Packed:
     """Whether it acts as a device with `fixed_shapes`."""
 
 
-class StopsAfter(NullControl):
-    """Asks a trial to stop after an evaluation at some step."""
-
-    def __init__(self, reason: str | None, step: int) -> None:
-        self.reason, self.step, self.evaluated_step = reason, step, 0
-
-    def evaluated(self, folder: TrialFolder, evaluation: Evaluation) -> None:
-        self.evaluated_step = evaluation.step
-
-    def stop_reason(self, folder: TrialFolder) -> Any:
-        return self.reason if self.evaluated_step >= self.step else None
+def die() -> Exception:
+    """End this process at once."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("still there")
 
 
 FAULTS: dict[str, Callable[[], Exception]] = {
     "full": lambda: MemoryError("a test"),
     "wrong": lambda: RuntimeError("shapes do not agree"),
+    "die": die,
 }
-
-
-def break_engine(name: str, call: int, how: str) -> None:
-    """Let the n-th call of a method of the engine fail; a `step` fails after it has been done."""
-    from trial.multi_lora.engine import Engine
-
-    original, calls = getattr(Engine, name), 0
-
-    def broken(engine: Any, *given: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        result = original(engine, *given) if calls != call or name == "step" else None
-        if calls != call:
-            return result
-        if how == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        raise FAULTS[how]()
-
-    setattr(Engine, name, broken)
 
 
 def run_packed_rank(rank: int, size: int, port: int, given: Packed) -> None:
     """Train as one rank of a packed job; the states it saw go to `saw-RANK` in the first folder."""
     os.environ.update(rank_environment(rank, ["here"] * size, "127.0.0.1", port))
     import torch
+    from helpers.packed import CacheOnDevice, StopsAfter, failing_engine, opener
 
-    from trial.devices import device
+    from trial.multi_lora.engine import Engine
     from trial.packed.job import train_packed
 
     torch.set_num_threads(1)
-    device.DEVICES["cpu"] = dataclasses.replace(
-        device.DEVICES["cpu"], free_reads=not given.away, fixed_shapes=given.fixed
-    )
+    engine: Any = Engine
     if given.fault:
-        break_engine(*given.fault)
+        method, call, how = given.fault
+        engine = failing_engine(method, FAULTS[how], lambda _, number: number == call)
     folders = [folder_of_rank(TrialFolder(path)) for path in given.folders]
-    controls: Sequence[NullControl] = [StopsAfter(*(stop or (None, 0))) for stop in given.stops]
+    controls = [StopsAfter(*(stop or (None, 0))) for stop in given.stops]
     try:
-        found = train_packed(folders, slots=given.slots, controls=controls or None)
+        found = train_packed(
+            folders,
+            slots=given.slots,
+            process_cache=CacheOnDevice(free_reads=not given.away, fixed_shapes=given.fixed),
+            controls=controls or None,
+            opener=opener(engine),
+        )
     except PeerLost:
         os._exit(PEER_LOST)
     states = [result.state if result else None for result in found]

@@ -1,7 +1,7 @@
-"""The base model without its weights: on it PEFT draws adapters, names their tensors, checks them.
+"""Initial LoRA adapters as PEFT creates them, from a copy of the base model without weights.
 
-So a packed trial starts from the very adapter its solo run starts from, and what it saves is PEFT's
-own format, without touching the base model that other trials are training on.
+So a packed trial starts from the very adapter that its run alone starts from, and saves it under
+PEFT's own names, without touching the base model that other trials are training on.
 """
 
 from __future__ import annotations
@@ -15,27 +15,25 @@ import torch
 from trial.config.trial_config import TrialConfig
 from trial.model.load import count_parameters, lora_config
 from trial.model.lora_dropout import lora_layers
-
-
-class NotPackableError(ValueError):
-    """The trial's adapter is none that a packed job can train: it trains alone."""
+from trial.multi_lora.packable import NotPackableError
 
 
 @dataclass(frozen=True, slots=True)
 class InitialLayer:
-    """One adapted layer as PEFT made it."""
+    """One adapted layer as PEFT created it."""
 
     name: str
     """The layer's path in the base model."""
     site: int
-    """Its number among the adapted layers."""
+    """Its number among the adapted layers, which dropout depends on."""
     a: torch.Tensor
-    """[r, in_features], float32."""
+    """[r, in], float32."""
     b: torch.Tensor
-    """[out_features, r], float32."""
+    """[out, r], float32."""
     scale: float
+    """Factor of the product of A and B: `lora_alpha / r`, with rsLoRA `lora_alpha / sqrt(r)`."""
     keys: tuple[str, str]
-    """What `adapter_model.safetensors` calls them."""
+    """Names of A and B in `adapter_model.safetensors`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,51 +41,54 @@ class InitialAdapter:
     """A trial's adapter before its first step."""
 
     config: Any
-    """PEFT's `LoraConfig`, its target modules resolved."""
+    """PEFT's `LoraConfig`, with its target modules resolved."""
     layers: tuple[InitialLayer, ...]
     parameters: tuple[int, int]
-    """Trainable and all parameters."""
+    """Numbers of trainable and of all parameters."""
 
-    def size(self) -> int:
-        """Bytes."""
+    @property
+    def nbytes(self) -> int:
+        """Memory of A and B of all layers."""
         return sum(layer.a.nbytes + layer.b.nbytes for layer in self.layers)
 
 
-KEPT = 1 << 29
-"""Bytes of drawn adapters that are kept: trials of one seed and rank start from the same one."""
+CACHE_BYTES = 1 << 29
+"""Initial adapters that are kept: trials of one seed and rank start from the same one."""
 
 
 class AdapterInitializer:
-    """A copy of a base model whose weights take no memory."""
+    """Creates initial adapters on a copy of a base model whose weights take no memory."""
 
     def __init__(self, base: Any) -> None:
-        memo: dict[int, Any] = {id(p): _hollow(p) for p in base.parameters()}
+        memo: dict[int, Any] = {id(p): _without_memory(p) for p in base.parameters()}
         self.model = copy.deepcopy(base, memo)
-        self._drawn: dict[tuple[str, int], InitialAdapter] = {}
+        self._cache: dict[tuple[str, int], InitialAdapter] = {}
 
-    def draw(self, config: TrialConfig) -> InitialAdapter:
+    def create(self, config: TrialConfig) -> InitialAdapter:
         """The adapter that the trial's seed gives, as in a run of its own.
 
         Raises:
             NotPackableError: PEFT adapts something else than linear layers.
         """
-        # All that the draw depends on; what else a trial says is the slot's.
+        # All that the initial values depend on; the other settings are the slot's.
         key = config.lora.model_dump_json(), config.training["seed"]
-        found = self._drawn.pop(key, None) or self._draw(config)
-        self._drawn[key] = found
-        while sum(drawn.size() for drawn in self._drawn.values()) > KEPT and len(self._drawn) > 1:
-            del self._drawn[next(iter(self._drawn))]
-        return found
+        initial = self._cache.pop(key, None) or self._create(config)
+        self._cache[key] = initial
+        while sum(kept.nbytes for kept in self._cache.values()) > CACHE_BYTES:
+            if len(self._cache) == 1:
+                break
+            del self._cache[next(iter(self._cache))]
+        return initial
 
-    def _draw(self, config: TrialConfig) -> InitialAdapter:
+    def _create(self, config: TrialConfig) -> InitialAdapter:
         import transformers
         from peft import get_peft_model
 
         transformers.set_seed(config.training["seed"])
         model = get_peft_model(self.model, lora_config(config.lora))
         try:
-            layers = tuple(_drawn(site, name, layer) for site, name, layer in lora_layers(model))
-            # unload() takes the layers off; the resolved configuration stays with what was drawn.
+            layers = tuple(_initial(site, name, layer) for site, name, layer in lora_layers(model))
+            # unload() takes the layers off; the copy keeps the resolved configuration.
             return InitialAdapter(
                 copy.deepcopy(model.peft_config["default"]), layers, count_parameters(model)
             )
@@ -95,13 +96,13 @@ class AdapterInitializer:
             self.model = model.unload()
 
 
-def _hollow(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
-    """One zero that poses as a whole weight, on the CPU."""
+def _without_memory(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+    """One zero on the CPU, expanded to the shape of a weight."""
     zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
     return torch.nn.Parameter(zeros, requires_grad=False)
 
 
-def _drawn(site: int, name: str, layer: Any) -> InitialLayer:
+def _initial(site: int, name: str, layer: Any) -> InitialLayer:
     from transformers.pytorch_utils import Conv1D
 
     if not isinstance(layer.get_base_layer(), torch.nn.Linear | Conv1D):

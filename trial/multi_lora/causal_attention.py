@@ -1,8 +1,10 @@
-"""Attention without a look at the mask, which no recording could take.
+"""Causal attention without masks, which CUDA graphs need.
 
-transformers asks a mask on the device whether it hides anything, and waits for the answer. A packed
-job's batches are padded on the right alone (`trial.data.collate.with_full_attention`): causal
-attention is all they need, as an attention function gets it for which transformers knows no masks.
+transformers looks at a mask's values to find out whether it hides anything, and so waits for the
+device, which no graph can capture. Batches of a packed job are padded on the right alone
+(`trial.data.collate.with_full_attention`), so causal attention is all they need. transformers
+leaves the mask out for an attention function for which it has no way to make masks: the same one by
+another name.
 """
 
 from __future__ import annotations
@@ -12,18 +14,19 @@ from contextlib import contextmanager
 from typing import Any
 
 NAME = "causal_sdpa"
+"""Under which the attention function is registered."""
 
 
 @contextmanager
-def causal_only(base: Any) -> Iterator[bool]:
-    """Let a base model attend without masks, where that is the same; whether it is."""
-    if not _is_the_same(base):
+def maskless_attention(base: Any) -> Iterator[bool]:
+    """Let a base model attend without masks where the result is the same; yields whether it does.
+
+    Changes `base.config._attn_implementation`, and sets it back at the end.
+    """
+    if not is_causal_sdpa(base):
         yield False
         return
-    from transformers import AttentionInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    AttentionInterface.register(NAME, sdpa_attention_forward)
+    register_maskless_sdpa()
     base.config._attn_implementation = NAME
     try:
         yield True
@@ -31,7 +34,20 @@ def causal_only(base: Any) -> Iterator[bool]:
         base.config._attn_implementation = "sdpa"
 
 
-def _is_the_same(base: Any) -> bool:
+def register_maskless_sdpa() -> None:
+    """Register transformers' SDPA attention function as `NAME`, for which it makes no masks."""
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    AttentionInterface.register(NAME, sdpa_attention_forward)
+
+
+def is_causal_sdpa(base: Any) -> bool:
+    """Whether all layers attend to all earlier tokens, by a registered SDPA function.
+
+    Reads `config._attn_implementation` and the model's `_supports_attention_backend`, which are
+    private to transformers.
+    """
     config = base.config
     if config._attn_implementation != "sdpa":
         return False

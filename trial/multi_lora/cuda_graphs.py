@@ -1,8 +1,8 @@
-"""Passes over the base model, recorded once for each shape and played back where a device can.
+"""Passes over the base model as CUDA graphs, captured once per shape and replayed.
 
-At the batch sizes that LoRA is tuned with, a GPU waits for its host: a pass is thousands of small
-kernels, each launched by Python. A recording launches them as one. What a pass reads must lie where
-it lay before, so a recording has tensors of its own, into which each batch is copied.
+At the batch sizes that LoRA is tuned with a GPU waits for its host: a pass is thousands of small
+kernels, each launched from Python. A graph launches them all at once. It reads its inputs where
+they were at capture, so each graph has input tensors of its own, into which batches are copied.
 """
 
 from __future__ import annotations
@@ -18,77 +18,85 @@ from trial.store import failure_kinds
 
 logger = logging.getLogger(__name__)
 
-Given = dict[str, torch.Tensor]
-"""What differs from one pass to the next."""
-Body = Callable[[Given], torch.Tensor]
-Record = Callable[[Callable[[], torch.Tensor], Any], tuple[Any, torch.Tensor]]
-"""As `trial.devices.device.Device.record`."""
-
-WARM = 2
-"""Passes of a shape before it is recorded: libraries choose their kernels, and rare shapes are not
-worth it."""
-MOST = 64
-"""Recordings that are kept."""
+Inputs = dict[str, torch.Tensor]
+"""The tensors in which passes differ, by name."""
+Body = Callable[[Inputs], torch.Tensor]
+"""A pass: inputs on the device to one output tensor."""
+Capture = Callable[[Callable[[], torch.Tensor], Any], tuple[Any, torch.Tensor]]
+"""`trial.devices.device.Device.record`: a function, and a graph whose memory pool is shared, to a
+graph with `replay()` and the function's output."""
 
 
 @dataclass(slots=True)
-class _Recording:
+class _CapturedGraph:
     graph: Any
-    given: Given
-    found: torch.Tensor
+    inputs: Inputs
+    output: torch.Tensor
 
 
 @dataclass(slots=True)
 class GraphRunner:
-    """Runs passes on a device; `record` is None where it cannot record."""
+    """Runs passes on a device, as graphs where it can capture them."""
 
     device: torch.device
-    record: Record | None
-    _seen: dict[Hashable, int] = field(default_factory=dict)
-    _recordings: dict[Hashable, _Recording] = field(default_factory=dict)
+    capture: Capture | None
+    """None: every pass is launched kernel by kernel."""
+    warmup_runs: int = 2
+    """Passes of a shape before it is captured: libraries choose their kernels in the first ones,
+    and rare shapes are not worth a graph."""
+    max_graphs: int = 64
+    """Shapes that are captured at most."""
+    _runs: dict[Hashable, int] = field(default_factory=dict)
+    _graphs: dict[Hashable, _CapturedGraph] = field(default_factory=dict)
 
-    def run(self, kind: str, given: Given, body: Body) -> torch.Tensor:
-        """What `body` finds in `given`, which lies on the host, once it is on the device.
+    def run(self, kind: str, inputs: Inputs, body: Body) -> torch.Tensor:
+        """Run `body`, replaying a captured CUDA graph when the shapes are known.
 
-        Passes of one kind and of equal shapes must do the same.
+        Args:
+            kind: Passes of one kind whose inputs have equal names and shapes do the same.
+            inputs: On the host.
+            body: The pass.
+
+        Returns:
+            The output of `body`, a tensor of its own.
         """
-        if self.record is None:
-            return body(self._moved(given))
-        key = (kind, *((name, tensor.shape) for name, tensor in sorted(given.items())))
-        recording = self._recordings.get(key)
-        if recording is None:
-            self._seen[key] = self._seen.get(key, 0) + 1
-            if self._seen[key] <= WARM or len(self._recordings) == MOST:
-                return body(self._moved(given))
-            recording = self._recorded(self.record, key, given, body)
-            if recording is None:
-                return body(self._moved(given))
-        for name, tensor in given.items():
-            recording.given[name].copy_(tensor, non_blocking=True)
-        recording.graph.replay()
-        return recording.found.clone()
+        if self.capture is None:
+            return body(self._to_device(inputs))
+        key = (kind, *((name, tensor.shape) for name, tensor in sorted(inputs.items())))
+        graph = self._graphs.get(key)
+        if graph is None:
+            self._runs[key] = self._runs.get(key, 0) + 1
+            if self._runs[key] <= self.warmup_runs or len(self._graphs) == self.max_graphs:
+                return body(self._to_device(inputs))
+            graph = self._captured(self.capture, key, inputs, body)
+            if graph is None:
+                return body(self._to_device(inputs))
+        for name, tensor in inputs.items():
+            graph.inputs[name].copy_(tensor, non_blocking=True)
+        graph.graph.replay()
+        return graph.output.clone()
 
-    def forget(self) -> bool:
-        """Drop all recordings and make no more; whether that is news."""
-        was, self.record = self.record is not None, None
-        self._recordings.clear()
-        return was
+    def drop_graphs(self) -> bool:
+        """Free all graphs and capture no more; whether there could be any until now."""
+        could, self.capture = self.capture is not None, None
+        self._graphs.clear()
+        return could
 
-    def _recorded(
-        self, record: Record, key: Hashable, given: Given, body: Body
-    ) -> _Recording | None:
-        """A new recording; None, from now on, where that fails."""
-        own = self._moved(given)
-        last = next(reversed(self._recordings.values()), None)
+    def _captured(
+        self, capture: Capture, key: Hashable, inputs: Inputs, body: Body
+    ) -> _CapturedGraph | None:
+        """A new graph; None if capturing fails, and no graphs from then on."""
+        own = self._to_device(inputs)
+        last = next(reversed(self._graphs.values()), None)
         try:
-            graph, found = record(lambda: body(own), last.graph if last else None)
+            graph, output = capture(lambda: body(own), last.graph if last else None)
         except Exception as error:
             why = failure_kinds.cause_of(error, None).message
             logger.warning("passes are launched kernel by kernel: %s", why)
-            self.forget()
+            self.drop_graphs()
             return None
-        self._recordings[key] = recording = _Recording(graph, own, found)
-        return recording
+        self._graphs[key] = captured = _CapturedGraph(graph, own, output)
+        return captured
 
-    def _moved(self, given: Given) -> Given:
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in given.items()}
+    def _to_device(self, inputs: Inputs) -> Inputs:
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}

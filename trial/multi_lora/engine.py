@@ -1,16 +1,17 @@
 """Forward, backward, step and evaluation of several trials over one frozen base model.
 
-Knows tensors and slots, nothing of folders: what a slot does when is `trial.packed.job`'s.
+Knows tensors and slots, nothing of trial folders: `trial.packed.job` decides what a slot does when.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
 from itertools import pairwise
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F  # noqa: N812 (as torch names it)
@@ -20,31 +21,55 @@ from trial.data.tokens import IGNORE_INDEX
 from trial.devices import optimum_habana
 from trial.devices.device import Device
 from trial.multi_lora import onednn_linear
-from trial.multi_lora.adamw import Rule, SlotAdamW
-from trial.multi_lora.adapter_bank import AdapterBank, install, uninstall
-from trial.multi_lora.adapter_init import InitialAdapter, NotPackableError
-from trial.multi_lora.causal_attention import causal_only
-from trial.multi_lora.cuda_graphs import Given, GraphRunner
-from trial.multi_lora.linear_cross_entropy import taken
+from trial.multi_lora.adamw import SlotAdamW, StepSettings
+from trial.multi_lora.adapter_bank import AdapterBank
+from trial.multi_lora.adapter_init import InitialAdapter
+from trial.multi_lora.batch_view import dropout_inputs, make_view, slot_inputs
+from trial.multi_lora.causal_attention import maskless_attention
+from trial.multi_lora.cuda_graphs import GraphRunner, Inputs
+from trial.multi_lora.linear_cross_entropy import (
+    ChunkSizes,
+    LinearCrossEntropy,
+    extract_output_layer,
+)
+from trial.multi_lora.packable import refuse_own_dropout, refuse_routed_layers
+from trial.multi_lora.slot_linear import install, uninstall
 from trial.training.loss import sum_losses, summed_loss, target_cross_entropy
 
 # Gradients are views of one block on purpose.
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout")
 
-ENOUGH = 1024
-"""Tokens at a time on a CPU: more leave its caches and gain nothing."""
-FEW = 8
-"""Shapes of eval batches that it pays to build products for."""
-Share = tuple[int, list[Batch], list[int], int]
-"""A slot's part of a batch: slot, rows, their dropout keys, and over how many tokens of the whole
-optimizer step its loss is taken."""
+
+class MicroBatch(NamedTuple):
+    """One slot's rows in the next pass."""
+
+    slot: int
+    rows: list[Batch]
+    row_keys: list[int]
+    """`dropout_hash.row_key` of each row."""
+    step_targets: int
+    """Labelled tokens of the slot's whole optimizer step, over which its loss is the mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Sizes that decide speed, and the last bits of no trial's numbers."""
+
+    pass_tokens: int = 1024
+    """On a CPU slots go through the model in parts of about so many tokens: more leave its caches
+    and gain nothing."""
+    recurring_eval_shapes: int = 8
+    """Evaluations in at most so many shapes are worth oneDNN's code generation."""
+    chunks: ChunkSizes = field(default_factory=ChunkSizes)
+    chunked_loss: bool = True
+    """Whether output layer and loss are computed in chunks, where the model allows it."""
 
 
 class Engine:
     """One base model with a bank of slots over it; `close` gives the base model back untouched.
 
-    Training batches are all `columns` wide: were they as wide as the longest row at hand, sums
-    would be rounded otherwise in other company.
+    Training batches are all `columns` wide: if they were as wide as their longest row, sums would
+    be rounded differently in other company.
     """
 
     def __init__(
@@ -52,55 +77,87 @@ class Engine:
         base: Any,
         device: Device,
         args: Any,
-        drawn: InitialAdapter,
+        initial: InitialAdapter,
         slots: int,
         rank: int,
         columns: int | None = None,
         ranks: int = 1,
+        settings: EngineSettings | None = None,
     ) -> None:
-        _refuse_own_dropout(base)
+        """Change the base model for `slots` slots of LoRA rank `rank`.
+
+        Args:
+            base: The base model.
+            device: Where it trains.
+            args: The trainer's arguments that all trials share: device and precision.
+            initial: An adapter of any of the trials, for names and shapes of its layers.
+            slots: Number of slots, K.
+            rank: LoRA rank of the slots; trials of lower rank are padded.
+            columns: Width of training batches; that of the dataset's rows if None.
+            ranks: Number of processes that train the same slots.
+            settings: Sizes that decide speed.
+
+        Raises:
+            NotPackableError: slots would not stay independent over this model.
+        """
+        refuse_own_dropout(base)
+        self.settings = settings or EngineSettings()
         self.device = device
         self.base = base.to(args.device).requires_grad_(False)
+        self.ranks = ranks
+        self.columns = None if device.fixed_shapes else columns
         self._cast = torch.bfloat16 if args.bf16 else None
         flat = not device.fixed_shapes
-        self.bank = AdapterBank(drawn, slots, rank, args.device, flat=flat, cast=self._cast)
+        self.bank = AdapterBank(initial, slots, rank, args.device, flat=flat, cast=self._cast)
         self.adamw = SlotAdamW(
             self.bank.blocks, masked=device.fixed_shapes, fused=device.free_reads
         )
-        self.columns = None if device.fixed_shapes else columns
-        self.ranks = ranks
-        self._extra = device.evaluation_inputs(SimpleNamespace(model=base, args=args))
-        self._head = None
-        with ExitStack() as changed:
-            # Where a new shape costs a compilation, a look with a few tokens is dear.
-            if not device.fixed_shapes:
-                _refuse_routed(self.base, drawn, self._extra)
-                head = taken(self.base, drawn, self._cast, self._extra, counted=device.free_reads)
-                self._head = changed.enter_context(head)
-            if self.bank.device.type == "cpu":
-                changed.callback(onednn_linear.thaw, self.base)
-                onednn_linear.freeze(self.base)
-            changed.callback(uninstall, self.base, self.bank)
-            install(self.base, self.bank)
-            # Of several ranks each would record by itself, and what fails on one fails on all.
+        self._model_inputs = device.evaluation_inputs(SimpleNamespace(model=base, args=args))
+        self._loss: LinearCrossEntropy | None = None
+        with ExitStack() as changes:
+            self._change_base(changes, initial)
+            # Of several ranks each would capture by itself, and what fails on one fails on all.
             able = device.record is not None and ranks == 1
-            able = able and changed.enter_context(causal_only(self.base))
-            self._passes = GraphRunner(self.bank.device, device.record if able else None)
-            self._changed = changed.pop_all()
+            able = able and changes.enter_context(maskless_attention(self.base))
+            self._runner = GraphRunner(self.bank.device, device.record if able else None)
+            self._changes = changes.pop_all()
+
+    def _change_base(self, changes: ExitStack, initial: InitialAdapter) -> None:
+        """Take the output layer off the base model, and put the bank's layers in."""
+        # Where a new shape costs a compilation, a pass over a few tokens is expensive.
+        if not self.device.fixed_shapes:
+            names = [layer.name for layer in initial.layers]
+            refuse_routed_layers(self.base, names, self._model_inputs)
+            if self.settings.chunked_loss:
+                extracted = extract_output_layer(
+                    self.base, initial, self._cast, self._model_inputs,
+                    skip_unlabelled=self.device.free_reads, sizes=self.settings.chunks,
+                )  # fmt: skip
+                self._loss = changes.enter_context(extracted)
+        if self.bank.device.type == "cpu":
+            changes.callback(onednn_linear.restore_linears, self.base)
+            onednn_linear.freeze_linears(self.base)
+        changes.callback(uninstall, self.base, self.bank)
+        install(self.base, self.bank)
 
     def close(self) -> Any:
         """The base model as it was."""
-        self._passes.forget()
-        self._changed.close()
+        self._runner.drop_graphs()
+        self._changes.close()
         return self.base
 
-    def forget_recordings(self) -> bool:
-        """Give their memory back and do without; whether there can have been any."""
-        return self._passes.forget()
+    def drop_graphs(self) -> bool:
+        """Free captured CUDA graphs and capture no more; whether there could be any until now."""
+        return self._runner.drop_graphs()
 
-    def load(self, slot: int, drawn: InitialAdapter, dropout: float) -> None:
+    @property
+    def may_hold_graphs(self) -> bool:
+        """Whether CUDA graphs are captured here, whose memory `drop_graphs` would free."""
+        return self._runner.capture is not None
+
+    def load(self, slot: int, initial: InitialAdapter, dropout: float) -> None:
         """Put a fresh adapter into a slot."""
-        self.bank.load(slot, drawn, dropout)
+        self.bank.load(slot, initial, dropout)
         self.adamw.clear(slot)
 
     def clear(self, slot: int) -> None:
@@ -108,155 +165,145 @@ class Engine:
         self.bank.clear(slot)
         self.adamw.clear(slot)
 
-    def forget_gradients(self) -> None:
-        """Zero all gradients: what has been done of a step is done again."""
+    def zero_grad(self) -> None:
+        """Zero all slots' gradients, so that their optimizer steps can begin anew."""
         for _, grad in self.bank.blocks:
             grad.zero_()
 
-    def accumulate(self, shares: Sequence[Share]) -> torch.Tensor:
-        """Forward and backward, a micro-batch of each slot; every slot's rows are equally many.
+    def accumulate(self, batches: Sequence[MicroBatch]) -> torch.Tensor:
+        """Forward and backward of one micro-batch of each slot, all of equally many rows.
 
-        Returns each slot's share of its step's loss, [slots at hand], without waiting for it; of
-        several ranks, this one's part of that.
+        Returns each slot's part of its step's mean loss in nats, [slots in the batch], without
+        waiting for the device; with several ranks, the part of this rank's rows.
         """
         self.base.train()
-        losses = [self._pass(part) for part in self._parts(shares)]
+        losses = [self._forward_backward(part) for part in self._parts(batches)]
         return losses[0] if len(losses) == 1 else torch.cat(losses)
 
-    def _parts(self, shares: Sequence[Share]) -> Iterator[Sequence[Share]]:
-        """What goes through the model at once."""
+    def _parts(self, batches: Sequence[MicroBatch]) -> Iterator[Sequence[MicroBatch]]:
+        """The slots that go through the model together."""
         count = 1
         if self.device.free_reads:
-            tokens = sum(len(rows) for _, rows, _, _ in shares) * (self.columns or 1)
-            count = max(1, min(len(shares), round(tokens / ENOUGH)))
-        ends = [len(shares) * part // count for part in range(count + 1)]
-        return (shares[start:end] for start, end in pairwise(ends))
+            tokens = sum(len(batch.rows) for batch in batches) * (self.columns or 1)
+            count = max(1, min(len(batches), round(tokens / self.settings.pass_tokens)))
+        ends = [len(batches) * part // count for part in range(count + 1)]
+        return (batches[start:end] for start, end in pairwise(ends))
 
-    def _pass(self, shares: Sequence[Share]) -> torch.Tensor:
-        slots = [slot for slot, _, _, _ in shares]
-        batch = self._batch([row for _, rows, _, _ in shares for row in rows])
-        keys = [key for _, _, row_keys, _ in shares for key in row_keys]
-        batch |= self.bank.company(slots) | self.bank.dropping(slots, keys)
-        batch["targets"] = torch.tensor([max(1, count) for *_, count in shares])
-        with onednn_linear.steady(batch["input_ids"].numel()):
-            return self._passes.run("train", batch, self._train)
+    def _forward_backward(self, batches: Sequence[MicroBatch]) -> torch.Tensor:
+        slots = [batch.slot for batch in batches]
+        inputs = self._stack([row for batch in batches for row in batch.rows])
+        keys = [key for batch in batches for key in batch.row_keys]
+        inputs |= slot_inputs(slots, self.bank.slots)
+        inputs |= dropout_inputs(slots, keys, self.bank.dropouts, always=not self.bank.flat)
+        inputs["step_targets"] = torch.tensor([max(1, batch.step_targets) for batch in batches])
+        with onednn_linear.recurring_shape(inputs["input_ids"].numel()):
+            return self._runner.run("train", inputs, self._train_pass)
 
-    def _train(self, given: Given) -> torch.Tensor:
-        found = self._forward(given)
-        losses = self._losses(found, given["labels"], 1.0 / given["targets"])
+    def _train_pass(self, inputs: Inputs) -> torch.Tensor:
+        output = self._forward(inputs)
+        losses = self._losses(output, inputs["labels"], 1.0 / inputs["step_targets"])
         losses.sum().backward()
-        self.bank.gather()
+        self.bank.end_batch()
         optimum_habana.mark_step()
         return losses.detach()
 
-    def step(self, rules: Sequence[Rule | None]) -> torch.Tensor:
-        """One optimizer step of the slots that have a rule; every slot's gradient norm."""
+    def step(self, settings: Sequence[StepSettings | None]) -> torch.Tensor:
+        """Optimizer step of the slots that have settings; every slot's gradient norm, [K]."""
         if self.ranks > 1:
-            self._sum_over_ranks([slot for slot, rule in enumerate(rules) if rule is not None])
-        norms = self.adamw.step(rules)
+            due = [slot for slot, chosen in enumerate(settings) if chosen is not None]
+            grads = [grad for _, grad in self.bank.blocks]
+            _sum_over_ranks(grads, due, masked=self.device.fixed_shapes)
+        norms = self.adamw.step(settings)
         optimum_habana.mark_step()
         return norms
 
-    def _sum_over_ranks(self, due: list[int]) -> None:
-        """Add up the gradients of slots whose step is due; the others' have not come so far."""
-        grads = [grad for _, grad in self.bank.blocks]
-        chosen = torch.tensor(due, device=self.bank.device)
-        # Where a new shape costs a compilation all go, and those that are not due are dropped.
-        parts = grads if self.device.fixed_shapes else [grad[chosen] for grad in grads]
-        sums = torch.cat([part.flatten() for part in parts])
-        torch.distributed.all_reduce(sums)
-        found = sums.split([part.numel() for part in parts])
-        for grad, part, summed in zip(grads, parts, found, strict=True):
-            whole = summed.view_as(part)
-            if self.device.fixed_shapes:
-                mask = torch.zeros(len(grad), dtype=torch.bool, device=grad.device)
-                mask[chosen] = True
-                grad.copy_(torch.where(mask.view(-1, *[1] * (grad.dim() - 1)), whole, grad))
-            else:
-                grad[chosen] = whole
+    def evaluate(
+        self, slot: int, batches: Iterable[Batch], before_batch: Callable[[], None]
+    ) -> tuple[float, int]:
+        """One slot's summed eval loss in nats over these batches, and over how many tokens.
 
-    def evaluate(self, slot: int, batches: Iterable[Batch], alive: Any) -> tuple[float, int]:
-        """The eval loss of one slot over these batches: nats, and over how many tokens."""
+        Calls `before_batch` before each of them.
+        """
         self.base.eval()
-        company, few = self.bank.company([slot]), _few_shapes(batches)
+        slot_index = slot_inputs([slot], self.bank.slots)
+        recurring = _has_few_shapes(batches, self.settings.recurring_eval_shapes)
 
         def nats(batch: Batch) -> torch.Tensor:
-            alive()
+            before_batch()
             batch = batch if self.device.fixed_shapes else with_full_attention(batch)
-            with onednn_linear.steady(batch["input_ids"].numel() if few else 0):
-                return self._passes.run("evaluate", batch | company, self._evaluate)
+            with onednn_linear.recurring_shape(batch["input_ids"].numel() if recurring else 0):
+                return self._runner.run("evaluate", batch | slot_index, self._evaluation_pass)
 
         return sum_losses(nats, batches)
 
-    def _evaluate(self, given: Given) -> torch.Tensor:
-        found, labels = self._forward(given), given["labels"]
+    def _evaluation_pass(self, inputs: Inputs) -> torch.Tensor:
+        output, labels = self._forward(inputs), inputs["labels"]
         optimum_habana.mark_step()
-        if self._head is None:
-            return summed_loss(found, labels, dense=True)
-        return self._losses(found, labels, torch.ones(1, device=labels.device)).sum()
+        if self._loss is None:
+            return summed_loss(output, labels, dense=True)
+        return self._losses(output, labels, torch.ones(1, device=labels.device)).sum()
 
-    def _batch(self, rows: list[Batch]) -> Batch:
-        batch = {name: tensor[:, : self.columns] for name, tensor in _stacked(rows).items()}
+    def _stack(self, rows: list[Batch]) -> Inputs:
+        batch = {name: tensor[:, : self.columns] for name, tensor in _collate(rows).items()}
         return batch if self.device.fixed_shapes else with_full_attention(batch)
 
     def _losses(
-        self, found: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor
+        self, output: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
-        """Nats over the labelled tokens of each slot's rows, times its share, [slots].
+        """Summed loss in nats over the labelled tokens of each slot, times its weight, [slots].
 
-        Labels are moved, not what they are compared with, which is large: the last column has no
-        label then.
+        `output` is [rows, columns, vocabulary], or hidden states; `labels` is [rows, columns].
         """
-        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).view(len(shares), -1)
-        found = found.view(*targets.shape, -1)
-        if self._head is not None:
-            return self._head.nats(found, targets, shares)
-        losses = target_cross_entropy(found.flatten(0, 1).float(), targets.flatten())
-        return losses.view(len(shares), -1).sum(dim=1) * shares
+        # Labels are shifted by one, not the output, which is large: the last column has none then.
+        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).view(len(weights), -1)
+        output = output.view(*targets.shape, -1)
+        if self._loss is not None:
+            return self._loss.forward(output, targets, weights)
+        losses = target_cross_entropy(output.flatten(0, 1).float(), targets.flatten())
+        return losses.view(len(weights), -1).sum(dim=1) * weights
 
-    def _forward(self, given: Given) -> torch.Tensor:
-        """Logits, or the hidden states that the head makes them of, [rows, columns, ...]."""
-        inputs = {name: given[name] for name in ("input_ids", "attention_mask")}
-        self.bank.take(given, inputs["input_ids"].shape[1])
+    def _forward(self, inputs: Inputs) -> torch.Tensor:
+        """Logits [rows, columns, vocabulary], or hidden states if the output layer is taken off."""
+        self.bank.begin_batch(make_view(inputs, self.bank.slots))
+        tensors = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         cast = nullcontext()
         if self._cast is not None:
             cast = torch.autocast(self.bank.device.type, dtype=self._cast)  # type: ignore[assignment]
         with cast:
-            found: torch.Tensor = self.base(**inputs, **self._extra).logits
-        return found
+            output: torch.Tensor = self.base(**tensors, **self._model_inputs).logits
+        return output
 
 
-def _few_shapes(batches: Iterable[Batch]) -> bool:
-    """Whether batches that are all at hand, to be evaluated many times, are of few shapes."""
+def _sum_over_ranks(grads: Sequence[torch.Tensor], slots: list[int], *, masked: bool) -> None:
+    """All-reduce the gradients of some slots, in place; the others' stay this rank's own.
+
+    Args:
+        grads: Gradient blocks, each [K, ...].
+        slots: Those whose optimizer step is due; the same on every rank.
+        masked: Send all slots and drop those that are not due, where a new shape costs a
+            compilation.
+    """
+    index = torch.tensor(slots, device=grads[0].device)
+    parts = list(grads) if masked else [grad[index] for grad in grads]
+    sums = torch.cat([part.flatten() for part in parts])
+    torch.distributed.all_reduce(sums)
+    for grad, part, flat in zip(
+        grads, parts, sums.split([part.numel() for part in parts]), strict=True
+    ):
+        total = flat.view_as(part)
+        if masked:
+            mask = torch.zeros(len(grad), dtype=torch.bool, device=grad.device)
+            mask[index] = True
+            grad.copy_(torch.where(mask.view(-1, *[1] * (grad.dim() - 1)), total, grad))
+        else:
+            grad[index] = total
+
+
+def _has_few_shapes(batches: Iterable[Batch], most: int) -> bool:
+    """Whether batches are kept in a list, to be evaluated many times, in at most so many shapes."""
     if not isinstance(batches, list):
         return False
-    return len({batch["input_ids"].shape for batch in batches}) <= FEW
+    return len({batch["input_ids"].shape for batch in batches}) <= most
 
 
-_stacked = Collator(trim=False)
-
-
-def _refuse_own_dropout(base: Any) -> None:
-    """A base model that drops by torch's own draws drops otherwise in company than alone."""
-    config = base.config
-    modules = any(isinstance(part, torch.nn.Dropout) and part.p for part in base.modules())
-    if modules or getattr(config, "attention_dropout", None) or getattr(config, "attn_pdrop", None):
-        raise NotPackableError("the base model has dropout of its own")
-
-
-def _refuse_routed(base: Any, drawn: InitialAdapter, extra: dict[str, Any]) -> None:
-    """A layer that gets some of the tokens, as an expert does, cannot tell whose they are."""
-    ids = torch.arange(4, device=base.device).unsqueeze(0)
-    missed = {layer.name for layer in drawn.layers}
-    with ExitStack() as hooks, torch.no_grad():
-        for name in tuple(missed):
-
-            def seen(_: Any, given: tuple[torch.Tensor, ...], name: str = name) -> None:
-                if given[0].shape[:-1].numel() == ids.numel():
-                    missed.discard(name)
-
-            hook = base.get_submodule(name).register_forward_pre_hook(seen)
-            hooks.callback(hook.remove)
-        base.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), **extra)
-    if missed:
-        raise NotPackableError(f"{min(missed)} gets a part of the batch")
+_collate = Collator(trim=False)

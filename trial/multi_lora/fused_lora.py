@@ -1,7 +1,7 @@
-"""A frozen linear layer and one adapter for each slot, as one product.
+"""A frozen linear layer and the LoRA adapters of several slots as one autograd function.
 
-Step by step, autograd would copy the layer's output to add the adapters' to it, and its input's
-gradient likewise; both are added where they lie.
+Composed of separate operations, autograd copies the layer's output to add the adapters' to it, and
+its input's gradient likewise; here both are added in place.
 """
 
 from __future__ import annotations
@@ -15,97 +15,115 @@ from torch.autograd.function import once_differentiable
 from trial.model.lora_dropout import DropoutMask
 from trial.multi_lora import onednn_linear
 
-Maybe = torch.Tensor | None
-
-
-def adapted(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: Maybe,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    scale: torch.Tensor,
-    drop: DropoutMask | None = None,
-    cast: torch.dtype | None = None,
-    slopes: GradBuffers | None = None,
-) -> torch.Tensor:
-    """`x W' + bias + scale (dropped x) A' B'` of each slot, [K, rows, out].
-
-    `x` is [K, rows, in], `weight` [out, in] and `bias` [out], both frozen; `a` [K, R, in], `b`
-    [K, out, R], `scale` [K, 1, 1]. All are of one type, or the products are computed in `cast`, as
-    autocast would. With `slopes`, the gradients of `a` and `b` are added to these and autograd does
-    not see them. It has no second derivative.
-    """
-    dtype, into = cast or weight.dtype, slopes or GradBuffers()
-    found: torch.Tensor = _Adapted.apply(
-        x, weight, bias, a, b, scale, drop, dtype, into, into.anchor
-    )
-    return found
+OptionalTensor = torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
 class GradBuffers:
-    """Where the gradients of a layer's A and B are added."""
+    """Buffers that the gradients of a layer's A and B are added to; None: autograd's own."""
 
-    a: Maybe = None
-    b: Maybe = None
-    anchor: Maybe = None
-    """Anything with a gradient: what comes of the layer has one too, then."""
+    a: OptionalTensor = None
+    """[K, R, in]."""
+    b: OptionalTensor = None
+    """[K, out, R]."""
+    anchor: OptionalTensor = None
+    """A scalar that requires a gradient, so that autograd calls the backward function even where
+    A and B are no tensors of its graph and the input needs no gradient."""
 
-    def part(self, span: slice) -> GradBuffers:
-        """Those of some slots."""
-        a, b = (None if all_slots is None else all_slots[span] for all_slots in (self.a, self.b))
+    def select(self, slots: slice) -> GradBuffers:
+        """The buffers of some slots."""
+        a, b = (None if buffer is None else buffer[slots] for buffer in (self.a, self.b))
         return GradBuffers(a, b, self.anchor)
 
 
-class _Adapted(torch.autograd.Function):
+def lora_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: OptionalTensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale: torch.Tensor,
+    dropout: DropoutMask | None = None,
+    cast: torch.dtype | None = None,
+    grads: GradBuffers | None = None,
+) -> torch.Tensor:
+    """`x W' + bias + scale dropout(x) A' B'` of each slot, [K, rows, out].
+
+    Not twice differentiable.
+
+    Args:
+        x: [K, rows, in].
+        weight: [out, in], frozen.
+        bias: [out], frozen.
+        a: [K, R, in].
+        b: [K, out, R].
+        scale: [K, 1, 1].
+        dropout: Applied to `x` for the adapters alone.
+        cast: The type that products are computed in, as under autocast; without it all tensors
+            have one type.
+        grads: The gradients of `a` and `b` are added to these, and autograd sees none.
+    """
+    dtype, buffers = cast or weight.dtype, grads or GradBuffers()
+    output: torch.Tensor = _LoraLinear.apply(
+        x, weight, bias, a, b, scale, dropout, dtype, buffers, buffers.anchor
+    )
+    return output
+
+
+class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: Maybe, a: torch.Tensor,
-        b: torch.Tensor, scale: torch.Tensor, drop: DropoutMask | None, dtype: torch.dtype,
-        slopes: GradBuffers, anchor: Maybe,
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: OptionalTensor, a: torch.Tensor,
+        b: torch.Tensor, scale: torch.Tensor, dropout: DropoutMask | None, dtype: torch.dtype,
+        grads: GradBuffers, anchor: OptionalTensor,
     ) -> torch.Tensor:  # fmt: skip
-        ctx.types, ctx.drop, ctx.slopes = (x.dtype, a.dtype), drop, slopes
+        ctx.types, ctx.dropout, ctx.grads = (x.dtype, a.dtype), dropout, grads
         whole, weight, a, b = (tensor.to(dtype) for tensor in (x, weight, a, b))
         bias = None if bias is None else bias.to(dtype)
-        dropped = whole if drop is None else drop.apply(x, dtype)
+        dropped = whole if dropout is None else dropout.apply(x, dtype)
         inner = torch.bmm(dropped, a.transpose(1, 2)).mul_(scale)
         ctx.save_for_backward(dropped, weight, a, b, scale, inner)
         return onednn_linear.linear(whole, weight, bias).baddbmm_(inner, b.transpose(1, 2))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Maybe, ...]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[OptionalTensor, ...]:
         dropped, weight, a, b, scale, inner = ctx.saved_tensors
-        of_input, of_adapter = ctx.types
-        back = torch.bmm(gradient, b).mul_(scale)
-        of_x = None
+        x_dtype, adapter_dtype = ctx.types
+        inner_grad = torch.bmm(gradient, b).mul_(scale)
+        x_grad = None
         if ctx.needs_input_grad[0]:
-            # In the input's own type, as autograd adds: the adapters' share may be small beside it.
-            of_x = onednn_linear.back(gradient, weight).to(of_input)
-            if ctx.drop is not None:
-                ctx.drop.add_to(of_x, torch.bmm(back, a))
-            elif of_x.dtype == back.dtype and not _rounds_apart(of_x):
-                of_x.baddbmm_(back, a)
+            # In the input's own type, as autograd adds: the adapters' part may be small beside it.
+            x_grad = onednn_linear.input_gradient(gradient, weight).to(x_dtype)
+            if ctx.dropout is not None:
+                ctx.dropout.add_to(x_grad, torch.bmm(inner_grad, a))
+            elif x_grad.dtype == inner_grad.dtype and not _rounds_before_adding(x_grad):
+                x_grad.baddbmm_(inner_grad, a)
             else:
-                of_x.add_(torch.bmm(back, a))
-        of_a = _product(back, dropped, ctx.slopes.a, of_adapter)
-        of_b = _product(gradient, inner, ctx.slopes.b, of_adapter)
-        return of_x, None, None, of_a, of_b, None, None, None, None, None
+                x_grad.add_(torch.bmm(inner_grad, a))
+        a_grad = _product(inner_grad, dropped, ctx.grads.a, adapter_dtype)
+        b_grad = _product(gradient, inner, ctx.grads.b, adapter_dtype)
+        return x_grad, None, None, a_grad, b_grad, None, None, None, None, None
 
 
-def _rounds_apart(x: torch.Tensor) -> bool:
-    """On a CPU a low type is rounded before it is added: so it is beside a trial that drops."""
+def _rounds_before_adding(x: torch.Tensor) -> bool:
+    """Whether a product is to be rounded before it is added: 16-bit types on a CPU.
+
+    The branch with dropout does so, and a trial's numbers must not depend on its neighbours'
+    dropout.
+    """
     return x.device.type == "cpu" and x.dtype.itemsize < 4
 
 
-def _product(left: torch.Tensor, right: torch.Tensor, into: Maybe, dtype: torch.dtype) -> Maybe:
-    """`left' right` of each slot as `dtype`, or added to what is there already."""
-    if into is None:
+def _product(
+    left: torch.Tensor, right: torch.Tensor, buffer: OptionalTensor, dtype: torch.dtype
+) -> OptionalTensor:
+    """`left' right` of each slot as `dtype`; with a buffer, added to that, and None."""
+    if buffer is None:
         return torch.bmm(left.transpose(1, 2), right).to(dtype)
-    if into.device.type == "cpu":
-        # There it would go matrix by matrix.
-        into.add_(torch.bmm(left.transpose(1, 2), right))
+    if buffer.device.type == "cpu":
+        # A CPU's baddbmm_ goes matrix by matrix.
+        buffer.add_(torch.bmm(left.transpose(1, 2), right))
     else:
-        into.baddbmm_(left.transpose(1, 2), right)
+        buffer.baddbmm_(left.transpose(1, 2), right)
     return None

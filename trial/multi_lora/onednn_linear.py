@@ -1,8 +1,8 @@
-"""Products with frozen weights, by the faster of the two libraries that torch has for them.
+"""Products with frozen weights, by MKL or by oneDNN, whichever is faster.
 
-On a CPU torch takes MKL for float32, which keeps to narrow registers where the processor is not
-Intel's. oneDNN, which torch brings along, knows them all, and is as exact. It builds code for every
-shape, about a megabyte of it: good for shapes that come again and again, ruinous for others.
+On a CPU torch computes float32 products by MKL, which uses narrow vector registers on processors
+that are not Intel's. oneDNN, which is part of torch, uses all of them and is as exact. It generates
+code for each shape, about a megabyte of it: that pays for shapes that recur, and only for those.
 """
 
 from __future__ import annotations
@@ -19,62 +19,62 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812 (as torch names it)
 
-_steady: ContextVar[int] = ContextVar("steady", default=0)
-"""Positions of the pass at hand, if passes over so many come again."""
+from trial.devices import compat_torch
+
+_recurring_positions: ContextVar[int] = ContextVar("recurring_positions", default=0)
+"""Positions (rows times columns) of the current batch if its shape recurs, else 0."""
 
 
 @contextmanager
-def steady(positions: int) -> Iterator[None]:
-    """A pass over so many positions, forward and backward, is of shapes that come again."""
-    token = _steady.set(positions)
+def recurring_shape(positions: int) -> Iterator[None]:
+    """Declare that batches of so many positions recur; 0 declares nothing.
+
+    Inside, forward and backward, products on a CPU are computed by oneDNN.
+    """
+    token = _recurring_positions.set(positions)
     try:
         yield
     finally:
-        _steady.reset(token)
+        _recurring_positions.reset(token)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """`x W' + bias`, [..., out], of `x` [..., in]; not for autograd."""
-    if _by_onednn(x, weight):
-        return _onednn(x, weight, bias)
+    """`x W' + bias`, [..., out], of `x` [..., in]; without autograd."""
+    if _uses_onednn(x, weight):
+        return compat_torch.mkldnn_linear(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
-def back(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`x`'s gradient, [..., in], of the product's, [..., out]; not for autograd."""
-    if _by_onednn(gradient, weight):
-        return _onednn(gradient, weight.t(), None)
+def input_gradient(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Gradient of `linear`'s input, [..., in], from its output's, [..., out]; without autograd."""
+    if _uses_onednn(gradient, weight):
+        return compat_torch.mkldnn_linear(gradient, weight.t(), None)
     return gradient @ weight
 
 
-def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
+def _uses_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
-        and _steady.get() > 0
+        and _recurring_positions.get() > 0
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and available()
     )
 
 
-def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return found
-
-
 @cache
 def available() -> bool:
-    """Whether torch has oneDNN's product here: it is the one that torch's own compiler calls."""
+    """Whether oneDNN's product exists here and gives the right result."""
     if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
         return False
     try:
-        one = torch.ones(2, 2)
-        return torch.equal(_onednn(one, one, None), one @ one)
+        ones = torch.ones(2, 2)
+        return torch.equal(compat_torch.mkldnn_linear(ones, ones, None), ones @ ones)
     except Exception:
         return False
 
 
-class _Product(torch.autograd.Function):
+class _FrozenLinearFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
@@ -85,37 +85,37 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return back(gradient, *ctx.saved_tensors), None, None
+        return input_gradient(gradient, *ctx.saved_tensors), None, None
 
 
 class FrozenLinear(nn.Linear):
-    """A linear layer that is not trained, of a model whose other layers have adapters."""
+    """An `nn.Linear` whose weight is not trained, computed by oneDNN where that is faster."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """As `nn.Linear`; there is no gradient for the weight."""
-        if torch.is_autocast_enabled(input.device.type) or not _by_onednn(input, self.weight):
+        """As `nn.Linear`; the weight gets no gradient."""
+        if torch.is_autocast_enabled(input.device.type) or not _uses_onednn(input, self.weight):
             return super().forward(input)
-        # An expert gets another number of positions in every pass.
-        if input.shape[:-1].numel() != _steady.get():
+        # A mixture's expert gets a different number of positions in each batch.
+        if input.shape[:-1].numel() != _recurring_positions.get():
             return super().forward(input)
-        found: torch.Tensor = _Product.apply(input, self.weight, self.bias)
-        return found
+        output: torch.Tensor = _FrozenLinearFunction.apply(input, self.weight, self.bias)
+        return output
 
 
-def is_plain(layer: Any) -> TypeGuard[nn.Linear]:
-    """Whether a layer is a product with a weight and nothing more."""
+def is_plain_linear(layer: Any) -> TypeGuard[nn.Linear]:
+    """Whether a layer is `nn.Linear` or `FrozenLinear` itself, no other subclass."""
     return type(layer) in (nn.Linear, FrozenLinear)
 
 
-def freeze(model: Any) -> None:
-    """Let the plain linear layers of a frozen model multiply by the faster library."""
+def freeze_linears(model: Any) -> None:
+    """Turn a frozen model's `nn.Linear` layers into `FrozenLinear`, in place."""
     for layer in model.modules():
         if type(layer) is nn.Linear:
             layer.__class__ = FrozenLinear
 
 
-def thaw(model: Any) -> None:
-    """Make them plain again."""
+def restore_linears(model: Any) -> None:
+    """Undo `freeze_linears`."""
     for layer in model.modules():
         if type(layer) is FrozenLinear:
             layer.__class__ = nn.Linear  # type: ignore[assignment]

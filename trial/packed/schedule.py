@@ -1,19 +1,20 @@
-"""When a packed trial steps, logs, evaluates, saves and ends: its trainer's arguments, as rules.
+"""When a packed trial steps, logs, evaluates and saves, from its trainer's arguments.
 
-The arguments are the trainer's own objects, so defaults, ratios and schedules are the trainer's.
+The arguments and schedules are the trainer's own objects, so that defaults and ratios are, too.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from trial.config.trial_config import TrialConfig
-from trial.multi_lora.adamw import Rule
-from trial.multi_lora.adapter_init import NotPackableError
+from trial.multi_lora.adamw import StepSettings
+from trial.multi_lora.packable import NotPackableError
 from trial.training.arguments import saves_with_each_evaluation
 
 
@@ -22,16 +23,17 @@ class TrialSchedule:
     """One trial's arguments, and what follows from them."""
 
     args: Any
+    """The trainer's arguments."""
     max_steps: int
     epoch_steps: int
     """Optimizer steps of one epoch."""
     logging_steps: int
     eval_steps: int
-    chosen: frozenset[int] | None
-    """Evaluations before the last one, where they are not every `eval_steps`."""
+    eval_at: frozenset[int] | None
+    """Steps to evaluate after besides the last one, in place of every `eval_steps`."""
     save_steps: int
     """0 saves with each evaluation."""
-    schedule: Any
+    lr_factor: Callable[[int], float]
     """Factor of the learning rate as a function of the number of steps done."""
     ranks: int = 1
 
@@ -41,43 +43,43 @@ class TrialSchedule:
         args = self.args
         return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * self.ranks)
 
-    def rate(self, done: int) -> float:
-        """The learning rate after so many steps."""
-        return float(self.args.learning_rate * self.schedule(done))
+    def learning_rate(self, steps_done: int) -> float:
+        """The learning rate of the next step after so many."""
+        return float(self.args.learning_rate * self.lr_factor(steps_done))
 
-    def rule(self, done: int) -> Rule:
-        """How the next optimizer step is taken."""
+    def step_settings(self, steps_done: int) -> StepSettings:
+        """AdamW's hyperparameters for the next step after so many."""
         args = self.args
-        return Rule(
-            step=done + 1,
-            rate=self.rate(done),
-            decay=args.weight_decay,
+        return StepSettings(
+            step=steps_done + 1,
+            lr=self.learning_rate(steps_done),
+            weight_decay=args.weight_decay,
             betas=(args.adam_beta1, args.adam_beta2),
-            epsilon=args.adam_epsilon,
-            max_norm=args.max_grad_norm or 0.0,
+            eps=args.adam_epsilon,
+            max_grad_norm=args.max_grad_norm or 0.0,
         )
 
     def logs(self, step: int) -> bool:
-        """Whether the training loss is written after this step."""
+        """Whether the training loss is logged after this step."""
         return step % self.logging_steps == 0 or (step == 1 and self.args.logging_first_step)
 
     def evaluates(self, step: int) -> bool:
         """Whether the trial is evaluated after this step."""
         due = step % self.eval_steps == 0 and self.args.eval_delay <= step
-        if self.chosen is not None:
-            due = step in self.chosen
+        if self.eval_at is not None:
+            due = step in self.eval_at
         return due or step >= self.max_steps
 
-    def saves(self, step: int, evaluated: bool) -> bool:
+    def saves(self, step: int, evaluates: bool) -> bool:
         """Whether a checkpoint is written after this step, which is not the last."""
-        return evaluated if not self.save_steps else step % self.save_steps == 0
+        return evaluates if not self.save_steps else step % self.save_steps == 0
 
 
 def make_schedule(args: Any, config: TrialConfig, rows: int, ranks: int = 1) -> TrialSchedule:
-    """The rules of a trial on `rows` training rows, trained by so many ranks.
+    """The schedule of a trial over `rows` training rows, trained by so many ranks.
 
     Raises:
-        NotPackableError: its schedule is no function of the step.
+        NotPackableError: its learning rate is no function of the step.
     """
     step_rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * ranks
     epoch_steps = max(1, -(-rows // step_rows))
@@ -88,32 +90,34 @@ def make_schedule(args: Any, config: TrialConfig, rows: int, ranks: int = 1) -> 
         args=args,
         max_steps=max_steps,
         epoch_steps=epoch_steps,
-        logging_steps=_steps(args.logging_steps, max_steps),
-        eval_steps=_steps(args.eval_steps, max_steps),
-        chosen=None if config.evaluation.steps is None else frozenset(config.evaluation.steps),
-        save_steps=0 if saves_with_each_evaluation(config) else _steps(args.save_steps, max_steps),
-        schedule=_schedule(args, max_steps),
+        logging_steps=_absolute_steps(args.logging_steps, max_steps),
+        eval_steps=_absolute_steps(args.eval_steps, max_steps),
+        eval_at=None if config.evaluation.steps is None else frozenset(config.evaluation.steps),
+        save_steps=(
+            0 if saves_with_each_evaluation(config) else _absolute_steps(args.save_steps, max_steps)
+        ),
+        lr_factor=_lr_factor(args, max_steps),
         ranks=ranks,
     )
 
 
-def _steps(value: float, max_steps: int) -> int:
-    """A number of steps, or a share of all of them."""
+def _absolute_steps(value: float, max_steps: int) -> int:
+    """A number of steps; below 1 it is a ratio of all steps, as `Trainer` reads it."""
     return max(1, math.ceil(max_steps * value) if value < 1 else int(value))
 
 
-def _schedule(args: Any, max_steps: int) -> Any:
+def _lr_factor(args: Any, max_steps: int) -> Any:
     from transformers import get_scheduler
 
-    # Some schedules end at a rate of its own right: what that is of the first they ask here.
+    # Schedules that end at an absolute rate read the initial one from the optimizer here.
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
-    made = get_scheduler(
+    scheduler = get_scheduler(
         args.lr_scheduler_type,
         optimizer,
         num_warmup_steps=args.get_warmup_steps(max_steps),
         num_training_steps=max_steps,
         scheduler_specific_kwargs=args.lr_scheduler_kwargs,
     )
-    if not hasattr(made, "lr_lambdas"):
+    if not hasattr(scheduler, "lr_lambdas"):
         raise NotPackableError(f"{args.lr_scheduler_type} is no function of the step")
-    return made.lr_lambdas[0]
+    return scheduler.lr_lambdas[0]

@@ -1,4 +1,4 @@
-"""What all trials of a packed job stand on: device, base model, data, and as many slots as pay."""
+"""Resources shared by a packed job: device, base model with slots over it, tokens, eval batches."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from trial.data.collate import Batch, Collator, evaluation_batches
 from trial.data.prepare import PreparedData
 from trial.devices.device import Device
 from trial.distributed.rank_group import RankGroup
-from trial.multi_lora.adapter_init import AdapterInitializer, NotPackableError
+from trial.multi_lora.adapter_init import AdapterInitializer
 from trial.multi_lora.engine import Engine
+from trial.multi_lora.packable import NotPackableError
 from trial.packed.schedule import TrialSchedule, make_schedule
-from trial.packed.slot_count import CANDIDATES, measure, release
+from trial.packed.slot_count import CANDIDATES, free_memory, measure_slot_count
 from trial.store import failure_kinds
 from trial.store.folders import TrialFolder
 from trial.training.arguments import build_arguments, tracker_labels, training_keywords
 from trial.training.process_cache import ProcessCache
 
 logger = logging.getLogger(__name__)
-KEPT_EVAL_TOKENS = 1 << 22
-"""Eval batches are kept in memory up to this size."""
+CACHED_EVAL_TOKENS = 1 << 22
+"""Eval sets of at most so many tokens are kept as batches in memory."""
 
 
 @dataclass(slots=True)
 class PackedSetup:
-    """One base model with slots over it, and the data that every trial of the job trains on."""
+    """Resources shared by a packed job: device, base model, tokens, slots."""
 
     process_cache: ProcessCache
     device: Device
@@ -38,32 +39,36 @@ class PackedSetup:
     initializer: AdapterInitializer
     engine: Engine
     rank_group: RankGroup = field(default_factory=RankGroup)
-    _evals: dict[int, list[Batch]] = field(default_factory=dict)
+    _eval_batches: dict[int, list[Batch]] = field(default_factory=dict)
 
     @property
     def slots(self) -> int:
-        """How many trials train at once."""
+        """How many trials can train at once."""
         return self.engine.bank.slots
 
-    def plan(self, config: TrialConfig, folder: TrialFolder) -> TrialSchedule:
-        """What a trial does when."""
+    def schedule(self, config: TrialConfig, folder: TrialFolder) -> TrialSchedule:
+        """When a trial logs, evaluates, saves and ends.
+
+        Raises:
+            NotPackableError: its learning rate is no function of the step.
+        """
         args = _arguments(config, self.device, folder)
         return make_schedule(args, config, len(self.data.train), self.rank_group.size)
 
     def eval_batches(self, size: int) -> Iterable[Batch]:
-        """The held-out rows, or this rank's part, in batches of `size`; the same for all trials."""
+        """This rank's part of the eval set in batches of `size` rows; the same for all trials."""
         dataset, collate = self.data.eval, Collator(trim=not self.device.fixed_shapes)
-        fresh = evaluation_batches(
+        batches = evaluation_batches(
             dataset, size, collate, rank=self.rank_group.rank, ranks=self.rank_group.size
         )
-        if len(dataset) * dataset.max_length > KEPT_EVAL_TOKENS:
-            return fresh
-        if size not in self._evals:
-            self._evals[size] = list(fresh)
-        return self._evals[size]
+        if len(dataset) * dataset.max_length > CACHED_EVAL_TOKENS:
+            return batches
+        if size not in self._eval_batches:
+            self._eval_batches[size] = list(batches)
+        return self._eval_batches[size]
 
     def close(self) -> None:
-        """Give the base model back as it was."""
+        """Give the base model back to the process's cache as it was."""
         self.process_cache.keep_base(self.engine.close())
 
 
@@ -74,11 +79,22 @@ def open_setup(
     slots: int,
     limit: int,
     rank_group: RankGroup | None = None,
+    *,
+    make_engine: Callable[..., Engine] = Engine,
 ) -> PackedSetup:
-    """Prepare for trials that share a job with `config`; 0 slots: as many as pay, up to `limit`.
+    """Load what trials need that may share a job with `config`.
+
+    Args:
+        process_cache: Where the base model and the tokens come from.
+        config: The first trial.
+        folder: Its folder.
+        slots: Number of slots; 0 measures how many are best, up to `limit`.
+        limit: Most slots that are taken then.
+        rank_group: The ranks that open the job together.
+        make_engine: The engine's class, or a function of its parameters.
 
     Raises:
-        NotPackableError: base model or adapter are none that slots can train.
+        NotPackableError: the base model or the adapter cannot be trained in slots.
     """
     device, rank_group = process_cache.start(config), rank_group or RankGroup()
     # Of several ranks, this opens the process group of torch.distributed too.
@@ -87,9 +103,9 @@ def open_setup(
     base = process_cache.take_base(config, device)
     data = process_cache.prepared(config, base.config.model_type)
     initializer = AdapterInitializer(base)
-    drawn = initializer.draw(config)
+    initial = initializer.create(config)
     build = partial(
-        Engine, device=device, args=args, drawn=drawn, rank=padded_rank(config),
+        make_engine, device=device, args=args, initial=initial, rank=padded_rank(config),
         columns=data.train.longest(), ranks=rank_group.size,
     )  # fmt: skip
     try:
@@ -99,22 +115,24 @@ def open_setup(
         raise
     if not slots:
         rows = [data.train[i % len(data.train)] for i in range(args.per_device_train_batch_size)]
-        fitting = measure(engine, device, drawn, config.lora.lora_dropout, rows, rank_group)
-        if fitting < engine.bank.slots:
+        dropout = config.lora.lora_dropout
+        best = measure_slot_count(engine, device, initial, dropout, rows, rank_group)
+        if best < engine.bank.slots:
             base = engine.close()
-            # The new slots take the place of the old ones.
+            # The old slots' memory is free before the new ones are made.
             del engine
-            release()
-            engine = build(base, slots=fitting)
+            free_memory()
+            engine = build(base, slots=best)
     return PackedSetup(process_cache, device, data, initializer, engine, rank_group)
 
 
 def build_fitting(
     build: Callable[..., Engine], base: Any, slots: int, rank_group: RankGroup | None = None
 ) -> Engine:
-    """An engine of `slots` slots, or of a half, a quarter, ... of them, as every rank's memory has.
+    """An engine of `slots` slots, or of a half, a quarter, ... as fits every rank's memory.
 
-    A rank without room for one slot fails.
+    Raises:
+        Exception: whatever a rank raises that has no memory for one slot.
     """
     while True:
         try:
@@ -126,7 +144,7 @@ def build_fitting(
                 "no room for %d slots: %s", slots, failure_kinds.cause_of(error, None).message
             )
         slots //= 2
-        release()
+        free_memory()
 
 
 def _arguments(config: TrialConfig, device: Device, folder: TrialFolder) -> Any:

@@ -1,4 +1,4 @@
-"""One trial in a slot: what it has come to, what it does next, what it leaves on disk."""
+"""One trial in a slot of a packed job: its counters, its next rows, and its files."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ import torch
 
 from trial.data.collate import Batch
 from trial.data.epoch_sampler import EpochSampler
+from trial.data.tokens import IGNORE_INDEX
+from trial.model.dropout_hash import row_key
 from trial.model.weights import StateDict, write_adapter
-from trial.multi_lora.adamw import SlotAdamW
-from trial.multi_lora.adapter_bank import AdapterBank
 from trial.multi_lora.adapter_init import InitialAdapter
+from trial.multi_lora.engine import Engine, MicroBatch
 from trial.packed.schedule import TrialSchedule
 from trial.packed.trial_source import PackedTrial
 from trial.store.phase_timer import SharedPhaseTimer
 from trial.store.records import TrainLog
 from trial.training.context import AttemptContext
 
-STATE = "slot.safetensors"
-"""Adapter and moments of a packed trial's checkpoint, at its own rank."""
+STATE_FILE = "slot.safetensors"
+"""Adapter and AdamW moments in a packed trial's checkpoint, at the trial's own rank."""
 
 
 @dataclass(slots=True)
@@ -32,80 +33,101 @@ class Slot:
     """A trial in training."""
 
     index: int
+    """Number of the slot in the engine."""
     trial: PackedTrial
-    session: AttemptContext
-    plan: TrialSchedule
-    drawn: InitialAdapter
-    bank: AdapterBank
-    adamw: SlotAdamW
+    context: AttemptContext
+    schedule: TrialSchedule
+    initial: InitialAdapter
+    engine: Engine
     clock: SharedPhaseTimer
-    order: Iterator[int]
-    """Row numbers without end."""
-    rows: list[Batch] = field(default_factory=list)
-    """Those of the optimizer step at hand, of all ranks; empty between steps."""
-    targets: int = 0
-    """Tokens that the loss of the step is taken over."""
-    micro: int = 0
-    """Micro-batches of the step that are done."""
-    began: int = 0
-    """Steps that were done when this attempt began."""
+    row_order: Iterator[int]
+    """Row numbers in training order, without end."""
+    step_rows: list[Batch] = field(default_factory=list)
+    """Rows of the current optimizer step, of all ranks; empty between steps."""
+    step_targets: int = 0
+    """Labelled tokens of the current step, over which its loss is the mean."""
+    micro_batches: int = 0
+    """Micro-batches of the current step that are done."""
+    resumed_at: int = 0
+    """Optimizer steps that were done when this attempt began."""
     fresh: bool = True
-    """Whether there was no checkpoint to go on from."""
-    newest: float = 0.0
-    """The last micro-batch's share of its step's loss, as far as that was read."""
-    loss: float = 0.0
-    """What the micro-batches of the step at hand have come to."""
-    lost: float = 0.0
-    """Sum of the training losses since the last log entry."""
+    """Whether the attempt began without a checkpoint."""
+    newest_loss: float = 0.0
+    """The last micro-batch's part of its step's loss, as far as it was read from the device."""
+    step_loss: float = 0.0
+    """Sum of these parts over the current step."""
+    logged_loss: float = 0.0
+    """Sum of the losses of the steps since the last log entry."""
     logged_at: int = 0
+    """Step of the last log entry."""
 
     @property
     def run(self) -> Any:
-        """The trial as its reports see it."""
-        return self.session.run
+        """The trial's `RunState`."""
+        return self.context.run
 
     @property
     def epoch(self) -> float:
         """Epochs done."""
-        return float(self.run.steps / self.plan.epoch_steps)
+        return float(self.run.steps / self.schedule.epoch_steps)
+
+    # Optimizer steps
 
     def begin_step(self, dataset: Any) -> None:
-        """Fetch the rows of the next optimizer step, unless one is under way."""
-        if self.rows:
+        """Fetch the rows of the next optimizer step, unless one has begun."""
+        if self.step_rows:
             return
-        self.rows = [dataset[index] for index in islice(self.order, self.plan.step_rows)]
-        self.targets = sum(int((row["labels"][1:] != -100).sum()) for row in self.rows)
+        numbers = islice(self.row_order, self.schedule.step_rows)
+        self.step_rows = [dataset[number] for number in numbers]
+        self.step_targets = sum(
+            int((row["labels"][1:] != IGNORE_INDEX).sum()) for row in self.step_rows
+        )
 
-    def places(self, micro: int) -> range:
-        """Which rows of the optimizer step are this rank's in a micro-batch of it."""
-        size, rank_group = self.plan.args.per_device_train_batch_size, self.run.rank_group
-        first = (micro * rank_group.size + rank_group.rank) * size
+    def rank_rows(self, micro_batch: int) -> range:
+        """Which rows of the optimizer step are this rank's in one of its micro-batches."""
+        size, ranks = self.schedule.args.per_device_train_batch_size, self.run.rank_group
+        first = (micro_batch * ranks.size + ranks.rank) * size
         return range(first, first + size)
 
-    def count_tokens(self) -> None:
-        """Count the tokens of this rank's rows of the step."""
-        micros = range(self.plan.args.gradient_accumulation_steps)
-        own = [self.rows[place] for micro in micros for place in self.places(micro)]
-        self.run.count_tokens(torch.stack([row["attention_mask"].sum() for row in own]).sum())
+    def next_micro_batch(self) -> MicroBatch:
+        """This rank's rows of the next micro-batch."""
+        rows, seed = self.rank_rows(self.micro_batches), self.schedule.args.seed
+        keys = [row_key(seed, self.run.steps, row) for row in rows]
+        return MicroBatch(
+            self.index, [self.step_rows[row] for row in rows], keys, self.step_targets
+        )
 
-    def take_loss(self, step: int, value: float) -> None:
-        """A micro-batch's share of the loss of the step after `step` others."""
-        self.newest = value
+    @property
+    def step_due(self) -> bool:
+        """Whether all micro-batches of the current step are done."""
+        return bool(self.micro_batches == self.schedule.args.gradient_accumulation_steps)
+
+    def add_loss(self, step: int, value: float) -> None:
+        """Add a micro-batch's part of the loss of the step after `step` others."""
+        self.newest_loss = value
         if step == self.run.steps:
-            self.loss += value
+            self.step_loss += value
         else:
-            self.lost += value
+            self.logged_loss += value
 
-    def step_again(self) -> None:
-        """Forget what has been done of the step at hand."""
-        self.micro, self.loss = 0, 0.0
+    def restart_step(self) -> None:
+        """Forget what is done of the current step; its rows stay."""
+        self.micro_batches, self.step_loss = 0, 0.0
         self.run.discard_step()
 
-    def tells_next(self) -> bool:
-        """Whether the step just done, not yet counted, is followed by a report."""
-        step, plan = self.run.steps + 1, self.plan
-        evaluated = plan.evaluates(step)
-        return not self.rows and (plan.logs(step) or evaluated or plan.saves(step, evaluated))
+    def release_rows(self) -> None:
+        """After an optimizer step: count the tokens of this rank's rows, and let the rows go."""
+        micro_batches = range(self.schedule.args.gradient_accumulation_steps)
+        rows = [self.step_rows[row] for micro in micro_batches for row in self.rank_rows(micro)]
+        self.run.count_tokens(torch.stack([row["attention_mask"].sum() for row in rows]).sum())
+        self.step_rows = []
+
+    def reports_next(self) -> bool:
+        """Whether the step just done, not counted yet, is followed by a log, evaluation or save."""
+        step, schedule = self.run.steps + 1, self.schedule
+        evaluates = schedule.evaluates(step)
+        reports = schedule.logs(step) or evaluates or schedule.saves(step, evaluates)
+        return not self.step_rows and reports
 
     def end_step(self) -> None:
         """Count an optimizer step.
@@ -113,88 +135,94 @@ class Slot:
         Raises:
             Diverged: its loss is above the trial's bound.
         """
-        self.lost += self.loss
-        self.rows, self.micro, self.loss = [], 0, 0.0
+        self.logged_loss += self.step_loss
+        self.step_rows, self.micro_batches, self.step_loss = [], 0, 0.0
         self.run.end_step(self.run.steps + 1)
 
-    def log(self, norm: float) -> None:
-        """Write a training log entry, where one is due.
+    def log(self, grad_norm: float) -> None:
+        """Write a training log entry: mean loss in nats since the last one, rate, gradient norm.
 
         Raises:
             Diverged: the loss is not finite, or above the trial's bound.
         """
         step = self.run.steps
-        count = step - self.logged_at
-        mean, self.lost, self.logged_at = self.lost / count, 0.0, step
-        rate = self.plan.rate(step - 1)
+        mean = self.logged_loss / (step - self.logged_at)
+        self.logged_loss, self.logged_at = 0.0, step
+        rate = self.schedule.learning_rate(step - 1)
         self.run.record_log(
-            TrainLog(step=step, loss=round(mean, 4), learning_rate=rate, grad_norm=norm)
+            TrainLog(step=step, loss=round(mean, 4), learning_rate=rate, grad_norm=grad_norm)
         )
 
-    # On disk
+    # Files
 
     def write_adapter(self, folder: Path) -> None:
-        """The adapter as PEFT reads it."""
+        """Write the adapter in PEFT's format."""
         tensors: StateDict = {}
-        for layer, pair in zip(
-            self.drawn.layers, self.bank.read(self.index, self.drawn), strict=True
-        ):
+        pairs = self.engine.bank.read(self.index, self.initial)
+        for layer, pair in zip(self.initial.layers, pairs, strict=True):
             tensors.update(zip(layer.keys, pair, strict=True))
-        write_adapter(tensors, self.drawn.config, folder)
+        write_adapter(tensors, self.initial.config, folder)
 
-    def write_state(self) -> None:
-        """A checkpoint: all that exact continuation needs; every rank has it, the first writes."""
+    def write_checkpoint(self) -> None:
+        """Write all that exact continuation needs; of several ranks the first writes."""
         if not self.run.rank_group.rank:
-            self._write()
+            self._write_state()
         self.run.record_checkpoint(self.run.steps)
 
-    def _write(self) -> None:
+    def _write_state(self) -> None:
         from safetensors.torch import save_file
 
         folder = self.run.checkpoints.at(self.run.steps)
         folder.mkdir(parents=True, exist_ok=True)
-        about = {"lost": self.lost, "logged_at": self.logged_at}
-        save_file(self._tensors(), folder / STATE, metadata={"slot": json.dumps(about)})
+        # "lost" is the name that checkpoints have had from the beginning.
+        counters = {"lost": self.logged_loss, "logged_at": self.logged_at}
+        save_file(
+            self._state_tensors(), folder / STATE_FILE, metadata={"slot": json.dumps(counters)}
+        )
 
-    def _tensors(self) -> dict[str, Any]:
-        found = {}
-        for what, blocks in self._parts():
-            for layer, (a, b) in zip(
-                self.drawn.layers, self.bank.read(self.index, self.drawn, blocks), strict=True
-            ):
-                found[f"{what}.a.{layer.name}"] = a.contiguous()
-                found[f"{what}.b.{layer.name}"] = b.contiguous()
-        return found
+    def _state_tensors(self) -> dict[str, torch.Tensor]:
+        tensors = {}
+        for kind, blocks in self._state_blocks():
+            pairs = self.engine.bank.read(self.index, self.initial, blocks)
+            for layer, (a, b) in zip(self.initial.layers, pairs, strict=True):
+                tensors[f"{kind}.a.{layer.name}"] = a.contiguous()
+                tensors[f"{kind}.b.{layer.name}"] = b.contiguous()
+        return tensors
 
-    def _parts(self) -> tuple[tuple[str, Any], ...]:
-        return ("value", None), ("first", self.adamw.first), ("second", self.adamw.second)
+    def _state_blocks(self) -> tuple[tuple[str, Any], ...]:
+        """What a checkpoint holds, by its names there."""
+        adamw = self.engine.adamw
+        return ("value", None), ("first", adamw.exp_avg), ("second", adamw.exp_avg_sq)
 
-    def read_state(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint.
+    def read_checkpoint(self, checkpoint: Path) -> None:
+        """Go on from a packed trial's checkpoint.
 
         Raises:
-            OSError: it is none of a packed trial.
+            OSError: the folder is none.
         """
         from safetensors import safe_open
 
-        with safe_open(checkpoint / STATE, framework="pt") as file:
-            about = json.loads(file.metadata()["slot"])
-            for what, blocks in self._parts():
+        with safe_open(checkpoint / STATE_FILE, framework="pt") as file:
+            counters = json.loads(file.metadata()["slot"])
+            for kind, blocks in self._state_blocks():
                 pairs = [
-                    tuple(file.get_tensor(f"{what}.{side}.{layer.name}") for side in "ab")
-                    for layer in self.drawn.layers
+                    tuple(file.get_tensor(f"{kind}.{side}.{layer.name}") for side in "ab")
+                    for layer in self.initial.layers
                 ]
-                self.bank.write(self.index, pairs, blocks)
-        self.lost, self.logged_at = about["lost"], about["logged_at"]
+                self.engine.bank.write(self.index, pairs, blocks)
+        self.logged_loss, self.logged_at = counters["lost"], counters["logged_at"]
 
 
-def rows_from(rows: int, plan: TrialSchedule, done: int) -> Iterator[int]:
-    """Row numbers in training order, from after `done` optimizer steps, without end."""
-    args = plan.args
+def training_rows(rows: int, schedule: TrialSchedule, steps_done: int) -> Iterator[int]:
+    """Row numbers of a dataset of `rows` rows in training order, without end.
+
+    Begins after `steps_done` optimizer steps.
+    """
+    args = schedule.args
     seed = args.seed if args.data_seed is None else args.data_seed
-    order = EpochSampler(rows, plan.step_rows, seed)
-    epoch, steps = divmod(done, plan.epoch_steps)
-    skipped = steps * plan.step_rows
+    order = EpochSampler(rows, schedule.step_rows, seed)
+    epoch, steps = divmod(steps_done, schedule.epoch_steps)
+    skipped = steps * schedule.step_rows
     while True:
         order.set_epoch(epoch)
         yield from islice(order, skipped, None)

@@ -1,4 +1,4 @@
-"""Packed jobs over two ranks: as GaudiTrainer's runs of one, whatever happens on either rank."""
+"""Packed jobs over two ranks equal GaudiTrainer's runs of one, whatever fails on either rank."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import multiprocessing
 from typing import Any
 
 import pytest
-from helpers.ranks import KILLED, Packed, run_packed_rank, run_ranks
+from helpers.packed import FLOAT32, MIXED, deviation, read_adapter, read_last
+from helpers.ranks import KILLED, Packed, run_packed_rank, run_rank, run_ranks
 from helpers.train import Material
-from test_trial.packed.test_job import FLOAT32, MIXED, adapter, deviation, once
 
 from trial.store.folders import TrialFolder
 from trial.training.checkpoints import Checkpoints
@@ -36,7 +36,7 @@ def processes() -> Any:
 
 @pytest.fixture
 def pack(processes):
-    """Train folders in slots over two ranks; `first` and `second` is what only one is given."""
+    """Train folders in slots over two ranks; `first` and `second` are given to one rank only."""
 
     def train(
         folders: list[TrialFolder],
@@ -56,7 +56,7 @@ def pack(processes):
 
 
 def of_two(material: Material, sections: dict[str, Any]) -> TrialFolder:
-    """The trial as a rank of two has it: half as many rows a batch."""
+    """The trial for two ranks: half as many rows a batch on each."""
     training = {**sections.get("training", {}), **SHARED}
     return material.folder(material.config(**{**sections, "training": training}))
 
@@ -69,7 +69,7 @@ def alone(material) -> list[TrialFolder]:
 
 @pytest.fixture(scope="module")
 def calm(material, processes) -> list[TrialFolder]:
-    """Two trials of two ranks to which nothing happened."""
+    """Two trials of two ranks in which nothing failed."""
     folders = [of_two(material, MIXED[index]) for index in (0, 2)]
     paths = tuple(str(folder.path) for folder in folders)
     assert run_ranks(processes, run_packed_rank, *[(Packed(paths, 2),)] * 2) == [0, 0]
@@ -77,15 +77,15 @@ def calm(material, processes) -> list[TrialFolder]:
 
 
 def agreed(folders: list[TrialFolder]) -> list[str | None]:
-    """How the trials ended, as both ranks saw it."""
+    """How the trials ended; both ranks must have seen the same."""
     saw = [json.loads((folders[0].path / f"saw-{rank}").read_text()) for rank in (0, 1)]
     assert saw[0] == saw[1]
     return saw[0]
 
 
 def equal_to_the_bit(first: TrialFolder, second: TrialFolder) -> bool:
-    ours, theirs = adapter(first), adapter(second)
-    return deviation(first, second, once) == 0.0 and all(
+    ours, theirs = read_adapter(first), read_adapter(second)
+    return deviation(first, second, read_last) == 0.0 and all(
         bool((ours[key] == theirs[key]).all()) for key in theirs
     )
 
@@ -93,7 +93,7 @@ def equal_to_the_bit(first: TrialFolder, second: TrialFolder) -> bool:
 @pytest.mark.parametrize(
     ("slots", "device"), [(2, {}), (3, {"away": True}), (2, {"fixed": True, "away": True}), (0, {})]
 )
-def test_mixed_trials_over_two_ranks_end_as_gaudi_trainers_runs_of_one(
+def test_mixed_trials_over_two_ranks_equal_gaudi_trainers_runs_of_one(
     material, alone, pack, slots, device
 ):
     folders = [of_two(material, sections) for sections in MIXED]
@@ -105,16 +105,14 @@ def test_mixed_trials_over_two_ranks_end_as_gaudi_trainers_runs_of_one(
         assert result.devices == 2
         for name in ("steps", "max_steps", "best_step", "tokens", "data_hash", "model_hash"):
             assert getattr(result, name) == getattr(expected, name)
-        ours, theirs = adapter(folder), adapter(reference)
+        ours, theirs = read_adapter(folder), read_adapter(reference)
         assert ours.keys() == theirs.keys()
         for key, tensor in theirs.items():
             assert ours[key] == pytest.approx(tensor, abs=1e-4)
 
 
-def test_deepspeeds_two_ranks_come_to_the_same(material, alone, processes):
-    """Stage 0 is data parallelism too, and none of ours."""
-    from helpers.ranks import run_rank
-
+def test_deepspeeds_two_ranks_give_the_same(material, alone, processes):
+    """Stage 0 is data parallelism too, and DeepSpeed's own."""
     training = {**MIXED[1]["training"], **SHARED}
     config = material.config(lora=MIXED[1]["lora"], training=training, zero_stage=0)
     folder = material.folder(config)
@@ -126,13 +124,13 @@ def test_deepspeeds_two_ranks_come_to_the_same(material, alone, processes):
     assert deviation(folder, packed) < FLOAT32
 
 
-def test_what_rank_0_hears_both_obey_and_neighbours_do_not_notice(material, calm, pack):
+def test_both_ranks_obey_rank_0s_control_and_neighbours_are_unchanged(material, calm, pack):
     """One diverges, one is pruned, one waits for a slot, and one is interrupted and goes on."""
     folders = [of_two(material, sections) for sections in (WILD, MIXED[2], MIXED[0], MIXED[0])]
     stops = {"stops": (None, ("interrupt", 10), ("prune", 5), None)}
-    # Nobody listens to rank 1.
-    deaf = {"stops": (("prune", 0),) * 4}
-    assert pack(folders, 3, stops, deaf) == [0, 0]
+    # The control of rank 1 does not count.
+    ignored = {"stops": (("prune", 0),) * 4}
+    assert pack(folders, 3, stops, ignored) == [0, 0]
     assert agreed(folders) == ["failed", None, "pruned", "complete"]
     assert folders[0].read_result().cause.kind == "diverged"
     assert folders[2].read_result().steps == 6

@@ -1,0 +1,45 @@
+"""AdamW over slots against torch's own, one optimizer for each slot."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from trial.multi_lora.adamw import SlotAdamW, StepSettings
+
+
+@pytest.mark.parametrize("how", [{}, {"masked": True}, {"fused": True}], ids=str)
+def test_slots_step_as_torchs_own_adamw(how):
+    torch.manual_seed(0)
+    settings = [
+        StepSettings(1, 1e-2, 0.1, (0.9, 0.999), 1e-8, 1.0),
+        StepSettings(1, 1e-3, 0.0, (0.8, 0.95), 1e-6, 0.0),
+        None,
+    ]
+    value, grad = torch.randn(3, 40), torch.zeros(3, 40)
+    ours = SlotAdamW([(value, grad)], **how)
+    singles = [torch.nn.Parameter(value[slot].clone()) for slot in range(2)]
+    theirs = [
+        torch.optim.AdamW([p], lr=one.lr, betas=one.betas, eps=one.eps,
+                          weight_decay=one.weight_decay)
+        for p, one in zip(singles, settings[:2], strict=True)
+    ]  # fmt: skip
+    untouched = value[2].clone()
+    for step in range(1, 6):
+        fresh = torch.randn(3, 40) * 3
+        fresh[2, step] = math.inf
+        grad.copy_(fresh)
+        norms = ours.step([one and dataclasses.replace(one, step=step) for one in settings])
+        for slot, (single, optimizer) in enumerate(zip(singles, theirs, strict=True)):
+            single.grad = fresh[slot].clone()
+            limit = settings[slot].max_grad_norm or math.inf
+            expected = torch.nn.utils.clip_grad_norm_([single], limit)
+            optimizer.step()
+            assert norms[slot] == pytest.approx(expected.item(), rel=1e-5)
+            torch.testing.assert_close(value[slot], single.detach(), atol=1e-6, rtol=1e-5)
+    assert torch.equal(value[2], untouched)
+    assert torch.equal(grad[2], fresh[2])
+    assert not grad[:2].any()
