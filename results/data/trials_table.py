@@ -32,7 +32,14 @@ _FLOATS = (
     *(f"seconds_{name}" for name in PHASES),
 )  # fmt: skip
 
-_TAKEN = frozenset((*_INTEGERS, *_TEXTS, *_FLOATS))
+_OWN_COLUMN = {"seconds": "seconds_total"}
+"""Metrics whose column has another name."""
+_FURTHER_METRICS = tuple(
+    name for name in metrics.METRICS if name not in (*_INTEGERS, *_FLOATS, *_OWN_COLUMN)
+)
+"""Metrics that the lists above do not name: floats."""
+
+_TAKEN = frozenset((*_INTEGERS, *_TEXTS, *_FLOATS, *_FURTHER_METRICS))
 
 SEEDS = ("training.seed", "training.data_seed")
 """Keys in which repeats of one configuration may differ."""
@@ -134,7 +141,7 @@ def _leading(varied: Sequence[str]) -> list[str]:
 
 
 def _trailing() -> list[str]:
-    listed = (*_INTEGERS, *_FLOATS, *_TEXTS)
+    listed = (*_INTEGERS, *_FLOATS, *_FURTHER_METRICS, *_TEXTS)
     return [name for name in listed if name not in ("number", "state", "value", "scale")]
 
 
@@ -146,8 +153,7 @@ def _further(trials: Sequence[TrialRead]) -> list[str]:
 
 def metric_column(metric: str) -> str:
     """Name of the column that holds a metric."""
-    known = {"seconds": "seconds_total"}
-    return known.get(metric, metric if metric in metrics.METRICS else f"metrics.{metric}")
+    return _OWN_COLUMN.get(metric, metric if metric in metrics.METRICS else f"metrics.{metric}")
 
 
 def _row(trial: TrialRead, keys: Sequence[str], objective: Objective) -> dict[str, Any]:
@@ -197,6 +203,7 @@ def _outcome(result: Result, objective: Objective) -> dict[str, Any]:
         "cause": _first_line(result.cause.message) if result.cause else None,
         "duplicate_of": result.duplicate_of,
         "finished": result.finished,
+        **{name: metrics.of_result(result, name) for name in _FURTHER_METRICS},
         **{f"metrics.{name}": value for name, value in result.metrics.items()},
     }
 
@@ -240,11 +247,11 @@ def _storable(value: object) -> bool:
 
 
 def _typed(column: pd.Series, name: str) -> pd.Series:
-    if name in (*_INTEGERS, *_FLOATS) or name.startswith("metrics."):
+    if name in (*_INTEGERS, *_FLOATS, *_FURTHER_METRICS) or name.startswith("metrics."):
         column = column.map(lambda value: value if _storable(value) else None)
     if name in _INTEGERS:
         return pd.to_numeric(column, errors="coerce").astype("Int64")
-    if name in _FLOATS or name.startswith("metrics."):
+    if name in (*_FLOATS, *_FURTHER_METRICS) or name.startswith("metrics."):
         return pd.to_numeric(column, errors="coerce").astype("float64")
     if name in _TEXTS:
         return column.astype("string")

@@ -20,7 +20,17 @@ PATH_KEYS = (
 )
 """Keys of a configuration that hold a path or a hub id."""
 
-_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".yaml", ".yml")
+DATA_ENDINGS: dict[str, str] = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+}
+"""Endings of data files, and the `data.format` that each means."""
+
+_ENDINGS = (*DATA_ENDINGS, ".txt", ".yaml", ".yml")
 
 
 def resolve(key: str, value: Any, folders: Sequence[Path]) -> tuple[Any, Problem | None]:

@@ -91,7 +91,7 @@ class DataConfig(Section):
     prompt_format: str = "auto"
     """A family of prompt tags (`llama2`, `phi`, ...), `chat_template`, `plain`, or `auto`."""
     max_length: int = Field(default=512, ge=8)
-    """Tokens per row; every row is padded to it, so that shapes stay fixed."""
+    """Most tokens of a row; longer rows are cut. On hpu every row is padded to it."""
     eval_path: str | None = None
     """A held-out file of its own instead of a split by seed."""
     eval_split: str | None = None

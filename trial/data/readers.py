@@ -12,17 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from trial.config.errors import ConfigError, Problem, nearest
+from trial.config.paths import DATA_ENDINGS
 from trial.config.sections import DataConfig
 from trial.model import hub
 
-ENDINGS: dict[str, str] = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".json": "json",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-}
 BUILTIN = "builtin:"
 DELIMITERS = ",;\t|"
 SNIFFED_RECORDS = 50
@@ -85,14 +78,14 @@ def source_kind(path: str, declared: str, key: str = "data.path") -> str:
     file = Path(path).expanduser()
     if file.is_dir():
         return "dataset"
-    if file.suffix.lower() in ENDINGS:
-        return ENDINGS[file.suffix.lower()]
+    if file.suffix.lower() in DATA_ENDINGS:
+        return DATA_ENDINGS[file.suffix.lower()]
     if not file.exists() and hub.HUB_ID.fullmatch(path):
         return "dataset"
     if not file.exists():
         raise missing(path, key)
     raise refuse(
-        key, f"a file that ends in {', '.join(ENDINGS)}, or `data.format` beside it", repr(path)
+        key, f"a file that ends in {', '.join(DATA_ENDINGS)}, or `data.format` beside it", repr(path)
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 from trial.config.objective_registry import METRICS as EVALUATED
 from trial.store.records import Evaluation, Result
@@ -20,26 +21,36 @@ def tokens_per_second(result: Result) -> float:
     return result.tokens / busy if busy else math.nan
 
 
-METRICS: dict[str, Callable[[Result], float | None]] = {
-    "eval_loss": lambda result: result.value,
-    "seconds": lambda result: result.seconds.total,
-    "seconds_per_step": seconds_per_step,
-    "tokens_per_second": tokens_per_second,
-    "peak_memory_bytes": lambda result: float(result.peak_memory_bytes),
-    "trainable_parameters": lambda result: float(result.trainable_parameters),
+class Metric(NamedTuple):
+    """A metric that every trial has."""
+
+    read: Callable[[Result], float | None]
+    """From a trial's result; None where it has none."""
+    direction: Literal["minimize", "maximize"] = "minimize"
+
+
+METRICS: dict[str, Metric] = {
+    "eval_loss": Metric(lambda result: result.value),
+    "seconds": Metric(lambda result: result.seconds.total),
+    "seconds_per_step": Metric(seconds_per_step),
+    "tokens_per_second": Metric(tokens_per_second, "maximize"),
+    "peak_memory_bytes": Metric(lambda result: float(result.peak_memory_bytes)),
+    "trainable_parameters": Metric(lambda result: float(result.trainable_parameters)),
 }
-"""Metrics that every trial has; other names are keys of `Result.metrics`."""
+"""Metrics that every trial has, each a column of the table; other names are keys of
+`Result.metrics`."""
 
 MAXIMIZED = frozenset(
-    {"tokens_per_second"} | {name for name, better in EVALUATED.items() if better == "maximize"}
+    [name for name, metric in METRICS.items() if metric.direction == "maximize"]
+    + [name for name, direction in EVALUATED.items() if direction == "maximize"]
 )
 """Metrics that are maximised; `EVALUATED` holds those of unlearning with their directions."""
 
 
 def of_result(result: Result, metric: str) -> float | None:
     """The metric of a finished trial; None when it has none or it is not a finite number."""
-    read = METRICS.get(metric)
-    value = read(result) if read else result.metrics.get(metric)
+    known = METRICS.get(metric)
+    value = known.read(result) if known else result.metrics.get(metric)
     return value if value is not None and math.isfinite(value) else None
 
 
