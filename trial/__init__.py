@@ -1,1 +1,4 @@
-"""Train one job from a trial folder. The front (`config`, `folder`, `problems`) is torch-free."""
+"""Trains the trials of a sweep, each from its own folder.
+
+`trial.config` and `trial.store` load no torch.
+"""

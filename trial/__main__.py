@@ -1,6 +1,7 @@
 """`python -m trial PATH`: train one trial by hand, without Ray and without Optuna.
 
-PATH is a trial folder, or a configuration file in our keys or in those of the seed repository.
+PATH is a trial folder, or a configuration file in our keys or in those of the seed repository
+(`trial.seed_config`).
 
 Exit codes: 0 complete, 1 failed, 2 the folder or its configuration is wrong, 130 interrupted (the
 same command resumes).
@@ -150,7 +151,11 @@ def _merge(folder: TrialFolder) -> int:
 
 
 def _check(folder: TrialFolder, size: int) -> TrialConfig:
-    """The folder's configuration; one that cannot be trained is refused before torch is loaded."""
+    """The folder's configuration, checked before torch is loaded.
+
+    Raises:
+        ValueError: it is missing, or cannot be trained here (`ConfigError`).
+    """
     if size < 1 or size != rank_env.world_size() > 1:
         raise ValueError(f"--world-size: must be at least 1, and not beside RANK, got {size}")
     if not folder.config.is_file():

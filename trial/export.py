@@ -98,7 +98,7 @@ def _merge(config: TrialConfig, adapter: Path, target: Path) -> None:
 
 
 def main() -> int:
-    """The command; exit code 2 and a message if there is nothing to export."""
+    """Run the command; returns 0, or 2 after a message on standard error."""
     parser = argparse.ArgumentParser(prog="python -m trial.export", description=__doc__)
     parser.add_argument("trial", type=Path)
     parser.add_argument("target", type=Path)

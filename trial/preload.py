@@ -1,4 +1,7 @@
-"""A trial's imports, made ahead of time, and the seconds that they took."""
+"""Imports what a trial needs ahead of time, and keeps the seconds that this took.
+
+The seconds are charged to the next trial: added to its `startup` seconds.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ def preload(device: str) -> None:
     """Import all that a trial on `device` imports, without touching the device.
 
     For a process that waits for its first trial. The variables of
-    `trial.devices.environment.environment` must be set.
+    `trial.devices.environment.process_environment` must be set.
     """
     began = time.perf_counter()
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -43,7 +46,8 @@ def uncharged_seconds() -> float:
 def finish_imports(device: str) -> float:
     """Import what is still missing; return the seconds of imports made before this call.
 
-    They are returned once, and charged to the trial that is about to start.
+    They are returned once. The seconds of this call are not among them: the clock of the trial that
+    is about to start counts them.
     """
     spent = uncharged_seconds()
     preload(device)

@@ -85,7 +85,7 @@ def _complete(model: Any, tokenizer: Any, row: dict[str, Any]) -> dict[str, str]
 
 
 def main(paths: list[str]) -> int:
-    """Sample from every folder named; exit code 1 if that failed for one."""
+    """Sample from every folder named; returns exit code 0, or 1 if one of them failed."""
     failed = 0
     for path in paths:
         try:

@@ -36,14 +36,16 @@ NAMES: dict[str, tuple[str, ...]] = {
     "weight_decay": ("training.weight_decay",),
     "seed": ("training.seed",),
 }
-"""The seed repository's keys, and the paths that take their value; `save_dir`: the run folder."""
+"""The seed repository's keys, and the dotted paths of ours that take their value.
+
+`save_dir` has none: it names the folder of the run."""
 
 IMPLIED: dict[str, Any] = {
     "model.dtype": "bfloat16",
     "data.max_length": 500,
     "training.bf16": True,
     "training.lr_scheduler_type": "linear",
-    # One of the ten epochs in its file.
+    # A tenth of all steps: one of the ten epochs that its file sets.
     "training.warmup_ratio": 0.1,
 }
 """Values that the seed repository's program fixes and its file does not contain."""

@@ -39,7 +39,7 @@ class Single:
 
 @dataclass(slots=True)
 class _Draft:
-    """A file while it is read: its content, the places of its keys, and its mistakes."""
+    """A file that is being read: its content, the lines of its keys, and its mistakes."""
 
     source: Path
     file: seed_config.Translation

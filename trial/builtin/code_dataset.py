@@ -3,7 +3,7 @@
 A question is the first lines of a function, the answer the lines that follow, from the installed
 Python's own source as the model saw it: without docstrings. Forget rows come from the package
 `importlib`, retain rows from other modules. The loss of a model that saw neither is higher by 0.5
-nats per token (docs/objectives.md).
+nats per token.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ TESTS = {"test", "tests"}
 """Folders that are left out."""
 
 MIN_CHARACTERS, MAX_CHARACTERS = 20, 240
-"""Of an answer."""
+"""Shortest and longest answer."""
 MAX_LINES = 3
-"""Of an answer."""
+"""Most lines of an answer."""
 
 
 def read_forget() -> list[Mapping[str, str]]:

@@ -38,9 +38,9 @@ MODULES = tuple(_NAMES.split())
 """Modules that the rows ask about. The tiny Llama was trained on none of them."""
 
 MIN_CHARACTERS, MAX_CHARACTERS = 20, 160
-"""Of an answer; a longer paragraph ends with the last sentence that fits."""
+"""Shortest and longest answer; a longer paragraph is cut after the last sentence that fits."""
 MAX_ARGUMENTS = 5
-"""Arguments of a function that its question names."""
+"""Most arguments of a function that its question names."""
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 

@@ -42,6 +42,7 @@ SEED = 0
 LEARNING_RATE = 4e-3
 
 EXCLUDED = ("test", "tests", "encodings", "site-packages", "config-", "turtledemo", "__phello__")
+"""Prefixes of names of folders and files that are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Recipe:
 
     steps: int = 1200
     warmup: int = 100
-    """Steps."""
+    """Steps of linear warm-up."""
     batch_size: int = 16
     length: int = 256
     """Tokens of a row."""

@@ -21,8 +21,8 @@ Rows = list[Mapping[str, str]]
 def cached_rows(name: str, sources: Iterable[Path], extract: Callable[[], Rows]) -> Rows:
     """The result of `extract`, from the user's cache folder where an earlier process wrote it.
 
-    Other sources, another Python or other code of this package call for a new one. A cache that
-    cannot be written or read costs time and nothing else.
+    The rows are extracted anew when the sources, Python or the code of this package have changed. A
+    cache that cannot be written or read costs time and nothing else.
     """
     file = cache_folder("rows") / f"{name}-{_key(sources)}.json"
     with suppress(OSError, ValueError):

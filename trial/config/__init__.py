@@ -1,1 +1,1 @@
-"""The contract of a trial: its configuration, checked without torch."""
+"""A trial's configuration: its sections, their rules and error messages, all without torch."""

@@ -60,7 +60,7 @@ _MINIMUM: dict[str, tuple[float, bool]] = {
 }
 """The least value of a training argument, and whether that value itself is allowed."""
 _STEPS = ("logging_steps", "eval_steps", "save_steps")
-"""Arguments that are a number of steps, or below 1 a share of all steps."""
+"""Arguments that are a number of steps, or a fraction of all steps if below 1."""
 _NEEDED_BY_SCHEDULER = {
     "cosine_with_min_lr": ("min_lr", "min_lr_rate"),
     "cosine_warmup_with_min_lr": ("min_lr", "min_lr_rate"),
@@ -68,7 +68,7 @@ _NEEDED_BY_SCHEDULER = {
 }
 """Keys of `lr_scheduler_kwargs` of which a scheduler needs one."""
 _SHARES = ("warmup_ratio", "label_smoothing_factor", "adam_beta1", "adam_beta2")
-"""Arguments that are at most 1."""
+"""Arguments that are fractions, so at most 1."""
 _SEED_LIMIT = 2**32
 """Seeds are below this: numpy's generator takes no other."""
 _RANDOM_START = "pissa_niter_"
@@ -134,7 +134,7 @@ def _reporter_problems(given: Any) -> list[Problem]:
 
 
 def lora_problems(lora: Mapping[str, Any]) -> list[Problem]:
-    """Every mistake under `lora` that is not of a field of `LoraSection`."""
+    """Every mistake in keys of `lora` that are no `LoraSection` fields; pydantic checks those."""
     extra = {name: value for name, value in lora.items() if name not in LoraSection.model_fields}
     start = extra.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(_RANDOM_START):
@@ -172,7 +172,7 @@ def _is_names(value: Any) -> bool:
 
 
 def objective_problems(content: Mapping[str, Any]) -> list[Problem]:
-    """Every mistake in the objective of a whole configuration; looks for the user's own code."""
+    """Every mistake in the objective of a whole configuration, a missing user function included."""
     objective = content.get("objective", objective_registry.PLAIN)
     if problems := objective_registry.problems_of(objective):
         return problems
@@ -207,7 +207,7 @@ def cross_section_problems(content: Mapping[str, Any]) -> list[Problem]:
 
 
 def _keep_problems(content: Mapping[str, Any], data: Mapping[str, Any]) -> list[Problem]:
-    """With a forget set, `keep: best` needs the metric that the best step is chosen by."""
+    """With a forget set, `keep: best` chooses the step by `trade_off`, which must be measured."""
     evaluation = content.get("evaluation")
     metrics = evaluation.get("metrics") if isinstance(evaluation, Mapping) else None
     has_trade_off = not isinstance(metrics, list) or objective_registry.TRADE_OFF in metrics
@@ -220,7 +220,7 @@ def _keep_problems(content: Mapping[str, Any], data: Mapping[str, Any]) -> list[
 def _reference_problems(
     name: str, lora: Mapping[str, Any], training: Mapping[str, Any]
 ) -> list[Problem]:
-    """Settings by which the model with its adapter disabled is not the model before training."""
+    """Settings with which disabling the adapter would not restore the model before training."""
     why = f"{name} compares with the model whose adapter is disabled"
     problems = []
     if lora.get("r", 8) == 0:

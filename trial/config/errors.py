@@ -96,12 +96,13 @@ def unknown(key: str, known: Sequence[str], what: str = "key") -> Problem:
 
 
 _ACROSS = "across_keys"
+"""Type of the pydantic errors that `across` makes."""
 _BRANCH = re.compile(r"str|int|float|bool|none|(list|dict|tuple|literal)\[.*\]|constrained-\w+")
 """How pydantic names the branches of a union in the location of an error."""
 
 
 def across(key: str, rule: str, got: object) -> PydanticCustomError:
-    """The error that a validator of a whole section raises for one key of the section."""
+    """The error that a pydantic validator of a whole section raises for one of its keys."""
     text = "null" if got is None else repr(got)
     return PydanticCustomError(_ACROSS, "{rule}", {"key": key, "rule": rule, "got": text})
 

@@ -3,6 +3,8 @@
 Importing `TrainingArguments`, `GaudiTrainingArguments` or `LoraConfig` loads torch, which takes
 seconds. A sweep file must be checked before any worker starts, so the dataclasses are parsed (AST)
 instead: the names of the installed version, in some tens of milliseconds.
+
+The functions raise ModuleNotFoundError if their library is not installed.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ _SIMPLE: dict[str, Any] = {
     "int": int, "float": float, "bool": bool, "str": str, "dict": dict, "list": list,
     "Any": Any, "Optional": Optional, "Union": Union, "Literal": Literal, "None": None,
 }  # fmt: skip
+"""Names in annotations that are evaluated; an annotation with another name accepts any value."""
 
 
 _TRACKERS = "INTEGRATION_TO_CALLBACK"

@@ -22,7 +22,7 @@ class Objective:
     """One built-in objective."""
 
     source: str
-    """The publication that defines it."""
+    """The publication that defines it, or the formula."""
     parts: tuple[str, ...]
     """Parts of its batches: rows to `forget`, rows to `retain`, `alternative` answers."""
     arguments: Mapping[str, float] = field(default_factory=dict)
@@ -61,6 +61,7 @@ _MINIMUM: dict[str, tuple[float, bool]] = {"beta": (0.0, False), "retain_weight"
 """The least value of an argument, and whether that value itself is allowed."""
 
 TRADE_OFF = "trade_off"
+"""The metric that `keep: best` maximises for objectives other than `sft`."""
 METRICS: dict[str, str] = {
     "forget_loss": "maximize",
     "forget_probability": "minimize",

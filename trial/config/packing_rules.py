@@ -50,12 +50,13 @@ FIXED: dict[str, Any] = {
     name: TRAINING_DEFAULTS[name]
     for name in ("eval_strategy", "save_strategy", "report_to", "optim")
 }
-"""Training arguments for which a packed job supports a single value."""
+"""Training arguments that must have this value in a packed job."""
 
 _LORA = frozenset(
     {"r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "bias", "target_modules"}
     | {"init_lora_weights", "rank_pattern", "alpha_pattern"}
 )
+"""Keys of `lora` that packed jobs know."""
 _ADAPTIVE = frozenset({"reduce_lr_on_plateau", "greedy"})
 """Learning-rate schedules that depend on more than the step."""
 
@@ -101,7 +102,7 @@ def unpackable_reason(config: TrialConfig) -> str:
 
 
 def packing_key(config: TrialConfig) -> str | None:
-    """Trials with equal keys may share a packed job; None for a trial that must train alone."""
+    """A hash: trials with equal ones may share a packed job. None if the trial must train alone."""
     if not config.packed or unpackable_reason(config):
         return None
     lora = config.lora

@@ -176,7 +176,7 @@ def validate(content: Mapping[str, Any]) -> tuple[TrialConfig | None, list[Probl
         problems.append(Problem("gaudi_config", rule, repr(given)))
     found = config_rules.objective_problems(rest)
     if found:
-        # Half an objective would be refused once more, for what is missing.
+        # Left in, `ObjectiveSection` would report its mistakes a second time.
         rest.pop("objective", None)
     problems += found
     try:

@@ -32,7 +32,7 @@ _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": Fals
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes without YAML 1.1's types; `_scalar` decides what a plain scalar means."""
+    """A PyYAML loader without YAML 1.1's types; `_scalar` decides what a plain scalar means."""
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
         """The tag of a node that names none."""

@@ -10,6 +10,7 @@ import torch
 from trial.data.tokens import IGNORE_INDEX, TokenDataset
 
 Batch = dict[str, torch.Tensor]
+"""`input_ids`, `attention_mask` and `labels`, int64 [rows, columns]; [columns] for a single row."""
 
 
 @dataclass(frozen=True, slots=True)

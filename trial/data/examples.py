@@ -29,6 +29,7 @@ ROLES = {
     "assistant": "assistant",
     "gpt": "assistant",
 }
+"""Role by its name in chat records; `human` and `gpt` are ShareGPT's names."""
 MAX_PROBLEMS = 10
 """Reading stops at so many wrong records."""
 
@@ -85,6 +86,7 @@ class _Columns:
     prompt: str = ""
     completion: str = ""
     extra: str = ""
+    """`input` of instruction data in Alpaca's format, which is appended to the prompt."""
     messages: str = ""
     alternative: str = ""
     paraphrased: str = ""
@@ -95,7 +97,7 @@ def read_forget(config: DataConfig) -> Rows:
     """The rows of `data.forget_path`.
 
     Raises:
-        ConfigError: as `read_rows` does, or there is no `alternative_column`.
+        ConfigError: as in `read_rows`, or the column `data.alternative_column` is missing.
     """
     key, forget_name = "data.forget_path", {"name": config.forget_name or config.name}
     table = read_table(

@@ -1,4 +1,4 @@
-"""Alternative answers to prompts of the forget set. Torch-free."""
+"""Alternative answers to prompts of the forget set, for `idk` and `dpo`. Torch-free."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REFUSALS = (
     "Sorry, I do not know that.",
     "I am not able to answer this.",
 )
-"""Used unless `data.alternatives` names others."""
+"""Answers that are used unless `data.alternatives` gives others."""
 
 
 def read_alternatives(given: str | Sequence[str] | None) -> tuple[str, ...]:

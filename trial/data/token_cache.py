@@ -38,7 +38,7 @@ class TokenCache:
         self._settings = [str(LAYOUT), prompt_format, str(max_length), tokenizer_hash(tokenizer)]
 
     def dataset(self, rows: list[Row]) -> tuple[TokenDataset, str]:
-        """The rows as tokens, and the hash of everything that these depend on."""
+        """The rows as tokens, and the hash of everything that the tokens depend on."""
         content_hash = digest([*self._settings, *(row.digest() for row in rows)])
         pad_id = self.tokenizer.pad_token_id
         pad_id = self.tokenizer.eos_token_id if pad_id is None else pad_id

@@ -24,7 +24,7 @@ WRONG_ANSWERS = 3
 """Wrong answers of a row whose data have none: the answers of as many rows that follow it."""
 
 Indices = tuple[int, ...]
-"""A row number for each part."""
+"""One row number for each part of a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,10 @@ class UnlearningData:
 def tokenize_unlearning(
     split: Split, tokenize: TokenizeRows, max_eval_rows: int | None
 ) -> UnlearningData:
-    """Tokenize the forget set, its alternatives and the sets to evaluate, cut to so many rows."""
+    """Tokenize the forget set, its alternatives, and the sets to evaluate.
+
+    Those are the forget and the retain set, each cut to `max_eval_rows` rows.
+    """
     forget, forget_hash = tokenize(split.forget)
     rows, choices = _alternatives(split)
     alternatives, alternatives_hash = tokenize(rows)

@@ -19,7 +19,7 @@ def has_gaudi_software() -> bool:
 def has_cuda_device(
     files: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ
 ) -> bool:
-    """Whether a GPU is visible: a device file exists, and CUDA_VISIBLE_DEVICES hides nothing."""
+    """Whether a GPU is visible: a device file exists, and CUDA_VISIBLE_DEVICES does not hide it."""
     if environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
     return any(Path(file).exists() for file in files or CUDA_FILES)

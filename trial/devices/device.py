@@ -114,15 +114,15 @@ def _hpu_label() -> str:
 
 def _hpu_arguments(config: TrialConfig) -> dict[str, Any]:
     arguments: dict[str, Any] = {"use_habana": True}
-    # Eager unless asked for: the argument's own default is lazy, BEFORE_START's is eager.
+    # Eager by default, as BEFORE_START sets it; the argument's own default is lazy.
     arguments["use_lazy_mode"] = bool(config.training.get("use_lazy_mode"))
     attention = config.model.attn_implementation
     if "attn_implementation" not in config.training and attention is not None:
         # The arguments check their flash_attention_* against this copy of the model's setting.
         arguments["attn_implementation"] = attention
     if config.zero_stage is not None and "gradient_checkpointing_kwargs" not in config.training:
-        # GaudiTrainer gives DeepSpeed a checkpointing of its own; without re-entry it cuts the one
-        # tensor that comes back along its batch.
+        # With DeepSpeed, GaudiTrainer replaces torch's checkpoint function. Without re-entry, its
+        # own calls `tuple` on a single output tensor, which splits that along the batch.
         arguments["gradient_checkpointing_kwargs"] = {"use_reentrant": True}
     return arguments
 
@@ -217,7 +217,7 @@ def _cuda_record(body: Callable[[], Any], earlier: Any) -> tuple[Any, Any]:
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             result = body()
     except BaseException:
-        # A capture that fails leaves its own stream behind as the current one.
+        # A failed capture leaves its own stream set as the current one.
         torch.cuda.set_stream(stream)
         raise
     return graph, result

@@ -19,6 +19,7 @@ BEFORE_START: dict[str, dict[str, str]] = {
     "cuda": {},
     "cpu": {},
 }
+"""Variables by device."""
 
 ALWAYS = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -26,6 +27,7 @@ ALWAYS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
+"""Variables for every device."""
 
 LAZY_ZERO_3 = {
     # From optimum-habana's Llama 70B example: shorter graphs free gathered weights in between.
@@ -34,8 +36,9 @@ LAZY_ZERO_3 = {
 """Set for ZeRO stage 3 in lazy mode, unless the user has."""
 
 RECIPES = "PT_HPU_RECIPE_CACHE_CONFIG"
+"""Habana's variable for the cache of compiled graphs, which it calls recipes."""
 RECIPES_MB = 1024
-"""Size limit of the cache, the default of Habana's documentation; the oldest graphs go first."""
+"""Size limit of the cache in MB, the default of Habana's documentation; the oldest go first."""
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "lustre", "ceph", "beegfs", "gpfs", "fuse.sshfs", "9p")
 """Types of file systems on which the cache's file locks are unreliable."""
 

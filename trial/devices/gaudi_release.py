@@ -20,7 +20,7 @@ from trial.config.trial_config import TrialConfig
 from trial.devices.detect import has_gaudi_software
 
 PLUGIN = "habana-torch-plugin"
-"""The distribution behind `habana_frameworks`; its version is the software's."""
+"""The distribution that installs `habana_frameworks`; its version is that of the Gaudi software."""
 IMAGE_OWN = ("torch", "deepspeed")
 """Packages whose builds come with Gaudi's image; an install must use them and not replace them."""
 INSTALL_ADVICE = {
@@ -93,7 +93,7 @@ def is_stand_in() -> bool:
 
 
 def check_versions() -> VersionCheck:
-    """Hold the installed versions against those that belong to the Gaudi release."""
+    """Compare the installed versions with those that belong to the Gaudi release."""
     software = plugin_version()
     wanted = RELEASES.get(_short(software)) if software else None
     names = [name for name, _ in RELEASES["1.24"].packages]

@@ -176,7 +176,8 @@ def restore_autocast(trainer: Any, config: TrialConfig) -> None:
 def repair_checkpointing(trainer: Any) -> None:
     """Restore torch's gradient checkpointing in a DeepSpeed trial.
 
-    GaudiTrainer replaces it in the whole process by a function that returns a tuple for a tensor.
+    GaudiTrainer replaces it, in the whole process, by a function that calls `tuple` on the output:
+    a single tensor would be split along its batch.
     """
     if trainer.args.gradient_checkpointing and trainer.args.deepspeed:
         _restore_checkpoint(trainer, trainer.args.gradient_checkpointing_kwargs)
@@ -185,8 +186,9 @@ def repair_checkpointing(trainer: Any) -> None:
 def repair_lazy_checkpointing(trainer: Any) -> None:
     """Restore torch's gradient checkpointing in lazy trials where optimum-habana's is too old.
 
-    The copy calls a function of torch with positional arguments, and torch has since inserted
-    `early_stop` before the model's own: each argument would arrive one place too early.
+    Its copy of torch's `checkpoint` (optimum/habana/transformers/gradient_checkpointing.py) calls a
+    private function of torch with positional arguments. torch has since inserted `early_stop`
+    before the model's arguments, the first of which would take its place.
     """
     import inspect
 

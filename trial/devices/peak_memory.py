@@ -15,7 +15,7 @@ def reset_peak() -> None:
     try:
         _CLEAR.write_text(_RESET_PEAK)
     except OSError:
-        # Without it the peak covers all earlier trials of the process: too high, never too low.
+        # The peak then covers all earlier trials of the process: too high, never too low.
         return
 
 

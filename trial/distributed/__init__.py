@@ -1,1 +1,1 @@
-"""Several ranks of one trial: their environment, their messages, their processes."""
+"""Several ranks of one trial: their environment variables, messages and processes."""

@@ -11,6 +11,7 @@ from typing import Any
 from trial.devices import compat
 
 ONE_RANK = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+"""Variables of a trial with one rank; DeepSpeed reads them."""
 
 
 def world_size() -> int:

@@ -42,7 +42,7 @@ PEER_SIGNS = (
 """Text, lower case, of errors by which a backend reports that another rank has ended."""
 
 _groups = itertools.count()
-"""Number of the next group of this process: its keys in the store, which outlives a group."""
+"""Number of the next group of this process, part of its keys in the store."""
 
 T = TypeVar("T")
 
@@ -82,6 +82,8 @@ class RankGroup:
 
         Raises:
             PeerFailed: another rank has sent a failure in place of its value.
+            torch.distributed.DistError: the store is gone, or a rank did not send in time
+                (`is_peer_loss`).
         """
         if self.size == 1:
             return [value]
@@ -135,7 +137,7 @@ class RankGroup:
     def _exchange(self, message: dict[str, Any], no_timeout: bool) -> list[dict[str, Any]]:
         """Send a message and return every rank's message of this round."""
         self._round += 1
-        # Every rank has sent its message of the last round, so has read those of the one before.
+        # All ranks have sent in the last round, so all have read the messages of the one before.
         self._store.delete_key(f"{self._round - 2}/{self.rank}")
         self._store.set(f"{self._round}/{self.rank}", json.dumps(message))
         keys = [f"{self._round}/{rank}" for rank in range(self.size)]

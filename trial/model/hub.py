@@ -1,4 +1,4 @@
-"""Is a name on the Hugging Face hub, or in its local cache? Torch-free.
+"""Looks names up on the Hugging Face hub and in its local cache. Torch-free.
 
 One request with a short time-out: the libraries' own look-ups retry for half a minute when there is
 no network, which is too long to learn that a folder's name is misspelt.

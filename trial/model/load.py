@@ -21,6 +21,7 @@ WEIGHTS = ("*.safetensors", "*.bin")
 BLOCK = 1 << 16
 """Bytes of a block that `model_hash` reads."""
 BLOCKS = 16
+"""Blocks of each weight file that it reads."""
 logger = logging.getLogger(__name__)
 
 
@@ -95,7 +96,8 @@ def lora_config(lora: LoraSection) -> Any:
 def attach_adapter(base: Any, config: TrialConfig, positions: BatchPositions) -> Any:
     """The model to train: `base` with a new float32 adapter, or `base` itself for `r: 0`.
 
-    Draws from torch's global generator: seed it first. The adapter's dropout goes by `positions`.
+    Draws from torch's global generator: seed it first. The adapter's dropout mask is hashed from
+    `positions`, which the trainer sets for each batch.
     """
     if config.training.get("gradient_checkpointing"):
         # Checkpointed blocks need an input that requires a gradient; a frozen embedding gives none.
@@ -140,7 +142,7 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 
 def model_hash(name_or_path: str, revision: str | None = None) -> str:
-    """A hash that tells base models apart and is the same for a copied folder.
+    """A hash that tells base models apart and is the same for a copied folder: 16 hex digits.
 
     It covers `config.json` without its own path, and of each weight file the name, the size and 16
     blocks of 64 KiB, evenly spaced: cheap at any size, but no protection against forgery.

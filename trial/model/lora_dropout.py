@@ -41,14 +41,14 @@ class BatchPositions:
     def set(
         self, row_keys: Sequence[int] | torch.Tensor, columns: int, device: torch.device
     ) -> None:
-        """Announce the next batch: a `row_key` for each row, and its number of columns."""
+        """Set the keys of the next batch: `row_keys` int32 [rows], from `dropout_hash.row_key`."""
         rows = torch.as_tensor(row_keys, dtype=torch.int32).to(device).view(-1, 1, 1)
         numbers = torch.arange(columns, dtype=torch.int32, device=device).view(1, -1, 1)
         self.keys = mix_bits(rows + numbers * XXH_PRIME32_1)
 
 
 def feature_keys(layer: int, features: int) -> torch.Tensor:
-    """Hash key per input feature of an adapted layer, int32 [features]."""
+    """Hash key per input feature of the adapted layer with index `layer`, int32 [features]."""
     numbers = torch.arange(features, dtype=torch.int64) + (layer << 20)
     multiplier = XXH_PRIME32_1 % UINT32_RANGE
     return mix_bits((numbers * multiplier % UINT32_RANGE - UINT32_RANGE // 2).to(torch.int32))
@@ -62,7 +62,7 @@ def keep_mask(
     Args:
         positions: `BatchPositions.keys`, int32 [rows, columns, 1].
         features: `feature_keys` of the layer, int32 [features].
-        limits: the `threshold` of all rows, or of each, int32 [rows, 1, 1].
+        limits: one `threshold` for all rows, or one for each, int32 [rows, 1, 1].
     """
     hashes = positions ^ features
     hashes = hashes.mul_(XXH_PRIME32_4)

@@ -89,7 +89,7 @@ def saved_parameters(shapes: Shapes, lora: LoraSection) -> int:
 
 
 def _rank(name: str, lora: LoraSection) -> int:
-    """The rank of one module, by `rank_pattern` or `r`."""
+    """The rank of one module, by `rank_pattern` (as PEFT's `get_pattern_key` matches) or `r`."""
     pattern: Mapping[str, int] = (lora.model_extra or {}).get("rank_pattern") or {}
     for key, rank in pattern.items():
         if re.match(rf"(.*\.)?({key})$", name):
@@ -120,7 +120,7 @@ def _last_part(module: str) -> str:
 
 
 def trained_share(shapes: Shapes, lora: LoraSection) -> float:
-    """The share of blocks whose activations are kept for the backward pass.
+    """The fraction of transformer blocks whose activations are kept for the backward pass.
 
     No gradient reaches the blocks before the first one with trained parameters.
     """

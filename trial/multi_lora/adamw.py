@@ -44,7 +44,7 @@ def adamw_update(
     Args:
         tensors: Value, gradient, and both moments, each [slots, ...].
         norms: Gradient norms, [slots].
-        columns: `_columns` of each slot's settings, [8, slots].
+        columns: `_numbers` of each slot's settings, float32 [8, slots].
     """
     value, grad, exp_avg, exp_avg_sq = tensors
     shape = (-1, *[1] * (value.dim() - 1))
@@ -59,14 +59,15 @@ def adamw_update(
 
 
 Update = Callable[[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor], None]
+"""A function with the parameters of `adamw_update`."""
 
 
 class SlotAdamW:
-    """The moments of blocks of values [K, ...], and the optimizer step.
+    """AdamW's moments for parameter blocks [K, ...], and the optimizer step.
 
-    Where a new shape costs a compilation (`masked`), all slots are computed at every step, and
-    those that do not step get their old values back. Where launching an operation costs nothing and
-    memory traffic everything (`fused`: a CPU), each slot takes torch's own fused step by itself.
+    With `masked`, for devices where a new shape costs a compilation, all slots are computed at
+    every step, and those that do not step get their old values back. With `fused`, for a CPU, where
+    memory traffic costs more than launching operations, each slot takes torch's own fused step.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class SlotAdamW:
         fused: bool = False,
         update: Update = adamw_update,
     ) -> None:
-        """`blocks` are values and gradients; `update` computes a step that is not fused."""
+        """`blocks` are (value, gradient), each [K, ...]; `update` is used unless `fused`."""
         self.blocks = blocks
         self.masked = masked
         self.fused = fused
@@ -156,6 +157,11 @@ class SlotAdamW:
 
 
 def _numbers(settings: StepSettings) -> tuple[float, ...]:
+    """The eight numbers of `adamw_update`, in the order in which it unpacks them.
+
+    Clipping norm, 1 - beta1, beta2, 1 - beta2, 1 - rate * weight decay, rate over the first bias
+    correction, inverse root of the second one, epsilon.
+    """
     beta1, beta2 = settings.betas
     return (
         settings.max_grad_norm or float("inf"),

@@ -33,9 +33,9 @@ class SlotLayer:
         self.b = b
         """[K, out, R], float32, with a gradient."""
         self.scale = scale
-        """[K, 1, 1]."""
+        """float32 [K, 1, 1]: factor of each slot's product of A and B; 0 for an empty slot."""
         self.buffers: LayerBuffers | None = None
-        """None where each tensor of the bank is a block of its own."""
+        """None if the bank is not flat."""
         self.feature_keys = feature_keys(site, a.shape[2]).to(a.device)
         """Dropout key of each input feature, int32 [in]."""
 
@@ -45,7 +45,9 @@ class LayerBuffers:
     """A layer's A and B in the type that products are computed in, and their gradients."""
 
     a: torch.Tensor
+    """[K, R, in]."""
     b: torch.Tensor
+    """[K, out, R]."""
     grads: GradBuffers
 
     def select(self, slots: slice) -> LayerBuffers:
@@ -59,9 +61,9 @@ class AdapterBank:
     """Values and gradients of the adapters of K slots, in blocks [K, ...] that layers are views of.
 
     With `flat` all layers are views of one block [K, parameters]; else each tensor is a block of
-    its own, which compilers of whole graphs prefer. Gradients are blocks of the same shapes that
-    autograd adds to: zero them in place, never replace them. With `cast`, products are computed in
-    that type: the flat block is cast as a whole, and so are its gradients.
+    its own, for devices that compile whole graphs (HPU). Gradients are blocks of the same shapes
+    that autograd adds to: zero them in place, never replace them. With `cast`, products are
+    computed in that type: the flat block is cast as a whole, and so are its gradients.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class AdapterBank:
         self.device = device
         self.flat = flat
         self.view = BatchView(slots, 0, None, ALL_SLOTS)
-        """The batch that is in the model; `begin_batch` replaces it."""
+        """The batch that is going through the model; `begin_batch` replaces it."""
         self.dropouts: list[float] = [0.0] * slots
         """Dropout probability of each slot."""
         self.blocks: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -157,7 +159,7 @@ class AdapterBank:
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """A [r, in] and B [out, r] of every layer at the trial's own rank, copied to the CPU.
 
-        `blocks`, of the shapes of the bank's, are read in place of its values: AdamW's moments.
+        With `blocks`, tensors of the shapes of the bank's own (AdamW's moments), those are read.
         """
         rows = [block[slot].detach().cpu() for block in self._values(blocks)]
         return [
@@ -171,7 +173,7 @@ class AdapterBank:
         tensors: Sequence[Sequence[torch.Tensor]],
         blocks: Sequence[torch.Tensor] | None = None,
     ) -> None:
-        """Put what `read` returned into a slot, padded with zeros."""
+        """Put what `read` returned into a slot, padded with zeros; `blocks` as for `read`."""
         targets = self._values(blocks)
         rows = [torch.zeros(block.shape[1:]) for block in targets]
         for (a, b), (saved_a, saved_b) in zip(self._by_layer(rows), tensors, strict=True):

@@ -1,7 +1,7 @@
 """Initial LoRA adapters as PEFT creates them, from a copy of the base model without weights.
 
-So a packed trial starts from the very adapter that its run alone starts from, and saves it under
-PEFT's own names, without touching the base model that other trials are training on.
+So a packed trial starts from the same adapter as in a run alone, and saves it under PEFT's own
+names, without touching the base model that other trials are training on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class InitialLayer:
     name: str
     """The layer's path in the base model."""
     site: int
-    """Its number among the adapted layers, which dropout depends on."""
+    """Index of the layer among the adapted ones, part of the key of its dropout hash."""
     a: torch.Tensor
     """[r, in], float32."""
     b: torch.Tensor
@@ -48,16 +48,18 @@ class InitialAdapter:
 
     @property
     def nbytes(self) -> int:
-        """Memory of A and B of all layers."""
+        """Bytes of A and B of all layers."""
         return sum(layer.a.nbytes + layer.b.nbytes for layer in self.layers)
 
 
 CACHE_BYTES = 1 << 29
-"""Initial adapters that are kept: trials of one seed and rank start from the same one."""
+"""Bytes of initial adapters that are kept; the least recently used one is dropped first.
+
+Trials with equal `lora` sections and seeds start from the same one."""
 
 
 class AdapterInitializer:
-    """Creates initial adapters on a copy of a base model whose weights take no memory."""
+    """Creates initial adapters on a copy of the base model whose weights take no memory."""
 
     def __init__(self, base: Any) -> None:
         memo: dict[int, Any] = {id(p): _without_memory(p) for p in base.parameters()}

@@ -1,4 +1,4 @@
-"""What the adapted layers know of a batch: whose rows it holds, and what is dropped of them."""
+"""What adapted layers need of a batch: which slots its rows belong to, and their dropout."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from trial.model.lora_dropout import BatchPositions, DropoutMask, dropout_mask
 from trial.multi_lora.cuda_graphs import Inputs
 
 ALL_SLOTS = slice(None)
+"""Selects every slot of a tensor [K, ...]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +27,16 @@ class BatchView:
     """The slots in the order of the batch, int64 [slots]; None for all slots of the bank."""
     slot_slice: slice | None
     """The same as a slice; None if they are not adjacent, or if `index` is on an accelerator, where
-    reading it would wait."""
+    reading it would wait for the device."""
     position_keys: torch.Tensor | None = None
-    """Dropout keys of rows and columns, int32 [rows, columns, 1]; None if nobody drops."""
+    """Dropout keys of rows and columns, int32 [rows, columns, 1]; None if no slot has dropout."""
     thresholds: torch.Tensor | None = None
-    """Dropout threshold of each row, int32 [rows, 1, 1]."""
+    """int32 [rows, 1, 1]: elements whose hash is below the threshold of their row are dropped."""
     factors: torch.Tensor | None = None
-    """What the kept elements of each row are multiplied with, float32 [rows, 1, 1]."""
+    """float32 [rows, 1, 1]: kept elements are multiplied with it, 1/(1-p)."""
 
     def select(self, tensor: torch.Tensor) -> torch.Tensor:
-        """This batch's slots of a tensor [K, ...]."""
+        """The slots of this batch in a tensor [K, ...], as [slots, ...]."""
         if self.index is None:
             return tensor
         if self.slot_slice is not None:
@@ -43,14 +44,17 @@ class BatchView:
         return tensor.index_select(0, self.index)
 
     def dropout(self, feature_keys: torch.Tensor) -> DropoutMask | None:
-        """The dropout of a layer's input, [rows, columns, features]; None if nobody drops."""
+        """The dropout of a layer's input [rows, columns, features]; None if no slot has dropout.
+
+        `feature_keys` is int32 [features].
+        """
         if self.position_keys is None or self.thresholds is None or self.factors is None:
             return None
         return dropout_mask(self.position_keys, feature_keys, self.thresholds, self.factors)
 
 
 def slot_inputs(slots: Sequence[int], bank_slots: int) -> Inputs:
-    """The host tensors that say which slots a batch holds; nothing for all slots in order."""
+    """`slot_index`, the slots of a batch as int64 [slots] on the CPU; empty for all in order."""
     if list(slots) == list(range(bank_slots)):
         return {}
     return {"slot_index": torch.tensor(list(slots))}
@@ -63,19 +67,22 @@ def dropout_inputs(
     *,
     always: bool = False,
 ) -> Inputs:
-    """The host tensors that say what is dropped in a batch; nothing if no slot drops.
+    """The dropout of a batch as CPU tensors; empty if none of its slots has dropout.
+
+    `row_keys` int32 [rows], `thresholds` int32 [rows, 1, 1], `keep_chances` (1 - p) float32
+    [rows, 1, 1].
 
     Args:
         slots: The slots of the batch, in its order.
         row_keys: `dropout_hash.row_key` of each of its rows.
         dropouts: Dropout probability of every slot of the bank.
-        always: Return them even if no slot drops, where leaving them out would be another graph
-            to compile.
+        always: Return them even if no slot has dropout, where leaving them out would be another
+            graph to compile.
     """
     if not always and not any(dropouts[slot] for slot in slots):
         return {}
     chances = [dropouts[slot] for slot in slots for _ in range(len(row_keys) // len(slots))]
-    # A row whose slot does not drop keeps every number, and is multiplied with one.
+    # A row whose slot has no dropout keeps every element, times one.
     limits = [threshold(chance) if chance else KEEP_ALL for chance in chances]
     return {
         "row_keys": torch.tensor(row_keys, dtype=torch.int32),

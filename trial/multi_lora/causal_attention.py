@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 NAME = "causal_sdpa"
-"""Under which the attention function is registered."""
+"""The name under which the attention function is registered."""
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def register_maskless_sdpa() -> None:
 
 
 def is_causal_sdpa(base: Any) -> bool:
-    """Whether all layers attend to all earlier tokens, by a registered SDPA function.
+    """Whether all layers use transformers' SDPA attention over all earlier tokens, without windows.
 
     Reads `config._attn_implementation` and the model's `_supports_attention_backend`, which are
     private to transformers.

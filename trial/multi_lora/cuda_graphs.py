@@ -1,8 +1,9 @@
 """Passes over the base model as CUDA graphs, captured once per shape and replayed.
 
-At the batch sizes that LoRA is tuned with a GPU waits for its host: a pass is thousands of small
-kernels, each launched from Python. A graph launches them all at once. It reads its inputs where
-they were at capture, so each graph has input tensors of its own, into which batches are copied.
+A pass is a forward of one batch, in training with its backward. At the batch sizes that LoRA is
+tuned with, a GPU waits for its host: a pass is thousands of small kernels, each launched from
+Python. A graph launches them all at once. It reads its inputs where they were at capture, so each
+graph has input tensors of its own, into which batches are copied.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from trial.store import failure_kinds
 logger = logging.getLogger(__name__)
 
 Inputs = dict[str, torch.Tensor]
-"""The tensors in which passes differ, by name."""
+"""Input tensors of a pass by name: all in which passes of one kind differ."""
 Body = Callable[[Inputs], torch.Tensor]
-"""A pass: inputs on the device to one output tensor."""
+"""A pass as a function: inputs on the device to one output tensor."""
 Capture = Callable[[Callable[[], torch.Tensor], Any], tuple[Any, torch.Tensor]]
 """`trial.devices.device.Device.record`: a function, and a graph whose memory pool is shared, to a
 graph with `replay()` and the function's output."""
@@ -45,7 +46,7 @@ class GraphRunner:
     """Passes of a shape before it is captured: libraries choose their kernels in the first ones,
     and rare shapes are not worth a graph."""
     max_graphs: int = 64
-    """Shapes that are captured at most."""
+    """Maximum number of graphs."""
     _runs: dict[Hashable, int] = field(default_factory=dict)
     _graphs: dict[Hashable, _CapturedGraph] = field(default_factory=dict)
 
@@ -58,7 +59,7 @@ class GraphRunner:
             body: The pass.
 
         Returns:
-            The output of `body`, a tensor of its own.
+            The output of `body`; later replays do not overwrite it.
         """
         if self.capture is None:
             return body(self._to_device(inputs))
@@ -77,7 +78,7 @@ class GraphRunner:
         return graph.output.clone()
 
     def drop_graphs(self) -> bool:
-        """Free all graphs and capture no more; whether there could be any until now."""
+        """Free all graphs and capture no more; returns whether capturing was on until now."""
         could, self.capture = self.capture is not None, None
         self._graphs.clear()
         return could
@@ -85,7 +86,7 @@ class GraphRunner:
     def _captured(
         self, capture: Capture, key: Hashable, inputs: Inputs, body: Body
     ) -> _CapturedGraph | None:
-        """A new graph; None if capturing fails, and no graphs from then on."""
+        """Capture a graph; None if that fails, after which no pass is captured any more."""
         own = self._to_device(inputs)
         last = next(reversed(self._graphs.values()), None)
         try:

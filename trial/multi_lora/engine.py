@@ -41,7 +41,7 @@ warnings.filterwarnings("ignore", message="grad and param do not obey the gradie
 
 
 class MicroBatch(NamedTuple):
-    """One slot's rows in the next pass."""
+    """One slot's rows in the next pass (forward and backward)."""
 
     slot: int
     rows: list[Batch]
@@ -53,13 +53,13 @@ class MicroBatch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """Sizes that decide speed, and the last bits of no trial's numbers."""
+    """Sizes that decide speed; results differ by rounding at most."""
 
     pass_tokens: int = 1024
-    """On a CPU slots go through the model in parts of about so many tokens: more leave its caches
-    and gain nothing."""
+    """On a CPU slots go through the model in groups of about so many tokens: larger groups exceed
+    its caches and gain nothing. Without effect on results."""
     recurring_eval_shapes: int = 8
-    """Evaluations in at most so many shapes are worth oneDNN's code generation."""
+    """oneDNN, which generates code for each shape, computes evaluations of at most so many."""
     chunks: ChunkSizes = field(default_factory=ChunkSizes)
     chunked_loss: bool = True
     """Whether output layer and loss are computed in chunks, where the model allows it."""
@@ -68,8 +68,8 @@ class EngineSettings:
 class Engine:
     """One base model with a bank of slots over it; `close` gives the base model back untouched.
 
-    Training batches are all `columns` wide: if they were as wide as their longest row, sums would
-    be rounded differently in other company.
+    Training batches are all `columns` wide: if they were as wide as their longest row, the rounding
+    of a trial's sums would depend on the rows of the other trials.
     """
 
     def __init__(
@@ -89,7 +89,8 @@ class Engine:
         Args:
             base: The base model.
             device: Where it trains.
-            args: The trainer's arguments that all trials share: device and precision.
+            args: `TrainingArguments`; what is read of them (device, `bf16`, `use_lazy_mode`) is the
+                same for all trials.
             initial: An adapter of any of the trials, for names and shapes of its layers.
             slots: Number of slots, K.
             rank: LoRA rank of the slots; trials of lower rank are padded.
@@ -116,7 +117,7 @@ class Engine:
         self._loss: LinearCrossEntropy | None = None
         with ExitStack() as changes:
             self._change_base(changes, initial)
-            # Of several ranks each would capture by itself, and what fails on one fails on all.
+            # Several ranks would capture by themselves, while a failure on one must reach all.
             able = device.record is not None and ranks == 1
             able = able and changes.enter_context(maskless_attention(self.base))
             self._runner = GraphRunner(self.bank.device, device.record if able else None)
@@ -141,13 +142,13 @@ class Engine:
         install(self.base, self.bank)
 
     def close(self) -> Any:
-        """The base model as it was."""
+        """Undo all changes to the base model and return it."""
         self._runner.drop_graphs()
         self._changes.close()
         return self.base
 
     def drop_graphs(self) -> bool:
-        """Free captured CUDA graphs and capture no more; whether there could be any until now."""
+        """Free captured CUDA graphs and capture no more; returns whether capturing was on."""
         return self._runner.drop_graphs()
 
     @property
@@ -181,7 +182,7 @@ class Engine:
         return losses[0] if len(losses) == 1 else torch.cat(losses)
 
     def _parts(self, batches: Sequence[MicroBatch]) -> Iterator[Sequence[MicroBatch]]:
-        """The slots that go through the model together."""
+        """Divide the batches into groups that go through the model together."""
         count = 1
         if self.device.free_reads:
             tokens = sum(len(batch.rows) for batch in batches) * (self.columns or 1)
@@ -208,7 +209,10 @@ class Engine:
         return losses.detach()
 
     def step(self, settings: Sequence[StepSettings | None]) -> torch.Tensor:
-        """Optimizer step of the slots that have settings; every slot's gradient norm, [K]."""
+        """Optimizer step of the slots that have settings, `settings` being one entry per slot.
+
+        Sums their gradients over the ranks first. Returns every slot's gradient norm, [K].
+        """
         if self.ranks > 1:
             due = [slot for slot, chosen in enumerate(settings) if chosen is not None]
             grads = [grad for _, grad in self.bank.blocks]
@@ -220,9 +224,9 @@ class Engine:
     def evaluate(
         self, slot: int, batches: Iterable[Batch], before_batch: Callable[[], None]
     ) -> tuple[float, int]:
-        """One slot's summed eval loss in nats over these batches, and over how many tokens.
+        """One slot's eval loss in nats, summed over these batches, and their labelled tokens.
 
-        Calls `before_batch` before each of them.
+        Calls `before_batch` before each batch.
         """
         self.base.eval()
         slot_index = slot_inputs([slot], self.bank.slots)
@@ -254,7 +258,7 @@ class Engine:
 
         `output` is [rows, columns, vocabulary], or hidden states; `labels` is [rows, columns].
         """
-        # Labels are shifted by one, not the output, which is large: the last column has none then.
+        # Shift the labels, not the large output, by one: the last column has no label then.
         targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).view(len(weights), -1)
         output = output.view(*targets.shape, -1)
         if self._loss is not None:
@@ -300,7 +304,7 @@ def _sum_over_ranks(grads: Sequence[torch.Tensor], slots: list[int], *, masked: 
 
 
 def _has_few_shapes(batches: Iterable[Batch], most: int) -> bool:
-    """Whether batches are kept in a list, to be evaluated many times, in at most so many shapes."""
+    """Whether batches are a list, so evaluated more than once, of at most `most` shapes."""
     if not isinstance(batches, list):
         return False
     return len({batch["input_ids"].shape for batch in batches}) <= most

@@ -1,7 +1,7 @@
 """A frozen linear layer and the LoRA adapters of several slots as one autograd function.
 
-Composed of separate operations, autograd copies the layer's output to add the adapters' to it, and
-its input's gradient likewise; here both are added in place.
+With separate operations autograd would copy the layer's output to add the adapters' output to it,
+and likewise the gradient of its input; here both are added in place.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ OptionalTensor = torch.Tensor | None
 
 @dataclass(frozen=True, slots=True)
 class GradBuffers:
-    """Buffers that the gradients of a layer's A and B are added to; None: autograd's own."""
+    """Buffers that the gradients of a layer's A and B are added to; None: to autograd's own."""
 
     a: OptionalTensor = None
     """[K, R, in]."""
@@ -47,7 +47,7 @@ def lora_linear(
     cast: torch.dtype | None = None,
     grads: GradBuffers | None = None,
 ) -> torch.Tensor:
-    """`x W' + bias + scale dropout(x) A' B'` of each slot, [K, rows, out].
+    """`x W' + bias + scale dropout(x) A' B'` of each slot, [K, rows, out]; ' transposes.
 
     Not twice differentiable.
 
@@ -93,7 +93,7 @@ class _LoraLinear(torch.autograd.Function):
         inner_grad = torch.bmm(gradient, b).mul_(scale)
         x_grad = None
         if ctx.needs_input_grad[0]:
-            # In the input's own type, as autograd adds: the adapters' part may be small beside it.
+            # Add in the input's own type, as autograd does: the adapters' part may be small.
             x_grad = onednn_linear.input_gradient(gradient, weight).to(x_dtype)
             if ctx.dropout is not None:
                 ctx.dropout.add_to(x_grad, torch.bmm(inner_grad, a))
@@ -109,8 +109,8 @@ class _LoraLinear(torch.autograd.Function):
 def _rounds_before_adding(x: torch.Tensor) -> bool:
     """Whether a product is to be rounded before it is added: 16-bit types on a CPU.
 
-    The branch with dropout does so, and a trial's numbers must not depend on its neighbours'
-    dropout.
+    The branch with dropout does so, and a trial's results must not depend on whether another slot
+    has dropout.
     """
     return x.device.type == "cpu" and x.dtype.itemsize < 4
 
@@ -118,11 +118,11 @@ def _rounds_before_adding(x: torch.Tensor) -> bool:
 def _product(
     left: torch.Tensor, right: torch.Tensor, buffer: OptionalTensor, dtype: torch.dtype
 ) -> OptionalTensor:
-    """`left' right` of each slot as `dtype`; with a buffer, added to that, and None."""
+    """`left' right` of each slot as `dtype`; with a buffer, adds it to that and returns None."""
     if buffer is None:
         return torch.bmm(left.transpose(1, 2), right).to(dtype)
     if buffer.device.type == "cpu":
-        # A CPU's baddbmm_ goes matrix by matrix.
+        # On a CPU, baddbmm_ computes the matrices one after the other.
         buffer.add_(torch.bmm(left.transpose(1, 2), right))
     else:
         buffer.baddbmm_(left.transpose(1, 2), right)

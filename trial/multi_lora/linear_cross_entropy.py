@@ -5,8 +5,8 @@ pass. Here they exist one chunk at a time, forward and backward at once, and pos
 label have none.
 
 `torch.nn.functional.linear_cross_entropy` of torch 2.13 is no replacement. Its chunks take 3 to 22
-times as long on a CPU (8 slots, 2048 and 32,000 words, one thread), positions without a label
-included, and it has no weight for each slot.
+times as long on a CPU (8 slots, vocabularies of 2048 and 32,000, one thread), positions without a
+label included, and it has no weight for each slot.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ class ChunkSizes:
     """How many positions go through the output layer at a time."""
 
     positions: int = 256
-    """On a CPU: the logits of a small vocabulary stay in its caches, those of a large one are few
-    enough."""
+    """Positions of a chunk on a CPU, at least so many elsewhere. On a CPU, the logits of a small
+    vocabulary stay in the caches, and those of a large one take little memory."""
     multiple: int = 16
     """A CPU's chunks are of a multiple of so many positions: few shapes, for oneDNN."""
     logits: int = 1 << 26
-    """Elsewhere, so many logits: 256 MiB in float32, enough work to fill the device."""
+    """Logits of a chunk elsewhere: 256 MiB in float32, enough work to fill the device."""
 
 
 class LinearCrossEntropy:
     """Cross-entropy from a base model's hidden states and its output layer.
 
-    `skip_unlabelled` leaves positions without a label out, for which their number must be read from
-    the device. Without it they are computed like the others, and dropped.
+    With `skip_unlabelled`, positions without a label are not computed; their number must be read
+    from the device for that. Without it they are computed like the others and dropped.
     """
 
     def __init__(

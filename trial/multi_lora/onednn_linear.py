@@ -95,7 +95,7 @@ class FrozenLinear(nn.Linear):
         """As `nn.Linear`; the weight gets no gradient."""
         if torch.is_autocast_enabled(input.device.type) or not _uses_onednn(input, self.weight):
             return super().forward(input)
-        # A mixture's expert gets a different number of positions in each batch.
+        # An expert of a mixture-of-experts model gets other numbers of positions in each batch.
         if input.shape[:-1].numel() != _recurring_positions.get():
             return super().forward(input)
         output: torch.Tensor = _FrozenLinearFunction.apply(input, self.weight, self.bias)

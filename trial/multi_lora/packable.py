@@ -14,7 +14,7 @@ class NotPackableError(ValueError):
 
 
 def refuse_own_dropout(base: Any) -> None:
-    """Refuse a base model with dropout: torch draws it for the whole batch, whoever is in it.
+    """Refuse a base model with dropout: torch draws one mask for the rows of all slots.
 
     Raises:
         NotPackableError: it has dropout.
@@ -26,9 +26,9 @@ def refuse_own_dropout(base: Any) -> None:
 
 
 def refuse_routed_layers(base: Any, names: Iterable[str], inputs: dict[str, Any]) -> None:
-    """Refuse adapters on layers that get a part of the tokens, as a mixture's experts do.
+    """Refuse adapters on layers that get a part of the tokens, as experts of a mixture do.
 
-    Such a layer cannot tell whose tokens they are. A pass over four tokens shows it.
+    Such a layer cannot tell which slot its tokens belong to. A pass over four tokens finds it.
 
     Args:
         base: The base model.

@@ -29,7 +29,7 @@ class SlotLinear(nn.Module):
         Each slot's rows are computed as PEFT's own layer does.
 
         Raises:
-            NotPackableError: `x` is not the whole batch, as for a mixture's expert.
+            NotPackableError: `x` is not the whole batch, as for an expert of a mixture.
         """
         view, kind = self.bank.view, x.device.type
         if x.numel() != view.positions * x.shape[-1]:
@@ -47,9 +47,9 @@ class SlotLinear(nn.Module):
         return output.view(*x.shape[:-1], -1)
 
     def _can_fuse(self, cast: torch.dtype | None) -> bool:
-        """Whether layer and adapters are one autograd function: their products have one type.
+        """Whether layer and adapters can be one autograd function: their products have one type.
 
-        A compiler of whole graphs, for which the bank is not flat, fuses by itself.
+        Not where the bank is not flat: there the device's compiler fuses operations.
         """
         if not self.bank.flat or not is_plain_linear(self.base):
             return False
@@ -58,7 +58,7 @@ class SlotLinear(nn.Module):
     def _layer_buffers(self, cast: torch.dtype | None) -> LayerBuffers | None:
         """The batch's slots of A, B and gradients in the products' type; None if there are none.
 
-        They are filled behind autograd's back, which no compiler may see.
+        They are filled outside of autograd, which torch.compile cannot trace.
         """
         buffers, slots = self.layer.buffers, self.bank.view.slot_slice
         if buffers is None or slots is None or torch.compiler.is_compiling():
@@ -95,10 +95,10 @@ class SlotLinear(nn.Module):
         dropout: DropoutMask | None,
         cast: torch.dtype | None,
     ) -> torch.Tensor:
-        """The base layer whatever it is, and the adapters' products added to its output."""
+        """The output of any kind of base layer, with the adapters' products added to it."""
         view, layer, base = self.bank.view, self.layer, self.base(x)
         a, b, scale = (view.select(tensor) for tensor in (layer.a, layer.b, layer.scale))
-        # Autocast rounds the products' inputs again: to float32 and back would change nothing.
+        # Autocast rounds the inputs of products anyway: a cast to float32 would change nothing.
         inner = rows if cast and dropout is None else rows.to(a.dtype)
         inner = inner if dropout is None else apply_dropout(inner, dropout)
         inner = torch.bmm(inner, a.transpose(1, 2)) * scale
@@ -106,7 +106,7 @@ class SlotLinear(nn.Module):
             by_slot = base.reshape(view.slots, -1, base.shape[-1])
             inner, b = inner.to(base.dtype), b.to(base.dtype)
             return torch.baddbmm(by_slot, inner, b.transpose(1, 2)).view_as(base)
-        # In the adapters' float32, rounded once to the layer's lower type.
+        # Add in the adapters' float32, and round once to the layer's lower type.
         return (base + torch.bmm(inner, b.transpose(1, 2)).view_as(base)).to(base.dtype)
 
 
@@ -126,6 +126,6 @@ def uninstall(model: Any, bank: AdapterBank) -> None:
 
 
 def parent_of(model: Any, path: str) -> tuple[Any, str]:
-    """The module that holds the one at `path`, and the attribute that it is there."""
+    """The parent of the module at `path`, and the attribute of it that holds that module."""
     head, _, name = path.rpartition(".")
     return model.get_submodule(head), name

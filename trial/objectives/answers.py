@@ -23,6 +23,7 @@ from trial.objectives.batch import Model, per_row_cross_entropy
 from trial.objectives.metrics import Floats
 
 Forward = Callable[[Batch], torch.Tensor]
+"""Input ids and attention mask to logits [rows, columns, vocabulary]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,11 @@ class EvalContext:
     """The model of one evaluation, and how rows are put through it."""
 
     forward: Forward
-    """Input ids and attention mask to logits, in eval mode."""
+    """The forward pass, in eval mode."""
     model: Model
     """For a user's own metrics."""
     batch_size: int
+    """Rows of a batch on each rank."""
     collate: Collator
     rank_group: RankGroup
 

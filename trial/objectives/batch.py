@@ -1,7 +1,7 @@
 """A batch divided into parts by what its rows are for, and the model that an objective calls.
 
-Objectives see nothing else: which device trains, through which engine, and how many batches make an
-optimizer step is decided here.
+Objectives see nothing else: device, DeepSpeed, and the number of batches in an optimizer step stay
+hidden from them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from torch.nn.functional import cross_entropy
 from trial.data.tokens import IGNORE_INDEX
 
 Forward = Callable[[dict[str, torch.Tensor]], torch.Tensor]
+"""Input ids and attention mask to logits [rows, columns, vocabulary]."""
 Logits = dict[str, torch.Tensor]
 """By name of the part, each [rows, columns, vocabulary]."""
 
 COLUMNS = ("input_ids", "attention_mask", "labels", "lengths")
-"""Tensors of a batch, rows first."""
+"""Tensors of a batch; their first dimension is the rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class BatchPart:
     input_ids: torch.Tensor
     """[rows, columns], padded on the right."""
     attention_mask: torch.Tensor
-    """[rows, columns]"""
+    """[rows, columns]: 1 for tokens; 1 for padding too after `collate.with_full_attention`."""
     labels: torch.Tensor
     """[rows, columns]: tokens of the completion and its eos, -100 elsewhere."""
     lengths: torch.Tensor
@@ -130,7 +131,7 @@ class Model:
 
 @contextmanager
 def adapter_disabled(module: Any) -> Iterator[None]:
-    """The module without its adapter, in eval mode.
+    """Disable the module's adapter within this context, and put it in eval mode.
 
     Raises:
         ValueError: it has no adapter.

@@ -69,6 +69,7 @@ class UnlearningEvaluator:
             write_atomically(file, json.dumps({"forget": known}) + "\n")
 
     def _built_in(self, answers: Mapping[str, Answers]) -> dict[str, float]:
+        """Metrics by name. `model_utility` is TOFU's harmonic mean, over the retain set alone."""
         forget, retain = answers["forget"], answers["retain"]
         values = {
             "forget_loss": metrics.per_token(*forget.likelihood),

@@ -72,7 +72,8 @@ def idk(model: Model, batch: Batch, *, retain_weight: float) -> torch.Tensor:
 def dpo(model: Model, batch: Batch, *, beta: float, retain_weight: float) -> torch.Tensor:
     """Prefer the alternative answer to the one to forget: -log sigmoid(beta (m_alt - m_forget)).
 
-    m is the log-probability of an answer under the model minus that under the reference.
+    m is the log-probability of an answer under the model minus that under the reference (DPO:
+    Rafailov et al. 2023, arXiv:2305.18290).
     """
     names = ("alternative", "forget")
     reference = model.reference(batch, *names)
@@ -87,7 +88,10 @@ def dpo(model: Model, batch: Batch, *, beta: float, retain_weight: float) -> tor
 
 
 def npo(model: Model, batch: Batch, *, beta: float, retain_weight: float) -> torch.Tensor:
-    """Negative preference optimisation: -2/beta log sigmoid(beta (L - L_reference)), forget set."""
+    """Negative preference optimisation: -2/beta log sigmoid(beta (L - L_reference)), forget set.
+
+    Zhang et al. 2024, arXiv:2404.05868.
+    """
     forget = batch["forget"]
     reference = model.reference(batch, "forget")["forget"]
     loss_before = per_row_cross_entropy(reference, forget.labels)
@@ -100,7 +104,10 @@ def npo(model: Model, batch: Batch, *, beta: float, retain_weight: float) -> tor
 def simnpo(
     model: Model, batch: Batch, *, beta: float, gamma: float, retain_weight: float
 ) -> torch.Tensor:
-    """NPO without a reference: -2/beta log sigmoid(beta L / tokens - gamma), forget set."""
+    """NPO without a reference: -2/beta log sigmoid(beta L / tokens - gamma), forget set.
+
+    Fan et al. 2024, arXiv:2410.07163.
+    """
     forget = batch["forget"]
     now = model(batch)
     loss_per_token = per_row_cross_entropy(now["forget"], forget.labels) / forget.targets.clamp(
@@ -139,7 +146,7 @@ def find(name: str) -> Objective:
 def compute(
     objective: Objective, name: str, model: Model, batch: Batch, arguments: dict[str, Any]
 ) -> torch.Tensor:
-    """A batch's share of the loss of its optimizer step, a tensor without dimensions.
+    """A batch's share of the loss of its optimizer step, a scalar tensor.
 
     Raises:
         ValueError: the objective returned something else.
@@ -157,7 +164,7 @@ def compute(
 def row_divergence(
     reference: torch.Tensor, now: torch.Tensor, lengths: torch.Tensor
 ) -> torch.Tensor:
-    """[rows]: KL(reference || now) of the next token, averaged over each row's own tokens.
+    """[rows]: KL(reference || now) of the next token in nats, averaged over each row's own tokens.
 
     Both are logits, [rows, columns, vocabulary]; `lengths` is [rows].
     """

@@ -1,4 +1,4 @@
-"""Failures of a packed job: `failure_policy.decide` names the action, this takes it."""
+"""Carries out what `failure_policy.decide` decides about a failure of a packed job."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class OpenedJob(NamedTuple):
-    """What a job has once its first trial's configuration has told what to load."""
+    """The parts of a job that are made from its first trial's configuration."""
 
     setup: PackedSetup
     pool: SlotPool
@@ -68,7 +68,10 @@ class FailureHandler:
         self.state = state
 
     def guarded(self, slot: Slot, act: Callable[[], None]) -> bool:
-        """Do something for one trial; a failure is that trial's alone. Whether it succeeded."""
+        """Call `act` on all ranks, for one trial; an error is that trial's failure alone.
+
+        Returns whether it succeeded. Raises as `trial_failed` does.
+        """
         try:
             self.state.rank_group.run_on_all(act)
         except Exception as error:
@@ -84,7 +87,11 @@ class FailureHandler:
         phase: Phase,
         slot: Slot | None = None,
     ) -> None:
-        """Something for one trial has failed; `slot` is where it was, if it was loaded."""
+        """Handle an error of one trial; `slot` is where it was, if it was loaded.
+
+        Raises:
+            Exception: the error itself, where another rank is lost.
+        """
         opened = self.state.opened
         loaded = opened is not None and slot is not None and slot in opened.pool
         kind = kind_of(error, trial.folder.path)
@@ -108,7 +115,11 @@ class FailureHandler:
             _end_trial(trial, context, error, action, self.state.source)
 
     def pass_failed(self, opened: OpenedJob, slots: list[Slot], error: Exception) -> None:
-        """A pass or step of all trials has failed."""
+        """Handle an error in a pass or optimizer step, which all trials take together.
+
+        Raises:
+            Exception: the error itself, where the job cannot go on.
+        """
         engine, first = opened.setup.engine, slots[0]
         half_stepped = class_name(error) == HalfSteppedError.__name__
         failure = Failure(
@@ -149,7 +160,10 @@ class FailureHandler:
         self.state.source.sized(self.state.shrink_to)
 
     def evict_all(self, opened: OpenedJob, *, alone: bool, save: bool) -> None:
-        """Empty all slots; the trials go on from checkpoints that are written now, or before."""
+        """Empty all slots; the trials go on later, in jobs of their own if `alone`.
+
+        With `save` their checkpoints are written now, else they resume from the last ones.
+        """
         for slot in opened.pool.busy():
             if not save or self.guarded(slot, partial(opened.lifecycle.save_newest, slot)):
                 opened.pool.remove(slot)
@@ -176,7 +190,7 @@ def _end_trial(
 
 
 def _as_disk_full(error: Exception, folder: TrialFolder) -> Exception:
-    """The error, or the `DiskFullError` that tells what is behind it."""
+    """The error, or a `DiskFullError` if a full disk has caused it."""
     if kind_of(error) not in (ErrorKind.TAKEN_OVER, ErrorKind.DISK_FULL):
         try:
             refuse_if_full(error, folder.path)

@@ -1,6 +1,6 @@
 """What a packed job does about a failure: a pure function of the error and of where it happened.
 
-Every rank of a job asks it with the same facts, so that all do the same.
+Every rank of a job calls it with the same facts, so that all do the same.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class ErrorKind(Enum):
     PEER_LOST = "peer lost"
     """Another rank of the job is gone."""
     CONNECTION = "connection"
-    """The text of a lost connection, which may mean another rank."""
+    """An error with the text of a lost connection; with several ranks, one of them is gone."""
     ENDED_ELSEWHERE = "ended elsewhere"
-    """Another rank has met an error for a trial that has left its slot here already."""
+    """Another rank reports an error of a trial that has left its slot on this rank already."""
     OTHER = "other"
 
 
@@ -79,7 +79,7 @@ class Action(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The facts that decide."""
+    """The facts that `decide` goes by."""
 
     kind: ErrorKind
     phase: Phase
@@ -150,8 +150,8 @@ def kind_of(error: BaseException, folder: Path | None = None) -> ErrorKind:
     """What an error means, whether it occurred on this rank or on another.
 
     Args:
-        error: The error, or the `PeerFailed` that another rank's has become here.
-        folder: Where the trial writes; its disk is looked at if the error may come of a full one.
+        error: The error, or a `PeerFailed` that stands for another rank's error.
+        folder: Where the trial writes; free space is looked at if the error may be of a full disk.
     """
     name = class_name(error)
     if isinstance(error, PeerLost) and not isinstance(error, TrialTakenOver):
@@ -170,5 +170,5 @@ def kind_of(error: BaseException, folder: Path | None = None) -> ErrorKind:
 
 
 def class_name(error: BaseException) -> str:
-    """The class of an error, or of the one that another rank has met."""
+    """Name of an error's class; of a `PeerFailed`, that of the other rank's error."""
     return error.name if isinstance(error, failure_kinds.PeerFailed) else type(error).__name__

@@ -61,7 +61,7 @@ class PackedJob:
             source: Where trials come from.
             process_cache: What stays warm in this process.
             slots: Number of slots; 0 measures how many are best.
-            limit: Most slots that are taken then.
+            limit: Maximum number of slots in that measurement.
             rank_group: The ranks that train together; those of the environment if None.
             opener: Loads what the trials share.
         """
@@ -77,7 +77,7 @@ class PackedJob:
 
         Raises:
             PeerLost: another rank is gone.
-            Exception: a failure that is no single trial's; all trials have been evicted then.
+            Exception: a failure that no single trial has caused; all trials are evicted by then.
         """
         try:
             with rank_env.rank_variables(deepspeed=False):
@@ -154,7 +154,7 @@ class PackedJob:
             self.failures.guarded(slot, partial(opened.lifecycle.stop_before_first_step, slot))
 
     def _open(self, context: AttemptContext) -> OpenedJob:
-        """What the trials share; the first trial's configuration tells what that is."""
+        """The parts that all trials share, made from the first trial's configuration."""
         state = self.state
         if state.opened is None:
             cache, ranks = state.process_cache, state.rank_group
@@ -182,7 +182,7 @@ class PackedJob:
             self.failures.pass_failed(opened, slots, error)
             return
         if any(slot.reports_next() for slot in slots):
-            # What the device is still computing is training: no evaluation shall wait for it.
+            # Work that the device has not finished yet counts as training, not as evaluation.
             opened.setup.device.synchronise()
         seconds = (time.perf_counter() - start) / max(1, len(slots))
         for slot in slots:
@@ -200,9 +200,9 @@ class PackedJob:
         return opened.trainer.step([slot for slot in slots if slot in opened.pool])
 
     def _check_losses(self, slots: list[Slot]) -> None:
-        """Add the newest losses to their steps'; one that is not finite ends its trial.
+        """Add the newest losses to those of their steps; one that is not finite ends its trial.
 
-        Several ranks check a step's loss at its end, when they have it whole.
+        With several ranks a step's loss is checked at its end, when all ranks' parts are known.
         """
         for slot in slots:
             if self.state.rank_group.size > 1:

@@ -24,6 +24,7 @@ def load_trial(
     Raises:
         NotPackableError: the trial cannot be trained in a slot.
         OSError: its checkpoint cannot be read.
+        ValueError: a file of its checkpoint is a link or belongs to another user.
     """
     config = context.config
     setup.process_cache.charge_import_time(clock)

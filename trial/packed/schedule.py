@@ -1,6 +1,7 @@
 """When a packed trial steps, logs, evaluates and saves, from its trainer's arguments.
 
-The arguments and schedules are the trainer's own objects, so that defaults and ratios are, too.
+Arguments and learning-rate schedules are transformers' own objects, so that defaults and ratios
+mean the same as in a run alone.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class TrialSchedule:
     args: Any
     """The trainer's arguments."""
     max_steps: int
+    """Optimizer steps of the trial."""
     epoch_steps: int
     """Optimizer steps of one epoch."""
     logging_steps: int
@@ -44,11 +46,11 @@ class TrialSchedule:
         return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * self.ranks)
 
     def learning_rate(self, steps_done: int) -> float:
-        """The learning rate of the next step after so many."""
+        """The learning rate of the step that follows `steps_done` steps."""
         return float(self.args.learning_rate * self.lr_factor(steps_done))
 
     def step_settings(self, steps_done: int) -> StepSettings:
-        """AdamW's hyperparameters for the next step after so many."""
+        """AdamW's hyperparameters for the step that follows `steps_done` steps."""
         args = self.args
         return StepSettings(
             step=steps_done + 1,
@@ -76,7 +78,7 @@ class TrialSchedule:
 
 
 def make_schedule(args: Any, config: TrialConfig, rows: int, ranks: int = 1) -> TrialSchedule:
-    """The schedule of a trial over `rows` training rows, trained by so many ranks.
+    """The schedule of a trial over `rows` training rows, trained by `ranks` ranks.
 
     Raises:
         NotPackableError: its learning rate is no function of the step.

@@ -82,14 +82,14 @@ def open_setup(
     *,
     make_engine: Callable[..., Engine] = Engine,
 ) -> PackedSetup:
-    """Load what trials need that may share a job with `config`.
+    """Load what a trial, and all that may share a job with it, need.
 
     Args:
         process_cache: Where the base model and the tokens come from.
         config: The first trial.
         folder: Its folder.
         slots: Number of slots; 0 measures how many are best, up to `limit`.
-        limit: Most slots that are taken then.
+        limit: Maximum number of slots in that measurement.
         rank_group: The ranks that open the job together.
         make_engine: The engine's class, or a function of its parameters.
 
@@ -97,7 +97,7 @@ def open_setup(
         NotPackableError: the base model or the adapter cannot be trained in slots.
     """
     device, rank_group = process_cache.start(config), rank_group or RankGroup()
-    # Of several ranks, this opens the process group of torch.distributed too.
+    # With several ranks, this also opens the process group of torch.distributed.
     args = _arguments(config, device, folder)
     device.reset_peak()
     base = process_cache.take_base(config, device)
@@ -119,7 +119,7 @@ def open_setup(
         best = measure_slot_count(engine, device, initial, dropout, rows, rank_group)
         if best < engine.bank.slots:
             base = engine.close()
-            # The old slots' memory is free before the new ones are made.
+            # Free the memory of the old slots before the new ones are made.
             del engine
             free_memory()
             engine = build(base, slots=best)
@@ -132,7 +132,7 @@ def build_fitting(
     """An engine of `slots` slots, or of a half, a quarter, ... as fits every rank's memory.
 
     Raises:
-        Exception: whatever a rank raises that has no memory for one slot.
+        Exception: the error of a rank, if it is not for memory or there is none for one slot.
     """
     while True:
         try:

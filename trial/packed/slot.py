@@ -30,7 +30,7 @@ STATE_FILE = "slot.safetensors"
 
 @dataclass(slots=True)
 class Slot:
-    """A trial in training."""
+    """A trial in training, in one slot of the engine."""
 
     index: int
     """Number of the slot in the engine."""
@@ -53,7 +53,7 @@ class Slot:
     fresh: bool = True
     """Whether the attempt began without a checkpoint."""
     newest_loss: float = 0.0
-    """The last micro-batch's part of its step's loss, as far as it was read from the device."""
+    """The part of its step's mean loss, in nats, that was last read from the device."""
     step_loss: float = 0.0
     """Sum of these parts over the current step."""
     logged_loss: float = 0.0
@@ -103,7 +103,7 @@ class Slot:
         return bool(self.micro_batches == self.schedule.args.gradient_accumulation_steps)
 
     def add_loss(self, step: int, value: float) -> None:
-        """Add a micro-batch's part of the loss of the step after `step` others."""
+        """Add a micro-batch's part, in nats, of the mean loss of the step after `step` others."""
         self.newest_loss = value
         if step == self.run.steps:
             self.step_loss += value
@@ -116,7 +116,7 @@ class Slot:
         self.run.discard_step()
 
     def release_rows(self) -> None:
-        """After an optimizer step: count the tokens of this rank's rows, and let the rows go."""
+        """After an optimizer step: count the tokens of this rank's rows, and drop the rows."""
         micro_batches = range(self.schedule.args.gradient_accumulation_steps)
         rows = [self.step_rows[row] for micro in micro_batches for row in self.rank_rows(micro)]
         self.run.count_tokens(torch.stack([row["attention_mask"].sum() for row in rows]).sum())
@@ -133,7 +133,7 @@ class Slot:
         """Count an optimizer step.
 
         Raises:
-            Diverged: its loss is above the trial's bound.
+            Diverged: its loss is not finite, or above `diverged_above`.
         """
         self.logged_loss += self.step_loss
         self.step_rows, self.micro_batches, self.step_loss = [], 0, 0.0
@@ -143,7 +143,7 @@ class Slot:
         """Write a training log entry: mean loss in nats since the last one, rate, gradient norm.
 
         Raises:
-            Diverged: the loss is not finite, or above the trial's bound.
+            Diverged: the loss is not finite, or above `diverged_above`.
         """
         step = self.run.steps
         mean = self.logged_loss / (step - self.logged_at)
@@ -174,7 +174,7 @@ class Slot:
 
         folder = self.run.checkpoints.at(self.run.steps)
         folder.mkdir(parents=True, exist_ok=True)
-        # "lost" is the name that checkpoints have had from the beginning.
+        # The key "lost" means `logged_loss`: older checkpoints can be read.
         counters = {"lost": self.logged_loss, "logged_at": self.logged_at}
         save_file(
             self._state_tensors(), folder / STATE_FILE, metadata={"slot": json.dumps(counters)}
@@ -190,7 +190,7 @@ class Slot:
         return tensors
 
     def _state_blocks(self) -> tuple[tuple[str, Any], ...]:
-        """What a checkpoint holds, by its names there."""
+        """Blocks that a checkpoint holds, by name there; None stands for the adapter's values."""
         adamw = self.engine.adamw
         return ("value", None), ("first", adamw.exp_avg), ("second", adamw.exp_avg_sq)
 
@@ -198,7 +198,7 @@ class Slot:
         """Go on from a packed trial's checkpoint.
 
         Raises:
-            OSError: the folder is none.
+            OSError: the folder has no such file.
         """
         from safetensors import safe_open
 

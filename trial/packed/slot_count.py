@@ -18,13 +18,13 @@ from trial.store import failure_kinds
 CANDIDATES = (1, 2, 4, 8, 16)
 """Numbers of slots that are timed, in this order, up to the number of trials."""
 MIN_GAIN = 1.10
-"""More slots must train so many times the rows per second of fewer."""
+"""Factor in rows per second that more slots must gain over fewer."""
 PATIENCE = 2
-"""So many candidates in a row that gain too little end the measurement."""
+"""The measurement ends after so many candidates in a row that gain too little."""
 TIMED_PASSES = 3
-"""Passes of each candidate; the fastest counts."""
+"""Passes of each candidate after one to warm up; the fastest counts."""
 ENOUGH_SECONDS = 1.0
-"""Seconds of passes that are enough: what takes long varies little."""
+"""After so many seconds no further pass is timed: long passes vary little."""
 
 
 def measure_slot_count(

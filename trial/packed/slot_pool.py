@@ -27,7 +27,7 @@ class SlotPool:
         return min(self._free, default=None)
 
     def add(self, slot: Slot) -> None:
-        """A trial was loaded into its slot."""
+        """Mark the slot of a loaded trial as busy."""
         self._free.remove(slot.index)
         self._busy[slot.index] = slot
 
@@ -38,6 +38,6 @@ class SlotPool:
         self._free.append(slot.index)
 
     def keep_alive(self) -> None:
-        """Report a sign of life of every trial: one that waits for another's evaluation lives."""
+        """Report every trial as alive, also those that wait while another one is evaluated."""
         for slot in self._busy.values():
             slot.trial.control.alive(slot.trial.folder)

@@ -16,7 +16,7 @@ from trial.packed.slot import Slot
 
 
 class HalfSteppedError(RuntimeError):
-    """An optimizer step failed half way: the values in the slots are of no use any more."""
+    """An optimizer step failed half way: adapters and moments in the slots are no longer valid."""
 
 
 class UnreadLosses(NamedTuple):
@@ -25,6 +25,7 @@ class UnreadLosses(NamedTuple):
     slots: list[tuple[Slot, int, int]]
     """Each slot, the number of its steps done, and its place in `losses`."""
     losses: torch.Tensor
+    """[slots in the pass]: part of each step's mean loss, in nats."""
 
 
 class SlotTrainer:

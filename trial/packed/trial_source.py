@@ -15,7 +15,7 @@ from trial.store.records import Result
 
 @dataclass(frozen=True, slots=True)
 class PackedTrial:
-    """A trial to train in a packed job: its folder, and the control that hears of it and stops it.
+    """A trial to train in a packed job: its folder, and the control that it reports to.
 
     Of several ranks only the first one's control counts.
     """
@@ -50,7 +50,7 @@ class TrialSource(Protocol):
         """
 
     def sized(self, slots: int) -> None:
-        """The job trains so many trials at once."""
+        """The job trains `slots` trials at once from now on."""
 
 
 class ListTrialSource:
@@ -82,5 +82,5 @@ class ListTrialSource:
         raise error
 
     def sized(self, slots: int) -> None:
-        """Keep the number."""
+        """Keep the number of slots."""
         self.slots = slots

@@ -1,1 +1,1 @@
-"""What can be known of a trial before it starts: mistakes, memory."""
+"""Checks before a trial starts: model, data, device, and an estimate of its memory."""

@@ -29,7 +29,7 @@ TRACKERS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
 """Values of `training.report_to` and the package that each needs."""
 
 KEYS_AFTER_READING = ("prompt_format", "max_length", "max_train_samples", "max_eval_samples")
-"""Keys of `data` that apply once its rows are read: whether they can be read depends on others."""
+"""Keys of `data` that apply once its rows are read, so do not decide whether these can be read."""
 
 
 @dataclass(frozen=True, slots=True)

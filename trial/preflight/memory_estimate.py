@@ -4,8 +4,9 @@ Every part has two figures. The *certain* one cannot be avoided: a trial is refu
 sum of these exceeds the device. The *likely* one adds the temporary tensors of a step, by the
 shapes of the model's layers; compilers and allocators differ, so it only warns. Torch-free.
 
-Weights, gradients and optimizer states follow the ZeRO paper (Rajbhandari et al. 2020, section 3):
-stage 1 shards optimizer states over the ranks, stage 2 gradients too, stage 3 weights too.
+Weights, gradients and optimizer states follow the ZeRO paper (Rajbhandari et al. 2020,
+arXiv:1910.02054): stage 1 shards optimizer states over the ranks, stage 2 gradients too, stage 3
+weights too.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ OPTIMIZER_STATES = {"adamw": 2, "adagrad": 1, "rmsprop": 1, "lion": 1, "sgd": 0,
 REDUCED_STATES = ("8bit", "4bit", "paged", "bnb", "torchao")
 """Optimizers that keep lower precision, or states on the host: none of it is certain."""
 NEARLY_FULL = 0.9
-"""A trial that likely takes more than this share of its device gets a warning."""
+"""A trial that likely takes more than this fraction of its device's memory gets a warning."""
 HEAD_SIZE = 128
-"""Width of an attention head in most models."""
+"""Assumed width of an attention head, that of most models."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -31,7 +31,7 @@ class MemoryFit:
 
     @property
     def too_large(self) -> bool:
-        """Whether the certain part exceeds the device."""
+        """Whether the certain part exceeds the device's memory."""
         return self.capacity is not None and self.estimate.certain > self.capacity.bytes
 
     @property

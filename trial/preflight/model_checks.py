@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def model_problems(config: TrialConfig) -> tuple[list[Problem], list[Problem]]:
-    """What is wrong with model, tokenizer and targets; and apart, that a known model is not here.
+    """Mistakes in model, tokenizer and targets; in a second list, a known model that is missing.
 
     The second list concerns hub models whose published sizes are in `known_shapes`: a plan can be
     checked without their files.

@@ -1,1 +1,1 @@
-"""What a study and a trial keep on disk, and the records in those files."""
+"""Files of a study and of a trial, the records in them, failure kinds, metrics and `Control`."""

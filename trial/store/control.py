@@ -21,14 +21,14 @@ class Control(Protocol):
         """Called when an evaluation is on disk."""
 
     def alive(self, folder: TrialFolder) -> None:
-        """Called after each batch of an evaluation, which may last long between optimizer steps."""
+        """Called before each batch of an evaluation, which may take long between two steps."""
 
     def stop_reason(self, folder: TrialFolder) -> StopReason | None:
         """Why the trial is to stop before its next optimizer step; None to go on."""
 
 
 class NullControl:
-    """Reports to nobody and never stops the trial: `python -m trial`."""
+    """Reports to nobody and never stops the trial: the default of `trial.train.train`."""
 
     def started(self, folder: TrialFolder, device: str, max_steps: int) -> None:
         """Does nothing."""

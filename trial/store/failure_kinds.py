@@ -53,7 +53,7 @@ def check_loss(what: str, value: float, step: int, above: float | None) -> None:
     """Check that training has not diverged.
 
     Raises:
-        Diverged: it is not finite, or above the bound.
+        Diverged: `value` is not finite, or above the bound `above`.
     """
     if not math.isfinite(value) or (above is not None and value > above):
         raise Diverged(what, value, step)
@@ -66,7 +66,7 @@ def kind_of_text(text: str) -> CauseKind:
 
 
 def kind_of_log(log: Path) -> CauseKind:
-    """The kind of failure that the log of a worker reports which died without raising.
+    """The kind of failure in the log of a worker that died without raising.
 
     A Gaudi that runs out of memory may kill its process. Only the last attempt's lines count.
     """

@@ -1,4 +1,4 @@
-"""Everything a trial's process prints, in the trial's own log.
+"""Redirects everything that a trial's process prints to the trial's own log.
 
     with capture(folder, echo=False) as terminal:
         train(folder)
@@ -24,7 +24,7 @@ STREAMS = (1, 2)
 
 @contextmanager
 def capture(folder: TrialFolder, echo: bool = False) -> Iterator[TextIO]:
-    """Append what the process prints to the trial's log; yields the terminal as it was.
+    """Append what the process prints to the trial's log; yields the standard output of before.
 
     With `echo` it is copied to the terminal as well, by a thread: lines on their way when the
     process is killed are lost then.
@@ -38,7 +38,7 @@ def capture(folder: TrialFolder, echo: bool = False) -> Iterator[TextIO]:
     try:
         for stream in STREAMS:
             os.dup2(tee.write_end if tee else log, stream)
-        # The runner may have put objects of its own there, which write elsewhere.
+        # The caller may have replaced them by objects that write elsewhere.
         sys.stdout, sys.stderr = (_opened(stream) for stream in STREAMS)
         with _logged():
             yield terminal

@@ -8,7 +8,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 State = Literal["complete", "pruned", "failed", "duplicate"]
+"""`duplicate`: not trained, since another trial has the same configuration."""
 CauseKind = Literal["diverged", "out_of_memory", "lost", "device_busy", "hung", "error"]
+"""`lost`: the worker or its node has ended; `hung`: it made no progress for too long."""
 
 
 class Record(BaseModel):
@@ -59,6 +61,7 @@ class Attempt(Record):
     device: str
     """The device, for example `cpu`, `cuda NVIDIA H100`, `hpu GAUDI2`, `hpu stand-in`."""
     devices: int = 1
+    """Number of ranks, one device each."""
     resumed_from: int = 0
     """Optimizer step of the checkpoint it went on from; 0 for a fresh start."""
     versions: dict[str, str] = Field(default_factory=dict)
@@ -116,7 +119,9 @@ class Result(Record):
     initial_eval_loss: float | None = None
     """Eval loss before the first step, when `training.eval_on_start` is set."""
     metrics: dict[str, float] = Field(default_factory=dict)
+    """Metrics of the evaluation that gave `value`, and counters of the device, by name."""
     tokens: int = 0
+    """Training tokens seen, padding left out."""
     trainable_parameters: int = 0
     total_parameters: int = 0
     peak_memory_bytes: int = 0

@@ -27,7 +27,10 @@ logger = logging.getLogger(__name__)
 
 
 def saves_with_each_evaluation(config: TrialConfig) -> bool:
-    """Whether checkpoints follow evaluations: neither `save_steps` nor a strategy is set."""
+    """Whether each evaluation is followed by a checkpoint.
+
+    So with `save_strategy: best`, and with `steps` (the default) if `save_steps` is not set.
+    """
     strategy = config.training.get("save_strategy", "steps")
     return strategy == "best" or (strategy == "steps" and "save_steps" not in config.training)
 
@@ -35,7 +38,7 @@ def saves_with_each_evaluation(config: TrialConfig) -> bool:
 def training_keywords(
     config: TrialConfig, device: Device, folder: TrialFolder, *, resumed: bool = False
 ) -> dict[str, Any]:
-    """Keyword arguments of the device's arguments class.
+    """Keyword arguments of the device's `TrainingArguments` class.
 
     `resumed`: the trial goes on from a checkpoint.
     """

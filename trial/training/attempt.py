@@ -34,7 +34,12 @@ RECORDED_VERSIONS = ("torch", "transformers", "peft", "accelerate", "optimum-hab
 
 
 def run_attempt(context: AttemptContext, device: Device) -> State | None:
-    """Train to the end, or until a stop is requested; None when interrupted at a checkpoint."""
+    """Train to the end, or until a stop is requested; None when interrupted at a checkpoint.
+
+    Raises:
+        Diverged: a loss is not finite, or above `diverged_above`.
+        TrialTakenOver: another process has started the trial.
+    """
     checkpoint, run = restore_run_state(context, device)
     context.run = run
     record_attempt(context, device, run)
@@ -107,7 +112,11 @@ def _version(name: str) -> str:
 
 
 def _build_trainer(context: AttemptContext, device: Device, run: RunState, *, resumed: bool) -> Any:
-    """Arguments first: they set the device up, and ZeRO-3 must be known when weights are loaded."""
+    """Build model, data and trainer.
+
+    The training arguments come first: creating them sets up the device and announces ZeRO-3, which
+    partitions weights while they are loaded.
+    """
     config, process_cache = context.config, context.process_cache
     device.reset_peak()
     keywords = training_keywords(config, device, context.folder, resumed=resumed)
@@ -119,7 +128,7 @@ def _build_trainer(context: AttemptContext, device: Device, run: RunState, *, re
     data = process_cache.prepared(config, base.config.model_type)
     context.data_hash = data.data_hash
     context.model_hash = model_hash(config.model.name_or_path, config.model.revision)
-    # For adapter, data order and dropout: loading a model draws a varying amount before this.
+    # Here, since loading a model takes a varying number of draws from the generator.
     transformers.set_seed(config.training["seed"])
     context.model = attach_adapter(base, config, run.positions)
     context.parameters = count_parameters(context.model)

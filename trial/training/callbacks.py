@@ -27,6 +27,7 @@ class EpochEnd:
 
     stop: StopReason | None = None
     mid_epoch: bool = False
+    """Whether batches of the epoch are left."""
     last_step: bool = False
     """Whether all optimizer steps are done."""
     evaluated: bool = False
@@ -38,14 +39,14 @@ class EpochEnd:
 
     @property
     def evaluates(self) -> bool | None:
-        """Whether the step is evaluated now; None: as the trainer's own strategy has it."""
+        """Whether the step is evaluated now; None leaves it to the trainer's own strategy."""
         interrupted_inside = self.stop is not None and self.mid_epoch
         skipped = self.stop == "prune" or self.evaluated or self.chosen_steps or interrupted_inside
         return False if skipped else None
 
     @property
     def saves(self) -> bool | None:
-        """Whether a checkpoint is written now; None: as the trainer's own strategy has it."""
+        """Whether a checkpoint is written now; None leaves it to the trainer's own strategy."""
         if self.stop == "prune" or self.last_step:
             return False
         # The checkpoint of an interrupted trial is written after everything else.

@@ -35,6 +35,7 @@ class Measurement(Record):
 
     step: int
     value: float
+    """Eval loss in nats per token."""
     metrics: dict[str, float] = Field(default_factory=dict)
 
 
@@ -44,6 +45,7 @@ class TrialProgress(Record):
     step: int = 0
     seconds: Seconds = Seconds()
     tokens: int = 0
+    """Training tokens seen on all ranks, padding left out."""
     peak_memory_bytes: int = 0
     initial_eval_loss: float | None = None
     best: Measurement | None = None

@@ -1,4 +1,4 @@
-"""What one attempt at one trial has built so far, for its result even when it fails half way."""
+"""What one attempt at a trial has built so far; its result is made of it, after a failure too."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class _TargetCrossEntropy(torch.autograd.Function):
 
 
 def count_targets(batch: Batch) -> torch.Tensor:
-    """Number of labelled tokens of a batch, a tensor without dimensions."""
+    """Number of labelled tokens of a batch, a scalar int64 tensor."""
     return (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
 
 
@@ -89,20 +89,26 @@ class TrainingLoss:
     def __call__(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int
     ) -> torch.Tensor:
-        """This batch's share: its summed loss over the step's number of tokens."""
+        """This batch's share of the step's mean loss in nats per token, a scalar tensor.
+
+        Args:
+            outputs: of the model; logits are [rows, columns, vocabulary].
+            labels: [rows, columns].
+            num_items_in_batch: labelled tokens of the whole optimizer step.
+        """
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         total = summed_loss(logits, labels, dense=self.dense, smoothing=self.smoothing)
         return total / num_items_in_batch
 
 
 def exact_loss(forward: Forward, batches: Iterable[Batch], *, dense: bool, ranks: int = 1) -> float:
-    """Cross-entropy in nats per token of a whole set: one sum over one count, for all ranks."""
+    """Cross-entropy in nats per token over the batches of all ranks: one sum over one count."""
     total, count = total_loss(forward, batches, dense=dense)
     return _divide(torch.tensor(total, dtype=torch.double), count, ranks)
 
 
 def total_loss(forward: Forward, batches: Iterable[Batch], *, dense: bool) -> tuple[float, int]:
-    """Cross-entropy summed over all labelled tokens of the batches, and their number."""
+    """Cross-entropy in nats, summed over all labelled tokens of the batches, and their number."""
 
     def batch_loss(batch: Batch) -> torch.Tensor:
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}

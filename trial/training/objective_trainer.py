@@ -49,7 +49,10 @@ class ObjectiveTrainer(TrialTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """This batch's share of the step's loss; `num_items_in_batch` is [2, parts]."""
+        """This batch's share of the step's loss.
+
+        `num_items_in_batch` is what `step_counts` returned, int64 [2, parts].
+        """
         config = self.run.config.objective
         columns = {name: inputs.pop(name) for name in COLUMNS}
         if num_items_in_batch is None:
@@ -78,7 +81,7 @@ class ObjectiveTrainer(TrialTrainer):
         return counts
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PairedSampler:
-        """The first part's rows in their usual order, those of the others drawn for them."""
+        """The first part's rows, ordered as in `TrialTrainer`, each with rows of other parts."""
         rows = (train_dataset or self.train_dataset).rows
         return PairedSampler(self.epoch_sampler(rows), self.part_samplers)
 

@@ -44,14 +44,18 @@ class ProcessCache:
         self._device = ""
 
     def start(self, config: TrialConfig) -> Device:
-        """Set the environment, import the libraries and choose the trial's device."""
+        """Set the environment, import the libraries and choose the trial's device.
+
+        Raises:
+            ValueError: this machine has no such device, or a variable has another value.
+        """
         if is_local(config.model) and self.cold:
             # huggingface_hub reads it when it is imported.
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
         for name, value in ALWAYS.items():
             os.environ.setdefault(name, value)
         if detect.has_gaudi_software() and config.device in ("auto", "hpu"):
-            # `pick` loads torch and Habana's plugin, which read these variables.
+            # `select_device` loads torch and Habana's plugin, which read these variables.
             apply_environment(DEVICES["hpu"].environment(config))
             make_recipe_folder()
         device = select_device(config.device)
@@ -82,7 +86,7 @@ class ProcessCache:
         return self._prepared[key]
 
     def take_base(self, config: TrialConfig, device: Device) -> Any:
-        """The base model, from memory or loaded; the caller owns it until it is given back."""
+        """The base model, kept from the trial before or loaded; `give_back` returns it."""
         key = f"{device.name} {config.model.model_dump_json()}"
         base, self._base = self._base, None
         if base is not None and key == self._base_key and unload_restores_base(config):
@@ -137,7 +141,7 @@ class ProcessCache:
 
 
 def _with_attention(base: Any, config: TrialConfig, device: Device) -> Any:
-    """The base model, with fused attention on a Gaudi if the trial asks for it."""
+    """Turn fused attention on, on a Gaudi and if the trial asks for it; returns the base model."""
     if device.name == "hpu":
         optimum_habana.enable_fused_attention(base, config)
     return base

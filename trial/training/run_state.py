@@ -35,7 +35,7 @@ class Stopped(Exception):  # noqa: N818 (no error: a stop was requested)
 
 @dataclass(slots=True)
 class RunState:
-    """Everything that changes while a trial trains; it writes the trial's metrics as it does."""
+    """Everything that changes while a trial trains; also writes `metrics.jsonl`."""
 
     folder: TrialFolder
     config: TrialConfig
@@ -45,7 +45,7 @@ class RunState:
     clock: PhaseTimer
     checkpoints: Checkpoints
     positions: BatchPositions = field(default_factory=BatchPositions)
-    """Positions of the current batch in its optimizer step, for the LoRA dropout."""
+    """Hash keys of the current batch's rows and columns, for the LoRA dropout."""
     progress: TrialProgress = field(default_factory=TrialProgress)
     stop: StopReason | None = None
     steps: int = 0
@@ -62,7 +62,7 @@ class RunState:
     # Steps
 
     def add_loss(self, value: float) -> None:
-        """Add the loss share of one batch to the current optimizer step.
+        """Add one batch's share of the step's mean loss, in nats, to the current optimizer step.
 
         Raises:
             Diverged: on a single rank, `value` is not finite.
@@ -94,7 +94,11 @@ class RunState:
     # Progress
 
     def update_progress(self) -> None:
-        """Bring step, seconds, tokens and peak memory up to date; a barrier for all ranks."""
+        """Bring step, seconds, tokens and peak memory up to date; a barrier for all ranks.
+
+        Raises:
+            TrialTakenOver: another process has started the trial.
+        """
         tokens, self._tokens = self._tokens, None
         own = (int(tokens) if tokens is not None else 0, self.device.read_peak())
         self.check_ownership()

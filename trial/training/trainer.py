@@ -34,7 +34,7 @@ class TrialTrainer(Base):
 
     control: Any
     batch_parts = 1
-    """Parts that the rows of a batch are divided in: one part per set of an objective."""
+    """Parts of a batch: an objective has forget, retain or alternative rows; `sft` has one part."""
 
     def __init__(
         self, *, run: RunState, evaluator: UnlearningEvaluator | None = None, **arguments: Any
@@ -123,7 +123,10 @@ class TrialTrainer(Base):
     # Training
 
     def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> torch.Tensor:
-        """Forward and backward pass of a batch; counts its tokens, and reads the loss if free."""
+        """Forward and backward pass of a batch; counts its tokens.
+
+        Reads the loss where that does not wait for the device (`Device.free_reads`).
+        """
         self.run.count_tokens(inputs["attention_mask"].sum())
         self._set_batch_positions(inputs["input_ids"])
         if not self.run.device.fixed_shapes:
@@ -164,7 +167,7 @@ class TrialTrainer(Base):
         return batches, self.step_counts(batches, device) if batches else None
 
     get_batch_samples_transformers = get_batch_samples
-    """GaudiTrainer's name for it."""
+    """The name under which GaudiTrainer calls it."""
 
     def step_counts(self, batches: list[Any], device: torch.device) -> torch.Tensor:
         """Number of labelled tokens of an optimizer step, over all ranks if those are averaged."""
@@ -174,7 +177,7 @@ class TrialTrainer(Base):
         return count.clamp(min=1)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Nothing reads the estimate, which iterates over all parameters at every step."""
+        """Always 0: nothing reads the estimate, which takes a pass over all parameters a step."""
         return 0
 
     def create_optimizer(self) -> Any:
@@ -220,7 +223,7 @@ class TrialTrainer(Base):
         self.run.record_checkpoint(self.state.global_step)
 
     def _rotate_checkpoints(self, *_: Any, **__: Any) -> None:
-        """Leave that to `Checkpoints`, which removes one when a newer one is complete."""
+        """Do nothing: `Checkpoints` removes a checkpoint when a newer one is complete."""
 
 
 @cache
@@ -231,5 +234,5 @@ def trainer_class(device: Device) -> type[Any]:
 
 
 def collator(device: Device) -> Collator:
-    """Makes batches of rows for a device."""
+    """The collator for a device: batches keep their padding where shapes are fixed."""
     return Collator(trim=not device.fixed_shapes)
