@@ -84,7 +84,7 @@ class LiveView(PlainView):
 
 
 def running_table(progress: SweepProgress, metric: str) -> Table:
-    """One row for each trial on a device; the loss stands in for a metric known only at its end."""
+    """One row per running trial; shows the eval loss for a metric that is known only at the end."""
     metric = "eval_loss" if metric in metrics.METRICS else metric
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("trial", "parameters", "step", metric, "device", "seconds"):

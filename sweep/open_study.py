@@ -1,4 +1,4 @@
-"""Open a study: start it, go on with it, fork it, or set an old one aside."""
+"""Open a study: start it, resume it, fork it, or archive an old one for `--fresh`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ MAY_CHANGE = ("question", "stop", "resources", "failures", "confirm")
 """Keys of a sweep file that may change when a study goes on: they do not touch its trials."""
 
 MUST_STAY = ("resources.devices_per_trial",)
-"""It changes the effective batch, and a checkpoint goes on only with as many ranks."""
+"""Exceptions to `MAY_CHANGE`: the number of devices sets the effective batch size, and a checkpoint
+resumes only with as many ranks as wrote it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +40,17 @@ class RunOptions:
     runs: Path = Path("runs")
     study: str | None = None
     fresh: bool = False
+    """Archive an existing study of this name first."""
     fork: str | None = None
     """Name of a new study that carries over what fits of the existing one."""
     extend_trial: int | None = None
     """Number of a finished trial to train for longer, as `overrides` say."""
     overrides: Sequence[str] = ()
     storage: str | None = None
+    """Optuna storage URL; None: the journal file in the study's folder."""
     ray_address: str | None = None
     command: Sequence[str] = ()
+    """Words of the command line, for the study's provenance."""
 
 
 def study_folder(spec_name: str, options: RunOptions) -> StudyFolder:
@@ -106,7 +110,7 @@ def fork_study(
 ) -> None:
     """Start `new` with the trials of the study that the sweep file names, as far as they fit.
 
-    Its record is written after this: until then it is no study.
+    The caller writes its record afterwards: a folder without a record is not a study.
 
     Raises:
         ConfigError: the new study exists, the old one does not, or a storage cannot be opened.
@@ -155,7 +159,7 @@ def write_record(
     made["storage"] = masked(with_absolute_path(options.storage)) if options.storage else None
     if folder.exists():
         record = folder.read_record()
-        # A study of an older version says nothing of keys that came later.
+        # A record of an older version lacks later keys: validation fills in their defaults.
         if problems := differences(SweepSpec.from_content(record.spec).content(), content):
             hint = (
                 "--fork NEW starts a study with the trials that still fit; "
@@ -199,7 +203,7 @@ def stored_spec(folder: StudyFolder, trials: int | None, concurrency: int | None
 def stored_storage(
     folder: StudyFolder, given: str | None = None, *, repair: bool = False
 ) -> BaseStorage:
-    """The storage a study was started with; `given` is its URL once more, with the password.
+    """The storage a study was started with; `given` repeats its URL with the unstored password.
 
     Raises:
         ConfigError: it cannot be opened, its password is missing, or another one is given.
@@ -244,7 +248,7 @@ def open_decider(spec: SweepSpec, folder: StudyFolder, options: RunOptions) -> O
 
 
 def check_same_study(folder: StudyFolder, numbered: set[int], finished: list[int]) -> None:
-    """Hold the trial folders against the storage's trials.
+    """Compare the trial folders with the storage's trials.
 
     The storage numbers a trial before its folder is made, and is told a result after it has been
     written to the folder: it never knows fewer trials, nor finished ones without a folder.

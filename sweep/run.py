@@ -41,6 +41,7 @@ def run_sweep(spec: SweepSpec, source: Path, options: RunOptions, console: Conso
     Raises:
         ConfigError: the sweep file differs from the one the study was started with.
         StudyBusyError: another driver runs it.
+        ValueError: the folder must not be used, its disk is full, or the storage does not answer.
     """
     folder = study_folder(spec.name, options)
     with study_lock.hold(folder):
@@ -115,7 +116,7 @@ def _start(
 ) -> OptunaDecider:
     """Start the workers; the study is loaded while they import torch."""
     executor.start()
-    # Not before: Ray's start takes the interpreter, and this would hold it up.
+    # Not earlier: this thread would compete with Ray's start for the GIL.
     threading.Thread(target=results.preload, daemon=True).start()
     # Ray has installed its own handler, which ends the process without a message.
     signal.signal(signal.SIGTERM, raise_keyboard_interrupt)
@@ -131,7 +132,7 @@ def _closing(executor: RayExecutor) -> Iterator[None]:
         yield
         ended = True
     except SystemExit:
-        # Ray's own handler of SIGTERM, while Ray starts.
+        # Raised by Ray's own SIGTERM handler while Ray starts.
         raise KeyboardInterrupt from None
     finally:
         # After a sweep that ended as it should, the report is written while Ray goes down.

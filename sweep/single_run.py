@@ -21,7 +21,7 @@ from trial.store.metrics import tokens_per_second
 from trial.store.records import Result
 
 MIN_WIDTH = 100
-"""Columns that the result's table needs, also where the terminal's width is not known."""
+"""Least width of the result's table in characters, also on a narrower or unknown terminal."""
 
 
 @dataclass(frozen=True, slots=True)

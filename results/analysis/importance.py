@@ -1,6 +1,7 @@
-"""Parameter importance by Optuna's evaluators (fANOVA, PED-ANOVA).
+"""Parameter importance by Optuna's evaluators: fANOVA and PED-ANOVA.
 
-They run on an in-memory study that is built from the table; no sweep's storage is opened.
+fANOVA: Hutter et al. 2014 (ICML). PED-ANOVA: Watanabe et al. 2023, arXiv:2304.10255. They
+run on an in-memory study that is built from the table; no sweep's storage is opened.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ ENOUGH = 20
 MOST_TREES = 300
 """Largest number of trials that fANOVA is fitted to, spread evenly over the ranked values."""
 FEWEST = 4
+"""With fewer complete trials no importance is computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Importance:
 
 
 def importance(table: pd.DataFrame) -> Importance | None:
-    """Importance of the searched parameters; None with fewer than two or hardly any trial."""
+    """Importance of the searched parameters; None for fewer than two, or than FEWEST trials."""
     # Repeats add no new configuration, and only the best ones are repeated.
     rows = table[(table["state"] == "complete") & table["value"].notna() & table["confirms"].isna()]
     searched = [name for name in table.attrs.get("searched", ()) if name not in SEEDS]

@@ -196,6 +196,7 @@ def _against(
 
 
 def _single(group: Group, leader: Group | None, repeated: Sequence[Group], sign: float) -> Standing:
+    """Standing of a single run, judged by the 95% t interval of one run minus the leader's mean."""
     noise = pooled_deviation(repeated)
     if leader is None or noise is None:
         return Standing(group, None)

@@ -65,7 +65,10 @@ class Front:
 
     @property
     def compromise(self) -> Member | None:
-        """The member nearest to the ideal point, objectives scaled to the front's range."""
+        """The member nearest to the ideal point, objectives scaled to the front's range.
+
+        None with fewer than three members.
+        """
         if len(self.members) < 3:
             return None
         signs = np.array([goal.sign for goal in self.goals])

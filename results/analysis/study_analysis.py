@@ -169,7 +169,8 @@ def analyse(study: StudyRead, options: ReportOptions | None = None) -> StudyAnal
 def configurations(table: pd.DataFrame, board: Leaderboard) -> pd.DataFrame:
     """One row per configuration in the leaderboard's order: its first trial's row and its means.
 
-    Adds `runs`, and `low` and `high`: the leader's mean and the interval of the distance to it.
+    Adds `runs`, and `low` and `high`: the leader's mean plus the 95% interval of the distance from
+    it.
     """
     groups = [standing.group for standing in board.standings]
     places = {int(number): place for place, number in enumerate(table["number"])}
@@ -233,7 +234,7 @@ def axis_title(metric: str) -> str:
 
 
 def settings(row: Mapping[str, Any] | pd.Series, names: Sequence[str]) -> str:
-    """`r 16, learning rate 0.001`."""
+    """Settings in words: `r 16, learning rate 0.001`; `the base` when there are none."""
     told = [_setting(name, row[name]) for name in names if name in row]
     return ", ".join(text for text in told if text) or "the base"
 

@@ -178,7 +178,7 @@ def _divide(
 
 
 def lanes(spans_of: Sequence[Span]) -> list[int]:
-    """Row of each span so that none overlaps another; all 0 unless trials were packed."""
+    """Row of each span so that overlaps are below 0.1 s; all 0 unless trials were packed."""
     ends: list[float] = []
     rows = []
     for span in spans_of:

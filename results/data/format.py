@@ -23,7 +23,7 @@ def number(value: Any, digits: int = 4) -> str:
 
 
 def loss(value: Any) -> str:
-    """A loss with four decimals; scientific where it would drown in them."""
+    """A loss with four decimals; in scientific notation below 1e-3 and from 1e4 on."""
     if is_missing(value) or not isinstance(value, int | float):
         return MISSING
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.3e}"
@@ -50,7 +50,7 @@ def seconds(value: Any) -> str:
 
 
 def hours(value: Any) -> str:
-    """Seconds in hours, two significant digits or more."""
+    """Seconds as hours, with three significant digits."""
     return MISSING if is_missing(value) else f"{value / 3600:.3g} h"
 
 

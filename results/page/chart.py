@@ -133,7 +133,7 @@ def robust_limits(
 ) -> tuple[float, float] | None:
     """Axis limits that ignore outliers; None without finite values.
 
-    Outliers lie more than three interquartile ranges outside the quartiles (Tukey's far fences).
+    Outliers lie more than three interquartile ranges outside the quartiles (Tukey's outer fences).
     """
     known = np.asarray(values, dtype=float)
     known = known[np.isfinite(known) & ((known > 0) | (not log))]

@@ -17,7 +17,7 @@ SERIES = 8
 """Largest number of ranks with a colour of their own."""
 FEW_RATES = 12
 CLOSE = 0.05
-"""Relative distance below which two rates are neighbours by chance."""
+"""Share of the range of log rates: rates closer than this were drawn, not listed in a grid."""
 CURVE_POINTS = 5
 CURVE_FEWEST = 3
 """Fewest trials that a fitted line is drawn through."""
@@ -113,7 +113,7 @@ def _few(rates: pd.Series) -> bool:
 def _curve(part: pd.DataFrame, few: bool) -> tuple[np.ndarray, np.ndarray]:
     """Line through the means of few distinct rates, else a parabola over log learning rate.
 
-    The parabola is fitted to the trials inside the axis limits and needs more than three.
+    The parabola is fitted to the trials inside the axis limits, of at least CURVE_POINTS rates.
     """
     means = part.groupby(RATE)["value"].mean()
     if few:

@@ -38,7 +38,7 @@ LATTICE = 36
 
 
 def importance_chart(analysis: StudyAnalysis) -> Chart | None:
-    """Share of each parameter in the variance of the objective (fANOVA, PED-ANOVA)."""
+    """Importance of each parameter by fANOVA and, with enough trials, by PED-ANOVA."""
     shares = analysis.importance
     if shares is None:
         return None

@@ -17,7 +17,7 @@ from results.page.chart import Axis, Chart, Series
 COLOURS = 8
 
 _LAST = {"best": 1900, "muted": 2000, "bad": 2000}
-"""Legend ranks of traces that are not series."""
+"""First legend rank of a tone; other series have 1000 and more, in the order of their index."""
 _MODES = {"points": "markers", "line": "lines", "both": "lines+markers", "step": "lines"}
 
 

@@ -28,7 +28,7 @@ def file(name: str) -> str:
 
 
 def words(text: str) -> Markup:
-    """Escaped text in which `code` is set as code."""
+    """HTML of a text: escaped, with `<code>` elements for the parts in backquotes."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 

@@ -28,8 +28,8 @@ class DiskGuard:
     largest: int = 0
     """Bytes of the largest folder of a trial that has ended in this run."""
     _best: list[tuple[float, int]] = field(default_factory=list)
-    """Loss (the objective, negated when maximised) and number of the trials that keep theirs,
-    ascending."""
+    """Loss (the objective, negated when maximised) and number of the trials that keep their
+    checkpoint, ascending."""
 
     def refusal(self) -> str:
         """Why no further trial may start; empty when there is space for one."""

@@ -121,7 +121,7 @@ class Driver:
                     self.view.on_event(event, self.progress)
 
     def _finish(self) -> SweepOutcome | None:
-        """What the run came to, once nothing runs or waits; None when repeats are to follow."""
+        """The outcome, once nothing runs or waits; None when confirming repeats were queued."""
         self._obey_interrupt()  # It may have come since the turn began.
         self._proposals.requeue_unstarted()
         if self._disk_refusal:

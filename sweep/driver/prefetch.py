@@ -1,6 +1,6 @@
 """Calls a slow function ahead of need, in a thread of its own: a sampler may take seconds.
 
-Whoever takes the values never waits longer than its timeout, so that evaluations are handled
+`Prefetcher.take` waits no longer than its timeout, so that the driver can handle evaluations
 meanwhile.
 """
 
@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 MAX_ASK_SHARE = 0.01
-"""Share of a trial's time that a round of asking may take before proposals are drawn ahead."""
+"""Proposals are drawn ahead when a draw for each device takes more than this share of a trial."""
 
 DEFAULT_TRIAL_SECONDS = 100.0
 """Assumed length of a trial before any has ended."""

@@ -105,7 +105,7 @@ class SweepProgress:
 
     @property
     def device_seconds(self) -> float:
-        """Device-seconds of ended trials and of those running now."""
+        """Device-seconds of ended trials; a running one counts as one device from its start on."""
         now = self.clock()
         return self.device_seconds_done + sum(now - row.since for row in self.running.values())
 

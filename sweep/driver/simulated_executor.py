@@ -54,7 +54,7 @@ class RecordedCosts:
     """Seconds of one trial of a recorded grid: the medians over its trials."""
 
     startup: float
-    """Imports and the base model: a worker's first trial alone."""
+    """Imports and loading of the base model, which only a worker's first trial pays."""
     load: float
     step: float
     evaluation: float

@@ -64,7 +64,7 @@ def pruner_has_rungs(sweep: ParsedSweep) -> Iterator[Problem]:
 
 
 def sweep_has_an_end(sweep: ParsedSweep) -> Iterator[Problem]:
-    """Some bound, or a grid."""
+    """A sweep needs a bound that it surely reaches, or the grid sampler."""
     given = {**sweep.raw.section("budget"), **sweep.raw.section("stop")}
     bounded = any(given.get(name) is not None for name in BOUNDS)
     unclear = sweep.raw.has_problem("stop", "sampler")
@@ -83,7 +83,7 @@ def stop_has_one_objective(sweep: ParsedSweep) -> Iterator[Problem]:
 
 
 def cmaes_has_a_range(sweep: ParsedSweep) -> Iterator[Problem]:
-    """CMA-ES models numbers alone; for a sampler without other problems."""
+    """CMA-ES models numbers alone; not checked for a sampler with other problems."""
     if sweep.spec.sampler.name != "cmaes" or sweep.raw.has_problem("sampler"):
         return
     if sweep.has_all_dimensions and not any(isinstance(branch, Range) for branch in sweep.branches):
@@ -122,7 +122,10 @@ def confirm_has_few_values(sweep: ParsedSweep) -> Iterator[Problem]:
 
 
 def evaluations_are_said_once(sweep: ParsedSweep) -> Iterator[Problem]:
-    """Evaluations at the rungs need rungs, and no steps of their own; for a sound sweep."""
+    """`evaluate: rungs` needs known rungs and no `evaluation.steps`.
+
+    Checked only for a file without other problems.
+    """
     spec, key = sweep.spec, "pruner.evaluate"
     if sweep.raw.problems or spec.pruner.evaluate == "steps":
         return

@@ -44,7 +44,7 @@ OTHER_WORDS = {
     "model_id": "model.name_or_path",
     "model_name": "model.name_or_path",
 }
-"""What other tools call a key, too far in spelling to be suggested by it."""
+"""Names that other tools give a key, too unlike it to be suggested by their spelling."""
 
 
 def is_at_or_below(path: str, other: str) -> bool:

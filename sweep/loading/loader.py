@@ -161,7 +161,7 @@ def _read_base(raw: RawSweep, name: str) -> None:
 
 
 def _use_seed_config(raw: RawSweep, translated: seed_config.Translation) -> None:
-    """Use a base in the seed's names; each of our keys is located where its other name is."""
+    """Use a translated file of the seed repository as base; a key has the line of its original."""
     for problem in translated.problems:
         raw.add_problem(replace(problem, key=f"base.{problem.key}".rstrip(".")))
     raw.content["base"] = translated.content

@@ -1,4 +1,4 @@
-"""Make the files and folders that a sweep file names absolute: beside the file, else from here."""
+"""Make the paths in a sweep file absolute: relative to its folder, else to the working folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _resolved_dimension(raw: RawSweep, key: str, given: Any) -> Any:
 
 
 def _resolved(raw: RawSweep, key: str, value: Any, base_folder: Path | None = None) -> Any:
-    """The absolute path, when there is something there; a missing file is noted as a problem."""
+    """The absolute path where it exists; a missing file is noted as a problem."""
     beside = [base_folder, raw.source.parent] if base_folder else [raw.source.parent]
     folders = [*beside, Path()]
     if raw.locate(key).startswith("--set"):

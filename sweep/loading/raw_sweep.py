@@ -43,7 +43,7 @@ class RawSweep:
         self.locations[key] = location
 
     def add_problem(self, problem: Problem) -> None:
-        """Note a problem with its location, which its key tells unless it has one; each once."""
+        """Note a problem once; where it has no location, it gets that of its key."""
         got = problem.got
         if len(got) > LONGEST_VALUE:
             got = f"{got[:LONGEST_VALUE]}..."

@@ -1,6 +1,6 @@
-"""Read the sections of a sweep file by their models; only `space` and `variables` are elsewhere.
+"""Read the sections of a sweep file by their pydantic models, except `space` and `variables`.
 
-A section that is wrong, or a key of it, is noted as a problem and has its default.
+A wrong section or key is noted as a problem, and its default is used.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _read_objective(raw: RawSweep, key: str, content: Any) -> ObjectiveSpec:
 
 
 def read_sampler(raw: RawSweep, objectives: Sequence[ObjectiveSpec]) -> SamplerSpec:
-    """The sampler with our defaults of its keywords; tpe or nsga2 by the number of objectives."""
+    """The sampler with default keywords; unnamed it is tpe, or nsga2 for several objectives."""
     options = dict(raw.section("sampler"))
     name = options.pop("name", None)
     if name is None:
@@ -128,7 +128,7 @@ def read_pruner(
 
 
 def _default_pruner(objectives: Sequence[ObjectiveSpec], sampler: SamplerSpec) -> PrunerSpec:
-    """None where every point is wanted or values cannot be compared while trials run."""
+    """`none` for a grid, several objectives or one known only at the end; else halving."""
     if len(objectives) > 1 or sampler.name == "grid" or not has_curve(objectives[0]):
         return PrunerSpec(name="none")
     return PrunerSpec(name="successive_halving", options={"reduction_factor": 2})
@@ -159,7 +159,7 @@ def _read_pruner(raw: RawSweep, key: str, content: Any) -> PrunerSpec:
 
 
 def read_stop(raw: RawSweep) -> StopSpec:
-    """When to stop; `budget` is one more way to say how many device-hours."""
+    """When to stop; `budget.device_hours` is another way to write `stop.device_hours`."""
     stop = _read_section(raw, "stop", StopSpec, raw.section("stop"))
     budget = _read_section(raw, "budget", BudgetSpec, raw.section("budget"))
     if budget.device_hours is None:
@@ -202,7 +202,7 @@ def read_warm_start(raw: RawSweep) -> tuple[str, ...]:
 
 
 def read_enqueued(raw: RawSweep) -> tuple[dict[str, Any], ...]:
-    """The enqueued points by dotted path; a rule notes those that are no mappings."""
+    """The enqueued points by dotted path; `space_checks` notes those that are no mappings."""
     given = raw.content.get("enqueue")
     items = given if isinstance(given, list) else []
     return tuple(enqueued_point(item) for item in items if item and isinstance(item, dict))

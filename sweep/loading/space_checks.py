@@ -240,9 +240,9 @@ def _can_be(branch: Branch, value: Any) -> bool:
 
 
 def points_are_valid(sweep: ParsedSweep) -> Iterator[Problem]:
-    """Points at the extremes of all dimensions: derived values, and rules across keys.
+    """Points at the extremes of all dimensions must be valid: derived values, rules across keys.
 
-    Only for a sweep without other problems; each key has the first of its problems alone.
+    Checked only for a sweep without other problems; reports the first problem of each key.
     """
     if sweep.space is None or sweep.raw.problems:
         return

@@ -24,13 +24,13 @@ PROFILE_STEPS = 4
 """Optimizer steps of a profile; the first one, with its compilation, is counted apart."""
 
 PRUNED_SHARE = 0.6
-"""Share of trials that a pruner may stop early, for the low end of the range."""
+"""Assumed share of trials that a pruner stops early, for the low end of the range."""
 
 PRUNED_AT = 1 / 3
-"""How far a pruned trial gets, for the low end of the range."""
+"""Assumed share of its steps that a pruned trial makes, for the low end of the range."""
 
 SPREAD = 1.25
-"""Factor by which trials may take longer than the profile, for the high end of the range."""
+"""Assumed factor by which trials take longer than the profile, for the high end of the range."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,10 @@ class Profile:
     fixed: float
     """Once per trial: model, data, first step, saving."""
     step: float
+    """Each optimizer step after the first."""
     evaluation: float
     source: str
+    """Where the profile comes from, in words."""
 
     def trial_seconds(self, steps: int, evaluations: int) -> float:
         """Seconds of a whole trial on a warm worker."""
@@ -52,11 +54,12 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Low and high estimate of a whole sweep: with as much pruned as may be, and nothing pruned."""
+    """Cost of a whole sweep as (low, high): low with pruning, high without it and with SPREAD."""
 
     trials: int
     workers: int
     devices: int
+    """Devices of each worker."""
     device_hours: tuple[float, float]
     hours: tuple[float, float]
 
@@ -88,7 +91,7 @@ def estimate(spec: SweepSpec, profile: Profile, steps: int, workers: int) -> Est
 
 
 def planned_trials(spec: SweepSpec) -> int:
-    """Trials that will run at most."""
+    """Trials that will run at most; a million when neither stop condition nor space says."""
     return min(count for count in (known_trials(spec), 10**6) if count is not None)
 
 

@@ -20,7 +20,7 @@ def advice(spec: SweepSpec) -> list[str]:
 
 
 def _scale(spec: SweepSpec) -> Iterator[str]:
-    """The rank varies at a fixed alpha: what acts is their ratio."""
+    """The rank varies at a fixed alpha, and with it the scale alpha / r of the update."""
     alpha = spec.space.get("lora.lora_alpha", ())
     follows = any(isinstance(branch, Derived) for branch in alpha)
     if spec.varies("lora.r") and not follows and not spec.varies("lora.lora_alpha"):
@@ -32,7 +32,7 @@ def _scale(spec: SweepSpec) -> Iterator[str]:
 
 
 def _one_rate(spec: SweepSpec) -> Iterator[str]:
-    """Ranks or alphas are compared at one learning rate."""
+    """Ranks or alphas are compared at a single learning rate."""
     if spec.varies("training.learning_rate"):
         return
     for path in ("lora.r", "lora.lora_alpha"):

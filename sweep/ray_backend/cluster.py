@@ -1,6 +1,6 @@
-"""The Ray that jobs are placed on: a cluster that was joined, or a Ray of our own on this machine.
+"""The Ray that jobs are placed on: a cluster to join, or a local Ray that is started here.
 
-A Ray of our own has a temporary folder that is locked while its driver lives, and a reaper process
+A local Ray has a temporary folder that is locked while its driver lives, and a reaper process
 that removes it when the driver is killed. Where the reaper was killed too, the next driver on this
 machine removes the folder.
 """
@@ -39,7 +39,7 @@ OBJECT_STORE_BYTES = 100 * 1024 * 1024
 """Only small events pass through the object store."""
 
 RESOURCE = {"hpu": "HPU", "cuda": "GPU", "cpu": "CPU"}
-"""Ray's name of each device."""
+"""Ray's resource name of each device."""
 
 TEMP_PREFIX = "gs-"
 """Short: Ray's socket names must stay within 107 bytes."""
@@ -47,7 +47,8 @@ TEMP_PREFIX = "gs-"
 LOCK_FILE = ".held"
 
 UNLOCKED_SECONDS = 3600.0
-"""Age at which a folder without a lock is removed: a worker that outlived its Ray made it."""
+"""Age in seconds at which a folder without a lock file is removed: a worker that outlived its Ray
+made it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class RaySettings:
     expected_jobs: int | None = None
     """Most jobs that will come, when known: no more workers than that are started."""
     address: str | None = None
-    """Address of a cluster; None: a Ray of our own."""
+    """Address of a cluster; None: a local Ray."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Environment variables of the workers."""
     hang_seconds: float | None = None
@@ -70,11 +71,11 @@ class RaySettings:
     pack: int = 1
     """Trials that a packed job trains at once; 0: as many as raise the throughput."""
     fork_server: bool = False
-    """Fork the workers of a Ray of our own on CPUs: see `sweep.ray_backend.fork_server`."""
+    """Fork the workers of a local Ray on CPUs: see `sweep.ray_backend.fork_server`."""
     worker: type = TrialWorker
     """Class of the actors."""
     resources: Mapping[str, float] = field(default_factory=dict)
-    """Ray resources that a Ray of our own is given: tests place HPU jobs without any."""
+    """Custom resources of a local Ray: tests place HPU jobs on a machine that has no HPU."""
     refresh_seconds: float = 5.0
     """How long the cluster's size is remembered, and seconds between heartbeats of a worker."""
     startup_seconds: float = 60.0
@@ -96,11 +97,11 @@ class Cluster:
 
     @property
     def fork_server(self) -> ForkServerHandle | None:
-        """The process that forks the workers of a Ray of our own, if there is one."""
+        """The process that forks the workers of a local Ray, if there is one."""
         return self._own.fork_server if self._own else None
 
     def connect(self) -> None:
-        """Connect to the address of the settings, or start a Ray of our own.
+        """Connect to the address of the settings, or start a local Ray.
 
         Raises:
             ConnectionError: there is no Ray at the address.
@@ -134,7 +135,7 @@ class Cluster:
             ) from error
 
     def _refuse_impossible(self) -> None:
-        """A machine of its own does not grow; a cluster may."""
+        """Raise ValueError when no trial can ever fit; a cluster that is too small may grow."""
         self.bundle_ranks()
         if self.settings.address is None and not self.capacity():
             name = RESOURCE[self.device]
@@ -186,7 +187,7 @@ class Cluster:
         return any(_times(node, need) for node in self.nodes())
 
     def capacity(self) -> int:
-        """How many jobs the living nodes hold; only what no single node can hold is spread."""
+        """How many jobs the living nodes hold; a job spans nodes only where none holds it whole."""
         nodes, ranks = self.nodes(), self.settings.devices_per_trial
         fitting = sum(_times(node, self.rank_resources(ranks)) for node in nodes)
         if fitting or ranks == 1:
@@ -229,7 +230,7 @@ class Cluster:
             self.ray.util.remove_placement_group(placement_group)
 
     def disconnect(self, *, wait: bool) -> None:
-        """Leave the cluster, or end a Ray of our own.
+        """Leave the cluster, or end the local Ray.
 
         Without `wait` this goes on in a thread that the process does not end before.
         """
@@ -253,7 +254,7 @@ def _times(node: Mapping[str, float], need: Mapping[str, float]) -> int:
 
 
 class LocalRay:
-    """A Ray of our own on this machine: its folder, its reaper and its fork server."""
+    """A Ray that is started on this machine: its folder, its reaper and its fork server."""
 
     def __init__(self, settings: RaySettings) -> None:
         self.folder, self._lock = make_temp_folder()
@@ -290,7 +291,7 @@ class LocalRay:
     def with_fork_server(
         self, environment: Mapping[str, str]
     ) -> Iterator[Callable[[], None] | None]:
-        """Tell a Ray that starts here of a fork server; yields what starts it, None without one."""
+        """Announce a fork server to the Ray that starts inside; yields its `start` or None."""
         settings = self._settings
         device = settings.device if settings.device != "auto" else detected_device()
         if not settings.fork_server or device != "cpu" or sys.platform != "linux":
@@ -319,7 +320,7 @@ class LocalRay:
 
 
 def _start_reaper(folder: str) -> subprocess.Popen[bytes]:
-    """Watch over this process from outside; see `sweep.ray_backend.reaper`."""
+    """Start the process that cleans up after this one; see `sweep.ray_backend.reaper`."""
     command = [sys.executable, "-m", "sweep.ray_backend.reaper", str(os.getpid()), folder]
     # In a session of its own: it is needed most when the whole process group is killed.
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)

@@ -1,7 +1,7 @@
 """Ray's private names and settings that this backend relies on, in one place.
 
-Read from Ray 2.60.0 (`RAY_VERSION`). Ray's public options end where this module begins. What is
-replaced is looked for first: a release that has it no longer starts as it does by itself.
+Read from Ray 2.60.0 (`RAY_VERSION`); none of this can be had by Ray's public options. A method is
+replaced only where it exists: a release without it starts as Ray does by default.
 `tests/test_sweep/ray_backend/test_compat.py` names what a new release has lost.
 """
 
@@ -44,7 +44,8 @@ START_PROCESSES = "start_ray_processes"
 SETUP_WORKER = "setup_worker.py"
 DEFAULT_WORKER = "default_worker.py"
 """Scripts in `ray/_private/workers`: the first prepares a worker's environment and runs the second.
-`fork_client.py`, which stands in for the first, names it itself, as it imports nothing of ours."""
+`fork_client.py`, which stands in for the first, names it itself, as it imports nothing of this
+package."""
 
 PROGRAM_FOLDERS = ("/ray/_private/", "/ray/core/", "/ray/dashboard/")
 """Folders of Ray's package that hold every program it starts; one is in each command line."""
@@ -53,7 +54,7 @@ CREATION_FAILED = "creation task"
 """In the first line of an `ActorDiedError` whose actor raised in its constructor."""
 
 REGISTERED_WITHIN = 30.0
-"""Seconds that a node is waited for here; Ray itself waits on, and reports what is wrong."""
+"""Longest wait for a node here, in seconds; Ray itself then waits on, and reports what is wrong."""
 
 POLL_SECONDS = 0.02
 """Seconds between two looks at whether the node is registered."""
@@ -99,8 +100,8 @@ def minimal_node(
 
     Args:
         setup_worker: Script that starts workers in the place of Ray's `SETUP_WORKER`.
-        on_object_store: Called once the object store is up, which must not be slowed down: Ray
-            loses a second where it is late.
+        on_object_store: Called once the object store is up, and not earlier: work beside the
+            store's start would delay it, and a late store costs Ray a second.
     """
     from ray._private.node import Node
 

@@ -136,7 +136,7 @@ class RayExecutor:
     def _trial_ended(
         self, group: WorkerGroup, event: Finished | Interrupted | Lost, reusable: bool
     ) -> list[Event]:
-        """A trial of one rank, or of a packed job, has ended."""
+        """Note that a trial of one rank, or of a packed job, has ended."""
         group.open.discard(event.number)
         if not group.open and group.key is None:
             group.finish()
@@ -145,7 +145,7 @@ class RayExecutor:
         return [event]
 
     def _worker_lost(self, group: WorkerGroup, rank: int, error: Exception) -> list[Event]:
-        """A worker process is dead, or its node is."""
+        """Handle the death of a worker process or its node."""
         log.warning("a worker was lost: %s", error)
         action = action_on_loss(
             group.state, packed=group.key is not None, has_trials=bool(group.open)
@@ -174,7 +174,7 @@ class RayExecutor:
         return [last]
 
     def close(self, *, wait: bool = True) -> None:
-        """End the workers and the Ray we started.
+        """End the workers and the local Ray, if there is one.
 
         Without `wait` Ray goes down in a thread that the process does not end before.
         """

@@ -7,10 +7,10 @@
 
 Importing torch, transformers and PEFT takes seconds of a core. Here it is done once for a machine,
 while the driver still starts Ray, and a worker is there as fast as a process can be forked. Only
-for a Ray of our own and trials on the CPU: the drivers of devices do not survive a fork.
+for a local Ray and trials on the CPU: the drivers of devices do not survive a fork.
 
-`python -m sweep.ray_backend.fork_server FILE DEVICE` ends with its standard input, which its
-driver holds.
+`python -m sweep.ray_backend.fork_server FD DEVICE` serves on the listening socket FD that it has
+inherited, until its standard input ends: the driver holds the other end.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ REQUEST_SECONDS = 5.0
 
 
 class ForkServerHandle:
-    """The driver's side: the socket listens at `path` from the first; early clients wait."""
+    """The driver's side; a socket listens at `path` before the server runs: clients wait."""
 
     def __init__(self, path: Path, device: str, environment: Mapping[str, str]) -> None:
         self.path = path
@@ -53,7 +53,7 @@ class ForkServerHandle:
     def start(self) -> None:
         """Start the server process, which begins to import."""
         with self._listener as listener:
-            # -P: not what lies in the folder that the command was given in; that is for trials.
+            # -P: import nothing from the working directory; only trials may.
             self.process = subprocess.Popen(
                 [
                     sys.executable,
@@ -167,7 +167,7 @@ class ForkServer:
             os.kill(child, signal.SIGKILL)
 
     def _kill_children(self) -> None:
-        """A worker whose driver was killed would wait for its Ray, and make its folder anew."""
+        """End all workers: one without a driver would wait for Ray and make its folder anew."""
         for child in self.clients:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
@@ -225,7 +225,7 @@ def _import_all(device: str) -> None:
     from trial import preload
 
     import_trial(device)
-    # Nobody waited for these imports, so no trial is charged for them.
+    # No trial waited for these imports, so none is charged for them.
     preload.discard_import_seconds()
 
 

@@ -15,7 +15,7 @@ class Heartbeats:
     """Asks the workers of running jobs for a sign of life.
 
     A worker ends a trial that hangs by itself, but cannot notice when its whole process stands
-    still, as in a library that holds Python's lock.
+    still, as in a library that holds the GIL.
     """
 
     def __init__(self, cluster: Cluster) -> None:

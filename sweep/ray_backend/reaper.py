@@ -2,7 +2,7 @@
 
 Ray's own agents outlive a driver that got SIGKILL. This small process notes the driver's
 descendants while the driver lives, learns of its death from the end of its standard input, and
-ends those that remain. It is started for a Ray of our own, never for a cluster that we joined.
+ends those that remain. It is started for a local Ray, never for a cluster that was joined.
 
 A worker that was just starting is nobody's descendant any more and has not been noted. It waits for
 the Ray that is gone, up to half a minute, and then makes Ray's folder anew. So every process of Ray

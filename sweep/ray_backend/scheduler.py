@@ -181,10 +181,10 @@ class Scheduler:
             fresh.join(Job((group.trials[number],), job.key))
 
     def hand_over(self) -> None:
-        """Let an idle worker do the job of one that has no place, on a cluster that shrank.
+        """Give the job of a worker that cannot start to an idle one, on a cluster that shrank.
 
-        Idle, it would hold for ever what the other waits for. One that there is a place for is only
-        slow to start: ended, it would be started again and be no sooner.
+        Otherwise the idle worker would hold the resources that the other waits for. A worker for
+        which there is room is only slow to start: it is left alone for `startup_seconds`.
         """
         if not any(group.single and group.state is GroupState.IDLE for group in self.groups):
             return

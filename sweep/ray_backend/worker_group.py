@@ -1,4 +1,4 @@
-"""The actors that train one job together: one, or one for each rank. And how their job ended."""
+"""The actors that train one job, one for each rank; their state, and how their job has ended."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class WorkerGroup:
 
     @property
     def key(self) -> str | None:
-        """What the trials of its packed job have in common; None without a packed job."""
+        """Key of its packed job (`trial.config.packing_rules`); None without a packed job."""
         return self.job.key if self.job is not None else None
 
     @property
@@ -276,8 +276,8 @@ def _start_ranks(cluster: Cluster) -> tuple[WorkerGroup, list[PlacementRequest]]
 def _start_actor(cluster: Cluster, **options: Any) -> Any:
     need, settings = cluster.rank_resources(), cluster.settings
     if cluster.device == "hpu":
-        # The modules are ours to choose; see `sweep.ray_backend.device_locks`. Habana's settings
-        # count from the moment Python starts.
+        # The workers choose the modules; see `sweep.ray_backend.device_locks`. Habana reads its
+        # settings when Python starts.
         habana = {k: v for k, v in settings.environment.items() if k.startswith("PT_HPU_")}
         options["runtime_env"] = {"env_vars": {**compat.KEEP_MODULES, **habana}}
     # Three threads: one trains, one hears that it should stop, one answers where it is placed.

@@ -32,7 +32,7 @@ def set_memory_constraint(trial: Trial, value: float) -> None:
 def worst_values(
     complete: Sequence[FrozenTrial], directions: Sequence[StudyDirection]
 ) -> list[float] | None:
-    """The worst objective values of the feasible trials: what an infeasible one is told with.
+    """The worst objective values of the feasible trials, with which an infeasible one is told.
 
     Returns:
         One value per objective. None without complete trials, and in a study of a version that set

@@ -1,7 +1,8 @@
 """Optuna's successive halving with the rungs in memory: same decisions, constant cost per step.
 
-Optuna's own pruner reads every trial of the study at every rung: at ten thousand trials that takes
-nearly all of a driver's time. One driver alone writes to a study, so it need read them only once.
+The algorithm is asynchronous successive halving, ASHA (Li et al. 2018, arXiv:1810.05934). Optuna's
+own pruner reads every trial of the study at every rung: at ten thousand trials that takes nearly
+all of a driver's time. One driver alone writes to a study, so it need read them only once.
 """
 
 from __future__ import annotations

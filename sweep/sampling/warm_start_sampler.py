@@ -29,9 +29,9 @@ class PriorTrial(Record):
     number: int
     params: dict[str, Any]
     values: tuple[float, ...]
-    """By objective, as measured then."""
+    """By objective, as measured in the earlier study."""
     alike: bool
-    """Whether all but the space was the same: then the values are used as they are."""
+    """Whether that study had the same `base`: then the values are used as they are."""
 
 
 class WarmStartSampler(BaseSampler):
@@ -142,7 +142,11 @@ def match_quantiles(
 
 
 def _at_same_quantiles(values: Any, own: Any) -> Any:
-    """The quantiles of `own` at the ranks of `values`, both [trials]; ties keep their order."""
+    """The quantiles of `own` at the ranks of `values`, both [trials].
+
+    Results are kept distinct and in the order of `values` (ties by index) by differences below 1e-9
+    of the range of `own`.
+    """
     shares = (values.argsort(kind="stable").argsort() + 0.5) / len(values)
     width = float(np.ptp(own)) or max(1.0, abs(float(own[0])))
     return np.quantile(own, shares) + 1e-9 * width * (shares - 0.5)

@@ -69,7 +69,7 @@ _OTHER_WORDS = {
     "min": "low", "max": "high", "lower": "low", "upper": "high", "values": "choices",
     "options": "choices", "q": "step", "formula": "expression", "if": "when",
 }  # fmt: skip
-"""What other tools call a key, too far in spelling to be suggested by it."""
+"""Names that other tools give these keys, too unlike them to be suggested by their spelling."""
 
 
 def _is_list_of_branches(raw: Any) -> bool:
@@ -221,7 +221,7 @@ def _build(form: str, raw: dict[str, Any], when: dict[str, tuple[Any, ...]]) -> 
 
 
 def _build_range(raw: dict[str, Any], when: dict[str, tuple[Any, ...]]) -> Range:
-    """A range whose high end is a whole number of steps up; Optuna lowers it with a warning."""
+    """A range whose high end is lowered to the last step, as Optuna would do with a warning."""
     kind: Literal["int", "float"] = _range_type(raw)
     number = int if kind == "int" else float
     low, high, step = number(raw["low"]), number(raw["high"]), raw.get("step")

@@ -20,6 +20,7 @@ from trial.config.sections import Scalar
 
 MAX_CHARACTERS = 500
 MAX_INTEGER = 2**63
+"""Integer results must be smaller than this in absolute value."""
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "abs": abs,
@@ -130,7 +131,7 @@ def _is_path(node: ast.expr) -> bool:
 
 
 def _power(base: Any, exponent: Any) -> Any:
-    """`**`, but for integers of so many digits that computing them would hang the driver."""
+    """`**`; OverflowError for integers so large that computing them would hang the driver."""
     whole = isinstance(base, int) and isinstance(exponent, int) and exponent > 0
     if whole and abs(float(base) ** exponent) >= MAX_INTEGER:
         raise OverflowError

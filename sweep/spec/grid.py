@@ -1,6 +1,6 @@
 """The points of a search space, listed or counted: whole grids, extremes, and chosen variants.
 
-Points whose conditions differ hold different parameters; none comes twice.
+A point has the parameters whose conditions hold in it; no point comes twice.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trial.config.errors import ConfigError
 from trial.config.sections import Scalar
 
 MAX_POINTS = 100_000
-"""A grid with more points than this is refused: nobody means it."""
+"""A grid with more points than this is refused: it is taken for a mistake."""
 
 ListValues = Callable[[str, Distribution], Iterable[Scalar]]
 """The values of a parameter to combine: (parameter name, distribution) -> values."""
@@ -75,7 +75,7 @@ def extreme_points(space: Space, limit: int = 1000) -> Iterator[Params]:
             params[name] = rng.choice(distribution.extremes())
             return params[name]
 
-        # A failing expression ends the draw; `Space.values` of the point says so again.
+        # A failing expression ends the draw; `Space.values` raises its error again for the point.
         with contextlib.suppress(ConfigError):
             space.resolve(draw)
         yield params
@@ -84,12 +84,13 @@ def extreme_points(space: Space, limit: int = 1000) -> Iterator[Params]:
 def variants(space: Space, sections: Sequence[str], limit: int = 1000) -> Iterator[dict[str, Any]]:
     """Values by dotted path that differ only in what lies at or below `sections`.
 
-    Ranges count by their ends; everything else has its first value.
+    There, ranges take both their ends and choices all their values; other dimensions keep their
+    first value.
 
     Args:
         space: The space.
         sections: Dotted paths; what their dimensions depend on varies too.
-        limit: So many points at most.
+        limit: Most points to yield.
     """
     varied = {n for n in space.order if any(n == s or n.startswith(f"{s}.") for s in sections)}
     varied = space.with_dependencies(varied)
@@ -108,7 +109,7 @@ def _endless_name(space: Space) -> str:
 
 
 def _sum_over_branches(space: Space, name: str, count: Callable[[Distribution], int]) -> int:
-    """An upper bound on a dimension's number of values, which only one of its branches gives."""
+    """An upper bound on a dimension's number of values: at most one of its branches holds."""
     return sum(
         count(branch) if isinstance(branch, Choices | Range) else 1
         for branch in space.branches(name)
@@ -125,7 +126,7 @@ def _controls(space: Space) -> list[str]:
 
 
 def _control_values(space: Space, controls: list[str]) -> Iterator[dict[str, Any]]:
-    """Every combination of the controls' values, with the base's."""
+    """Every combination of the controls' values by name, each with the base's values added."""
 
     def extend(index: int, known: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if index == len(controls):
@@ -160,7 +161,10 @@ def _combine(space: Space, list_values: ListValues) -> Iterator[Params]:
 def _options(
     space: Space, name: str, known: Mapping[str, Any], list_values: ListValues
 ) -> Iterator[tuple[Params, dict[str, Any]]]:
-    """What one dimension can be, given those it reads: its parameter and its value, or neither."""
+    """A dimension's alternatives, given the values of those it reads.
+
+    Yields its parameter and its value, each by name: both empty where no condition holds.
+    """
     branch = space.active_branch(name, known)
     if branch is None:
         yield {}, {}

@@ -1,8 +1,9 @@
 """Which HPUs of a node may work together: aligned groups of 1, 2, 4 or 8.
 
-Gaudi's HPUs talk to each other in the groups 0,1 | 2,3 | 4,5 | 6,7 and 0-3 | 4-7 only; Ray would
-give a trial any that are free. HPUs go by their index among the node's HPUs in the order of their
-module ids, since the ids themselves may start anywhere (virtual machines).
+Gaudi's HPUs talk to each other in the groups 0,1 | 2,3 | 4,5 | 6,7 and 0-3 | 4-7 only (Gaudi's
+documentation of HABANA_VISIBLE_MODULES); Ray would give a trial any that are free. HPUs go by their
+index among the node's HPUs in the order of their module ids, since the ids themselves may start
+anywhere (virtual machines).
 """
 
 from __future__ import annotations

@@ -83,6 +83,7 @@ _AT_LEAST = {
     "n_min_trials": 1, "n_startup_steps": 0, "n_startup_trials": 0, "n_warmup_steps": 0,
     "patience": 0, "reduction_factor": 2, "bootstrap_count": 0, "min_early_stopping_rate": 0,
 }  # fmt: skip
+"""Least values of keywords."""
 
 
 @cache
@@ -162,7 +163,7 @@ def _value_refusal(entry: OptunaClass, option: str, value: Any) -> str:
 
 
 def _refusal(entry: OptunaClass, options: Mapping[str, Any], key: str) -> list[Problem]:
-    """What Optuna's constructor refuses: the object is built, and not used."""
+    """What Optuna's constructor refuses: an object is built for this check alone."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

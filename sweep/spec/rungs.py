@@ -13,7 +13,7 @@ HALVING = ("successive_halving", "hyperband")
 FACTORS = {"successive_halving": 4, "hyperband": 3}
 """Optuna's default reduction factors."""
 EARLIEST = 8
-"""Halving starts after one part in so many of a trial: loss curves cross before that
+"""The first rung lies at or after 1 / EARLIEST of a trial's steps: loss curves cross before that
 (docs/defaults.md)."""
 
 

@@ -109,8 +109,8 @@ class ResourceSpec(Section):
     """Memory of one device in GiB, where this machine cannot tell; trials that certainly need more
     are refused."""
     min_free_gb: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    """Free disk space in GiB that the study's disk must have, beyond what the largest trial took,
-    for a trial to start; 0 does not check."""
+    """Free disk space in GB (10^9 bytes) that the study's disk must have, beyond what the largest
+    trial took, for a trial to start; 0 does not check."""
     keep_checkpoints: int = Field(default=1, ge=0)
     """Number of the best finished trials that keep their last checkpoint, to be trained longer."""
 

@@ -125,7 +125,7 @@ class _NoLock(BaseJournalFileLock):
 
 
 class UnlockedJournalFile(JournalFileBackend):
-    """A journal file without a lock of its own: one that a kill leaves behind would block it."""
+    """A journal file without Optuna's lock file, which a kill would leave behind."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path, lock_obj=_NoLock())

@@ -45,14 +45,15 @@ OWNER = "folder_created"
 same study name in one storage."""
 
 ASK_SECONDS = {"gp": 3.0}
-"""What an ask is known to take, by sampler, once there are trials to learn from."""
+"""Seconds that one `ask` takes at least, by sampler, once there are trials to learn from."""
 
 
 class OptunaDecider:
     """Asks and tells one Optuna study.
 
     `ask` may run in one thread while `report` and `tell` are called in another, as Optuna's own
-    `n_jobs` does: storages lock themselves, and no other method writes what `ask` writes here.
+    `n_jobs` does: storages lock themselves, and the methods share only `_in_flight`, a dictionary
+    whose single operations are atomic.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class OptunaDecider:
         self._enqueue(past)
 
     def _enqueue(self, past: list[FrozenTrial]) -> None:
-        """Enqueue the known-good points; a kill may have come after some of them."""
+        """Enqueue the points of `enqueue` that the study lacks: a kill may have come after some."""
         enqueued = {_canonical(trial.system_attrs.get("fixed_params")) for trial in past}
         points = list(self.spec.enqueue)
         if hpu_shapes.is_for_hpu(self.spec):
@@ -115,7 +116,7 @@ class OptunaDecider:
         return proposal
 
     def _count_duplicate(self) -> None:
-        """In a small space, enqueue an untried point; in a large one, allow some duplicates."""
+        """In a small space, enqueue an untried point; in a large one, allow MAX_DUPLICATES."""
         self._duplicates += 1
         self._exhausted = self._duplicates > MAX_DUPLICATES
         if self._known.enumerable():

@@ -54,7 +54,7 @@ def finish_extensions(study: StudyFolder, decider: OptunaDecider) -> None:
 
 
 def _copy(source: TrialFolder, folder: TrialFolder, config: TrialConfig) -> None:
-    """Copy checkpoint and metrics, then the configuration: where it is, the checkpoint is too."""
+    """Copy checkpoints and metrics, and last the configuration: it marks a whole copy."""
     folder.path.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
     shutil.copytree(source.checkpoints, folder.checkpoints)

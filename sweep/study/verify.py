@@ -1,4 +1,4 @@
-"""Compares the trial folders of a study with its journal."""
+"""Compares the trial folders of a study with its storage, by default the journal."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Finding:
 
 
 def verify(folder: StudyFolder, storage: BaseStorage) -> list[Finding]:
-    """Every difference between the trial folders and the journal, by trial number.
+    """Every difference between the trial folders and the storage, by trial number.
 
     Raises:
-        ValueError: the study's record or its journal cannot be read.
+        ValueError: the study's record cannot be read, or the storage does not hold the study.
     """
     record = folder.read_record()
     spec = SweepSpec.from_content(record.spec)

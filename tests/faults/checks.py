@@ -24,10 +24,12 @@ def require(holds: bool, what: str) -> None:
 
 @dataclass
 class Snapshot:
-    """What was final at one moment: results by number, and every evaluation on disk."""
+    """What was final at one moment, by trial number."""
 
     results: dict[int, tuple[int, int, str]] = field(default_factory=dict)
+    """Inode, modification time in ns and SHA-256 of each `result.json`."""
     evaluations: dict[int, dict[int, float]] = field(default_factory=dict)
+    """Eval loss by step."""
 
 
 def snapshot(study: StudyFolder) -> Snapshot:
@@ -60,7 +62,7 @@ def check_metrics(number: int, folder: TrialFolder) -> None:
 
 
 def curves(study: StudyFolder) -> dict[str, dict[int, float]]:
-    """Evaluations by configuration, to the bit."""
+    """Eval loss by step for each configuration's fingerprint."""
     found = {}
     for _, folder in study.all_trials():
         rows = {row.step: row.eval_loss for row in folder.read_evaluations()}

@@ -60,12 +60,12 @@ def content(
 PRUNED = {"pruner": {"name": "median", "n_startup_trials": 2}}
 PACKED = {"resources": {"concurrency": 1, "pack": 4}}
 MEASURED = {"resources": {"concurrency": 1, "pack": "auto"}}
-"""The job itself finds out how many trials it holds."""
+"""A packed job that measures its number of slots."""
 
 
 @dataclass
 class Faults:
-    """A random course of kills over one sweep after the other."""
+    """Kills at random moments, over one sweep after the other."""
 
     seed: int
     root: Path
@@ -73,7 +73,7 @@ class Faults:
     rates: Sequence[float] = RATES
     """Learning rates, each at two ranks."""
     by_clock: float = 0.25
-    """Share of the kills that come some seconds after a start, whatever is going on by then."""
+    """Share of the kills that come up to 12 seconds after a start, whatever is going on by then."""
     within: int = 12
     """The others come after at most so many more evaluations."""
     counts: Counter[str] = field(default_factory=Counter)
@@ -115,7 +115,7 @@ class Faults:
         return self._last
 
     def reference(self, packed: bool) -> dict[str, dict[int, float]]:
-        """What a run gives that nobody disturbs; packed trials are equal to packed ones only."""
+        """Curves of an undisturbed run; packed trials are equal to the bit to packed ones only."""
         if packed not in self._references:
             sweep = self.sweep("reference", **(PACKED if packed else {}))
             self._run_to_end(sweep)
@@ -146,7 +146,7 @@ class Faults:
         self.slowest = max(self.slowest, sweep.slowest_cleanup)
 
     def _wait(self, sweep: Sweep, driver: subprocess.Popen[bytes]) -> str:
-        """Let it come to a random moment: some seconds after its start, or after evaluations."""
+        """Wait for a random moment, after some seconds or evaluations; returns it in words."""
         begun = time.monotonic()
         if self.random.random() < self.by_clock:
             seconds = self.random.uniform(0.0, 12.0)
@@ -164,11 +164,11 @@ class Faults:
 
     def _after(self, sweep: Sweep, driver: subprocess.Popen[bytes], kind: str) -> None:
         code = driver.wait(60)
-        # Before its handlers stand, a signal ends the driver at once: nothing is running then.
+        # Before its handlers are installed, a signal ends the driver at once: nothing runs then.
         gentle = (130, 0, -signal.SIGTERM, -signal.SIGINT, 1)
         require(kind not in GENTLE or code in gentle, f"{kind} ended with {code}")
         if kind == "tree":
-            # Nobody is left to remove the folder but the next run.
+            # The reaper is dead too: only the next run can remove the folder.
             sweep.check_clean(folders=False)
             sweep.orphans.update(sweep.temporary_folders())
         else:
@@ -205,7 +205,7 @@ def course(faults: Faults, kills: int) -> None:
 
 
 def main() -> int:
-    """The long form."""
+    """Run `course`; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=56)
     parser.add_argument("--seed", type=int, default=None)

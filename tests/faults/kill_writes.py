@@ -26,7 +26,7 @@ SCENARIOS = {**trial_scenarios.SCENARIOS, **study_scenarios.SCENARIOS}
 
 
 def at_every_operation(scenario: Scenario, root: Path, first: int, stride: int) -> int:
-    """Die at every operation in turn (or every `stride`-th); about how many there are."""
+    """Die at every operation in turn (or every `stride`-th); returns about how many there are."""
     at = first
     while True:
         path = root / str(at)
@@ -44,7 +44,7 @@ def at_every_operation(scenario: Scenario, root: Path, first: int, stride: int) 
 def at_random_operations(
     scenario: Scenario, root: Path, last: int, courses: int, dice: random.Random
 ) -> int:
-    """Die again and again, at random operations of each attempt, until one comes through."""
+    """Kill attempts at random operations until one finishes, `courses` times; returns the kills."""
     deaths = 0
     beyond = last + min(20, last)  # Some attempts come through, and some die.
     for course in range(courses):

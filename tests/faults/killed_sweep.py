@@ -24,7 +24,7 @@ from trial.store.folders import StudyFolder
 from trial.training.checkpoints import Checkpoints
 
 MARK = "GAUDI_SWEEP_FAULTS"
-"""In the environment of every process of a run, so that none can hide from the process table."""
+"""Environment variable that all processes of a run inherit, by which `ours` finds them."""
 
 
 @dataclass
@@ -38,9 +38,9 @@ class Sweep:
     trials: int
     storage: str | None = None
     nodes: Nodes | None = None
-    """The cluster it runs on; None for a Ray of its own."""
+    """The cluster it runs on; None for a local Ray."""
     orphans: set[str] = field(default_factory=set)
-    """Folders whose driver and reaper were both killed: gone once a run has come to start Ray."""
+    """Folders whose driver and reaper were both killed: the next run removes them."""
     slowest_cleanup: float = 0.0
 
     def __post_init__(self) -> None:

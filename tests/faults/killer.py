@@ -24,6 +24,7 @@ EVENTS = (
     "os.truncate",
     "os.link",
 )
+"""Audit events (`sys.addaudithook`) that count as operations, beside `open` for writing."""
 
 
 class Killer:

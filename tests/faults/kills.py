@@ -38,7 +38,7 @@ def kill_node(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
 
 
 def kill_tree(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to every process of ours, the one that cleans up included."""
+    """SIGKILL to every process of the run, the reaper included."""
     for process in sweep.ours():
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
@@ -56,7 +56,7 @@ def interrupt(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
 
 
 def interrupt_twice(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
-    """Ctrl-C, and once more before it is done."""
+    """Ctrl-C, and once more before the driver has ended."""
     interrupt(sweep, driver)
     with contextlib.suppress(subprocess.TimeoutExpired):
         driver.wait(sweep.dice.uniform(0.0, 0.4))
@@ -82,7 +82,8 @@ KILLS: dict[str, Callable[[Sweep, subprocess.Popen[bytes]], None]] = {
     "sigint twice": interrupt_twice,
 }
 GENTLE = ("sigterm", "sigint")
+"""After these the driver writes checkpoints and exits by itself."""
 SURVIVED = ("worker", "node")
-"""The driver lives on after these."""
+"""After these the driver lives on."""
 ON_A_CLUSTER = ("node", "driver", "group", "sigterm", "sigint")
 ALONE = tuple(kind for kind in KILLS if kind != "node")

@@ -28,7 +28,7 @@ def sh(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
 
 @contextlib.contextmanager
 def namespaces(tag: str) -> Iterator[tuple[str, str]]:
-    """Two hosts and a cable between them."""
+    """Two hosts: network namespaces that are joined by a pair of virtual devices (veth)."""
     first, second = f"{tag}a", f"{tag}b"
     try:
         for name in (first, second):

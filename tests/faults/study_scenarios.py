@@ -70,7 +70,7 @@ def study_name(path: Path) -> str:
 
 
 def counted(storage: optuna.storages.BaseStorage) -> optuna.storages.BaseStorage:
-    """With a storage of other files than ours, its writing calls are places to die at."""
+    """The storage; for one that is not the journal, each writing call counts as an operation."""
     if not STORAGE:
         return storage
     inner = getattr(storage, "_backend", storage)

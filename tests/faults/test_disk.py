@@ -83,7 +83,7 @@ def drive(study: StudyFolder, disk: DiskGuard, total: int) -> tuple[Driver, fake
     progress = SweepProgress(planned=total)
     stop = StopSpec(trials=total)
     view = fakes.RecordingView()
-    # Waits for every draw, however busy the machine: a turn of the loop is a look at the disk.
+    # Waits for every draw, however busy the machine, so that disk checks can be counted.
     driver = Driver(
         study, decider, executor, stop, view, progress, disk=disk, ask_ahead=0, patience=None
     )

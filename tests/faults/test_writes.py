@@ -11,7 +11,7 @@ import pytest
 from helpers.paths import ROOT, TESTS
 
 SCENARIOS = [
-    # scenario, of every how many operations one, at least so many operations on the disk
+    # scenario, stride between the operations to die at, least number of operations
     ("create", 1, 5),
     ("append", 1, 3),
     ("result", 1, 5),

@@ -27,8 +27,8 @@ FLOAT32 = 2e-5
 BFLOAT16 = 2e-3
 """The same in bfloat16, whose numbers near 1 are 8e-3 apart."""
 COMPANY = 0.0 if DEVICE == "cpu" else FLOAT32
-"""A packed trial differs by this from itself among other trials: a GPU's libraries choose their
-kernels by the size of a batch, and round differently."""
+"""Bound between a packed trial by itself and the same one among other trials: a GPU's libraries
+choose their kernels by the size of a batch, and round differently."""
 
 MIXED: list[dict[str, Any]] = [
     {"lora": {"r": 4, "lora_dropout": 0.1}, "training": {"seed": 1}},
@@ -135,7 +135,7 @@ def failing_engine(
 ) -> Any:
     """An engine class with a method that fails `when(engine, number of the call)` says so.
 
-    A step fails when it is done, as if it had been interrupted. `calls` counts.
+    A failing `step` raises after the step was made. `calls` is the number of calls so far.
     """
 
     class FailingEngine(Engine):

@@ -81,7 +81,7 @@ class Packed:
 
 
 def die() -> Exception:
-    """End this process at once."""
+    """End this process with SIGKILL."""
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("still there")
 

@@ -83,6 +83,6 @@ def hang(worker: ScriptedWorker, folder: TrialFolder, control: WorkerControl) ->
 
 
 def freeze(worker: ScriptedWorker, folder: TrialFolder, control: WorkerControl) -> None:
-    """The whole process stands still, as it does in a library that holds Python's lock."""
+    """The whole process stands still, as it does in a library that holds the GIL."""
     control.started(folder, "scripted", 1)
     os.kill(os.getpid(), signal.SIGSTOP)

@@ -71,7 +71,7 @@ class Material:
 
 
 class Recorder(NullControl):
-    """Records what the trial reports; stops the trial when it is asked for the n-th time."""
+    """Records what the trial reports; stops it at the `asked`-th call of `stop_reason`."""
 
     def __init__(self, stop: StopReason | None = None, asked: int = 0) -> None:
         self.stop = stop
@@ -92,7 +92,7 @@ class Recorder(NullControl):
 
 
 class Killer(Recorder):
-    """Kills its own process with SIGKILL when it is asked for the n-th time."""
+    """Kills its own process with SIGKILL at the `asked`-th call of `stop_reason`."""
 
     def stop_reason(self, folder: TrialFolder) -> StopReason | None:
         super().stop_reason(folder)
@@ -102,7 +102,7 @@ class Killer(Recorder):
 
 
 def train_and_die(path: str, asked: int, threads: int) -> None:
-    """Run in a process of its own: train, and be killed at the n-th question."""
+    """Run in a process of its own: train, and be killed at the `asked`-th call of `stop_reason`."""
     import torch
 
     torch.set_num_threads(threads)

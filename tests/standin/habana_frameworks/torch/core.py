@@ -1,4 +1,4 @@
-"""STAND-IN: what splits lazily recorded graphs; counted, so that a test sees that it was called."""
+"""STAND-IN: `mark_step`, which ends a lazily recorded graph on a Gaudi and here counts calls."""
 
 from habana_frameworks.torch import hpu  # noqa: F401
 

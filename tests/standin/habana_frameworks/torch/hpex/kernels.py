@@ -34,4 +34,4 @@ class RotaryPosEmbeddingHelperV3(_Unreached):
 
 
 class CTCLoss(_Unreached):
-    """For speech."""
+    """Imported by optimum-habana's wav2vec2."""

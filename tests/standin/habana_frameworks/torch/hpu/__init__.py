@@ -70,7 +70,7 @@ def disable_dynamic_shape():
 
 
 class Event:
-    """Something that has always happened already."""
+    """An event that is complete as soon as it is recorded."""
 
     def __init__(self, *_, **__):
         pass
@@ -89,7 +89,7 @@ class Event:
 
 
 class Stream(Event):
-    """The only one there is."""
+    """The device's only stream."""
 
     def wait_stream(self, other):
         return None
@@ -124,7 +124,7 @@ def wrap_in_hpu_graph(*_, **__):
 
 
 class ModuleCacher:
-    """HPU graphs need a device."""
+    """Refuses: HPU graphs need a device."""
 
     def __init__(self, *_, **__):
         raise NotImplementedError("the stand-in has no HPU graphs")

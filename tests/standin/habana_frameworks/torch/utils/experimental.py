@@ -1,4 +1,4 @@
-"""STAND-IN: says Gaudi 2, since optimum-habana refuses to know no device."""
+"""STAND-IN: reports a Gaudi 2, since optimum-habana refuses an unknown device."""
 
 from habana_frameworks.torch import hpu  # noqa: F401
 

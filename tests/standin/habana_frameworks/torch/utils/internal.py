@@ -1,4 +1,4 @@
-"""STAND-IN."""
+"""STAND-IN: whether lazy mode is on; 1 is the default of PT_HPU_LAZY_MODE here."""
 
 import os
 
