@@ -59,6 +59,7 @@ def _drive(
         goal.direction == "maximize",
         planned=spec.stop.trials,
         at_most=cost.known_trials(spec),
+        devices_per_trial=spec.resources.devices_per_trial,
         same_failure_limit=spec.failures.alike,
     )
     executor = make_executor(spec, options, folder)

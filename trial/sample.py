@@ -69,13 +69,14 @@ def _complete(model: Any, tokenizer: Any, row: dict[str, Any]) -> dict[str, str]
     is_completion = row["labels"] >= 0
     start = int(is_completion.nonzero()[0])
     prompt = row["input_ids"][:start].unsqueeze(0)
+    pad = tokenizer.pad_token_id
     with torch.inference_mode():
         output = model.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
             max_new_tokens=NEW_TOKENS,
             do_sample=False,
-            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id if pad is None else pad,
         )
     return {
         "prompt": tokenizer.decode(prompt[0], skip_special_tokens=True),

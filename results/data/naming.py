@@ -45,8 +45,8 @@ def metric_name(metric: str) -> str:
 
 def first_objective(table: pd.DataFrame) -> tuple[str, str]:
     """Metric and direction of the study's first objective."""
-    join_words = table.attrs.get("objectives") or [["eval_loss", "minimize"]]
-    return join_words[0][0], join_words[0][1]
+    objectives = table.attrs.get("objectives") or [["eval_loss", "minimize"]]
+    return objectives[0][0], objectives[0][1]
 
 
 def value_formatter(table: pd.DataFrame) -> Callable[[Any], str]:

@@ -33,7 +33,9 @@ def plan(
     count: Annotated[int, typer.Option(min=1, help="Proposals of an adaptive sampler.")] = 10,
     runs: RunsOption = Path("runs"),
     profile: Annotated[bool, typer.Option("--profile", help="Measure one short trial.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Jobs at once; else as here.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Jobs at once; default: this machine's.")
+    ] = None,
     price: Annotated[float | None, typer.Option(min=0, help="Price of a device-hour.")] = None,
 ) -> None:
     """Show what would run and what it costs, by an earlier study or a profiled trial."""

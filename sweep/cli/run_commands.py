@@ -75,14 +75,19 @@ def _run_and_report(spec: SweepSpec, source: Path, options: RunOptions) -> None:
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="A file in our keys, or the seed's YAML.")],
+    config: Annotated[
+        Path, typer.Argument(help="A configuration, or gaudi-finetune-lora-deepspeed's YAML.")
+    ],
     overrides: SetOption = None,
-    run_dir: Annotated[Path | None, typer.Option(help="The run's folder; save_dir else.")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the run; default: save_dir.")
+    ] = None,
     world_size: Annotated[
         int, typer.Option("--world-size", "--world_size", metavar="N", help="Ranks to start.")
     ] = 1,
     use_deepspeed: Annotated[
-        bool, typer.Option("--use-deepspeed", "--use_deepspeed", help="Refuse to do without.")
+        bool,
+        typer.Option("--use-deepspeed", "--use_deepspeed", help="Fail unless DeepSpeed is used."),
     ] = False,
     merge: Annotated[bool, typer.Option("--merge", help="Write the merged model too.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="The libraries' output too.")] = False,

@@ -69,7 +69,11 @@ class SweepProgress:
     best: BestTrial | None = None
     since_best: int = 0
     """Trials finished since the best one."""
+    devices_per_trial: int = 1
     device_seconds_done: float = 0.0
+    """Device-seconds of ended trials, all their attempts."""
+    unfinished_seconds: Counter[int] = field(default_factory=Counter)
+    """Device-seconds of earlier attempts of trials that have no result yet, by trial."""
     timed: int = 0
     """Trials that ended in this run of the driver."""
     seconds_of_timed: float = 0.0
@@ -105,9 +109,10 @@ class SweepProgress:
 
     @property
     def device_seconds(self) -> float:
-        """Device-seconds of ended trials; a running one counts as one device from its start on."""
+        """Device-seconds of all trials; a running one counts from the moment it was submitted."""
         now = self.clock()
-        return self.device_seconds_done + sum(now - row.since for row in self.running.values())
+        running = sum(now - row.since for row in self.running.values()) * self.devices_per_trial
+        return self.device_seconds_done + sum(self.unfinished_seconds.values()) + running
 
     @property
     def mean_seconds(self) -> float | None:
@@ -145,11 +150,13 @@ class SweepProgress:
         """Count a trial as no longer running, without a result."""
         row = self.running.pop(number, None)
         if row:
-            self.device_seconds_done += self.clock() - row.since
+            self.unfinished_seconds[number] += (self.clock() - row.since) * self.devices_per_trial
 
     def add_result(self, number: int, result: Result) -> None:
         """Count the result of a trial that ended now or in an earlier run."""
         row = self.running.pop(number, None)
+        # The result counts the seconds of all attempts.
+        self.unfinished_seconds.pop(number, None)
         self.states[result.state] += 1
         if result.state == "duplicate":
             return

@@ -67,8 +67,10 @@ _NEEDED_BY_SCHEDULER = {
     "warmup_stable_decay": ("num_decay_steps",),
 }
 """Keys of `lr_scheduler_kwargs` of which a scheduler needs one."""
-_SHARES = ("warmup_ratio", "label_smoothing_factor", "adam_beta1", "adam_beta2")
-"""Arguments that are fractions, so at most 1."""
+_FRACTIONS = ("warmup_ratio", "label_smoothing_factor")
+"""Arguments that are at most 1."""
+_BELOW_ONE = ("adam_beta1", "adam_beta2")
+"""Arguments that torch's AdamW wants below 1."""
 _SEED_LIMIT = 2**32
 """Seeds are below this: numpy's generator takes no other."""
 _RANDOM_START = "pissa_niter_"
@@ -103,10 +105,13 @@ def training_problems(training: Mapping[str, Any]) -> list[Problem]:
         if value < low or (value == low and not inclusive):
             rule = f"must be {'at least' if inclusive else 'greater than'} {low}"
             problems.append(Problem(f"training.{name}", rule, repr(value)))
-    for name in _SHARES:
-        value = rest.get(name)
-        if isinstance(value, int | float) and f"training.{name}" not in named and value > 1:
-            problems.append(Problem(f"training.{name}", "must be at most 1", repr(value)))
+    for name in (*_FRACTIONS, *_BELOW_ONE):
+        value, is_below = rest.get(name), name in _BELOW_ONE
+        if not isinstance(value, int | float) or f"training.{name}" in named:
+            continue
+        if value > 1 or (is_below and value == 1):
+            rule = "must be below 1" if is_below else "must be at most 1"
+            problems.append(Problem(f"training.{name}", rule, repr(value)))
     for name in _STEPS:
         value = rest.get(name)
         if isinstance(value, float) and value > 1 and not value.is_integer():

@@ -85,7 +85,9 @@ def source_kind(path: str, declared: str, key: str = "data.path") -> str:
     if not file.exists():
         raise missing(path, key)
     raise refuse(
-        key, f"a file that ends in {', '.join(DATA_ENDINGS)}, or `data.format` beside it", repr(path)
+        key,
+        f"a file that ends in {', '.join(DATA_ENDINGS)}, or `data.format` beside it",
+        repr(path),
     )
 
 

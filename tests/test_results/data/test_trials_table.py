@@ -15,6 +15,8 @@ from rich.console import Console
 
 from results import print_table, trials_table, write, write_table
 from results.data.naming import ranked_trials
+from results.data.trials_table import metric_column
+from trial.store import metrics
 from trial.store.folders import TrialFolder
 from trial.store.records import Cause, Result
 
@@ -151,6 +153,15 @@ def test_other_objectives_are_the_value(tmp_path):
     assert list(ranked_trials(table)["number"]) == [1, 0, 2]
     assert table["value"][1] == pytest.approx(80_000 / 10.4)
     assert table["eval_loss"][1] == 2.0
+
+
+def test_every_metric_that_can_be_optimised_has_a_column(tmp_path):
+    study = make_study(tmp_path / "s")
+    add_trial(study, make_config(0, lora__r=4), 2.0)
+    table = trials_table(study)
+    result = study.trial(0).read_result()
+    for name in metrics.METRICS:
+        assert table[metric_column(name)][0] == metrics.of_result(result, name), name
 
 
 def test_files_hold_the_whole_table(tmp_path, table):

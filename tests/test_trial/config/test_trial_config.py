@@ -20,6 +20,8 @@ WRONG = [
     ({"training": {"learning_rate": "high"}}, ["training.learning_rate"]),
     ({"training": {"learning_rate": 0}}, ["training.learning_rate"]),
     ({"training": {"warmup_ratio": 1.5}}, ["training.warmup_ratio"]),
+    ({"training": {"adam_beta1": 1.0}}, ["training.adam_beta1"]),
+    ({"training": {"adam_beta2": 1}}, ["training.adam_beta2"]),
     ({"training": {"eval_steps": 2.5}}, ["training.eval_steps"]),
     ({"training": {"seed": 2**32}}, ["training.seed"]),
     ({"training": {"output_dir": "x"}}, ["training.output_dir"]),
