@@ -72,7 +72,7 @@ class SweepProgress:
     devices_per_trial: int = 1
     device_seconds_done: float = 0.0
     """Device-seconds of ended trials, all their attempts."""
-    unfinished_seconds: Counter[int] = field(default_factory=Counter)
+    unfinished_seconds: dict[int, float] = field(default_factory=dict)
     """Device-seconds of earlier attempts of trials that have no result yet, by trial."""
     timed: int = 0
     """Trials that ended in this run of the driver."""
@@ -150,7 +150,8 @@ class SweepProgress:
         """Count a trial as no longer running, without a result."""
         row = self.running.pop(number, None)
         if row:
-            self.unfinished_seconds[number] += (self.clock() - row.since) * self.devices_per_trial
+            seconds = (self.clock() - row.since) * self.devices_per_trial
+            self.unfinished_seconds[number] = self.unfinished_seconds.get(number, 0.0) + seconds
 
     def add_result(self, number: int, result: Result) -> None:
         """Count the result of a trial that ended now or in an earlier run."""

@@ -1,6 +1,7 @@
 """The devices a trial can train on, as a table of all that differs between them.
 
-CONTRIBUTING.md says what else a new device needs. Torch is loaded only when a function of an entry is called.
+CONTRIBUTING.md says what else a new device needs. Torch is loaded only when a function of an entry
+is called.
 """
 
 from __future__ import annotations
