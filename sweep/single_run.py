@@ -56,7 +56,7 @@ def train_once(source: Path, options: SingleRunOptions, console: Console) -> int
     return code
 
 
-def _environment(run: single_run.Single) -> dict[str, str]:
+def _environment(run: single_run.SingleRun) -> dict[str, str]:
     """Environment variables that have to be set before Python starts."""
     config = run.config
     lazy = bool(config.training.get("use_lazy_mode"))

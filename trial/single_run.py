@@ -29,7 +29,7 @@ _MAX_VALUE_TEXT = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Single:
+class SingleRun:
     """A checked configuration and the folder of its run."""
 
     source: Path
@@ -70,7 +70,7 @@ def read(
     run_dir: Path | None = None,
     deepspeed: bool = False,
     world_size: int = 1,
-) -> Single:
+) -> SingleRun:
     """Read a file and check its configuration, including model, data and device.
 
     Args:
@@ -97,10 +97,10 @@ def read(
     if config is None or draft.problems:
         raise ConfigError(dict.fromkeys(draft.problems))
     named = Path(draft.file.save_dir).expanduser() if draft.file.save_dir else RUNS / source.stem
-    return Single(source, config, TrialFolder(run_dir or named))
+    return SingleRun(source, config, TrialFolder(run_dir or named))
 
 
-def open_folder(single: Single, world_size: int = 1) -> TrialFolder:
+def open_folder(single: SingleRun, world_size: int = 1) -> TrialFolder:
     """Create or reopen the run's folder; the result of a failed run is set aside to start anew.
 
     Raises:

@@ -24,7 +24,7 @@ Shares = tuple[dict[str, float], dict[str, float]]
 
 ENOUGH = 20
 """With fewer complete trials the report calls the importance a hint."""
-MOST_TREES = 300
+MAX_FANOVA_TRIALS = 300
 """Largest number of trials that fANOVA is fitted to, spread evenly over the ranked values."""
 FEWEST = 4
 """With fewer complete trials no importance is computed."""
@@ -143,7 +143,7 @@ def is_log(column: pd.Series) -> bool:
 
 
 def _thinned(rows: pd.DataFrame) -> pd.DataFrame:
-    if len(rows) <= MOST_TREES:
+    if len(rows) <= MAX_FANOVA_TRIALS:
         return rows
     ordered = rows.sort_values(["value", "number"])
-    return ordered.iloc[np.linspace(0, len(rows) - 1, MOST_TREES).astype(int)]
+    return ordered.iloc[np.linspace(0, len(rows) - 1, MAX_FANOVA_TRIALS).astype(int)]

@@ -28,7 +28,7 @@ MOST_TIERS = 5
 """Number of tiers; all configurations below the last one share one more."""
 CLOSE_COST = 0.15
 """Relative difference below which two costs count as equal: wall times vary by that much."""
-FREE = frozenset({
+COST_NEUTRAL_KEYS = frozenset({
     "training.learning_rate", "training.lr_scheduler_type", "training.lr_scheduler_kwargs",
     "training.warmup_ratio", "training.warmup_steps", "training.weight_decay",
     "training.max_grad_norm", "training.adam_beta1", "training.adam_beta2",
@@ -126,11 +126,11 @@ def _groups(table: pd.DataFrame) -> list[Group]:
     for row in complete.to_dict("records"):
         alike.setdefault(row["group"], []).append({str(name): v for name, v in row.items()})
     varied = table.attrs.get("varied")
-    costly = None if varied is None else [name for name in varied if name not in FREE]
-    return [_group(_fair(rows), costly) for rows in alike.values()]
+    costly = None if varied is None else [name for name in varied if name not in COST_NEUTRAL_KEYS]
+    return [_group(_unbiased_rows(rows), costly) for rows in alike.values()]
 
 
-def _fair(rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+def _unbiased_rows(rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
     """Rows to average: only the confirmation runs, where there are two or more of them.
 
     The search run that got the configuration selected is left out: it was selected partly for its

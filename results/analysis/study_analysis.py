@@ -96,7 +96,7 @@ class StudyAnalysis:
         return 1 if lower_is_better(self.table) else -1
 
     @property
-    def telling(self) -> list[str]:
+    def naming_parameters(self) -> list[str]:
         """At most three searched parameters that name a configuration in sentences."""
         ranking = self.importance.names if self.importance else ()
         first = [name for name in (RANK, RATE, *ranking, *self.searched) if name in self.searched]
@@ -205,7 +205,7 @@ def best_of_each(found: StudyAnalysis, name: str) -> pd.DataFrame:
     return rows.sort_values(["single", "key", "number"]).drop_duplicates(name).sort_values(name)
 
 
-def underrated(found: StudyAnalysis, name: str) -> pd.DataFrame:
+def better_when_pruned(found: StudyAnalysis, name: str) -> pd.DataFrame:
     """Values of `name` at which a pruned trial was already better than every complete one.
 
     One row each: the pruned trial's. Only for objectives that evaluations report along the way.

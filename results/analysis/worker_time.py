@@ -168,7 +168,7 @@ def _divide(
     at = begin
     for own in processes:
         kind = START
-        for group in _together(own):
+        for group in _overlapping(own):
             start = max(at, group[0].start)
             until = max(start, _until(group))
             into[kind] += start - at
@@ -190,7 +190,7 @@ def lanes(spans_of: Sequence[Span]) -> list[int]:
 
 def covered_seconds(spans_of: Sequence[Span]) -> float:
     """Seconds covered by at least one span."""
-    groups = _together(sorted(spans_of, key=lambda span: span.start))
+    groups = _overlapping(sorted(spans_of, key=lambda span: span.start))
     return sum(_until(group) - group[0].start for group in groups)
 
 
@@ -212,7 +212,7 @@ def _share(into: dict[str, float], group: Sequence[Span], seconds: float) -> Non
     into[OTHER] += max(0.0, seconds - told * scale)
 
 
-def _together(inside: Sequence[Span]) -> Iterator[list[Span]]:
+def _overlapping(inside: Sequence[Span]) -> Iterator[list[Span]]:
     """Merge overlapping spans."""
     group: list[Span] = []
     until = -np.inf

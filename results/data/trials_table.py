@@ -39,7 +39,7 @@ _FURTHER_METRICS = tuple(
 )
 """Metrics that the lists above do not name: floats."""
 
-_TAKEN = frozenset((*_INTEGERS, *_TEXTS, *_FLOATS, *_FURTHER_METRICS))
+_RESERVED_COLUMNS = frozenset((*_INTEGERS, *_TEXTS, *_FLOATS, *_FURTHER_METRICS))
 
 SEEDS = ("training.seed", "training.data_seed")
 """Keys in which repeats of one configuration may differ."""
@@ -124,7 +124,7 @@ def _unseeded(names: Sequence[str]) -> list[str]:
 
 def column_of(key: str) -> str:
     """The column of a configuration's key or of a variable: its own name unless that is taken."""
-    return f"config.{key}" if key in _TAKEN else key
+    return f"config.{key}" if key in _RESERVED_COLUMNS else key
 
 
 def write_table(table: pd.DataFrame, folder: Path) -> tuple[Path, Path]:

@@ -23,7 +23,7 @@ STATES = ("complete", "pruned", "failed", "unfinished")
 
 def cost_charts(analysis: StudyAnalysis) -> list[Chart]:
     """Charts of device time for which the study has data."""
-    made = [_bought(analysis), _per_trial(analysis), _timeline(analysis)]
+    made = [_time_by_use(analysis), _per_trial(analysis), _timeline(analysis)]
     return [chart for chart in made if chart]
 
 
@@ -34,7 +34,7 @@ def _unit(seconds: float) -> tuple[float, str]:
     return (60.0, "minutes") if seconds >= 120 else (1.0, "seconds")
 
 
-def _bought(analysis: StudyAnalysis) -> Chart | None:
+def _time_by_use(analysis: StudyAnalysis) -> Chart | None:
     total = sum(analysis.spent.values())
     if not total:
         return None

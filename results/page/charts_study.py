@@ -74,7 +74,7 @@ def _curves(analysis: StudyAnalysis) -> Chart | None:
     }
     series = [_others(drawn[best:]), *_ends(drawn[best:], limits)]
     series += [
-        _curve(trial, index, settings(rows[trial.number], analysis.telling))
+        _curve(trial, index, settings(rows[trial.number], analysis.naming_parameters))
         for index, trial in enumerate(drawn[:best])
     ]
     highest = max(np.nanmax(trial.curve.eval_loss, initial=-np.inf) for trial in drawn)

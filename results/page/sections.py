@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from results.analysis import cost, zero_stages
-from results.analysis.importance import ENOUGH, MOST_TREES
+from results.analysis.importance import ENOUGH, MAX_FANOVA_TRIALS
 from results.analysis.study_analysis import CPU_MEMORY, RANK, StudyAnalysis, best_of_each
 from results.data import format
 from results.data.folders import TrialRead
@@ -245,7 +245,7 @@ def _method(analysis: StudyAnalysis) -> Section:
         f"Values are {analysis.metric}{_LOSS_WORDS if analysis.metric == 'eval loss' else '.'}",
         _REPEATED_WORDS if analysis.board.noise is not None else _SINGLE_WORDS,
         f"Importance is Optuna's, on an in-memory copy of the table; with fewer than {ENOUGH} "
-        f"complete trials it is a hint, and fANOVA sees at most {MOST_TREES:,} trials.",
+        f"complete trials it is a hint, and fANOVA sees at most {MAX_FANOVA_TRIALS:,} trials.",
         "Pruned and failed trials are left out of every test, fit and axis. A first view leaves "
         "out far-off points (beyond three interquartile ranges); double-click a plot to see all.",
         "Device time is wall time of a trial's phases times the devices it held; "

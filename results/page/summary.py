@@ -15,7 +15,7 @@ from results.analysis.study_analysis import (
     RATE,
     StudyAnalysis,
     best_of_each,
-    underrated,
+    better_when_pruned,
 )
 from results.data import format
 from results.data.naming import join_words, short_name
@@ -78,7 +78,7 @@ def _underrated(analysis: StudyAnalysis) -> str:
     """Ranks at which a pruned trial was better than every complete one."""
     if RANK not in analysis.searched:
         return ""
-    rows = underrated(analysis, RANK)
+    rows = better_when_pruned(analysis, RANK)
     if rows.empty:
         return ""
     ranks = join_words([str(rank) for rank in rows[RANK]])

@@ -34,7 +34,7 @@ def name_of(analysis: StudyAnalysis, group: Group) -> str:
     """A configuration in words, with its trial numbers."""
     trial = "trial" if len(group.trials) == 1 else "trials"
     numbers = ", ".join(map(str, group.trials[:5])) + (", …" if len(group.trials) > 5 else "")
-    return f"{settings(group.row, analysis.telling)} ({trial} {numbers})"
+    return f"{settings(group.row, analysis.naming_parameters)} ({trial} {numbers})"
 
 
 def _rank_of(analysis: StudyAnalysis, group: Group) -> str:

@@ -186,7 +186,8 @@ def leaders(analysis: StudyAnalysis, of: Front) -> Grid:
             continue
         ends, one = leader.interval, goal.board.noise
         rows.append([
-            Cell(goal.name), _trials(leader), Cell(settings(leader.row, analysis.telling)),
+            Cell(goal.name), _trials(leader),
+            Cell(settings(leader.row, analysis.naming_parameters)),
             Cell(goal.text(leader.mean), leader.mean),
             Cell(f"{goal.text(ends.low)} to {goal.text(ends.high)}" if ends else format.MISSING,
                  ends.low if ends else ""),

@@ -137,17 +137,17 @@ def _fitting(
 
     Objectives and searched parameters have priority: long texts are cut before one is dropped.
     """
-    telling = [column for column in columns if _tells(rows, column, searched)]
+    shown = [column for column in columns if _tells(rows, column, searched)]
     room = width - 9
-    needed = [c for c in telling if c.is_objective or c.name in ("cause", "problem", *searched)]
+    needed = [c for c in shown if c.is_objective or c.name in ("cause", "problem", *searched)]
     widest = next((w for w in WIDEST if sum(_width(rows, c, w) for c in needed) <= room), WIDEST[0])
-    first = sorted(telling, key=lambda c: (c not in needed, not c.is_objective))
+    first = sorted(shown, key=lambda c: (c not in needed, not c.is_objective))
     kept = set()
     for column in first:
         if (taken := _width(rows, column, widest)) <= room:
             kept.add(column.name)
             room -= taken
-    return [column for column in telling if column.name in kept], widest
+    return [column for column in shown if column.name in kept], widest
 
 
 def _tells(rows: pd.DataFrame, column: _Column, searched: Sequence[str]) -> bool:

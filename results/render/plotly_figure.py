@@ -16,7 +16,7 @@ from results.page.chart import Axis, Chart, Series
 
 COLOURS = 8
 
-_LAST = {"best": 1900, "muted": 2000, "bad": 2000}
+_LEGEND_RANKS = {"best": 1900, "muted": 2000, "bad": 2000}
 """First legend rank of a tone; other series have 1000 and more, in the order of their index."""
 _MODES = {"points": "markers", "line": "lines", "both": "lines+markers", "step": "lines"}
 
@@ -80,7 +80,7 @@ def _trace(chart: Chart, series: Series) -> dict[str, Any]:
         "x": numbers(series.x),
         "y": numbers(series.y),
         "showlegend": series.named,
-        "legendrank": _LAST.get(series.tone, 1000) + series.index,
+        "legendrank": _LEGEND_RANKS.get(series.tone, 1000) + series.index,
     }
     if len(series.hover):
         trace |= {"text": [escape(text) for text in series.hover], "hoverinfo": "text"}

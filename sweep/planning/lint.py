@@ -105,7 +105,7 @@ def _shapes(spec: SweepSpec) -> Iterator[str]:
     counts = hpu_shapes.value_counts(spec)
     endless = [name for name, count in counts.items() if count is None]
     number = math.prod(count or 1 for count in counts.values())
-    if not endless and number <= hpu_shapes.FEW:
+    if not endless and number <= hpu_shapes.MAX_SILENT_SHAPES:
         return
     parts = " x ".join(f"{name} {'any' if c is None else c}" for name, c in counts.items())
     many = "any number of" if endless else f"up to {number}"

@@ -53,7 +53,7 @@ PROGRAM_FOLDERS = ("/ray/_private/", "/ray/core/", "/ray/dashboard/")
 CREATION_FAILED = "creation task"
 """In the first line of an `ActorDiedError` whose actor raised in its constructor."""
 
-REGISTERED_WITHIN = 30.0
+REGISTRATION_TIMEOUT_SECONDS = 30.0
 """Longest wait for a node here, in seconds; Ray itself then waits on, and reports what is wrong."""
 
 POLL_SECONDS = 0.02
@@ -136,7 +136,7 @@ def _until_registered(
         if getattr(parameters, "setup_worker_path", None):
             parameters.setup_worker_path = setup_worker
         start(node)
-        until, callback = time.monotonic() + REGISTERED_WITHIN, on_object_store
+        until, callback = time.monotonic() + REGISTRATION_TIMEOUT_SECONDS, on_object_store
         # What goes wrong here goes wrong for Ray's own wait as well, which reports it better.
         with contextlib.suppress(Exception):
             client = node.get_gcs_client()

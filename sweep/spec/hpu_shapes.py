@@ -14,7 +14,7 @@ from sweep.spec.dimension import Choices, Derived, Dimension, Range
 from sweep.spec.spec import SweepSpec
 from trial.devices.detect import has_gaudi_software
 
-PATHS = (
+SHAPE_PATHS = (
     "model",
     "data.max_length",
     "lora.r",
@@ -31,7 +31,7 @@ PATHS = (
 )
 """Configuration paths that change the shape of a trial's graphs."""
 
-FEW = 8
+MAX_SILENT_SHAPES = 8
 """Up to so many shapes, the lint gives no advice about compilations."""
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ def value_counts(spec: SweepSpec) -> dict[str, int | None]:
 
 
 def _changes_shape(name: str) -> bool:
-    return any(name == path or name.startswith(f"{path}.") for path in PATHS)
+    return any(name == path or name.startswith(f"{path}.") for path in SHAPE_PATHS)
 
 
 def _count_values(dimension: Dimension) -> int | None:

@@ -65,7 +65,7 @@ PRUNERS: dict[str, OptunaClass] = {
     "wilcoxon": OptunaClass("pruners", "WilcoxonPruner"),
 }
 
-_ELSEWHERE = {"seed", "search_space", "wrapped_pruner"}
+_SET_BY_HARNESS = {"seed", "search_space", "wrapped_pruner"}
 """Keywords that a sweep file gives in another form."""
 
 _REQUIRED = {"percentile": ("percentile",), "patient": ("patience",)}
@@ -95,7 +95,7 @@ def _keywords(module: str, cls: str) -> dict[str, Any]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         text = inspect.formatannotation(parameter.annotation).strip("'")
-        if name not in _ELSEWHERE and not any(word in text for word in _NOT_WRITABLE):
+        if name not in _SET_BY_HARNESS and not any(word in text for word in _NOT_WRITABLE):
             found[name] = eval(text, {"__builtins__": {}}, _TYPES)
     return {**found, "wrapped": None} if cls == "PatientPruner" else found
 

@@ -12,15 +12,15 @@ HALVING = ("successive_halving", "hyperband")
 """Pruners that decide at rungs."""
 FACTORS = {"successive_halving": 4, "hyperband": 3}
 """Optuna's default reduction factors."""
-EARLIEST = 8
-"""The first rung lies at or after 1 / EARLIEST of a trial's steps: loss curves cross before that
+FIRST_RUNG_DIVISOR = 8
+"""The first rung lies at or after this part of a trial's steps: loss curves cross before that
 (docs/defaults.md)."""
 
 
 def first_rung(spec: SweepSpec) -> int:
     """Optimizer step of the first evaluation at or after an eighth of a trial."""
     first, last = first_evaluation(spec), last_step(spec)
-    return first if last is None else first * max(1, math.ceil(last / EARLIEST / first))
+    return first if last is None else first * max(1, math.ceil(last / FIRST_RUNG_DIVISOR / first))
 
 
 def first_evaluation(spec: SweepSpec) -> int:

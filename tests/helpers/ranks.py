@@ -75,7 +75,7 @@ class Packed:
     fault: tuple[str, int, str] | None = None
     """A method of the engine that fails on this rank, at which call, and how (see `FAULTS`)."""
     away: bool = False
-    """Whether the CPU acts as a device where reading a loss waits (`free_reads` off)."""
+    """Whether the CPU acts as a device where reading a loss waits (`reads_without_sync` off)."""
     fixed: bool = False
     """Whether it acts as a device with `fixed_shapes`."""
 
@@ -113,7 +113,9 @@ def run_packed_rank(rank: int, size: int, port: int, given: Packed) -> None:
         found = train_packed(
             folders,
             slots=given.slots,
-            process_cache=CacheOnDevice(free_reads=not given.away, fixed_shapes=given.fixed),
+            process_cache=CacheOnDevice(
+                reads_without_sync=not given.away, fixed_shapes=given.fixed
+            ),
             controls=controls or None,
             opener=opener(engine),
         )

@@ -77,7 +77,7 @@ _RANDOM_START = "pissa_niter_"
 """Prefix of PEFT's `pissa_niter_N`: its approximate SVD draws random numbers, and PEFT draws others
 when it loads the adapter."""
 
-_REBASING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_CHANGES_BASE_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Prefixes of `init_lora_weights` methods that change the base weights."""
 
 
@@ -233,7 +233,7 @@ def _reference_problems(
     if lora.get("bias", "none") != "none":
         problems.append(Problem("lora.bias", f"none: {why}", repr(lora["bias"])))
     start = lora.get("init_lora_weights", True)
-    if isinstance(start, str) and start.lower().startswith(_REBASING):
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE_WEIGHTS):
         rule = f"a start that leaves the base weights alone: {why}"
         problems.append(Problem("lora.init_lora_weights", rule, repr(start)))
     if training.get("use_hpu_graphs_for_training"):

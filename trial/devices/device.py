@@ -59,7 +59,7 @@ class Device:
     """Backend of torch.distributed."""
     fixed_shapes: bool
     """Whether each new tensor shape costs a compilation: batches keep their padding then."""
-    free_reads: bool
+    reads_without_sync: bool
     """Whether reading a tensor's value needs no synchronisation: every step's loss is read then."""
     record: Callable[[Callable[[], Any], Any], tuple[Any, Any]] | None = None
     """Captures the kernels that a function launches, as a graph; None where there are no graphs.
@@ -243,7 +243,7 @@ DEVICES: dict[str, Device] = {
         repair_checkpointing=optimum_habana.repair_lazy_checkpointing,
         backend="hccl",
         fixed_shapes=True,
-        free_reads=False,
+        reads_without_sync=False,
         counters=_hpu_counters,
     ),
     "cuda": Device(
@@ -265,7 +265,7 @@ DEVICES: dict[str, Device] = {
         repair_checkpointing=_do_nothing,
         backend="nccl",
         fixed_shapes=False,
-        free_reads=False,
+        reads_without_sync=False,
         record=_cuda_record,
     ),
     "cpu": Device(
@@ -286,7 +286,7 @@ DEVICES: dict[str, Device] = {
         repair_checkpointing=optimum_habana.repair_checkpointing,
         backend="gloo",
         fixed_shapes=False,
-        free_reads=True,
+        reads_without_sync=True,
     ),
 }
 """By name, in the order in which `auto` tries them."""

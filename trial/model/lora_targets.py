@@ -119,7 +119,7 @@ def _last_part(module: str) -> str:
     return module.rpartition(".")[2]
 
 
-def trained_share(shapes: Shapes, lora: LoraSection) -> float:
+def backward_fraction(shapes: Shapes, lora: LoraSection) -> float:
     """The fraction of transformer blocks whose activations are kept for the backward pass.
 
     No gradient reaches the blocks before the first one with trained parameters.

@@ -24,7 +24,7 @@ class SlotLayer:
     """The adapters of one layer in all slots."""
 
     def __init__(
-        self, name: str, a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor, site: int
+        self, name: str, a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor, layer_index: int
     ) -> None:
         self.name = name
         """Path of the layer in the base model."""
@@ -36,7 +36,7 @@ class SlotLayer:
         """float32 [K, 1, 1]: factor of each slot's product of A and B; 0 for an empty slot."""
         self.buffers: LayerBuffers | None = None
         """None if the bank is not flat."""
-        self.feature_keys = feature_keys(site, a.shape[2]).to(a.device)
+        self.feature_keys = feature_keys(layer_index, a.shape[2]).to(a.device)
         """Dropout key of each input feature, int32 [in]."""
 
 
@@ -95,7 +95,7 @@ class AdapterBank:
         tensors = list(self._flat_tensors(shapes) if flat else self._separate_tensors(shapes))
         self.scales = torch.zeros(len(initial.layers), slots, 1, 1, device=device)
         self.layers = [
-            SlotLayer(layer.name, a, b, scale, layer.site)
+            SlotLayer(layer.name, a, b, scale, layer.layer_index)
             for layer, a, b, scale in zip(
                 initial.layers, tensors[::2], tensors[1::2], self.scales, strict=True
             )

@@ -24,7 +24,7 @@ class InitialLayer:
 
     name: str
     """The layer's path in the base model."""
-    site: int
+    layer_index: int
     """Index of the layer among the adapted ones, part of the key of its dropout hash."""
     a: torch.Tensor
     """[r, in], float32."""
@@ -89,7 +89,10 @@ class AdapterInitializer:
         transformers.set_seed(config.training["seed"])
         model = get_peft_model(self.model, lora_config(config.lora))
         try:
-            layers = tuple(_initial(site, name, layer) for site, name, layer in lora_layers(model))
+            layers = tuple(
+                _initial(layer_index, name, layer)
+                for layer_index, name, layer in lora_layers(model)
+            )
             # unload() takes the layers off; the copy keeps the resolved configuration.
             return InitialAdapter(
                 copy.deepcopy(model.peft_config["default"]), layers, count_parameters(model)
@@ -104,14 +107,14 @@ def _without_memory(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
     return torch.nn.Parameter(zeros, requires_grad=False)
 
 
-def _initial(site: int, name: str, layer: Any) -> InitialLayer:
+def _initial(layer_index: int, name: str, layer: Any) -> InitialLayer:
     from transformers.pytorch_utils import Conv1D
 
     if not isinstance(layer.get_base_layer(), torch.nn.Linear | Conv1D):
         raise NotPackableError(f"{name}: only linear layers can be packed")
     return InitialLayer(
         name=name.removeprefix("base_model.model."),
-        site=site,
+        layer_index=layer_index,
         a=layer.lora_A["default"].weight.detach().float().clone(),
         b=layer.lora_B["default"].weight.detach().float().clone(),
         scale=float(layer.scaling["default"]),

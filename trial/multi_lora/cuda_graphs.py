@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 Inputs = dict[str, torch.Tensor]
 """Input tensors of a pass by name: all in which passes of one kind differ."""
-Body = Callable[[Inputs], torch.Tensor]
+PassFunction = Callable[[Inputs], torch.Tensor]
 """A pass as a function: inputs on the device to one output tensor."""
 Capture = Callable[[Callable[[], torch.Tensor], Any], tuple[Any, torch.Tensor]]
 """`trial.devices.device.Device.record`: a function, and a graph whose memory pool is shared, to a
@@ -50,7 +50,7 @@ class GraphRunner:
     _runs: dict[Hashable, int] = field(default_factory=dict)
     _graphs: dict[Hashable, _CapturedGraph] = field(default_factory=dict)
 
-    def run(self, kind: str, inputs: Inputs, body: Body) -> torch.Tensor:
+    def run(self, kind: str, inputs: Inputs, body: PassFunction) -> torch.Tensor:
         """Run `body`, replaying a captured CUDA graph when the shapes are known.
 
         Args:
@@ -84,7 +84,7 @@ class GraphRunner:
         return could
 
     def _captured(
-        self, capture: Capture, key: Hashable, inputs: Inputs, body: Body
+        self, capture: Capture, key: Hashable, inputs: Inputs, body: PassFunction
     ) -> _CapturedGraph | None:
         """Capture a graph; None if that fails, after which no pass is captured any more."""
         own = self._to_device(inputs)

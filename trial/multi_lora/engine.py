@@ -111,7 +111,7 @@ class Engine:
         flat = not device.fixed_shapes
         self.bank = AdapterBank(initial, slots, rank, args.device, flat=flat, cast=self._cast)
         self.adamw = SlotAdamW(
-            self.bank.blocks, masked=device.fixed_shapes, fused=device.free_reads
+            self.bank.blocks, masked=device.fixed_shapes, fused=device.reads_without_sync
         )
         self._model_inputs = device.evaluation_inputs(SimpleNamespace(model=base, args=args))
         self._loss: LinearCrossEntropy | None = None
@@ -132,7 +132,7 @@ class Engine:
             if self.settings.chunked_loss:
                 extracted = extract_output_layer(
                     self.base, initial, self._cast, self._model_inputs,
-                    skip_unlabelled=self.device.free_reads, sizes=self.settings.chunks,
+                    skip_unlabelled=self.device.reads_without_sync, sizes=self.settings.chunks,
                 )  # fmt: skip
                 self._loss = changes.enter_context(extracted)
         if self.bank.device.type == "cpu":
@@ -184,7 +184,7 @@ class Engine:
     def _parts(self, batches: Sequence[MicroBatch]) -> Iterator[Sequence[MicroBatch]]:
         """Divide the batches into groups that go through the model together."""
         count = 1
-        if self.device.free_reads:
+        if self.device.reads_without_sync:
             tokens = sum(len(batch.rows) for batch in batches) * (self.columns or 1)
             count = max(1, min(len(batches), round(tokens / self.settings.pass_tokens)))
         ends = [len(batches) * part // count for part in range(count + 1)]

@@ -195,7 +195,7 @@ class PackedJob:
     def _pass_and_step(self, opened: OpenedJob, slots: list[Slot]) -> torch.Tensor | None:
         """A pass of all slots and the optimizer steps that are due; gradient norms if any was."""
         opened.trainer.accumulate(slots)
-        if opened.setup.device.free_reads:
+        if opened.setup.device.reads_without_sync:
             self._check_losses(slots)
         return opened.trainer.step([slot for slot in slots if slot in opened.pool])
 

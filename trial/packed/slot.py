@@ -56,7 +56,7 @@ class Slot:
     """The part of its step's mean loss, in nats, that was last read from the device."""
     step_loss: float = 0.0
     """Sum of these parts over the current step."""
-    logged_loss: float = 0.0
+    unlogged_loss: float = 0.0
     """Sum of the losses of the steps since the last log entry."""
     logged_at: int = 0
     """Step of the last log entry."""
@@ -108,7 +108,7 @@ class Slot:
         if step == self.run.steps:
             self.step_loss += value
         else:
-            self.logged_loss += value
+            self.unlogged_loss += value
 
     def restart_step(self) -> None:
         """Forget what is done of the current step; its rows stay."""
@@ -135,7 +135,7 @@ class Slot:
         Raises:
             Diverged: its loss is not finite, or above `diverged_above`.
         """
-        self.logged_loss += self.step_loss
+        self.unlogged_loss += self.step_loss
         self.step_rows, self.micro_batches, self.step_loss = [], 0, 0.0
         self.run.end_step(self.run.steps + 1)
 
@@ -146,8 +146,8 @@ class Slot:
             Diverged: the loss is not finite, or above `diverged_above`.
         """
         step = self.run.steps
-        mean = self.logged_loss / (step - self.logged_at)
-        self.logged_loss, self.logged_at = 0.0, step
+        mean = self.unlogged_loss / (step - self.logged_at)
+        self.unlogged_loss, self.logged_at = 0.0, step
         rate = self.schedule.learning_rate(step - 1)
         self.run.record_log(
             TrainLog(step=step, loss=round(mean, 4), learning_rate=rate, grad_norm=grad_norm)
@@ -174,8 +174,8 @@ class Slot:
 
         folder = self.run.checkpoints.at(self.run.steps)
         folder.mkdir(parents=True, exist_ok=True)
-        # The key "lost" means `logged_loss`: older checkpoints can be read.
-        counters = {"lost": self.logged_loss, "logged_at": self.logged_at}
+        # The key "lost" means `unlogged_loss`: older checkpoints can be read.
+        counters = {"lost": self.unlogged_loss, "logged_at": self.logged_at}
         save_file(
             self._state_tensors(), folder / STATE_FILE, metadata={"slot": json.dumps(counters)}
         )
@@ -210,7 +210,7 @@ class Slot:
                     for layer in self.initial.layers
                 ]
                 self.engine.bank.write(self.index, pairs, blocks)
-        self.logged_loss, self.logged_at = counters["lost"], counters["logged_at"]
+        self.unlogged_loss, self.logged_at = counters["lost"], counters["logged_at"]
 
 
 def training_rows(rows: int, schedule: TrialSchedule, steps_done: int) -> Iterator[int]:

@@ -49,14 +49,14 @@ class SlotTrainer:
         for slot in slots:
             slot.begin_step(self.setup.data.train)
         losses = self.setup.engine.accumulate(self._micro_batches(slots))
-        if not device.free_reads:
+        if not device.reads_without_sync:
             self.rank_group.all_gather(None)
         places = [slot.index if device.fixed_shapes else n for n, slot in enumerate(slots)]
         of_slots = [
             (slot, slot.run.steps, place) for slot, place in zip(slots, places, strict=True)
         ]
         self._unread.append(UnreadLosses(of_slots, losses))
-        if device.free_reads:
+        if device.reads_without_sync:
             self.read_losses()
         for slot in slots:
             slot.micro_batches += 1

@@ -21,10 +21,10 @@ from trial.devices.deepspeed_config import deepspeed_config, user_config
 from trial.devices.device_memory import GIB
 from trial.model.lora_targets import (
     adapter_parameters,
+    backward_fraction,
     layer_of,
     linear_modules,
     saved_parameters,
-    trained_share,
 )
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -244,7 +244,7 @@ def _training_parts(sizes: _TrialSizes) -> list[MemoryPart]:
     rows, length = config.training["per_device_train_batch_size"], config.data.max_length
     tokens, compute = rows * length, sizes.compute_bytes
     outputs, width, layers = _block_shape(sizes.shapes)
-    share = trained_share(sizes.shapes, config.lora)
+    share = backward_fraction(sizes.shapes, config.lora)
     block = tokens * outputs * compute
     heads = max(1, width // HEAD_SIZE)
     scores = 0 if _has_fused_attention(config) else tokens * length * heads * (FLOAT32 + compute)

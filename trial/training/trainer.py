@@ -125,14 +125,14 @@ class TrialTrainer(Base):
     def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> torch.Tensor:
         """Forward and backward pass of a batch; counts its tokens.
 
-        Reads the loss where that does not wait for the device (`Device.free_reads`).
+        Reads the loss where that does not wait for the device (`Device.reads_without_sync`).
         """
         self.run.count_tokens(inputs["attention_mask"].sum())
         self._set_batch_positions(inputs["input_ids"])
         if not self.run.device.fixed_shapes:
             inputs = with_full_attention(inputs)
         loss: torch.Tensor = super().training_step(model, inputs, *rest, **named)
-        if self.run.device.free_reads:
+        if self.run.device.reads_without_sync:
             self.run.add_loss(loss.item())
         return loss
 

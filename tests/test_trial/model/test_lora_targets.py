@@ -7,7 +7,7 @@ from peft import get_peft_model
 from trial.config.trial_config import parse
 from trial.model.known_shapes import known_settings, shapes_of
 from trial.model.load import lora_config
-from trial.model.lora_targets import adapter_parameters, saved_parameters, trained_share
+from trial.model.lora_targets import adapter_parameters, backward_fraction, saved_parameters
 
 TARGETS = [
     {},
@@ -54,4 +54,4 @@ def test_gpt2s_weights_are_transposed():
 
 def test_blocks_before_the_first_adapter_keep_nothing():
     lora = trial(lora={"target_modules": ["q_proj"], "layers_to_transform": [24]}).lora
-    assert trained_share(shapes_of(known_settings("meta-llama/Llama-2-7b-hf")), lora) == 0.25
+    assert backward_fraction(shapes_of(known_settings("meta-llama/Llama-2-7b-hf")), lora) == 0.25

@@ -60,7 +60,7 @@ class Capture:
 
 
 def capturing(record: Any) -> CacheOnDevice:
-    return CacheOnDevice(free_reads=False, record=record)
+    return CacheOnDevice(reads_without_sync=False, record=record)
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
@@ -127,6 +127,6 @@ def test_what_a_device_still_computes_is_charged_to_training(material):
         material,
         material.config(training=training),
         slots=1,
-        process_cache=CacheOnDevice(free_reads=False, synchronise=late),
+        process_cache=CacheOnDevice(reads_without_sync=False, synchronise=late),
     )
     assert result.seconds.train > 5 * 0.05

@@ -77,7 +77,7 @@ def test_losses_are_read_from_a_device_only_when_they_are_logged(material, solo)
         material,
         *mixed_configs(material),
         slots=3,
-        process_cache=CacheOnDevice(free_reads=False),
+        process_cache=CacheOnDevice(reads_without_sync=False),
         rank_group=ranks,
     )
     for (alone, _), folder in zip(solo, folders, strict=True):
