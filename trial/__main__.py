@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = [sys.executable, "-m", "trial", str(folder.path), *more]
         code = spawn(command, given.world_size)
     else:
-        code = _train(folder, given.verbose)
+        code = _train(folder, config, given.verbose)
     return _merge(folder) if given.merge and code == COMPLETE and not rank_env.rank() else code
 
 
@@ -168,7 +168,7 @@ def _check(folder: TrialFolder, size: int) -> TrialConfig:
     return config
 
 
-def _train(folder: TrialFolder, verbose: bool) -> int:
+def _train(folder: TrialFolder, config: TrialConfig, verbose: bool) -> int:
     terminal = Terminal()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, terminal.on_signal)
@@ -176,7 +176,7 @@ def _train(folder: TrialFolder, verbose: bool) -> int:
         with capture(folder, echo=verbose) as terminal.out:
             from trial.train import train
 
-            result = train(folder, None if rank_env.rank() else terminal)
+            result = train(folder, None if rank_env.rank() else terminal, config=config)
             if not rank_env.rank():
                 _report(terminal, folder, result)
     except KeyboardInterrupt:

@@ -16,6 +16,7 @@ from functools import partial
 
 import torch
 
+from trial.config.trial_config import TrialConfig
 from trial.distributed import rank_env
 from trial.distributed.rank_group import PeerLost, RankGroup, connect, folder_of_rank
 from trial.multi_lora.packable import NotPackableError
@@ -128,7 +129,7 @@ class PackedJob:
         if (result := trial.folder.read_result()) is not None:
             state.source.ended(trial, result)
             return
-        clock, config = SharedPhaseTimer(), trial.folder.read_config()
+        clock, config = SharedPhaseTimer(), trial.config or trial.folder.read_config()
         context = AttemptContext(
             trial.folder, config, trial.control, state.process_cache, clock, state.rank_group
         )
@@ -230,6 +231,7 @@ def train_packed(
     slots: int,
     process_cache: ProcessCache | None = None,
     controls: Sequence[Control] | None = None,
+    configs: Sequence[TrialConfig] | None = None,
     rank_group: RankGroup | None = None,
     opener: SetupOpener = open_setup,
 ) -> list[Result | None]:
@@ -242,6 +244,7 @@ def train_packed(
         slots: Number of slots.
         process_cache: What stays warm in this process.
         controls: One for each trial, in the order of `folders`.
+        configs: The folders' configurations, where the caller has read them already.
         rank_group: The ranks that train together; those of the environment if None.
         opener: Loads what the trials share.
 
@@ -252,7 +255,9 @@ def train_packed(
         NotPackableError: one of them can only be trained by a trainer of its own.
         PeerLost: another rank is gone.
     """
-    source = ListTrialSource(map(PackedTrial, folders, controls or [NullControl()] * len(folders)))
+    count = len(folders)
+    read: Sequence[TrialConfig | None] = configs or [None] * count
+    source = ListTrialSource(map(PackedTrial, folders, controls or [NullControl()] * count, read))
     cache = process_cache or ProcessCache(finish_imports)
     PackedJob(source, cache, slots, limit=len(folders), rank_group=rank_group, opener=opener).run()
     if source.evicted_alone:
