@@ -136,16 +136,16 @@ class OptunaDecider:
     def _propose(self, trial: Trial) -> Proposal:
         params = self.space.suggest(trial)
         self._in_flight[trial.number] = trial
-        config, problem = None, ""
-        try:
-            config = self.space.configure(params, trial.number)
-        except ConfigError as error:
-            problem = str(error)
-        marks = trial.user_attrs
-        if config and "confirms" in marks:
-            config = with_seed(config, marks["confirms"], marks["seed"])
+        config, problem, marks = None, "", trial.user_attrs
         if "config" in marks:
             config = renumbered(TrialConfig.model_validate_json(marks["config"]), trial.number)
+        else:
+            try:
+                config = self.space.configure(params, trial.number)
+            except ConfigError as error:
+                problem = str(error)
+        if config and "confirms" in marks:
+            config = with_seed(config, marks["confirms"], marks["seed"])
         fingerprint = config.fingerprint() if config else _canonical(params)
         duplicate_of = self._known.add(fingerprint, trial.number)
         return Proposal(trial.number, params, config, duplicate_of, problem)
