@@ -73,10 +73,10 @@ def _train_alone(context: AttemptContext) -> Result | None:
     try:
         state = _run_attempt(context)
     except rank_group.PeerLost:
-        context.process_cache.reusable = False
+        context.process_cache.mark_spent()
         raise
     except Exception as error:
-        context.process_cache.reusable = False
+        context.process_cache.mark_spent()
         refuse_if_full(error, context.folder.path)
         with open(context.folder.log, "a", encoding="utf-8") as log:
             log.write(failure_kinds.traceback_text(error))
