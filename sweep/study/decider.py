@@ -60,8 +60,7 @@ class OptunaDecider:
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        # CMA-ES learns from the value that an infeasible trial is told with.
-        warnings.filterwarnings("ignore", message="Constraints have been set, but CmaEsSampler")
+        compat.ignore_cmaes_warning()
         self.spec = spec
         self.space = Space.of(spec)
         self.study = optuna.create_study(
@@ -90,7 +89,7 @@ class OptunaDecider:
 
     def _enqueue(self, past: list[FrozenTrial]) -> None:
         """Enqueue the known-good points; a kill may have come after some of them."""
-        enqueued = {_canonical(trial.system_attrs.get("fixed_params")) for trial in past}
+        enqueued = {_canonical(compat.enqueued_params(trial)) for trial in past}
         points = list(self.spec.enqueue)
         if hpu_shapes.is_for_hpu(self.spec):
             points = hpu_shapes.grouped_by_shape(points, lambda point: point)
