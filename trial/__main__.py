@@ -203,7 +203,7 @@ def _report(terminal: Terminal, folder: TrialFolder, result: Result | None) -> N
         terminal.print(f"failed ({result.cause.kind}): {result.cause.message}; see {folder.log}")
     else:
         seconds = result.seconds.total
-        terminal.print(f"{result.state}: eval_loss {result.value} in {seconds:.1f} s")
+        terminal.print(f"{result.state}: eval_loss {result.eval_loss} in {seconds:.1f} s")
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ def _outcome(result: Result, objective: Objective) -> dict[str, Any]:
     ran = result.state != "duplicate"
     return {
         "value": objective.of(result),
-        "eval_loss": result.value,
+        "eval_loss": result.eval_loss,
         "best_step": result.best_step,
         "steps": result.steps,
         "max_steps": result.max_steps or None,

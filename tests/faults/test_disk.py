@@ -66,10 +66,10 @@ def test_the_best_keep_their_checkpoint(values, keep, direction, kept, study):
         with_checkpoint(study, number)
         cause = Cause(kind="error", message="boom")
         results = {
-            "pruned": Result(state="pruned", value=0.0),
+            "pruned": Result(state="pruned", eval_loss=0.0),
             "failed": Result(state="failed", cause=cause),
         }
-        disk.trial_ended(number, results.get(value) or Result(state="complete", value=value))
+        disk.trial_ended(number, results.get(value) or Result(state="complete", eval_loss=value))
     found = [number for number in range(len(values)) if study.trial(number).checkpoints.exists()]
     assert found == kept
     assert disk.largest >= 1000

@@ -21,7 +21,7 @@ def tokens_per_second(result: Result) -> float:
 
 
 METRICS: dict[str, Callable[[Result], float | None]] = {
-    "eval_loss": lambda result: result.value,
+    "eval_loss": lambda result: result.eval_loss,
     "seconds": lambda result: result.seconds.total,
     "seconds_per_step": seconds_per_step,
     "tokens_per_second": tokens_per_second,

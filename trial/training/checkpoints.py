@@ -34,7 +34,7 @@ class Measurement(Record):
     """An evaluation: its step, eval loss and further metrics."""
 
     step: int
-    value: float
+    eval_loss: float = Field(alias="value")
     metrics: dict[str, float] = Field(default_factory=dict)
 
 

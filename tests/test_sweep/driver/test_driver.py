@@ -19,7 +19,7 @@ def test_runs_the_planned_trials_each_once(tmp_path):
     ending = fakes.make_driver(tmp_path, decider, executor, trials=7).run()
     assert executor.submitted == list(range(7))
     assert sorted(decider.told) == list(range(7))
-    assert [decider.told[n].value for n in range(7)] == [1.0 + n for n in range(7)]
+    assert [decider.told[n].eval_loss for n in range(7)] == [1.0 + n for n in range(7)]
     assert ending.reason == "all 7 trials are done"
     assert ending.kind is OutcomeKind.DONE
 
@@ -86,12 +86,12 @@ def test_a_result_written_before_a_kill_is_told_and_not_trained_again(tmp_path):
     study = StudyFolder(tmp_path / "study")
     folder = TrialFolder.create(study.trial(0).path, TrialConfig())
     folder.append(Evaluation(step=1, eval_loss=2.0))
-    folder.write_result(Result(state="complete", value=2.0))
+    folder.write_result(Result(state="complete", eval_loss=2.0))
     decider = fakes.ScriptedDecider(left=[0], asked=1)
     executor = fakes.ScriptedExecutor(fakes.falling)
     fakes.make_driver(tmp_path, decider, executor, trials=2).run()
     assert executor.submitted == [1]
-    assert decider.told[0].value == 2.0
+    assert decider.told[0].eval_loss == 2.0
 
 
 def test_evaluations_written_before_a_kill_are_reported(tmp_path):
