@@ -1,4 +1,4 @@
-"""Open a study: start it, go on with it, fork it, or set an old one aside."""
+"""Open a study: start it, go on with it, fork it, or archive an old one."""
 
 from __future__ import annotations
 
@@ -74,14 +74,16 @@ def open_folder(
         ValueError: the folder holds links or checkpoints that must not be followed or loaded.
     """
     check_files(folder)
-    set_aside(folder, source, options, console)
+    archive_existing(folder, source, options, console)
     if options.fork:
         fork_study(spec, source, folder, options, console)
     _copy_prior_studies(folder, spec, options, console)
     write_record(folder, spec, source, options)
 
 
-def set_aside(folder: StudyFolder, source: Path, options: RunOptions, console: Console) -> None:
+def archive_existing(
+    folder: StudyFolder, source: Path, options: RunOptions, console: Console
+) -> None:
     """Rename an existing study for `--fresh`; first finish a renaming that a kill cut short.
 
     Raises:
@@ -244,7 +246,7 @@ def open_decider(spec: SweepSpec, folder: StudyFolder, options: RunOptions) -> O
 
 
 def check_same_study(folder: StudyFolder, numbered: set[int], finished: list[int]) -> None:
-    """Hold the trial folders against the storage's trials.
+    """Compare the trial folders with the storage's trials.
 
     The storage numbers a trial before its folder is made, and is told a result after it has been
     written to the folder: it never knows fewer trials, nor finished ones without a folder.

@@ -93,7 +93,7 @@ def is_stand_in() -> bool:
 
 
 def check_versions() -> VersionCheck:
-    """Hold the installed versions against those that belong to the Gaudi release."""
+    """Compare the installed versions with those that belong to the Gaudi release."""
     software = plugin_version()
     wanted = RELEASES.get(_short(software)) if software else None
     names = [name for name, _ in RELEASES["1.24"].packages]

@@ -53,7 +53,7 @@ class MicroBatch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """Sizes that decide speed, and the last bits of no trial's numbers."""
+    """Sizes that affect speed alone: the numbers of a trial do not depend on them, bit for bit."""
 
     pass_tokens: int = 1024
     """On a CPU slots go through the model in parts of about so many tokens: more leave its caches
@@ -68,8 +68,8 @@ class EngineSettings:
 class Engine:
     """One base model with a bank of slots over it; `close` gives the base model back untouched.
 
-    Training batches are all `columns` wide: if they were as wide as their longest row, sums would
-    be rounded differently in other company.
+    Training batches are all `columns` wide: if they were as wide as their longest row, the rounding
+    of a trial's sums would depend on the rows of the other trials.
     """
 
     def __init__(

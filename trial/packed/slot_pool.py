@@ -38,6 +38,6 @@ class SlotPool:
         self._free.append(slot.index)
 
     def keep_alive(self) -> None:
-        """Report a sign of life of every trial: one that waits for another's evaluation lives."""
+        """Report a sign of life of every trial: waiting for another's evaluation is no hang."""
         for slot in self._busy.values():
             slot.trial.control.alive(slot.trial.folder)

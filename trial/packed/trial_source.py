@@ -16,7 +16,7 @@ from trial.store.records import Result
 
 @dataclass(frozen=True, slots=True)
 class PackedTrial:
-    """A trial to train in a packed job: its folder, and the control that hears of it and stops it.
+    """A trial to train in a packed job: its folder, and the control that it reports to.
 
     Of several ranks only the first one's control counts.
     """
@@ -24,7 +24,7 @@ class PackedTrial:
     folder: TrialFolder
     control: Control
     config: TrialConfig | None = None
-    """The folder's configuration; None: it is yet to be read."""
+    """The folder's configuration; None if it has not been read yet."""
 
 
 class TrialSource(Protocol):

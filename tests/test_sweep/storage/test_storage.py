@@ -306,7 +306,7 @@ def test_a_fresh_start_that_was_cut_short_is_finished_by_the_next_run(
     options = RunOptions(runs=study.path.parent, storage=url)
     # What `resume` gives as its source is in the folder that goes.
     with contextlib.suppress(ConfigError):
-        open_study.set_aside(study, study.sweep_file, options, Console(quiet=True))
+        open_study.archive_existing(study, study.sweep_file, options, Console(quiet=True))
     for path in study.path.parent.glob(f"{study.name}.*"):
         # Whoever goes on with the old study has it left alone.
         assert archive.finish_archiving(StudyFolder(path), lambda: open_storage(study, url)) is None
