@@ -17,7 +17,7 @@ from results.data.folders import TrialRead, read_study
 from results.data.naming import capitalize
 from results.page import tables
 from results.page.chart import Axis, Chart, Series, plain, robust_limits
-from results.page.page import Block, Cell, Code, Fact, Grid, Head, Page, Section, Text
+from results.page.page import Block, Cell, Code, Fact, Grid, Head, Page, PageSection, Text
 from results.report import write_page
 from trial.store.files import read_lines
 from trial.store.folders import StudyFolder, TrialFolder
@@ -229,7 +229,7 @@ def _warnings(picks: Sequence[Pick]) -> list[str]:
     return texts
 
 
-def _settings(picks: Sequence[Pick]) -> Section:
+def _settings(picks: Sequence[Pick]) -> PageSection:
     keys = dict.fromkeys(key for pick in picks for key in pick.trial.config)
     texts = {key: [format.number(pick.trial.config.get(key)) for pick in picks] for key in keys}
     same = {key: values[0] for key, values in texts.items() if len(set(values)) == 1}
@@ -244,7 +244,7 @@ def _settings(picks: Sequence[Pick]) -> Section:
     ]
     equal = "\n".join(f"{key}: {same[key]}" for key in sorted(same))
     blocks.append(Code(equal, f"{len(same)} settings are equal in all"))
-    return Section("settings", "Settings", tuple(blocks))
+    return PageSection("settings", "Settings", tuple(blocks))
 
 
 _OUTCOMES: tuple[tuple[str, str, tables.Text], ...] = (
@@ -259,7 +259,7 @@ _OUTCOMES: tuple[tuple[str, str, tables.Text], ...] = (
 )  # fmt: skip
 
 
-def _outcome(picks: Sequence[Pick]) -> Section:
+def _outcome(picks: Sequence[Pick]) -> PageSection:
     heads = [Head("result", False), *(Head(pick.label) for pick in picks)]
     values = [
         Cell(picks[0].analysis.metric),
@@ -272,7 +272,7 @@ def _outcome(picks: Sequence[Pick]) -> Section:
         if any(cell.text != format.MISSING for cell in cells):
             rows.append([Cell(title), *cells])
     grid = Grid("outcome", "What came of it", heads, rows, brief=100)
-    return Section("outcome", "Results", (grid,))
+    return PageSection("outcome", "Results", (grid,))
 
 
 def _means(picks: Sequence[Pick]) -> list[list[Cell]]:
@@ -298,13 +298,13 @@ _ALONG = (
 )  # fmt: skip
 
 
-def _curves(picks: Sequence[Pick]) -> Section:
+def _curves(picks: Sequence[Pick]) -> PageSection:
     known = [pick for pick in picks if len(pick.trial.curve)]
     if not known:
-        return Section("curves", "Learning curves")
+        return PageSection("curves", "Learning curves")
     limits = robust_limits(np.concatenate([pick.trial.curve.eval_loss for pick in known]))
     charts = [_along(known, limits, *how) for how in _ALONG]
-    return Section("curves", "Learning curves", tuple(chart for chart in charts if chart))
+    return PageSection("curves", "Learning curves", tuple(chart for chart in charts if chart))
 
 
 def _along(
@@ -337,7 +337,7 @@ def _progress(pick: Pick, column: str) -> np.ndarray:
     return curve.train_seconds * (1 if format.is_missing(devices) else int(devices))
 
 
-def _samples(picks: Sequence[Pick]) -> Section:
+def _samples(picks: Sequence[Pick]) -> PageSection:
     """Section with generated text for the same prompts, where trials have any."""
     said: dict[str, dict[str, str]] = {}
     for pick in picks:
@@ -346,11 +346,11 @@ def _samples(picks: Sequence[Pick]) -> Section:
             if isinstance(prompt, str) and isinstance(text, str):
                 said.setdefault(prompt, {})[pick.label] = text
     if not said:
-        return Section("samples", "Generations")
+        return PageSection("samples", "Generations")
     heads = [Head("prompt", False), *(Head(pick.label, False) for pick in picks)]
     rows = [
         [Cell(prompt), *(Cell(texts.get(pick.label, format.MISSING)) for pick in picks)]
         for prompt, texts in said.items()
     ]
     grid = Grid("samples", "What each says to the same prompt", heads, rows, brief=10)
-    return Section("samples", "Generations", (grid,))
+    return PageSection("samples", "Generations", (grid,))

@@ -78,14 +78,16 @@ def open_folder(
         ValueError: the folder holds links or checkpoints that must not be followed or loaded.
     """
     check_files(folder)
-    set_aside(folder, source, options, console)
+    archive_existing(folder, source, options, console)
     if options.fork:
         fork_study(spec, source, folder, options, console)
     _copy_prior_studies(folder, spec, options, console)
     write_record(folder, spec, source, options)
 
 
-def set_aside(folder: StudyFolder, source: Path, options: RunOptions, console: Console) -> None:
+def archive_existing(
+    folder: StudyFolder, source: Path, options: RunOptions, console: Console
+) -> None:
     """Rename an existing study for `--fresh`; first finish a renaming that a kill cut short.
 
     Raises:

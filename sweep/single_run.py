@@ -76,7 +76,7 @@ def _result_table(folder: TrialFolder, result: Result) -> Table:
     """The result as a table of one row."""
     cells = {
         "state": result.state,
-        "eval loss": format.loss(result.value),
+        "eval loss": format.loss(result.eval_loss),
         "best step": format.number(result.best_step),
         "steps": format.number(result.steps),
         "tokens/s": format.number(tokens_per_second(result)),

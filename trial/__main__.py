@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = [sys.executable, "-m", "trial", str(folder.path), *more]
         code = spawn(command, given.world_size)
     else:
-        code = _train(folder, given.verbose)
+        code = _train(folder, config, given.verbose)
     return _merge(folder) if given.merge and code == COMPLETE and not rank_env.rank() else code
 
 
@@ -173,7 +173,7 @@ def _check(folder: TrialFolder, size: int) -> TrialConfig:
     return config
 
 
-def _train(folder: TrialFolder, verbose: bool) -> int:
+def _train(folder: TrialFolder, config: TrialConfig, verbose: bool) -> int:
     terminal = Terminal()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, terminal.on_signal)
@@ -181,7 +181,7 @@ def _train(folder: TrialFolder, verbose: bool) -> int:
         with capture(folder, echo=verbose) as terminal.out:
             from trial.train import train
 
-            result = train(folder, None if rank_env.rank() else terminal)
+            result = train(folder, None if rank_env.rank() else terminal, config=config)
             if not rank_env.rank():
                 _report(terminal, folder, result)
     except KeyboardInterrupt:
@@ -208,7 +208,7 @@ def _report(terminal: Terminal, folder: TrialFolder, result: Result | None) -> N
         terminal.print(f"failed ({result.cause.kind}): {result.cause.message}; see {folder.log}")
     else:
         seconds = result.seconds.total
-        terminal.print(f"{result.state}: eval_loss {result.value} in {seconds:.1f} s")
+        terminal.print(f"{result.state}: eval_loss {result.eval_loss} in {seconds:.1f} s")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ A fully fine-tuned model.
 |---|---|
 | base model | {{ config.model.name_or_path }} (hash {{ result.model_hash }}) |
 | data | {{ config.data.path }} (hash {{ result.data_hash }}) |
-| held-out loss | {{ '%.4f'|format(result.value) }} nats per completion token |
+| held-out loss | {{ '%.4f'|format(result.eval_loss) }} nats per completion token |
 {% if result.initial_eval_loss is not none -%}
 | before training | {{ '%.4f'|format(result.initial_eval_loss) }} |
 {% endif -%}
@@ -61,7 +61,7 @@ def export(folder: TrialFolder, target: Path, merge: bool = False) -> Path:
     """
     result, config = folder.read_result(), folder.read_config()
     source = folder.adapter if config.lora.r else folder.model
-    if result is None or result.value is None or not source.exists():
+    if result is None or result.eval_loss is None or not source.exists():
         state = result.state if result else "not finished"
         raise ValueError(f"{folder.path}: nothing to export, the trial is {state}")
     if target.exists():

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from trial.config.trial_config import TrialConfig
 from trial.store.files import write_atomically
 from trial.store.folders import TrialFolder
 
@@ -38,7 +39,7 @@ def sample(folder: TrialFolder) -> Path | None:
 
     # Off a Gaudi, optimum-habana can only be imported in the way that `preload` does it.
     preload(select_device(config.device).name)
-    tokenizer, model = load_tokenizer(config.model), _load(folder)
+    tokenizer, model = load_tokenizer(config.model), _load(folder, config)
     family = model.config.model_type
     held_out = prepare(config.data, tokenizer, model_family=family).eval
     lines = [_complete(model, tokenizer, held_out[i]) for i in range(min(COUNT, len(held_out)))]
@@ -47,13 +48,12 @@ def sample(folder: TrialFolder) -> Path | None:
     return folder.samples
 
 
-def _load(folder: TrialFolder) -> Any:
+def _load(folder: TrialFolder, config: TrialConfig) -> Any:
     """The trained model in eval mode."""
     from transformers import AutoModelForCausalLM
 
     from trial.model.load import load_base
 
-    config = folder.read_config()
     if not config.lora.r:
         return AutoModelForCausalLM.from_pretrained(str(folder.model)).eval()
     from peft import PeftModel

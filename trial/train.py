@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 
 from trial.config.packing_rules import unpackable_reason
+from trial.config.trial_config import TrialConfig
 from trial.distributed import rank_env, rank_group
 from trial.preload import finish_imports
 from trial.store import failure_kinds
@@ -21,13 +22,17 @@ from trial.training.process_cache import ProcessCache
 
 
 def train(
-    folder: TrialFolder, control: Control | None = None, process_cache: ProcessCache | None = None
+    folder: TrialFolder,
+    control: Control | None = None,
+    process_cache: ProcessCache | None = None,
+    config: TrialConfig | None = None,
 ) -> Result | None:
     """Train a trial to its end, from its newest checkpoint when there is one.
 
     Returns its result, which is then on disk; a folder with a result is not trained again. None
     means that it was interrupted and can be resumed. A failure of the training is a result too,
-    with its cause; the traceback goes to the trial's log.
+    with its cause; the traceback goes to the trial's log. `config` is the folder's configuration,
+    for a caller that has read it already.
 
     Raises:
         FileNotFoundError: the folder has no configuration.
@@ -39,7 +44,7 @@ def train(
     folder = rank_group.folder_of_rank(folder)
     if (result := folder.read_result()) is not None:
         return result
-    config, control = folder.read_config(), control or NullControl()
+    config, control = config or folder.read_config(), control or NullControl()
     process_cache = process_cache or ProcessCache(finish_imports)
     if config.packed and not unpackable_reason(config):
         process_cache.start(config)
@@ -47,9 +52,14 @@ def train(
         from trial.packed.job import train_packed
 
         with contextlib.suppress(NotPackableError):
-            return train_packed([folder], slots=1, process_cache=process_cache, controls=[control])[
-                0
-            ]
+            (result,) = train_packed(
+                [folder],
+                slots=1,
+                process_cache=process_cache,
+                controls=[control],
+                configs=[config],
+            )
+            return result
     context = AttemptContext(folder, config, control, process_cache, PhaseTimer())
     with process_cache.use(config):
         result = _train_alone(context)
@@ -63,10 +73,10 @@ def _train_alone(context: AttemptContext) -> Result | None:
     try:
         state = _run_attempt(context)
     except rank_group.PeerLost:
-        context.process_cache.reusable = False
+        context.process_cache.mark_spent()
         raise
     except Exception as error:
-        context.process_cache.reusable = False
+        context.process_cache.mark_spent()
         refuse_if_full(error, context.folder.path)
         with open(context.folder.log, "a", encoding="utf-8") as log:
             log.write(failure_kinds.traceback_text(error))

@@ -235,8 +235,8 @@ def axis_title(metric: str) -> str:
 
 def settings(row: Mapping[str, Any] | pd.Series, names: Sequence[str]) -> str:
     """Settings in words: `r 16, learning rate 0.001`; `the base` when there are none."""
-    told = [_setting(name, row[name]) for name in names if name in row]
-    return ", ".join(text for text in told if text) or "the base"
+    texts = [_setting(name, row[name]) for name in names if name in row]
+    return ", ".join(text for text in texts if text) or "the base"
 
 
 def _setting(name: str, value: Any) -> str:
@@ -249,9 +249,9 @@ def hover(
     rows: pd.DataFrame, searched: Sequence[str], metric: str, text: Any = format.number
 ) -> list[str]:
     """Hover label of each trial."""
-    told = []
+    labels = []
     kept = ["number", "value", *(name for name in searched if name in rows)]
     for row in rows[kept].to_dict("records"):
         line = settings({str(name): value for name, value in row.items()}, searched)
-        told.append(f"trial {row['number']}<br>{metric} {text(row['value'])}<br>{line}")
-    return told
+        labels.append(f"trial {row['number']}<br>{metric} {text(row['value'])}<br>{line}")
+    return labels

@@ -46,8 +46,8 @@ class Span:
         """Start of the attempt, or of its process where the attempt includes the imports."""
         result = self.trial.result
         cold = sum(attempt.cold for attempt in self.trial.attempts)
-        paid = result.seconds.startup / cold if result and cold else 0.0
-        return self.start - (paid if self.attempt.cold else 0.0)
+        startup = result.seconds.startup / cold if result and cold else 0.0
+        return self.start - (startup if self.attempt.cold else 0.0)
 
 
 @dataclass(slots=True)
@@ -205,11 +205,11 @@ def _share(into: dict[str, float], group: Sequence[Span], seconds: float) -> Non
         for kind, part in _parts(span).items():
             known[kind] += part / (len(group) if kind in (OPEN, LOST) else 1)
     known[OTHER] = 0.0
-    told = sum(known.values())
-    scale = min(1.0, seconds / told) if told else 0.0
+    recorded = sum(known.values())
+    scale = min(1.0, seconds / recorded) if recorded else 0.0
     for kind, part in known.items():
         into[kind] += part * scale
-    into[OTHER] += max(0.0, seconds - told * scale)
+    into[OTHER] += max(0.0, seconds - recorded * scale)
 
 
 def _overlapping(inside: Sequence[Span]) -> Iterator[list[Span]]:

@@ -46,7 +46,7 @@ SEEDS = ("training.seed", "training.data_seed")
 
 
 @dataclass(frozen=True, slots=True)
-class Objective:
+class MetricGoal:
     """One objective: a metric and its direction."""
 
     metric: str = "eval_loss"
@@ -93,15 +93,15 @@ def table_of(study: StudyRead) -> pd.DataFrame:
     return table
 
 
-def objectives_of(spec: Mapping[str, Any]) -> list[Objective]:
+def objectives_of(spec: Mapping[str, Any]) -> list[MetricGoal]:
     """The objectives of a sweep file; eval loss when it names none that can be read."""
     listed = spec.get("objectives")
     found = [
-        Objective(str(item["metric"]), str(item.get("direction", "minimize")))
+        MetricGoal(str(item["metric"]), str(item.get("direction", "minimize")))
         for item in (listed if isinstance(listed, list) else [])
         if isinstance(item, dict) and "metric" in item
     ]
-    return found or [Objective()]
+    return found or [MetricGoal()]
 
 
 def varied_keys(trials: Sequence[TrialRead]) -> list[str]:
@@ -156,7 +156,7 @@ def metric_column(metric: str) -> str:
     return _OWN_COLUMN.get(metric, metric if metric in metrics.METRICS else f"metrics.{metric}")
 
 
-def _row(trial: TrialRead, keys: Sequence[str], objective: Objective) -> dict[str, Any]:
+def _row(trial: TrialRead, keys: Sequence[str], objective: MetricGoal) -> dict[str, Any]:
     row: dict[str, Any] = {
         column_of(key): trial.config.get(key, trial.params.get(key)) for key in keys
     }
@@ -176,11 +176,11 @@ def _row(trial: TrialRead, keys: Sequence[str], objective: Objective) -> dict[st
     return row | (_outcome(trial.result, objective) if trial.result else {})
 
 
-def _outcome(result: Result, objective: Objective) -> dict[str, Any]:
+def _outcome(result: Result, objective: MetricGoal) -> dict[str, Any]:
     ran = result.state != "duplicate"
     return {
         "value": objective.of(result),
-        "eval_loss": result.value,
+        "eval_loss": result.eval_loss,
         "best_step": result.best_step,
         "steps": result.steps,
         "max_steps": result.max_steps or None,

@@ -64,7 +64,7 @@ Block = Text | Grid | Chart | Code
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class PageSection:
     """A section of a page."""
 
     key: str
@@ -92,7 +92,7 @@ class Page:
     question: str
     answer: Sequence[str]
     facts: Sequence[Fact]
-    sections: Sequence[Section]
+    sections: Sequence[PageSection]
     made: str = ""
     name: str = "report"
     """Stem of the page's files."""

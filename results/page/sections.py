@@ -18,7 +18,7 @@ from results.page import tables as grids
 from results.page.charts_cost import cost_charts, zero_charts
 from results.page.charts_lora import lora_charts
 from results.page.charts_study import study_charts
-from results.page.page import Block, Code, Fact, Grid, Head, Page, Section, Text
+from results.page.page import Block, Code, Fact, Grid, Head, Page, PageSection, Text
 from results.page.page import Cell as _Cell
 
 FILES = ("trials.csv", "trials.parquet")
@@ -76,19 +76,19 @@ def _facts(analysis: StudyAnalysis) -> list[Fact]:
     return facts + ([Fact("cost", analysis.price.of(spent))] if analysis.price else [])
 
 
-def _problem(analysis: StudyAnalysis) -> Section:
+def _problem(analysis: StudyAnalysis) -> PageSection:
     texts = analysis.study.problem
     blocks = (Text(f"The study's own record could not be read: {texts}", "warn"),) if texts else ()
-    return Section("problem", "Broken record", blocks)
+    return PageSection("problem", "Broken record", blocks)
 
 
-def _leaderboard(analysis: StudyAnalysis) -> Section:
+def _leaderboard(analysis: StudyAnalysis) -> PageSection:
     if not analysis.board.standings:
-        return Section("leaderboard", "Leaderboard")
+        return PageSection("leaderboard", "Leaderboard")
     blocks: list[Block] = []
     if analysis.front:
         blocks += [grids.front(analysis, analysis.front), grids.leaders(analysis, analysis.front)]
-    return Section("leaderboard", "Leaderboard",
+    return PageSection("leaderboard", "Leaderboard",
                    (*blocks, _noise_words(analysis), grids.leaderboard(analysis)))  # fmt: skip
 
 
@@ -107,18 +107,18 @@ def _noise_words(analysis: StudyAnalysis) -> Text:
     )
 
 
-def _lora(analysis: StudyAnalysis) -> Section:
+def _lora(analysis: StudyAnalysis) -> PageSection:
     charts = lora_charts(analysis)
     blocks: list[Block] = []
     best = best_of_each(analysis, RANK)
     if len(best) > 1:
         blocks.append(grids.best_per(analysis, RANK, best))
-    return Section("lora", "LoRA", (*blocks, *charts))
+    return PageSection("lora", "LoRA", (*blocks, *charts))
 
 
-def _zero(analysis: StudyAnalysis) -> Section:
+def _zero(analysis: StudyAnalysis) -> PageSection:
     if not zero_stages.is_searched(analysis.table):
-        return Section("zero", "ZeRO stages")
+        return PageSection("zero", "ZeRO stages")
     words: list[Block] = [
         Text(
             "Stages are ranked on speed and memory: their losses should be equal but for rounding."
@@ -133,43 +133,43 @@ def _zero(analysis: StudyAnalysis) -> Section:
     elif not analysis.parity:
         words.append(Text("No two complete trials differ in the stage alone: no audit.", "note"))
     tables = [grids.stages(analysis)] + ([grids.parity(analysis)] if analysis.parity else [])
-    return Section("zero", "ZeRO stages", (*words, *tables, *zero_charts(analysis)))
+    return PageSection("zero", "ZeRO stages", (*words, *tables, *zero_charts(analysis)))
 
 
-def _search(analysis: StudyAnalysis) -> Section:
-    return Section("search", "The search", tuple(study_charts(analysis)))
+def _search(analysis: StudyAnalysis) -> PageSection:
+    return PageSection("search", "The search", tuple(study_charts(analysis)))
 
 
-def _cost(analysis: StudyAnalysis) -> Section:
+def _cost(analysis: StudyAnalysis) -> PageSection:
     if not sum(analysis.spent.values()):
-        return Section("cost", "What it cost")
+        return PageSection("cost", "What it cost")
     blocks: list[Block] = [grids.spending(analysis)]
     if not analysis.price:
         blocks.append(Text(_PRICE_WORDS, "note"))
     if analysis.worker_time:
         blocks.append(grids.workers(analysis.worker_time))
-    return Section(
+    return PageSection(
         "cost", "What it cost", (*blocks, *cost_charts(analysis), grids.trial_spending(analysis))
     )
 
 
-def _pruned(analysis: StudyAnalysis) -> Section:
+def _pruned(analysis: StudyAnalysis) -> PageSection:
     rows = ranked_trials(analysis.table, "pruned")
     names = ["number", "value", *analysis.searched, "steps", "max_steps", "device_seconds"]
     grid = grids.grid_of(
         analysis, "pruned", "Stopped early; the value is the last one seen", rows, names
     )
-    return Section("pruned", "Pruned", (grid,) if len(rows) else ())
+    return PageSection("pruned", "Pruned", (grid,) if len(rows) else ())
 
 
-def _failures(analysis: StudyAnalysis) -> Section:
+def _failures(analysis: StudyAnalysis) -> PageSection:
     kinds, each = grids.failures(analysis)
-    return Section("failures", "Failures", (kinds, each) if each.rows else ())
+    return PageSection("failures", "Failures", (kinds, each) if each.rows else ())
 
 
-def _trials(analysis: StudyAnalysis) -> Section:
+def _trials(analysis: StudyAnalysis) -> PageSection:
     if analysis.table.empty:
-        return Section("trials", "All trials")
+        return PageSection("trials", "All trials")
     order = {state: place for place, state in enumerate(("complete", "unfinished", "pruned"))}
     place = analysis.table["state"].map(lambda state: order.get(state, 9))
     key = analysis.table["value"] * analysis.sign
@@ -181,10 +181,10 @@ def _trials(analysis: StudyAnalysis) -> Section:
     names += ["peak_memory_bytes", "device", "attempts", "duplicate_of"]
     names = list(dict.fromkeys(names))
     grid = grids.grid_of(analysis, "trials", "All trials, best first", rows, names)
-    return Section("trials", "All trials", (grid,))
+    return PageSection("trials", "All trials", (grid,))
 
 
-def _provenance(analysis: StudyAnalysis) -> Section:
+def _provenance(analysis: StudyAnalysis) -> PageSection:
     rows = [[_Cell(name), _Cell(value)] for name, value in _facts_of_record(analysis)]
     grid = Grid("provenance", "What it was made with", [Head("what", False), Head("value", False)],
                 rows, brief=100)  # fmt: skip
@@ -195,7 +195,7 @@ def _provenance(analysis: StudyAnalysis) -> Section:
     else:
         text = json.dumps(analysis.spec, indent=2, sort_keys=True, default=str)
         blocks.append(Code(text, "Resolved sweep"))
-    return Section("provenance", "Provenance", tuple(blocks))
+    return PageSection("provenance", "Provenance", tuple(blocks))
 
 
 def _again(analysis: StudyAnalysis) -> str:
@@ -240,7 +240,7 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
 
 
-def _method(analysis: StudyAnalysis) -> Section:
+def _method(analysis: StudyAnalysis) -> PageSection:
     words = [
         f"Values are {analysis.metric}{_LOSS_WORDS if analysis.metric == 'eval loss' else '.'}",
         _REPEATED_WORDS if analysis.board.noise is not None else _SINGLE_WORDS,
@@ -255,10 +255,10 @@ def _method(analysis: StudyAnalysis) -> Section:
     if zero_stages.is_searched(analysis.table):
         allowed = ", ".join(f"{dtype} {limit:.0e}" for dtype, limit in zero_stages.ROUNDING.items())
         words.append(f"Parity between stages allows a relative difference of {allowed}.")
-    return Section("method", "How this was computed", tuple(Text(word) for word in words))
+    return PageSection("method", "How this was computed", tuple(Text(word) for word in words))
 
 
-_SECTIONS: tuple[Callable[[StudyAnalysis], Section], ...] = (
+_SECTIONS: tuple[Callable[[StudyAnalysis], PageSection], ...] = (
     _problem, _leaderboard, _lora, _zero, _search, _cost, _pruned, _failures, _trials,
     _provenance, _method,
 )  # fmt: skip

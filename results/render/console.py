@@ -71,16 +71,16 @@ def print_status(study: StudyFolder, console: Console) -> None:
     read = read_study(study, curves=False)
     print_table(table_of(read), console)
     if found := worker_time_breakdown(read):
-        console.print(_went(found), width=min(WIDTH, console.width))
+        console.print(_worker_time_line(found), width=min(WIDTH, console.width))
 
 
-def _went(found: WorkerTimeBreakdown) -> Text:
+def _worker_time_line(found: WorkerTimeBreakdown) -> Text:
     sums = {kind: sum(worker.seconds[kind] for worker in found.workers) for kind in KINDS}
     whole = sum(sums.values())
     known = sorted(((part, kind) for kind, part in sums.items() if part > 0.005 * whole))
-    told = ", ".join(f"{kind} {format.percent(part, whole)}" for part, kind in reversed(known))
+    shares = ", ".join(f"{kind} {format.percent(part, whole)}" for part, kind in reversed(known))
     count = f"{len(found.workers)} worker{'s' * (len(found.workers) != 1)}"
-    return Text(f"{count}, {format.seconds(found.makespan)}: {told}")
+    return Text(f"{count}, {format.seconds(found.makespan)}: {shares}")
 
 
 def _parts(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame, list[_Column]]]:
@@ -170,7 +170,7 @@ def _clip(text: Any) -> str:
 
 def _counted(table: pd.DataFrame) -> Text:
     counts = Counter(table["state"])
-    told = ", ".join(f"{counts[state]} {state}" for state in sorted(counts)) or "no trials"
+    states = ", ".join(f"{counts[state]} {state}" for state in sorted(counts)) or "no trials"
     spent = format.seconds(float(table["device_seconds"].sum()))
     searched = ", ".join(table.attrs.get("searched", ())) or "nothing"
-    return Text(f"{told}; {spent} of device time. * searched: {searched}")
+    return Text(f"{states}; {spent} of device time. * searched: {searched}")

@@ -56,6 +56,7 @@ def run(
 
 def _run_and_report(spec: SweepSpec, source: Path, options: RunOptions) -> None:
     """Run the sweep, write its report, and end with the exit code that says how it went."""
+    from sweep.driver.interfaces import OutcomeKind
     from sweep.open_study import study_folder
     from sweep.run import resume_command, run_sweep
 
@@ -66,11 +67,11 @@ def _run_and_report(spec: SweepSpec, source: Path, options: RunOptions) -> None:
         err.print(f"stopped at once; go on with: {resume_command()}", soft_wrap=True)
         raise typer.Exit(130) from None
     print_report(folder)
-    if outcome.interrupted:
+    if outcome.kind is OutcomeKind.INTERRUPTED:
         out.print(f"interrupted; go on with: {resume_command()}", soft_wrap=True)
         raise typer.Exit(130)
     out.print(f"ended: {outcome.reason}", markup=False, soft_wrap=True)
-    if outcome.failed:
+    if outcome.kind is OutcomeKind.FAILED:
         raise typer.Exit(1)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from enum import Enum
 
 from sweep.driver.disk_guard import DiskGuard
 from sweep.driver.executor import (
@@ -20,16 +19,21 @@ from sweep.driver.executor import (
     Job,
     Lost,
     Started,
-    TrialRef,
 )
-from sweep.driver.interfaces import Decider, Proposal, SweepOutcome, View
+from sweep.driver.interfaces import (
+    Decider,
+    OutcomeKind,
+    Proposal,
+    SweepOutcome,
+    SweepState,
+    View,
+)
 from sweep.driver.progress import SweepProgress
 from sweep.driver.proposal_intake import ProposalIntake
 from sweep.driver.retries import Retries
 from sweep.driver.stop_rules import stop_decision
 from sweep.driver.trial_registry import TrialRegistry
 from sweep.spec.spec import FailuresSpec, StopSpec
-from trial.config.packing_rules import packing_key
 from trial.store.disk_full import is_disk_full_message
 from trial.store.failure_kinds import kind_of_log
 from trial.store.folders import StudyFolder, TrialFolder
@@ -39,15 +43,29 @@ SAMPLER_POLL = 0.02
 """Longest wait for an event while a device waits for the sampler, in seconds."""
 
 
-class SweepState(Enum):
-    """What the driver may still start. It only ever moves on to a later state."""
+@dataclass(slots=True)
+class DriverStatus:
+    """What may still be started, and what the run has come to."""
 
-    SEARCHING = "searching"
-    """New proposals are drawn and started."""
-    CLOSING = "closing"
-    """No new proposal is started; trials that have begun, and retries, go on to their end."""
-    STOPPING = "stopping"
-    """No trial is started; the running ones were asked to write a checkpoint and leave."""
+    state: SweepState = SweepState.SEARCHING
+    """As far as the loop has acted."""
+    outcome: SweepOutcome | None = None
+    """Why the search is over; None while the state is SEARCHING."""
+    interrupt: str = ""
+    """Reason given to `Driver.interrupt`, which the loop acts on at its next turn."""
+
+    def may_start(self) -> SweepState:
+        """The state, with an interrupt that the loop has not acted on yet."""
+        return SweepState.STOPPING if self.interrupt else self.state
+
+    def kind(self) -> OutcomeKind | None:
+        """The outcome's kind; None while the state is SEARCHING."""
+        return self.outcome.kind if self.outcome else None
+
+    def close(self, outcome: SweepOutcome) -> None:
+        """Let no new proposal start. The first reason stays."""
+        if self.state is SweepState.SEARCHING:
+            self.state, self.outcome = SweepState.CLOSING, outcome
 
 
 @dataclass(slots=True)
@@ -71,15 +89,13 @@ class Driver:
     """Proposals to have ready; None: as many as it takes to keep the devices busy."""
     patience: float | None = 0.1
     """Longest wait for the sampler while trials run, in seconds; None: no limit."""
-    _state: SweepState = field(default=SweepState.SEARCHING, init=False)
-    _outcome: SweepOutcome | None = field(default=None, init=False)
-    """Why the search is over; None while the state is SEARCHING."""
-    _interrupt: str = field(default="", init=False)
-    """Reason given to `interrupt`, which the loop acts on at its next turn."""
+    _status: DriverStatus = field(default_factory=DriverStatus, init=False)
     _disk_refusal: str = field(default="", init=False)
     """Why disk space lets no trial start; empty when there is enough."""
-    _queue: deque[TrialRef] = field(default_factory=deque, init=False)
+    _queue: deque[Job] = field(default_factory=deque, init=False)
     """Trials to start before any new proposal."""
+    _jobs: dict[int, Job] = field(default_factory=dict, init=False)
+    """Jobs that were submitted, by the numbers of their trials."""
     _registry: TrialRegistry = field(init=False)
     _proposals: ProposalIntake = field(init=False)
     _retries: Retries = field(init=False)
@@ -101,7 +117,7 @@ class Driver:
 
         Safe in a signal handler, which may run at any point of the loop: it only leaves a note.
         """
-        self._interrupt = reason
+        self._status.interrupt = reason
 
     def _loop(self) -> SweepOutcome:
         while True:
@@ -125,21 +141,16 @@ class Driver:
         self._obey_interrupt()  # It may have come since the turn began.
         self._proposals.requeue_unstarted()
         if self._disk_refusal:
-            return self._outcome or SweepOutcome(self._disk_refusal, failed=True)
+            return self._status.outcome or SweepOutcome(self._disk_refusal, OutcomeKind.FAILED)
         if self._queue_confirmations():
             return None
-        return self._outcome or SweepOutcome("nothing is left to try")
-
-    def _close_search(self, outcome: SweepOutcome) -> None:
-        """Start no new proposal. The first reason stays."""
-        if self._state is SweepState.SEARCHING:
-            self._state, self._outcome = SweepState.CLOSING, outcome
+        return self._status.outcome or SweepOutcome("nothing is left to try")
 
     def _stop_trials(self) -> None:
         """Ask the running trials to leave their devices; forget those that wait."""
-        if self._state is SweepState.STOPPING:
+        if self._status.state is SweepState.STOPPING:
             return
-        self._state = SweepState.STOPPING
+        self._status.state = SweepState.STOPPING
         self._queue.clear()
         self._retries.clear()
         for number, row in self.progress.running.items():
@@ -147,42 +158,44 @@ class Driver:
             self.executor.stop(number, "interrupt")
 
     def _obey_interrupt(self) -> None:
-        if self._interrupt and not (self._outcome and self._outcome.interrupted):
-            self._outcome = SweepOutcome(self._interrupt, interrupted=True)
+        reason = self._status.interrupt
+        if reason and self._status.kind() is not OutcomeKind.INTERRUPTED:
+            self._status.outcome = SweepOutcome(reason, OutcomeKind.INTERRUPTED)
             self._stop_trials()
 
     def _apply_stop_rules(self) -> None:
         """End the search when one of the sweep's stop conditions holds."""
-        if self._state is not SweepState.SEARCHING:
+        if self._status.state is not SweepState.SEARCHING:
             return
         if decision := stop_decision(self.stop, self.progress):
-            self._close_search(SweepOutcome(decision.reason, failed=decision.failed))
-            if decision.interrupt:
+            self._status.close(decision.outcome)
+            if decision.state is SweepState.STOPPING:
                 self._stop_trials()
-
-    def _searching(self) -> bool:
-        return self._state is SweepState.SEARCHING and not self._interrupt
 
     def _has_free_device(self) -> bool:
         return len(self.progress.running) < self.progress.capacity
 
     def _awaits_sampler(self) -> bool:
         """Whether a device is free for a proposal that is being drawn."""
-        return self._has_free_device() and self._proposals.drawing and self._searching()
+        return (
+            self._has_free_device()
+            and self._proposals.drawing
+            and self._status.may_start() is SweepState.SEARCHING
+        )
 
     def _resume(self) -> None:
         """Restore what earlier runs did: trials that ended, and those still in flight."""
         self._registry.restore_finished()
-        for trial, result in self._registry.restore_pending():
-            if result:
-                self.progress.set_running(trial.number)
-                self._trial_finished(trial.number, result)
+        for number, found in self._registry.restore_pending():
+            if isinstance(found, Job):
+                self._enqueue(found)
             else:
-                self._enqueue(trial)
+                self.progress.set_running(number)
+                self._trial_finished(number, found)
 
-    def _enqueue(self, trial: TrialRef) -> None:
-        self.progress.set_waiting(trial.number)
-        self._queue.append(trial)
+    def _enqueue(self, job: Job) -> None:
+        self.progress.set_waiting(job.trials[0].number)
+        self._queue.append(job)
 
     def _start_trials(self) -> None:
         """Give every free device a trial, then request the proposals that come next."""
@@ -190,26 +203,26 @@ class Driver:
         self._queue.extend(self._retries.pop_due())
         self._proposals.receive(0.0)
         self._fill_devices()
-        if self._searching() and not self._disk_refusal:
+        if self._status.may_start() is SweepState.SEARCHING and not self._disk_refusal:
             self._proposals.prefetch(self.progress)
 
     def _fill_devices(self) -> None:
         while self._has_free_device():
-            stopping = self._state is SweepState.STOPPING or self._interrupt
-            if stopping or not self._has_disk_space():
+            if self._status.may_start() is SweepState.STOPPING or not self._has_disk_space():
                 return
-            trial = self._queue.popleft() if self._queue else self._next_proposed()
-            if trial is None:
+            job = self._queue.popleft() if self._queue else self._next_proposed()
+            if job is None:
                 return
+            (trial,) = job.trials
             self.progress.set_running(trial.number)
-            key = packing_key(TrialFolder(trial.folder).read_config()) if self.packed else None
-            self.executor.submit(Job((trial,), key))
+            self._jobs[trial.number] = job
+            self.executor.submit(job)
             self._apply_stop_rules()
 
     def _has_disk_space(self) -> bool:
         """Whether the disk has room for another trial; the first refusal in a row is shown."""
         before, self._disk_refusal = self._disk_refusal, ""
-        nothing_due = self._state is not SweepState.SEARCHING and not self._queue
+        nothing_due = self._status.state is not SweepState.SEARCHING and not self._queue
         if self.disk is None or nothing_due:
             return True
         self._disk_refusal = self.disk.refusal()
@@ -217,13 +230,13 @@ class Driver:
             self.view.note(f"no further trial is started: {self._disk_refusal}")
         return not self._disk_refusal
 
-    def _next_proposed(self) -> TrialRef | None:
+    def _next_proposed(self) -> Job | None:
         """The next new trial; None when there is none, or none yet."""
-        while self._state is SweepState.SEARCHING:
+        while self._status.state is SweepState.SEARCHING:
             if proposal := self._proposals.pop():
                 return self._registry.create(proposal)
             if self._proposals.exhausted:
-                self._close_search(SweepOutcome("every configuration of the space has been tried"))
+                self._status.close(SweepOutcome("every configuration of the space has been tried"))
             elif not self._proposals.draw(self.patience):
                 return None
         return None
@@ -235,11 +248,11 @@ class Driver:
 
     def _queue_confirmations(self) -> bool:
         """Once the search has ended well, queue the repeats of its best; False without any."""
-        if self._state is SweepState.STOPPING or (self._outcome and self._outcome.failed):
+        if self._status.state is SweepState.STOPPING or self._status.kind() is OutcomeKind.FAILED:
             return False
         for proposal in self.decider.confirmations():
-            if trial := self._registry.create(proposal):
-                self._enqueue(trial)
+            if job := self._registry.create(proposal):
+                self._enqueue(job)
         if self._queue:
             self.view.note(f"the search is over; {len(self._queue)} repeats confirm its best")
         return bool(self._queue)
@@ -276,12 +289,12 @@ class Driver:
         self._registry.report_evaluations(number)
         result, cause = folder.read_result(), cause_of_loss(event, folder)
         full = is_disk_full_message(event.message)
-        left = self._state is SweepState.STOPPING and cause.kind == "lost"
+        left = self._status.state is SweepState.STOPPING and cause.kind == "lost"
         if result is None and (full or left):
             # No fault of the trial's: the next run resumes it from its checkpoint.
             self.progress.remove_running(number)
             if full:
-                self._close_search(SweepOutcome(event.message, failed=True))
+                self._status.close(SweepOutcome(event.message, OutcomeKind.FAILED))
                 self._stop_trials()
             return
         if result is not None:
@@ -295,8 +308,11 @@ class Driver:
 
     def _retry(self, number: int, cause: Cause) -> bool:
         """Schedule another try of a failed trial; False to give the trial up."""
-        trial = TrialRef(number, self.study.trial(number).path)
-        if self._state is SweepState.STOPPING or not self._retries.schedule(trial, cause):
+        if self._status.state is SweepState.STOPPING:
+            return False
+        # A trial whose failure an earlier run has left was not submitted by this one.
+        job = self._jobs.pop(number, None) or self._registry.job(number)
+        if not self._retries.schedule(job, cause):
             return False
         self.progress.set_waiting(number)
         self.view.note(f"trial {number} is tried again after {cause.kind}: {cause.message}")

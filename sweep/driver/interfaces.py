@@ -1,9 +1,10 @@
-"""What the driver is built from: the interfaces of a decider and a view, and its outcome."""
+"""What the driver is built from: interfaces of a decider and a view, its states and outcome."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Protocol
 
 from sweep.driver.executor import Event
@@ -76,10 +77,31 @@ class View(Protocol):
         """Show one line of text."""
 
 
-@dataclass(frozen=True, slots=True)
-class SweepOutcome:
+class SweepState(Enum):
+    """What the driver may still start. It only ever moves on to a later state."""
+
+    SEARCHING = "searching"
+    """New proposals are drawn and started."""
+    CLOSING = "closing"
+    """No new proposal is started; trials that have begun, and retries, go on to their end."""
+    STOPPING = "stopping"
+    """No trial is started; the running ones were asked to write a checkpoint and leave."""
+
+
+class OutcomeKind(Enum):
     """How a run of the driver ended."""
 
+    DONE = "done"
+    """A stop condition holds that the sweep file names, or nothing is left to try."""
+    FAILED = "failed"
+    """Something would have made every further trial fail."""
+    INTERRUPTED = "interrupted"
+    """Somebody asked it to stop; the same command goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepOutcome:
+    """Why a run of the driver ended, in words and by kind."""
+
     reason: str
-    interrupted: bool = False
-    failed: bool = False
+    kind: OutcomeKind = OutcomeKind.DONE

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from sweep.driver.executor import TrialRef
+from sweep.driver.executor import Job
 from sweep.driver.retry_policy import count_tries, halve_micro_batch, is_halving, retry_action
 from sweep.spec.spec import FailuresSpec
+from trial.config.packing_rules import packing_key
 from trial.config.trial_config import TrialConfig
 from trial.store.failure_kinds import note_retry
 from trial.store.folders import TrialFolder
@@ -20,19 +21,19 @@ class Retries:
 
     policy: FailuresSpec
     clock: Callable[[], float]
-    _waiting: list[tuple[float, TrialRef]] = field(default_factory=list)
+    _waiting: list[tuple[float, Job]] = field(default_factory=list)
     """Trials to be tried again, each with the earliest time at which that may be."""
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def schedule(self, trial: TrialRef, cause: Cause) -> bool:
+    def schedule(self, job: Job, cause: Cause) -> bool:
         """Prepare a failed trial for its next try; False when the policy gives it up.
 
         The failure is noted before the smaller configuration is written: after a kill in between
         the halving is repeated, and does not count as one that was tried.
         """
-        folder = TrialFolder(trial.folder)
+        folder = TrialFolder(job.trials[0].folder)
         action = retry_action(self.policy, cause.kind, count_tries(_past_causes(folder), cause))
         if action is None:
             return False
@@ -46,14 +47,15 @@ class Retries:
             folder.append_failure(Result(state="failed", cause=cause, steps=cause.step or 0))
         if smaller is not None:
             TrialFolder.create(folder.path, smaller)
-        self._waiting.append((self.clock() + action.wait, trial))
+            job = replace(job, key=packing_key(smaller) if job.key else None)
+        self._waiting.append((self.clock() + action.wait, job))
         return True
 
-    def pop_due(self) -> list[TrialRef]:
+    def pop_due(self) -> list[Job]:
         """Take out the trials whose waiting time is over."""
         now = self.clock()
-        due = [trial for time, trial in self._waiting if time <= now]
-        self._waiting = [(time, trial) for time, trial in self._waiting if time > now]
+        due = [job for time, job in self._waiting if time <= now]
+        self._waiting = [(time, job) for time, job in self._waiting if time > now]
         return due
 
     def clear(self) -> None:

@@ -348,7 +348,7 @@ class SimulatedExecutor:
         best = min(losses, default=None)
         return Result(
             state=state,
-            value=best if state == "complete" else losses[-1] if losses else None,
+            eval_loss=best if state == "complete" else losses[-1] if losses else None,
             best_step=curve.steps[losses.index(best)] if best is not None else None,
             steps=step,
             max_steps=curve.steps[-1],

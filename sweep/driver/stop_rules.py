@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sweep.driver.interfaces import OutcomeKind, SweepOutcome, SweepState
 from sweep.driver.progress import SweepProgress
 from sweep.spec.spec import StopSpec
 
 
 @dataclass(frozen=True, slots=True)
 class StopDecision:
-    """Why no further trial starts, and whether the running ones are interrupted too."""
+    """What the sweep came to, and the state in which it ends."""
 
-    reason: str
-    interrupt: bool = False
-    failed: bool = False
+    outcome: SweepOutcome
+    state: SweepState = SweepState.CLOSING
+    """`STOPPING` interrupts the running trials too."""
 
 
 Rule = Callable[[StopSpec, SweepProgress], StopDecision | None]
@@ -27,25 +28,27 @@ def _same_failure(stop: StopSpec, progress: SweepProgress) -> StopDecision | Non
     if not count or count < max(progress.same_failure_limit, progress.capacity):
         return None
     reason = f"the last {count} trials failed alike: {cause}"
-    return StopDecision(reason, interrupt=True, failed=True)
+    return StopDecision(SweepOutcome(reason, OutcomeKind.FAILED), SweepState.STOPPING)
 
 
 def _trials(stop: StopSpec, progress: SweepProgress) -> StopDecision | None:
     if progress.planned is None or progress.begun < progress.planned:
         return None
-    return StopDecision(f"all {progress.planned} trials are done")
+    return StopDecision(SweepOutcome(f"all {progress.planned} trials are done"))
 
 
 def _hours(stop: StopSpec, progress: SweepProgress) -> StopDecision | None:
     if stop.hours is None or progress.elapsed < stop.hours * 3600:
         return None
-    return StopDecision(f"{stop.hours:g} hours are over", interrupt=True)
+    return StopDecision(SweepOutcome(f"{stop.hours:g} hours are over"), SweepState.STOPPING)
 
 
 def _device_hours(stop: StopSpec, progress: SweepProgress) -> StopDecision | None:
     if stop.device_hours is None or progress.device_seconds < stop.device_hours * 3600:
         return None
-    return StopDecision(f"{stop.device_hours:g} device-hours are spent", interrupt=True)
+    return StopDecision(
+        SweepOutcome(f"{stop.device_hours:g} device-hours are spent"), SweepState.STOPPING
+    )
 
 
 def _no_improvement(stop: StopSpec, progress: SweepProgress) -> StopDecision | None:
@@ -53,7 +56,7 @@ def _no_improvement(stop: StopSpec, progress: SweepProgress) -> StopDecision | N
         return None
     if progress.since_best < stop.no_improvement:
         return None
-    return StopDecision(f"no improvement in {progress.since_best} trials")
+    return StopDecision(SweepOutcome(f"no improvement in {progress.since_best} trials"))
 
 
 def _target(stop: StopSpec, progress: SweepProgress) -> StopDecision | None:
@@ -62,7 +65,7 @@ def _target(stop: StopSpec, progress: SweepProgress) -> StopDecision | None:
     sign = -1.0 if progress.maximize else 1.0
     if sign * progress.best.value > sign * stop.target:
         return None
-    return StopDecision(f"the target {stop.target:g} is reached", interrupt=True)
+    return StopDecision(SweepOutcome(f"the target {stop.target:g} is reached"), SweepState.STOPPING)
 
 
 RULES: tuple[Rule, ...] = (_same_failure, _target, _hours, _device_hours, _no_improvement, _trials)

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sweep.driver.disk_guard import DiskGuard
-from sweep.driver.executor import TrialRef
+from sweep.driver.executor import Job, TrialRef
 from sweep.driver.interfaces import Decider, Proposal
 from sweep.driver.progress import SweepProgress
+from trial.config.packing_rules import packing_key
 from trial.config.sections import Origin
 from trial.config.trial_config import TrialConfig
 from trial.store.folders import StudyFolder, TrialFolder
@@ -30,24 +31,39 @@ class TrialRegistry:
     packed: bool = False
     """Whether trials may share a job."""
 
-    def create(self, proposal: Proposal) -> TrialRef | None:
+    def create(self, proposal: Proposal) -> Job | None:
         """Write the configuration of a proposal into its folder.
 
         Returns:
-            The trial to run; None when the proposal is a duplicate or has no valid configuration.
+            The job to run; None when the proposal is a duplicate or has no valid configuration.
             Then its result is committed at once.
         """
-        folder = self._add_to_progress(proposal)
+        folder, config = self._add_to_progress(proposal), None
         if proposal.config is None:
             folder.path.mkdir(parents=True, exist_ok=True)
         elif not folder.config.exists():
-            TrialFolder.create(folder.path, self._with_run_settings(proposal.config))
+            config = self._with_run_settings(proposal.config)
+            TrialFolder.create(folder.path, config)
         result = result_without_training(proposal)
         if result is None:
-            return TrialRef(proposal.number, folder.path)
+            return self.job(proposal.number, config)
         folder.write_result(result)
         self.commit(proposal.number, result)
         return None
+
+    def job(self, number: int, config: TrialConfig | None = None) -> Job:
+        """The job of one trial, with its packing key where trials may share a job.
+
+        Args:
+            number: The trial's number.
+            config: The configuration in its folder; None when an earlier run wrote it: it is read.
+
+        Raises:
+            ValueError: the configuration cannot be read.
+        """
+        folder = self.study.trial(number)
+        key = packing_key(config or folder.read_config()) if self.packed else None
+        return Job((TrialRef(number, folder.path),), key)
 
     def commit(self, number: int, result: Result) -> None:
         """Tell the decider a result that is on disk, then count it."""
@@ -75,18 +91,17 @@ class TrialRegistry:
                 self._count(number, result)
         self.progress.same_failure = ("", 0)
 
-    def restore_pending(self) -> Iterator[tuple[TrialRef, Result | None]]:
-        """Trials that were in flight when the study was last left, each with its result if any.
+    def restore_pending(self) -> Iterator[tuple[int, Job | Result]]:
+        """Trials that were in flight when the study was last left: each one's result, or its job.
 
         The decider has all their evaluations then; it has yet to be told the results.
         """
         for proposal in self.decider.pending():
             folder = self._add_to_progress(proposal)
-            result = folder.read_result()
-            trial = TrialRef(proposal.number, folder.path) if result else self.create(proposal)
-            if trial:
-                self.report_evaluations(trial.number)
-                yield trial, result
+            found = folder.read_result() or self.create(proposal)
+            if found:
+                self.report_evaluations(proposal.number)
+                yield proposal.number, found
 
     def _add_to_progress(self, proposal: Proposal) -> TrialFolder:
         origin = proposal.config.origin if proposal.config else None

@@ -14,14 +14,14 @@ from optuna.pruners import BasePruner, SuccessiveHalvingPruner
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
-from sweep.storage.compat import set_system_attr
+from sweep.storage.compat import rung_values, set_rung_value
 
 
 class CachedSuccessiveHalvingPruner(BasePruner):
     """Decides as `optuna.pruners.SuccessiveHalvingPruner`, which explains the arguments.
 
-    The values at rungs are stored where Optuna stores them (system attributes
-    `completed_rung_<n>`), so that either pruner can go on with a study.
+    The values at rungs are stored where Optuna stores them, so that either pruner can go on with a
+    study.
 
     Raises:
         ValueError: Optuna's pruner refuses the arguments.
@@ -41,8 +41,8 @@ class CachedSuccessiveHalvingPruner(BasePruner):
         """Step of the first rung."""
         self.reduction_factor = reduction_factor
         self.bootstrap_count = bootstrap_count
-        self._rungs: dict[str, list[float]] | None = None
-        """By system attribute: the values that reached the rung, lower is better, ascending."""
+        self._rungs: dict[int, list[float]] | None = None
+        """By rung: the values that reached the rung, lower is better, ascending."""
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether the trial is not among the best 1/reduction_factor of a rung it has reached."""
@@ -51,31 +51,29 @@ class CachedSuccessiveHalvingPruner(BasePruner):
             return False
         sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
         rungs, value = self._rungs_of(study, sign), trial.intermediate_values[step]
-        number = 0
-        while (key := f"completed_rung_{number}") in trial.system_attrs:
+        number, reached = 0, rung_values(trial)
+        while number in reached:
             number += 1
         while step >= self.first * self.reduction_factor**number:
             if math.isnan(value):
                 return True
-            set_system_attr(study, trial, key, value)
-            rung = rungs.setdefault(key, [])
+            set_rung_value(study, trial, number, value)
+            rung = rungs.setdefault(number, [])
             bisect.insort(rung, sign * value)
             if len(rung) <= self.bootstrap_count:
                 return True
             if sign * value > rung[max(0, len(rung) // self.reduction_factor - 1)]:
                 return True
             number += 1
-            key = f"completed_rung_{number}"
         return False
 
-    def _rungs_of(self, study: Study, sign: float) -> dict[str, list[float]]:
+    def _rungs_of(self, study: Study, sign: float) -> dict[int, list[float]]:
         """The rungs so far; read from the study the first time."""
         if self._rungs is None:
             self._rungs = {}
             for trial in study.get_trials(deepcopy=False):
-                for key, value in trial.system_attrs.items():
-                    if key.startswith("completed_rung_"):
-                        self._rungs.setdefault(key, []).append(sign * value)
+                for number, value in rung_values(trial).items():
+                    self._rungs.setdefault(number, []).append(sign * value)
             for rung in self._rungs.values():
                 rung.sort()
         return self._rungs

@@ -1,10 +1,13 @@
 """Optuna's private names that this project uses, all in one place. Written for Optuna 5.0.0.
 
+So are keys that Optuna keeps for itself and texts that it shows.
+
 `tests/test_sweep/storage/test_compat.py` says which of them a new version of Optuna lacks.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +31,21 @@ PRIVATE_NAMES: Mapping[str, Collection[str]] = {
 }
 """Attributes by the object that has them."""
 
+FIXED_PARAMS = "fixed_params"
+"""System attribute of an enqueued trial: what it will suggest."""
+
+RUNG_PREFIX = "completed_rung_"
+"""Before a rung's number: system attribute of a trial that successive halving saw reach it."""
+
+CMAES_WARNING = "Constraints have been set, but CmaEsSampler"
+"""How CMA-ES begins to warn that it makes no use of constraints."""
+
+
+def ignore_cmaes_warning() -> None:
+    """Keep CMA-ES quiet about constraints: it learns from an infeasible trial's value instead."""
+    warnings.filterwarnings("ignore", message=CMAES_WARNING)
+
+
 # Trials of a study
 
 
@@ -45,7 +63,7 @@ def create_running_trial(
     template = optuna.trial.create_trial(
         state=TrialState.RUNNING,
         user_attrs=dict(user_attrs),
-        system_attrs={"fixed_params": dict(params)},
+        system_attrs={FIXED_PARAMS: dict(params)},
     )
     return Trial(study, study._storage.create_new_trial(study._study_id, template))
 
@@ -55,9 +73,24 @@ def set_waiting(study: Study, trial: Trial) -> None:
     study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
 
-def set_system_attr(study: Study, trial: FrozenTrial, key: str, value: Any) -> None:
-    """Set a system attribute of a trial in flight."""
-    study._storage.set_trial_system_attr(trial._trial_id, key, value)
+def enqueued_params(trial: FrozenTrial) -> dict[str, Any] | None:
+    """What a trial was enqueued with; None for one that was not."""
+    params: dict[str, Any] | None = trial.system_attrs.get(FIXED_PARAMS)
+    return params
+
+
+def rung_values(trial: FrozenTrial) -> dict[int, float]:
+    """The values with which a trial has reached rungs of successive halving, by rung."""
+    return {
+        int(key.removeprefix(RUNG_PREFIX)): value
+        for key, value in trial.system_attrs.items()
+        if key.startswith(RUNG_PREFIX)
+    }
+
+
+def set_rung_value(study: Study, trial: FrozenTrial, rung: int, value: float) -> None:
+    """Store the value with which a trial in flight has reached a rung."""
+    study._storage.set_trial_system_attr(trial._trial_id, f"{RUNG_PREFIX}{rung}", value)
 
 
 def is_reported(trial: Trial, step: int) -> bool:

@@ -61,8 +61,7 @@ class OptunaDecider:
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        # CMA-ES learns from the value that an infeasible trial is told with.
-        warnings.filterwarnings("ignore", message="Constraints have been set, but CmaEsSampler")
+        compat.ignore_cmaes_warning()
         self.spec = spec
         self.space = Space.of(spec)
         self.study = optuna.create_study(
@@ -91,7 +90,7 @@ class OptunaDecider:
 
     def _enqueue(self, past: list[FrozenTrial]) -> None:
         """Enqueue the points of `enqueue` that the study lacks: a kill may have come after some."""
-        enqueued = {_canonical(trial.system_attrs.get("fixed_params")) for trial in past}
+        enqueued = {_canonical(compat.enqueued_params(trial)) for trial in past}
         points = list(self.spec.enqueue)
         if hpu_shapes.is_for_hpu(self.spec):
             points = hpu_shapes.grouped_by_shape(points, lambda point: point)
@@ -137,16 +136,16 @@ class OptunaDecider:
     def _propose(self, trial: Trial) -> Proposal:
         params = self.space.suggest(trial)
         self._in_flight[trial.number] = trial
-        config, problem = None, ""
-        try:
-            config = self.space.configure(params, trial.number)
-        except ConfigError as error:
-            problem = str(error)
-        marks = trial.user_attrs
-        if config and "confirms" in marks:
-            config = with_seed(config, marks["confirms"], marks["seed"])
+        config, problem, marks = None, "", trial.user_attrs
         if "config" in marks:
             config = renumbered(TrialConfig.model_validate_json(marks["config"]), trial.number)
+        else:
+            try:
+                config = self.space.configure(params, trial.number)
+            except ConfigError as error:
+                problem = str(error)
+        if config and "confirms" in marks:
+            config = with_seed(config, marks["confirms"], marks["seed"])
         fingerprint = config.fingerprint() if config else _canonical(params)
         duplicate_of = self._known.add(fingerprint, trial.number)
         return Proposal(trial.number, params, config, duplicate_of, problem)

@@ -56,7 +56,7 @@ class TrivialWorker(TrialWorker):
             evaluation = Evaluation(step=step, eval_loss=VALUE)
             folder.append(evaluation)
             control.evaluated(folder, evaluation)
-        result = Result(state="complete", value=VALUE, steps=REPORTS)
+        result = Result(state="complete", eval_loss=VALUE, steps=REPORTS)
         folder.write_result(result)
         return result
 

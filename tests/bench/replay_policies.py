@@ -209,8 +209,8 @@ class Watch:
         result = event.result
         self.ended, self.steps = self.ended + 1, self.steps + result.steps
         eligible = self.counts_stopped or result.state == "complete"
-        if eligible and result.value is not None and result.value < self.best:
-            self.best = result.value
+        if eligible and result.eval_loss is not None and result.eval_loss < self.best:
+            self.best = result.eval_loss
             if self.truth(event.number) <= self.goal:
                 self.reached = self.executor.now * self.devices
                 self.stop()

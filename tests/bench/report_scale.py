@@ -102,7 +102,7 @@ def write(
     spent = Seconds(load=0.5, first_step=0.4, train=0.3 * evaluations, eval=0.1 * evaluations)
     cause = Cause(kind="out_of_memory", message="Allocation failed") if state == "failed" else None
     result = Result(
-        state=state, value=None if cause else rows[-1].eval_loss, best_step=rows[-1].step,
+        state=state, eval_loss=None if cause else rows[-1].eval_loss, best_step=rows[-1].step,
         steps=rows[-1].step, max_steps=500, tokens=rows[-1].tokens, seconds=spent, cause=cause,
         trainable_parameters=1000 * params["lora.r"], peak_memory_bytes=500_000_000,
         finished=began + spent.total,

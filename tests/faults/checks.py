@@ -58,7 +58,9 @@ def check_metrics(number: int, folder: TrialFolder) -> None:
     if result and result.state == "complete":
         require(steps[-1:] == [STEPS], f"trial {number} is complete with steps {steps}")
         best = min(row.eval_loss for row in folder.read_evaluations())
-        require(result.value == best, f"trial {number} has {result.value}, its best is {best}")
+        require(
+            result.eval_loss == best, f"trial {number} has {result.eval_loss}, its best is {best}"
+        )
 
 
 def curves(study: StudyFolder) -> dict[str, dict[int, float]]:

@@ -158,7 +158,9 @@ class Sweep:
     def _check_disk(self) -> None:
         """One whole last checkpoint is left, that of the best trial."""
         ended = {n: folder.read_result() for n, folder in self.study.all_trials()}
-        complete = {n: result.value for n, result in ended.items() if result.state == "complete"}
+        complete = {
+            n: result.eval_loss for n, result in ended.items() if result.state == "complete"
+        }
         kept = [n for n, folder in self.study.all_trials() if folder.checkpoints.exists()]
         best = min(complete, key=lambda number: (complete[number], number))
         require(kept == [best], f"checkpoints of {kept}, the best is {best}")

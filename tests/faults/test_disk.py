@@ -18,6 +18,7 @@ from helpers import fakes
 from sweep.driver import disk_guard as sweep_disk
 from sweep.driver.disk_guard import GB, DiskGuard
 from sweep.driver.driver import Driver
+from sweep.driver.interfaces import OutcomeKind
 from sweep.driver.progress import SweepProgress
 from sweep.spec.spec import ObjectiveSpec, ResourceSpec, StopSpec
 from trial.store.disk_full import DiskFullError, is_full, refuse_if_full
@@ -65,10 +66,10 @@ def test_the_best_keep_their_checkpoint(values, keep, direction, kept, study):
         with_checkpoint(study, number)
         cause = Cause(kind="error", message="boom")
         results = {
-            "pruned": Result(state="pruned", value=0.0),
+            "pruned": Result(state="pruned", eval_loss=0.0),
             "failed": Result(state="failed", cause=cause),
         }
-        disk.trial_ended(number, results.get(value) or Result(state="complete", value=value))
+        disk.trial_ended(number, results.get(value) or Result(state="complete", eval_loss=value))
     found = [number for number in range(len(values)) if study.trial(number).checkpoints.exists()]
     assert found == kept
     assert disk.largest >= 1000
@@ -98,7 +99,7 @@ def test_no_trial_is_started_below_the_threshold_which_is_noted_once(study, monk
     driver, executor = drive(study, DiskGuard(study, ResourceSpec(min_free_gb=1.0)), 6)
     ending = driver.run()
     assert executor.submitted == [0, 1]
-    assert ending.failed
+    assert ending.kind is OutcomeKind.FAILED
     assert "0.4 GB" in ending.reason
     assert "resources.min_free_gb keeps 1 GB" in ending.reason
     assert len([note for note in driver.view.notes if "no further trial" in note]) == 1
@@ -111,14 +112,14 @@ def test_when_space_is_freed_meanwhile_the_sweep_goes_on(study, monkeypatch):
     )
     driver, executor = drive(study, DiskGuard(study, ResourceSpec(min_free_gb=1.0)), 3)
     driver.executor.width = 2
-    assert not driver.run().failed
+    assert driver.run().kind is OutcomeKind.DONE
     assert executor.submitted == [0, 1, 2]
 
 
 def test_min_free_gb_zero_never_refuses(study, monkeypatch):
     monkeypatch.setattr(sweep_disk.shutil, "disk_usage", lambda path: Usage(1, 1, 0))
     driver, executor = drive(study, DiskGuard(study, ResourceSpec(min_free_gb=0)), 2)
-    assert not driver.run().failed
+    assert driver.run().kind is OutcomeKind.DONE
     assert executor.submitted == [0, 1]
 
 

@@ -27,7 +27,7 @@ def require(holds: object, what: object) -> None:
 
 
 CONFIG = TrialConfig(lora={"r": 4})
-RESULT = Result(state="complete", value=2.5, steps=8)
+RESULT = Result(state="complete", eval_loss=2.5, steps=8)
 FAILED = Result(state="failed", cause=Cause(kind="lost", message="gone"))
 ROWS = [Evaluation(step=step, eval_loss=3.0 / step, time=0.0) for step in (1, 2, 3)]
 
@@ -84,7 +84,7 @@ def aside(path: Path, whole: bool) -> None:
 
 
 def at_step(step: int) -> TrialProgress:
-    best = Measurement(step=step, value=1.0)
+    best = Measurement(step=step, eval_loss=1.0)
     return TrialProgress(step=step, best=best, last=best)
 
 

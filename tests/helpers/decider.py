@@ -28,4 +28,4 @@ def learning_rate(proposal: Proposal) -> float:
 
 def complete(eval_loss: float) -> Result:
     """The result of a complete trial."""
-    return Result(state="complete", value=eval_loss, steps=10)
+    return Result(state="complete", eval_loss=eval_loss, steps=10)

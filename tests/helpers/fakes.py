@@ -118,7 +118,7 @@ class ScriptedExecutor:
         self.running[number] = (path, left, step + 1)
         if left:
             return [*begun, Evaluated(number, evaluation)]
-        result = Result(state="complete", value=loss, steps=step + 1)
+        result = Result(state="complete", eval_loss=loss, steps=step + 1)
         return [*begun, Evaluated(number, evaluation), self.finish(number, result)]
 
     def finish(self, number: int, result: Result) -> Finished:

@@ -57,7 +57,7 @@ class NodeWorker(TrialWorker):
         control.started(folder, "scripted", 1)
         script = folder.read_config().lora.r
         if script == COMPLETE:
-            result = Result(state="complete", value=1.0)
+            result = Result(state="complete", eval_loss=1.0)
             folder.write_result(result)
             return result
         if script == RANK_1_DIES and rank == 1:

@@ -93,7 +93,9 @@ def add_trial(
     number = config.origin.number
     folder = TrialFolder.create(study.trial(number).path, config)
     if state == "duplicate":
-        folder.write_result(Result(state=state, value=loss, finished=START + number * 20, **result))
+        folder.write_result(
+            Result(state=state, eval_loss=loss, finished=START + number * 20, **result)
+        )
         return folder
     began = START + number * 20.0
     folder.append_attempt(
@@ -115,8 +117,9 @@ def add_trial(
         train=stopped * seconds_a_step, eval=stopped * 0.02, save=0.1,
     )  # fmt: skip
     ended = dict(
-        state=state, value=loss if state != "failed" else None, best_step=stopped, steps=stopped,
-        max_steps=STEPS, tokens=stopped * 800, trainable_parameters=1000 * max(1, config.lora.r),
+        state=state, eval_loss=loss if state != "failed" else None, best_step=stopped,
+        steps=stopped, max_steps=STEPS, tokens=stopped * 800,
+        trainable_parameters=1000 * max(1, config.lora.r),
         total_parameters=1_000_000, peak_memory_bytes=memory, seconds=seconds, device="cpu",
         data_hash="d" * 16, model_hash="m" * 16, cause=cause, finished=began + 3 + seconds.total,
     )  # fmt: skip

@@ -44,7 +44,7 @@ def complete(worker: ScriptedWorker, folder: TrialFolder, control: WorkerControl
         folder.append(evaluation)
         control.evaluated(folder, evaluation)
     metrics = {"pid": float(os.getpid()), "threads": float(os.environ["OMP_NUM_THREADS"])}
-    result = Result(state="complete", value=0.5, steps=2, metrics=metrics)
+    result = Result(state="complete", eval_loss=0.5, steps=2, metrics=metrics)
     folder.write_result(result)
     return result
 

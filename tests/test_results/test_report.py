@@ -227,7 +227,7 @@ def test_odd_values_have_a_report(tmp_path, values):
         add_trial(study, make_config(number, lora__r=4 + number), 2.0 + number)
     for number, value in enumerate(values, start=9):
         odd = TrialFolder.create(study.trial(number).path, make_config(number, lora__r=number))
-        odd.write_result(Result(state="complete", value=value))
+        odd.write_result(Result(state="complete", eval_loss=value))
     assert "2.0000" in write(study).read_text(encoding="utf-8")
 
 

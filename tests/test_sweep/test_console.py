@@ -19,7 +19,7 @@ def table_text(progress: SweepProgress, metric: str) -> str:
 
 def test_a_line_shows_the_value_that_is_optimised():
     result = Result(
-        state="complete", value=3.5, steps=11, peak_memory_bytes=720_000_000,
+        state="complete", eval_loss=3.5, steps=11, peak_memory_bytes=720_000_000,
         seconds=Seconds(train=5.0),
     )  # fmt: skip
     for metric, shown in (("eval_loss", "3.5000"), ("seconds_per_step", "0.5000"),
@@ -55,6 +55,6 @@ def test_what_is_left_of_a_grid_is_estimated_without_a_stop_condition():
     progress = SweepProgress(at_most=cost.known_trials(spec), clock=lambda: now[0])
     progress.set_running(0)
     now[0] = 10.0
-    progress.add_result(0, Result(state="complete", value=1.0))
+    progress.add_result(0, Result(state="complete", eval_loss=1.0))
     assert progress.remaining_seconds == 20.0
     assert console.summary(progress).startswith("1 of 3 trials ended")

@@ -281,7 +281,7 @@ def test_the_command_trains_the_seeds_files_and_goes_on_with_what_is_there(tmp_p
 def test_a_complete_run_is_merged_once(config, tmp_path, monkeypatch, capsys, failure, code):
     run = tmp_path / "run"
     folder = single_run.open_folder(single_run.read(config, ["device=cpu"], run_dir=run))
-    folder.write_result(Result(state="complete", value=1.0))
+    folder.write_result(Result(state="complete", eval_loss=1.0))
     ran = []
 
     def merge(words, **_):

@@ -81,7 +81,7 @@ def test_every_trial_has_a_complete_folder(finished):
         assert result.state == "complete"
         evaluations = folder.read_evaluations()
         assert [row.step for row in evaluations] == [2, 4, 6, 8]
-        assert result.value == min(row.eval_loss for row in evaluations)
+        assert result.eval_loss == min(row.eval_loss for row in evaluations)
         assert folder.read_config().origin.number == number
         assert (folder.adapter / "adapter_model.safetensors").exists()
         assert folder.log.exists()
@@ -231,7 +231,7 @@ def test_the_journal_is_plain_optuna(finished):
     storage = JournalStorage(JournalFileBackend(str(study.journal)))
     loaded = optuna.load_study(study_name="tiny", storage=storage)
     assert [trial.state.name for trial in loaded.trials] == ["COMPLETE"] * 4
-    told = [study.trial(n).read_result().value for n in range(4)]
+    told = [study.trial(n).read_result().eval_loss for n in range(4)]
     assert [trial.value for trial in loaded.trials] == told
     assert json.loads(study.record.read_text())["version"] == 1
 
@@ -246,14 +246,14 @@ def test_the_exported_winner_is_a_plain_adapter_and_merges_to_the_same_model(fin
         words = ["export", "tiny", "--runs", study.path.parent, "--to", tmp_path / target, *merge]
         done = run_command(*words)
         assert done.returncode == 0, done.stderr
-    best = min(range(4), key=lambda number: study.trial(number).read_result().value)
+    best = min(range(4), key=lambda number: study.trial(number).read_result().eval_loss)
     base = AutoModelForCausalLM.from_pretrained(study.trial(best).read_config().model.name_or_path)
     rows = torch.arange(24).reshape(2, 12)
     adapted = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()(rows).logits
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()(rows).logits
     torch.testing.assert_close(adapted, merged, rtol=1e-4, atol=1e-5)
     card = (tmp_path / "adapter" / "README.md").read_text()
-    assert f"{study.trial(best).read_result().value:.4f}" in card
+    assert f"{study.trial(best).read_result().eval_loss:.4f}" in card
     again = TrialConfig.model_validate_json((tmp_path / "adapter/config.trial.json").read_text())
     assert again.fingerprint() == study.trial(best).read_config().fingerprint()
 

@@ -79,7 +79,7 @@ def test_resumed_trials_end_with_the_recorded_losses(resumed):
     for number, result in results.items():
         row = expected[str(number)]
         assert (result.state, result.steps) == (row["state"], row["steps"])
-        assert result.value == pytest.approx(row["eval_loss"], abs=CLOSE)
+        assert result.eval_loss == pytest.approx(row["eval_loss"], abs=CLOSE)
 
 
 def test_trials_that_were_not_proposed_yet_get_the_recorded_parameters(resumed):

@@ -64,7 +64,9 @@ def test_a_gpu_without_room_for_all_trains_fewer_at_once(material, room):
     results = train_packed(folders, slots=4, process_cache=ProcessCache(finish_imports))
     assert [result.state for result in results] == ["complete"] * 4
     assert {folder.read_attempts()[-1].slots for folder in folders} <= {1, 2}
-    assert [r.value for r in results] == pytest.approx([r.value for r in expected], abs=2e-5)
+    assert [r.eval_loss for r in results] == pytest.approx(
+        [r.eval_loss for r in expected], abs=2e-5
+    )
 
 
 @pytest.mark.parametrize("packed", [False, True])

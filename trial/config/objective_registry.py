@@ -18,7 +18,7 @@ KEY = "objective"
 
 
 @dataclass(frozen=True, slots=True)
-class Objective:
+class BuiltinObjective:
     """One built-in objective."""
 
     source: str
@@ -32,25 +32,25 @@ class Objective:
 
 
 TOFU = "Maini et al. 2024, arXiv:2401.06121"
-OBJECTIVES: dict[str, Objective] = {
-    PLAIN: Objective("cross-entropy per completion token", ()),
-    "grad_ascent": Objective(TOFU, ("forget",)),
-    "grad_diff": Objective(TOFU, ("forget", "retain"), {"retain_weight": 1.0}),
-    "kl": Objective(TOFU, ("forget", "retain"), {"retain_weight": 1.0}, reference=True),
-    "idk": Objective(TOFU, ("alternative", "retain"), {"retain_weight": 1.0}),
-    "dpo": Objective(
+OBJECTIVES: dict[str, BuiltinObjective] = {
+    PLAIN: BuiltinObjective("cross-entropy per completion token", ()),
+    "grad_ascent": BuiltinObjective(TOFU, ("forget",)),
+    "grad_diff": BuiltinObjective(TOFU, ("forget", "retain"), {"retain_weight": 1.0}),
+    "kl": BuiltinObjective(TOFU, ("forget", "retain"), {"retain_weight": 1.0}, reference=True),
+    "idk": BuiltinObjective(TOFU, ("alternative", "retain"), {"retain_weight": 1.0}),
+    "dpo": BuiltinObjective(
         "Rafailov et al. 2023, arXiv:2305.18290",
         ("alternative", "forget", "retain"),
         {"beta": 0.1, "retain_weight": 0.0},
         reference=True,
     ),
-    "npo": Objective(
+    "npo": BuiltinObjective(
         "Zhang et al. 2024, arXiv:2404.05868",
         ("forget", "retain"),
         {"beta": 0.1, "retain_weight": 1.0},
         reference=True,
     ),
-    "simnpo": Objective(
+    "simnpo": BuiltinObjective(
         "Fan et al. 2024, arXiv:2410.07163",
         ("forget", "retain"),
         {"beta": 2.5, "gamma": 0.0, "retain_weight": 1.0},
@@ -88,7 +88,7 @@ def all_arguments() -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for entry in OBJECTIVES.values() for name in entry.arguments))
 
 
-def find_objective(name: str) -> Objective | None:
+def find_objective(name: str) -> BuiltinObjective | None:
     """A built-in objective; None for the user's own."""
     return OBJECTIVES.get(name)
 

@@ -98,11 +98,11 @@ PRIVATE_NAMES = (
     # Attention of packed jobs.
     PrivateName(
         "transformers", "transformers", "PretrainedConfig._attn_implementation",
-        "multi_lora.causal_attention",
+        "devices.compat: read and set by packed jobs",
     ),
     PrivateName(
         "transformers", "transformers", "PreTrainedModel._supports_attention_backend",
-        "multi_lora.causal_attention",
+        "devices.compat: read by packed jobs",
     ),
     PrivateName(
         "optimum-habana", "optimum.habana.transformers.trainer",
@@ -226,3 +226,30 @@ def skip_shared_memory_operator() -> None:
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def attention_name(model: Any) -> str:
+    """The name of the attention function that a model's layers call."""
+    name: str = model.config._attn_implementation
+    return name
+
+
+def set_attention_name(model: Any, name: str) -> None:
+    """Let a model's layers call another attention function, by its registered name."""
+    model.config._attn_implementation = name
+
+
+def looks_attention_up(model: Any) -> bool:
+    """Whether a model's layers look their attention function up by its name, at every call."""
+    return bool(getattr(model, "_supports_attention_backend", False))
+
+
+def is_zero_parameter(parameter: Any) -> bool:
+    """Whether DeepSpeed has partitioned a parameter among ranks (ZeRO-3)."""
+    return hasattr(parameter, "ds_id")
+
+
+def whole_size(parameter: Any) -> int:
+    """Number of a parameter's values; of one that DeepSpeed has partitioned, those of all ranks."""
+    size: int = getattr(parameter, "ds_numel", parameter.numel())
+    return size

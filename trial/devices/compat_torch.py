@@ -5,11 +5,17 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
+import torch.utils.checkpoint
 
 TESTED_TORCH = "2.13.0"
 """The release whose private names are used here."""
-PRIVATE_NAMES = ("torch.ops.mkldnn._linear_pointwise",)
+PRIVATE_NAMES = (
+    "torch.ops.mkldnn._linear_pointwise",
+    "torch.utils.checkpoint._checkpoint_without_reentrant_generator",
+)
 """All of them, by their full names."""
 
 
@@ -20,3 +26,9 @@ def mkldnn_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     """
     output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return output
+
+
+def checkpoint_generator_stops_early() -> bool:
+    """Whether the generator behind torch's gradient checkpointing has a parameter `early_stop`."""
+    generator = torch.utils.checkpoint._checkpoint_without_reentrant_generator
+    return "early_stop" in inspect.signature(generator).parameters

@@ -22,7 +22,7 @@ ASSUMED_CARD = "Gaudi 3"
 
 
 @dataclass(frozen=True, slots=True)
-class Capacity:
+class DeviceMemory:
     """The memory of one device."""
 
     what: str
@@ -39,7 +39,7 @@ def card_generation(name: str) -> str | None:
     )
 
 
-def device_capacity(device: str, given_gib: float | None, here: bool) -> Capacity | None:
+def find_device_memory(device: str, given_gib: float | None, here: bool) -> DeviceMemory | None:
     """The memory of one device; None when it is unknown.
 
     Args:
@@ -48,19 +48,19 @@ def device_capacity(device: str, given_gib: float | None, here: bool) -> Capacit
         here: Whether trials run on this machine.
     """
     if given_gib is not None:
-        return Capacity("resources.memory_per_device_gb", given_gib * GIB)
+        return DeviceMemory("resources.memory_per_device_gb", given_gib * GIB)
     if device == "hpu":
         card = _gaudi() if here else None
-        return Capacity(
+        return DeviceMemory(
             card or ASSUMED_CARD, CARD_GIB[card or ASSUMED_CARD] * GIB, assumed=card is None
         )
     if not here:
         return None
     if device == "cuda":
         found = _cuda()
-        return None if found is None else Capacity("the largest GPU here", found)
+        return None if found is None else DeviceMemory("the largest GPU here", found)
     found = _host()
-    return None if found is None else Capacity("this machine, swap included", found)
+    return None if found is None else DeviceMemory("this machine, swap included", found)
 
 
 @cache

@@ -190,14 +190,12 @@ def repair_lazy_checkpointing(trainer: Any) -> None:
     private function of torch with positional arguments. torch has since inserted `early_stop`
     before the model's arguments, the first of which would take its place.
     """
-    import inspect
+    from trial.devices.compat_torch import checkpoint_generator_stops_early
 
-    import torch.utils.checkpoint
-
-    args, called = trainer.args, torch.utils.checkpoint._checkpoint_without_reentrant_generator
+    args = trainer.args
     if not (args.gradient_checkpointing and args.use_lazy_mode and not args.deepspeed):
         return
-    if "early_stop" in inspect.signature(called).parameters:
+    if checkpoint_generator_stops_early():
         _restore_checkpoint(trainer, {"use_reentrant": False})
 
 

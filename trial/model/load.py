@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trial.builtin import resolve_model
 from trial.config.sections import LoraSection, ModelConfig
 from trial.config.trial_config import TrialConfig
+from trial.devices.compat import whole_size
 from trial.model.hub import HUB_ID
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def count_parameters(model: Any) -> tuple[int, int]:
     """Numbers of trainable and of all parameters; under ZeRO-3 of all partitions."""
     trainable = total = 0
     for parameter in model.parameters():
-        size = getattr(parameter, "ds_numel", parameter.numel())
+        size = whole_size(parameter)
         total += size
         trainable += size if parameter.requires_grad else 0
     return trainable, total

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from trial.devices.compat import is_zero_parameter
 from trial.distributed import rank_env
 
 StateDict = dict[str, torch.Tensor]
@@ -40,7 +41,7 @@ def trained_state(model: Any) -> StateDict:
         tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
     else:
         tensors = model.state_dict(keep_vars=True)
-    with _gather_from_zero([tensor for tensor in tensors.values() if hasattr(tensor, "ds_id")]):
+    with _gather_from_zero(list(filter(is_zero_parameter, tensors.values()))):
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from trial.devices import compat
+
 NAME = "causal_sdpa"
 """The name under which the attention function is registered."""
 
@@ -21,17 +23,17 @@ NAME = "causal_sdpa"
 def maskless_attention(base: Any) -> Iterator[bool]:
     """Let a base model attend without masks where the result is the same; yields whether it does.
 
-    Changes `base.config._attn_implementation`, and sets it back at the end.
+    Changes the model's attention function, and sets it back at the end.
     """
     if not is_causal_sdpa(base):
         yield False
         return
     register_maskless_sdpa()
-    base.config._attn_implementation = NAME
+    compat.set_attention_name(base, NAME)
     try:
         yield True
     finally:
-        base.config._attn_implementation = "sdpa"
+        compat.set_attention_name(base, "sdpa")
 
 
 def register_maskless_sdpa() -> None:
@@ -43,14 +45,10 @@ def register_maskless_sdpa() -> None:
 
 
 def is_causal_sdpa(base: Any) -> bool:
-    """Whether all layers use transformers' SDPA attention over all earlier tokens, without windows.
-
-    Reads `config._attn_implementation` and the model's `_supports_attention_backend`, which are
-    private to transformers.
-    """
+    """Whether all layers use transformers' SDPA over all earlier tokens, without windows."""
     config = base.config
-    if config._attn_implementation != "sdpa":
+    if compat.attention_name(base) != "sdpa":
         return False
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     windows = getattr(config, "sliding_window", None) is not None or layers != {"full_attention"}
-    return not windows and bool(getattr(base, "_supports_attention_backend", False))
+    return not windows and compat.looks_attention_up(base)

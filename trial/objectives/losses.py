@@ -26,7 +26,7 @@ from trial.objectives.batch import (
     per_token_cross_entropy,
 )
 
-Objective = Callable[..., torch.Tensor]
+LossFunction = Callable[..., torch.Tensor]
 
 
 def sft(model: Model, batch: Batch) -> torch.Tensor:
@@ -117,7 +117,7 @@ def simnpo(
     return loss + _retained(now, batch, retain_weight)
 
 
-FUNCTIONS: dict[str, Objective] = {
+FUNCTIONS: dict[str, LossFunction] = {
     "sft": sft,
     "grad_ascent": grad_ascent,
     "grad_diff": grad_diff,
@@ -130,7 +130,7 @@ FUNCTIONS: dict[str, Objective] = {
 """By the names in `trial.config.objective_registry.OBJECTIVES`."""
 
 
-def find(name: str) -> Objective:
+def find(name: str) -> LossFunction:
     """A built-in objective, or a user's function (`package.module:function`).
 
     Raises:
@@ -144,7 +144,7 @@ def find(name: str) -> Objective:
 
 
 def compute(
-    objective: Objective, name: str, model: Model, batch: Batch, arguments: dict[str, Any]
+    objective: LossFunction, name: str, model: Model, batch: Batch, arguments: dict[str, Any]
 ) -> torch.Tensor:
     """A batch's share of the loss of its optimizer step, a scalar tensor.
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from trial.distributed.rank_group import RankGroup
@@ -28,7 +30,7 @@ from trial.packed.slot_pool import SlotPool
 from trial.packed.slot_trainer import HalfSteppedError, SlotTrainer
 from trial.packed.trial_source import PackedTrial, TrialSource
 from trial.store import failure_kinds
-from trial.store.disk_full import DiskFullError, refuse_if_full
+from trial.store.disk_full import DiskFullError, is_full, refuse_if_full
 from trial.store.folders import TrialFolder
 from trial.training.context import AttemptContext, commit_result
 from trial.training.process_cache import ProcessCache
@@ -45,6 +47,17 @@ class OpenedJob(NamedTuple):
     lifecycle: TrialLifecycle
 
 
+class JobStage(Enum):
+    """What a packed job does next."""
+
+    UNOPENED = "unopened"
+    """Load what the trials share, once there is a trial to say what that is."""
+    TRAINING = "training"
+    """Load trials into free slots, and train."""
+    SHRINKING = "shrinking"
+    """Evict all trials: memory has run out, and the job goes on in fewer slots."""
+
+
 @dataclass(slots=True)
 class JobState:
     """The state of a packed job, which its loop and its failure handler share."""
@@ -52,9 +65,23 @@ class JobState:
     source: TrialSource
     process_cache: ProcessCache
     rank_group: RankGroup
+    slots: int
+    """Slots to open with; 0: as many as are best."""
+    stage: JobStage = JobStage.UNOPENED
     opened: OpenedJob | None = None
-    shrink_to: int | None = None
-    """Slots to go on with, once memory has run out; no trial is loaded or trained until then."""
+    """None exactly while `UNOPENED`."""
+
+    def open(self, opened: OpenedJob) -> None:
+        """What the trials share has been loaded."""
+        self.stage, self.opened = JobStage.TRAINING, opened
+
+    def shrink(self, slots: int) -> None:
+        """Go on in so many slots, once all trials are evicted."""
+        self.stage, self.slots = JobStage.SHRINKING, slots
+
+    def close(self, slots: int) -> None:
+        """What the trials share has been released; the job opens again with so many slots."""
+        self.stage, self.opened, self.slots = JobStage.UNOPENED, None, slots
 
     def busy(self) -> list[Slot]:
         """The trials in training."""
@@ -94,7 +121,7 @@ class FailureHandler:
         """
         opened = self.state.opened
         loaded = opened is not None and slot is not None and slot in opened.pool
-        kind = kind_of(error, trial.folder.path)
+        kind = kind_by_disk(error, trial.folder.path)
         if slot is not None and not loaded and isinstance(error, failure_kinds.PeerFailed):
             kind = ErrorKind.ENDED_ELSEWHERE
         slots = 0 if opened is None else opened.setup.slots
@@ -123,7 +150,7 @@ class FailureHandler:
         engine, first = opened.setup.engine, slots[0]
         half_stepped = class_name(error) == HalfSteppedError.__name__
         failure = Failure(
-            kind_of(error, first.trial.folder.path if len(slots) == 1 else None),
+            kind_by_disk(error, first.trial.folder.path) if len(slots) == 1 else kind_of(error),
             Phase.STEP if half_stepped else Phase.PASS,
             opened.setup.slots,
             in_use=len(slots),
@@ -137,7 +164,7 @@ class FailureHandler:
         if action in (Action.FAIL_TRIAL, Action.ABANDON_TRIAL):
             opened.pool.remove(first)
             _end_trial(first.trial, first.context, error, action, self.state.source)
-            self.state.process_cache.reusable = False
+            self.state.process_cache.mark_spent()
             return
         if action is Action.DROP_GRAPHS:
             engine.drop_graphs()
@@ -156,8 +183,8 @@ class FailureHandler:
         """Let the job go on in half as many slots as there were trials at once."""
         message = failure_kinds.cause_of(error, None).message
         logger.warning("%d trials at once do not fit: %s", too_many(failure), message)
-        self.state.shrink_to = halved(too_many(failure))
-        self.state.source.sized(self.state.shrink_to)
+        self.state.shrink(halved(too_many(failure)))
+        self.state.source.sized(self.state.slots)
 
     def evict_all(self, opened: OpenedJob, *, alone: bool, save: bool) -> None:
         """Empty all slots; the trials go on later, in jobs of their own if `alone`.
@@ -187,6 +214,13 @@ def _end_trial(
     result = context.result("failed", failure_kinds.cause_of(error, step))
     commit_result(context, result)
     source.ended(trial, result)
+
+
+def kind_by_disk(error: Exception, folder: Path) -> ErrorKind:
+    """What an error means where a trial writes: one of no known kind may come of a full disk."""
+    kind = kind_of(error)
+    unknown = kind in (ErrorKind.CONNECTION, ErrorKind.OTHER)
+    return ErrorKind.DISK_FULL if unknown and is_full(error, folder) else kind
 
 
 def _as_disk_full(error: Exception, folder: TrialFolder) -> Exception:

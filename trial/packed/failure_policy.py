@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 
 from trial.distributed.rank_group import PeerLost, TrialTakenOver, is_peer_loss
 from trial.multi_lora.packable import NotPackableError
 from trial.store import failure_kinds
-from trial.store.disk_full import DiskFullError, is_full
+from trial.store.disk_full import DiskFullError
 
 
 class ErrorKind(Enum):
@@ -146,12 +145,10 @@ def halved(trials: int) -> int:
     return max(1, trials // 2)
 
 
-def kind_of(error: BaseException, folder: Path | None = None) -> ErrorKind:
-    """What an error means, whether it occurred on this rank or on another.
+def kind_of(error: BaseException) -> ErrorKind:
+    """What an error means by itself, whether it occurred on this rank or on another.
 
-    Args:
-        error: The error, or a `PeerFailed` that stands for another rank's error.
-        folder: Where the trial writes; free space is looked at if the error may be of a full disk.
+    `error` may be the `PeerFailed` that another rank's has become here.
     """
     name = class_name(error)
     if isinstance(error, PeerLost) and not isinstance(error, TrialTakenOver):
@@ -163,8 +160,6 @@ def kind_of(error: BaseException, folder: Path | None = None) -> ErrorKind:
     if isinstance(error, TrialTakenOver) or name == TrialTakenOver.__name__:
         return ErrorKind.TAKEN_OVER
     if isinstance(error, DiskFullError) or name == DiskFullError.__name__:
-        return ErrorKind.DISK_FULL
-    if folder is not None and is_full(error, folder):
         return ErrorKind.DISK_FULL
     return ErrorKind.CONNECTION if is_peer_loss(error) else ErrorKind.OTHER
 

@@ -16,10 +16,11 @@ from functools import partial
 
 import torch
 
+from trial.config.trial_config import TrialConfig
 from trial.distributed import rank_env
 from trial.distributed.rank_group import PeerLost, RankGroup, connect, folder_of_rank
 from trial.multi_lora.packable import NotPackableError
-from trial.packed.failure_handler import FailureHandler, JobState, OpenedJob
+from trial.packed.failure_handler import FailureHandler, JobStage, JobState, OpenedJob
 from trial.packed.failure_policy import Action, Failure, Phase, decide, kind_of
 from trial.packed.lifecycle import TrialLifecycle
 from trial.packed.load_trial import load_trial
@@ -65,9 +66,8 @@ class PackedJob:
             rank_group: The ranks that train together; those of the environment if None.
             opener: Loads what the trials share.
         """
-        self.state = JobState(source, process_cache, rank_group or RankGroup())
+        self.state = JobState(source, process_cache, rank_group or RankGroup(), slots)
         self.failures = FailureHandler(self.state)
-        self.slots = slots
         self.limit = limit
         self.opener = opener
         self._joins = rank_group is None
@@ -84,13 +84,13 @@ class PackedJob:
                 if self._joins:
                     self.state.rank_group = connect()
                 while self._fill():
-                    if self.state.shrink_to is None:
+                    if self.state.stage is not JobStage.SHRINKING:
                         self._train_once()
-                    if self.state.shrink_to is not None:
-                        self._shrink(self.state.shrink_to)
+                    if self.state.stage is JobStage.SHRINKING:
+                        self._shrink()
                 self.state.rank_group.close()
         except Exception as error:
-            self.state.process_cache.reusable = False
+            self.state.process_cache.mark_spent()
             failure = Failure(kind_of(error), Phase.JOB, ranks=self.state.rank_group.size)
             if decide(failure) is Action.RAISE_PEER_LOST:
                 raise PeerLost(failure_kinds.cause_of(error, None).message) from error
@@ -103,7 +103,7 @@ class PackedJob:
 
     def _fill(self) -> bool:
         """Load trials into free slots; False when there is nothing left to do."""
-        while self.state.shrink_to is None and self._has_room():
+        while self.state.stage is not JobStage.SHRINKING and self._has_room():
             trial = self._next_trial()
             if trial is None:
                 return bool(self.state.busy())
@@ -128,7 +128,7 @@ class PackedJob:
         if (result := trial.folder.read_result()) is not None:
             state.source.ended(trial, result)
             return
-        clock, config = SharedPhaseTimer(), trial.folder.read_config()
+        clock, config = SharedPhaseTimer(), trial.config or trial.folder.read_config()
         context = AttemptContext(
             trial.folder, config, trial.control, state.process_cache, clock, state.rank_group
         )
@@ -159,13 +159,15 @@ class PackedJob:
         if state.opened is None:
             cache, ranks = state.process_cache, state.rank_group
             opener = partial(
-                self.opener, cache, context.config, context.folder, self.slots, self.limit, ranks
+                self.opener, cache, context.config, context.folder, state.slots, self.limit, ranks
             )
             setup = ranks.run_on_all(opener)
             pool, trainer = SlotPool(setup), SlotTrainer(setup, ranks)
             lifecycle = TrialLifecycle(pool, trainer, state.source, ranks)
-            state.opened = OpenedJob(setup, pool, trainer, lifecycle)
+            opened = OpenedJob(setup, pool, trainer, lifecycle)
+            state.open(opened)
             state.source.sized(setup.slots)
+            return opened
         return state.opened
 
     # Training
@@ -210,18 +212,18 @@ class PackedJob:
             else:
                 self.failures.guarded(slot, partial(slot.run.add_loss, slot.newest_loss))
 
-    def _shrink(self, slots: int) -> None:
-        """Evict all trials at checkpoints; they come back to a job of so many slots."""
-        self.slots, opened = slots, self.state.opened
+    def _shrink(self) -> None:
+        """Evict all trials at checkpoints; they come back to a job of `state.slots` slots."""
+        # That number stays, even if memory runs out once more on the way.
+        slots, opened = self.state.slots, self.state.opened
         if opened is not None:
             opened.trainer.read_losses()
             for slot in opened.pool.busy():
                 slot.restart_step()
             self.failures.evict_all(opened, alone=False, save=True)
             opened.setup.close()
-            self.state.opened = None
+        self.state.close(slots)
         free_memory()
-        self.state.shrink_to = None
 
 
 def train_packed(
@@ -230,6 +232,7 @@ def train_packed(
     slots: int,
     process_cache: ProcessCache | None = None,
     controls: Sequence[Control] | None = None,
+    configs: Sequence[TrialConfig] | None = None,
     rank_group: RankGroup | None = None,
     opener: SetupOpener = open_setup,
 ) -> list[Result | None]:
@@ -242,6 +245,7 @@ def train_packed(
         slots: Number of slots.
         process_cache: What stays warm in this process.
         controls: One for each trial, in the order of `folders`.
+        configs: The folders' configurations, where the caller has read them already.
         rank_group: The ranks that train together; those of the environment if None.
         opener: Loads what the trials share.
 
@@ -252,7 +256,9 @@ def train_packed(
         NotPackableError: one of them can only be trained by a trainer of its own.
         PeerLost: another rank is gone.
     """
-    source = ListTrialSource(map(PackedTrial, folders, controls or [NullControl()] * len(folders)))
+    count = len(folders)
+    read: Sequence[TrialConfig | None] = configs or [None] * count
+    source = ListTrialSource(map(PackedTrial, folders, controls or [NullControl()] * count, read))
     cache = process_cache or ProcessCache(finish_imports)
     PackedJob(source, cache, slots, limit=len(folders), rank_group=rank_group, opener=opener).run()
     if source.evicted_alone:

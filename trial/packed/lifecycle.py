@@ -108,7 +108,7 @@ class TrialLifecycle:
         result = slot.context.result(state)
         commit_result(slot.context, result)
         self.pool.remove(slot)
-        write_log(slot.run.folder, f"{state}: {result.value}")
+        write_log(slot.run.folder, f"{state}: {result.eval_loss}")
         self.source.ended(slot.trial, result)
 
 

@@ -56,5 +56,5 @@ def load_trial(
     if checkpoint is not None:
         slot.read_checkpoint(checkpoint)
     record_attempt(context, setup.device, run, slots=setup.slots)
-    setup.process_cache.cold = False
+    setup.process_cache.mark_warm()
     return slot

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from trial.config.trial_config import TrialConfig
 from trial.store.control import Control
 from trial.store.folders import TrialFolder
 from trial.store.records import Result
@@ -22,6 +23,8 @@ class PackedTrial:
 
     folder: TrialFolder
     control: Control
+    config: TrialConfig | None = None
+    """The folder's configuration; None if it has not been read yet."""
 
 
 class TrialSource(Protocol):

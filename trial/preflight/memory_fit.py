@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from trial.config.errors import Problem
 from trial.config.trial_config import TrialConfig
 from trial.devices.detect import detected_device
-from trial.devices.device_memory import CARD_GIB, Capacity, device_capacity
+from trial.devices.device_memory import CARD_GIB, DeviceMemory, find_device_memory
 from trial.model.known_shapes import known_settings, shapes_of
 from trial.preflight.memory_estimate import GIB, NEARLY_FULL, MemoryEstimate, Shapes, estimate
 from trial.preflight.model_checks import MODEL_KEY, find_model
@@ -26,7 +26,7 @@ class MemoryFit:
     """The estimate of one trial beside the memory of its device."""
 
     estimate: MemoryEstimate
-    capacity: Capacity | None
+    capacity: DeviceMemory | None
     """None where the memory of the device is not known."""
 
     @property
@@ -92,10 +92,10 @@ def memory_fit(
     if not shapes or device is None:
         return None
     estimated = estimate(config, shapes, ranks=ranks, fixed_shapes=device == "hpu")
-    capacity = device_capacity(device, device_gib, here)
+    capacity = find_device_memory(device, device_gib, here)
     if capacity is not None and device == "cpu" and device_gib is None:
         # The ranks of a CPU trial share one machine's memory.
-        capacity = Capacity(capacity.what, capacity.bytes / ranks)
+        capacity = DeviceMemory(capacity.what, capacity.bytes / ranks)
     return MemoryFit(estimated, capacity)
 
 

@@ -30,7 +30,7 @@ class Metric(NamedTuple):
 
 
 METRICS: dict[str, Metric] = {
-    "eval_loss": Metric(lambda result: result.value),
+    "eval_loss": Metric(lambda result: result.eval_loss),
     "seconds": Metric(lambda result: result.seconds.total),
     "seconds_per_step": Metric(seconds_per_step),
     "tokens_per_second": Metric(tokens_per_second, "maximize"),

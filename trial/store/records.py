@@ -14,10 +14,18 @@ CauseKind = Literal["diverged", "out_of_memory", "lost", "device_busy", "hung", 
 
 
 class Record(BaseModel):
-    """A record on disk. Fields of later versions are ignored; a missing field is an error."""
+    """A record on disk. Fields of later versions are ignored; a missing field is an error.
+
+    A field with an alias has that name on disk, and its own name in code.
+    """
 
     model_config = ConfigDict(
-        frozen=True, extra="ignore", allow_inf_nan=True, ser_json_inf_nan="constants"
+        frozen=True,
+        extra="ignore",
+        allow_inf_nan=True,
+        ser_json_inf_nan="constants",
+        validate_by_name=True,
+        serialize_by_alias=True,
     )
 
 
@@ -103,13 +111,12 @@ class Seconds(Record):
 class Result(Record):
     """How a trial ended: `result.json`, written last and once.
 
-    `value` is the eval loss whatever the sweep optimises; `trial.store.metrics.of_result` reads the
-    sweep's objective from a result.
+    `trial.store.metrics.of_result` reads the sweep's objective from a result.
     """
 
     version: Literal[1] = 1
     state: State
-    value: float | None = None
+    eval_loss: float | None = Field(default=None, alias="value")
     """Eval loss of the saved adapter (see `keep`), or the last eval loss of a pruned trial."""
     best_step: int | None = None
     steps: int = 0

@@ -34,8 +34,8 @@ class Measurement(Record):
     """An evaluation: its step, eval loss and further metrics."""
 
     step: int
-    value: float
-    """Eval loss in nats per token."""
+    eval_loss: float = Field(alias="value")
+    """In nats per token."""
     metrics: dict[str, float] = Field(default_factory=dict)
 
 

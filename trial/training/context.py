@@ -47,7 +47,7 @@ class AttemptContext:
         trainable, total = self.parameters
         return Result(
             state=state,
-            value=kept.value if kept and state != "failed" else None,
+            eval_loss=kept.eval_loss if kept and state != "failed" else None,
             best_step=best.step if best else None,
             steps=self.run.steps if self.run else 0,
             max_steps=self.run.max_steps if self.run else 0,
@@ -68,7 +68,7 @@ class AttemptContext:
     def _further_metrics(self, progress: TrialProgress) -> dict[str, float]:
         """The last eval loss, and the device's counters since this attempt started."""
         last = progress.last
-        metrics = {"last_eval_loss": last.value} if last else {}
+        metrics = {"last_eval_loss": last.eval_loss} if last else {}
         return {**metrics, **(self.device.counters() if self.device else {})}
 
 

@@ -22,7 +22,7 @@ class ObjectiveTrainer(TrialTrainer):
     def __init__(
         self,
         *,
-        objective: losses.Objective,
+        objective: losses.LossFunction,
         part_names: tuple[str, ...],
         part_samplers: Sequence[PartSampler],
         **arguments: Any,

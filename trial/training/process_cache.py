@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from trial.config.trial_config import TrialConfig
@@ -23,18 +24,24 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class ProcessCache:
-    """Imports, one tokenizer, one data set and one base model, for one trial at a time.
+class Warmth(Enum):
+    """What a process has trained so far."""
 
-    `reusable` becomes False after a failure or a ZeRO-3 trial: use a new process then.
-    """
+    COLD = "cold"
+    """No trial yet."""
+    WARM = "warm"
+    """A trial, after which the next one can be trained here."""
+    SPENT = "spent"
+    """A failure or a ZeRO-3 trial: use a new process for the next one."""
+
+
+class ProcessCache:
+    """Imports, one tokenizer, one data set and one base model, for one trial at a time."""
 
     def __init__(self, finish_imports: Callable[[str], float]) -> None:
         """`finish_imports` is `trial.preload.finish_imports`: device name -> seconds of imports."""
         self._finish_imports = finish_imports
-        self.reusable = True
-        self.cold = True
-        """Whether no trial has been trained in this process yet."""
+        self.warmth = Warmth.COLD
         self._tokenizers: dict[str, Any] = {}
         self._prepared: dict[str, PreparedData] = {}
         self._base: Any | None = None
@@ -42,6 +49,25 @@ class ProcessCache:
         self.uncharged_seconds = 0.0
         """Seconds of imports that no trial has been charged with."""
         self._device = ""
+
+    @property
+    def cold(self) -> bool:
+        """Whether no trial has been trained in this process yet."""
+        return self.warmth is Warmth.COLD
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another trial can be trained in this process."""
+        return self.warmth is not Warmth.SPENT
+
+    def mark_warm(self) -> None:
+        """A trial has been loaded or trained."""
+        if self.cold:
+            self.warmth = Warmth.WARM
+
+    def mark_spent(self) -> None:
+        """Something has failed, or has changed a library for good."""
+        self.warmth = Warmth.SPENT
 
     def start(self, config: TrialConfig) -> Device:
         """Set the environment, import the libraries and choose the trial's device.
@@ -128,12 +154,12 @@ class ProcessCache:
             with rank_env.rank_variables(deepspeed=config.zero_stage is not None):
                 yield
         except BaseException:
-            self.reusable = False
+            self.mark_spent()
             raise
-        self.cold = False
+        self.mark_warm()
         # ZeRO-3 leaks one whole model, whatever is destroyed.
         if config.zero_stage == 3 or self._patches_checkpointing(config):
-            self.reusable = False
+            self.mark_spent()
 
     def _patches_checkpointing(self, config: TrialConfig) -> bool:
         """Whether GaudiTrainer replaces torch's checkpointing in this process for good."""

@@ -173,14 +173,14 @@ class RunState:
         logger.info("step %d: eval loss %.6f", step, eval_loss)
         # An untrained model may have any finite loss.
         check_loss("the eval loss", eval_loss, step, self.config.diverged_above if step else None)
-        self._keep(Measurement(step=step, value=eval_loss, metrics=metrics or {}), save)
+        self._keep(Measurement(step=step, eval_loss=eval_loss, metrics=metrics or {}), save)
         self.control.evaluated(self.folder, evaluation)
 
     def _keep(self, measured: Measurement, save: Callable[[Path], None]) -> None:
         """Note an evaluation as the last one, and as the best one if it is."""
         self._update(last=measured)
         if measured.step == 0:
-            self._update(initial_eval_loss=measured.value)
+            self._update(initial_eval_loss=measured.eval_loss)
             return
         best = self.progress.best
         if best is not None and self._rank_value(measured) >= self._rank_value(best):
@@ -199,7 +199,7 @@ class RunState:
         """
         score = measured.metrics.get(TRADE_OFF)
         plain = self.config.objective.is_plain
-        return measured.value if plain or score is None else -score
+        return measured.eval_loss if plain or score is None else -score
 
     def record_checkpoint(self, step: int) -> None:
         """Mark a checkpoint complete once every rank has written its part of it."""

@@ -37,7 +37,7 @@ def ran(study, number, starts, finished, seconds=None, evaluated=()):
     for step, time in evaluated:
         folder.append(Evaluation(step=step, eval_loss=2.0, time=START + time))
     if finished is not None:
-        result = Result(state="complete", value=2.0, seconds=seconds, finished=START + finished)
+        result = Result(state="complete", eval_loss=2.0, seconds=seconds, finished=START + finished)
         folder.write_result(result)
 
 

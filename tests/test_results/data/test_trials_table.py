@@ -47,7 +47,7 @@ def test_one_row_per_folder_in_number_order(study, table):
 def test_a_row_says_what_the_result_said(study, table):
     row = table.set_index("number").loc[7]
     result = study.trial(7).read_result()
-    assert row["value"] == result.value
+    assert row["value"] == result.eval_loss
     assert row["lora.r"] == 16
     assert row["training.learning_rate"] == 1e-3
     assert row["scale"] == study.trial(7).read_config().lora.scale
@@ -139,7 +139,7 @@ def test_a_value_that_is_no_number_never_wins(tmp_path, value):
     study = make_study(tmp_path / "s")
     add_trial(study, make_config(0, lora__r=4), 2.0)
     folder = TrialFolder.create(study.trial(1).path, make_config(1, lora__r=8))
-    folder.write_result(Result(state="complete", value=value))
+    folder.write_result(Result(state="complete", eval_loss=value))
     assert list(ranked_trials(trials_table(study))["number"]) == [0, 1]
 
 

@@ -8,6 +8,7 @@ import time
 
 from helpers import fakes
 
+from sweep.driver.interfaces import OutcomeKind
 from trial.config.trial_config import TrialConfig
 from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.records import Evaluation, Result
@@ -18,10 +19,9 @@ def test_runs_the_planned_trials_each_once(tmp_path):
     ending = fakes.make_driver(tmp_path, decider, executor, trials=7).run()
     assert executor.submitted == list(range(7))
     assert sorted(decider.told) == list(range(7))
-    assert [decider.told[n].value for n in range(7)] == [1.0 + n for n in range(7)]
+    assert [decider.told[n].eval_loss for n in range(7)] == [1.0 + n for n in range(7)]
     assert ending.reason == "all 7 trials are done"
-    assert not ending.failed
-    assert not ending.interrupted
+    assert ending.kind is OutcomeKind.DONE
 
 
 def test_best_is_the_lowest(tmp_path):
@@ -72,7 +72,7 @@ def test_the_next_run_resumes_the_trials_that_an_interrupt_stopped(tmp_path):
     executor = Impatient(fakes.falling)
     driver = fakes.make_driver(tmp_path, decider, executor, trials=10)
     ending = driver.run()
-    assert ending.interrupted
+    assert ending.kind is OutcomeKind.INTERRUPTED
     in_flight = [n for n in executor.submitted if n not in decider.told]
     assert in_flight
     decider.left = in_flight
@@ -86,12 +86,12 @@ def test_a_result_written_before_a_kill_is_told_and_not_trained_again(tmp_path):
     study = StudyFolder(tmp_path / "study")
     folder = TrialFolder.create(study.trial(0).path, TrialConfig())
     folder.append(Evaluation(step=1, eval_loss=2.0))
-    folder.write_result(Result(state="complete", value=2.0))
+    folder.write_result(Result(state="complete", eval_loss=2.0))
     decider = fakes.ScriptedDecider(left=[0], asked=1)
     executor = fakes.ScriptedExecutor(fakes.falling)
     fakes.make_driver(tmp_path, decider, executor, trials=2).run()
     assert executor.submitted == [1]
-    assert decider.told[0].value == 2.0
+    assert decider.told[0].eval_loss == 2.0
 
 
 def test_evaluations_written_before_a_kill_are_reported(tmp_path):
@@ -132,7 +132,7 @@ def test_an_interrupt_while_only_the_sampler_is_waited_for_is_an_interruption(tm
 
     decider, executor = Slow(), fakes.ScriptedExecutor(fakes.falling)
     driver = fakes.make_driver(tmp_path, decider, executor, patience=0.02, trials=3)
-    assert driver.run().interrupted
+    assert driver.run().kind is OutcomeKind.INTERRUPTED
     assert executor.submitted == []
     assert decider.given_back == [0]
 

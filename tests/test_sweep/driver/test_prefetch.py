@@ -208,7 +208,7 @@ def test_a_journal_loses_nothing_while_one_thread_asks_and_another_reports(tmp_p
             for step, loss in expected[proposal.number].items():
                 decider.report(proposal.number, Evaluation(step=step, eval_loss=loss))
             value = expected[proposal.number][3]
-            decider.tell(proposal.number, Result(state="complete", value=value, steps=3))
+            decider.tell(proposal.number, Result(state="complete", eval_loss=value, steps=3))
     prefetcher.close()
     trials = decide(folder).study.trials
     assert {trial.number: trial.intermediate_values for trial in trials} == expected

@@ -8,8 +8,10 @@ import pytest
 from helpers import fakes
 
 from sweep.driver.executor import Finished, Lost
+from sweep.driver.interfaces import OutcomeKind
 from sweep.driver.retry_policy import Retry, count_tries, halve_micro_batch, retry_action
 from sweep.spec.spec import FailuresSpec
+from trial.config.packing_rules import packing_key
 from trial.config.sections import Origin
 from trial.config.trial_config import TrialConfig
 from trial.store.folders import StudyFolder, TrialFolder
@@ -234,6 +236,35 @@ def test_only_failures_of_the_same_kind_count():
     assert count_tries([out_of_memory], out_of_memory) == 0
 
 
+def test_a_smaller_trial_keeps_its_new_packing_key_and_no_configuration_is_read_for_it(
+    tmp_path, monkeypatch
+):
+    keys, reads, read = [], [], TrialFolder.read_config
+    causes = ["out_of_memory", "lost", "lost"]
+
+    class Failing(fakes.ScriptedExecutor):
+        def submit(self, job):
+            keys.append((job.key, packing_key(read(TrialFolder(job.trials[0].folder)))))
+            super().submit(job)
+
+        def advance(self, number):
+            if not causes:
+                return super().advance(number)
+            cause = Cause(kind=causes.pop(0), message="boom")
+            return [self.finish(number, Result(state="failed", cause=cause))]
+
+    monkeypatch.setattr(TrialFolder, "read_config", lambda self: reads.append(self) or read(self))
+    executor = Failing(lambda n: [2.0, 1.0], width=1)
+    driver = fakes.make_driver(tmp_path, fakes.ScriptedDecider(), executor, trials=1)
+    driver.packed = True
+    driver.run()
+    given, of_the_file = zip(*keys, strict=True)
+    assert given == of_the_file
+    assert [given[0] == key for key in given] == [True, False, False, False]
+    # Only to halve it.
+    assert len(reads) == 1
+
+
 def test_a_kill_before_the_smaller_configuration_was_written_costs_no_try(tmp_path):
     driver = fakes.make_driver(
         tmp_path, fakes.ScriptedDecider(), failing("out_of_memory", 1), trials=1
@@ -256,7 +287,7 @@ def test_a_full_disk_ends_the_sweep_and_no_trial(tmp_path):
     decider = fakes.ScriptedDecider()
     driver = fakes.make_driver(tmp_path, decider, Full(lambda n: [1.0], width=2), trials=4)
     ending = driver.run()
-    assert ending.failed
+    assert ending.kind is OutcomeKind.FAILED
     assert "the disk of /x is full" in ending.reason
     assert decider.told == {}
     assert driver.executor.submitted == [0, 1]

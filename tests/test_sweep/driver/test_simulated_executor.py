@@ -51,7 +51,8 @@ def test_time_passes_as_recorded_and_a_worker_starts_once(executor, tmp_path):
         (10.0, Started), (21.0, Evaluated), (32.0, Evaluated), (43.0, Evaluated), (43.0, Finished),
     ]  # fmt: skip
     result = folder.read_result()
-    assert (result.state, result.value, result.best_step, result.steps) == ("complete", 1.0, 4, 6)
+    assert (result.state, result.eval_loss) == ("complete", 1.0)
+    assert (result.best_step, result.steps) == (4, 6)
     assert [row.eval_loss for row in folder.read_evaluations()] == [3.0, 1.0, 2.0]
     began = executor.now
     submit(executor, tmp_path, 1)
@@ -64,7 +65,7 @@ def test_a_pruned_trial_leaves_its_device_a_step_later(executor, tmp_path):
     play(executor, until=21.0)
     executor.stop(0, "prune")
     ((time, event),) = play(executor)
-    assert (time, event.result.state, event.result.value) == (26.0, "pruned", 3.0)
+    assert (time, event.result.state, event.result.eval_loss) == (26.0, "pruned", 3.0)
     assert folder.read_result() == event.result
 
 
@@ -175,7 +176,7 @@ def test_time_is_what_the_devices_take(tmp_path, settings, makespan):
     executor, folder = ranks(tmp_path, **settings)
     assert executor.now == pytest.approx(makespan)
     results = [trial.read_result() for _, trial in folder.all_trials()]
-    assert [result.value for result in results] == [1.0] * len(RANKS)
+    assert [result.eval_loss for result in results] == [1.0] * len(RANKS)
 
 
 def test_device_seconds_are_the_devices_own(tmp_path):

@@ -7,6 +7,7 @@ import math
 import pytest
 from helpers import fakes
 
+from sweep.driver.interfaces import OutcomeKind, SweepState
 from sweep.driver.progress import BestTrial, SweepProgress
 from sweep.driver.stop_rules import stop_decision
 from sweep.spec.spec import FailuresSpec, StopSpec
@@ -17,7 +18,7 @@ def test_a_sweep_whose_trials_all_fail_alike_stops_and_says_why(tmp_path):
     decider = fakes.ScriptedDecider()
     executor = fakes.ScriptedExecutor(lambda n: [math.nan], width=1)
     ending = fakes.make_driver(tmp_path, decider, executor, trials=50).run()
-    assert ending.failed
+    assert ending.kind is OutcomeKind.FAILED
     assert "failed alike: diverged: loss is NaN" in ending.reason
     assert len(decider.told) == 3
     # Somebody goes on with it: as many again may fail, and once mended all is well.
@@ -26,7 +27,7 @@ def test_a_sweep_whose_trials_all_fail_alike_stops_and_says_why(tmp_path):
     ending = fakes.make_driver(
         tmp_path, decider, fakes.ScriptedExecutor(fakes.falling), trials=8
     ).run()
-    assert not ending.failed
+    assert ending.kind is OutcomeKind.DONE
     assert [result.state for result in decider.told.values()] == ["failed"] * 6 + ["complete"] * 2
 
 
@@ -38,51 +39,53 @@ def test_failures_are_the_same_that_differ_in_process_and_actor_ids_alone():
     assert progress.same_failure == ("lost: worker # (pid=#) died: no module deepspeed", 3)
 
 
+CLOSING, STOPPING = SweepState.CLOSING, SweepState.STOPPING
+DONE, FAILED = OutcomeKind.DONE, OutcomeKind.FAILED
 BUSY = {"planned": 9, "same_failure": ("error: boom", 2), "since_best": 2}
 """A progress that no rule ends."""
 
 
 @pytest.mark.parametrize(
-    ("stop", "progress", "reason", "interrupt", "failed"),
+    ("stop", "progress", "reason", "state", "kind"),
     [
-        ({}, {}, None, False, False),
-        ({}, {"same_failure": ("error: boom", 3)}, "failed alike: error: boom", True, True),
-        ({}, {"same_failure": ("error: boom", 3), "capacity": 4}, None, False, False),
-        ({}, {"same_failure": ("error: boom", 4), "capacity": 4}, "4 trials", True, True),
-        ({"target": 1.0}, {"best": 1.0}, "the target 1 is reached", True, False),
-        ({"target": 1.0}, {"best": 1.1}, None, False, False),
-        ({"target": 1.0}, {"best": None}, None, False, False),
-        ({"target": 1.0}, {"best": 1.1, "maximize": True}, "the target", True, False),
-        ({"target": 1.0}, {"best": 0.9, "maximize": True}, None, False, False),
-        ({"hours": 1.0}, {"elapsed": 3599}, None, False, False),
-        ({"hours": 1.0}, {"elapsed": 3600}, "1 hours are over", True, False),
-        ({"device_hours": 2.0}, {"device_seconds_done": 7199}, None, False, False),
-        ({"device_hours": 2.0}, {"device_seconds_done": 7200}, "2 device-hours", True, False),
-        ({"no_improvement": 3}, {"best": 1.0}, None, False, False),
-        ({"no_improvement": 2}, {"best": 1.0}, "no improvement in 2 trials", False, False),
-        ({"no_improvement": 2}, {"best": None}, None, False, False),
-        ({}, {"ended": 9}, "all 9 trials are done", False, False),
-        ({}, {"ended": 8, "waiting": {8}}, "all 9 trials are done", False, False),
-        ({}, {"ended": 9, "repeats": {8}}, None, False, False),
-        ({}, {"ended": 50, "planned": None}, None, False, False),
+        ({}, {}, None, None, None),
+        ({}, {"same_failure": ("error: boom", 3)}, "failed alike: error: boom", STOPPING, FAILED),
+        ({}, {"same_failure": ("error: boom", 3), "capacity": 4}, None, None, None),
+        ({}, {"same_failure": ("error: boom", 4), "capacity": 4}, "4 trials", STOPPING, FAILED),
+        ({"target": 1.0}, {"best": 1.0}, "the target 1 is reached", STOPPING, DONE),
+        ({"target": 1.0}, {"best": 1.1}, None, None, None),
+        ({"target": 1.0}, {"best": None}, None, None, None),
+        ({"target": 1.0}, {"best": 1.1, "maximize": True}, "the target", STOPPING, DONE),
+        ({"target": 1.0}, {"best": 0.9, "maximize": True}, None, None, None),
+        ({"hours": 1.0}, {"elapsed": 3599}, None, None, None),
+        ({"hours": 1.0}, {"elapsed": 3600}, "1 hours are over", STOPPING, DONE),
+        ({"device_hours": 2.0}, {"device_seconds_done": 7199}, None, None, None),
+        ({"device_hours": 2.0}, {"device_seconds_done": 7200}, "2 device-hours", STOPPING, DONE),
+        ({"no_improvement": 3}, {"best": 1.0}, None, None, None),
+        ({"no_improvement": 2}, {"best": 1.0}, "no improvement in 2 trials", CLOSING, DONE),
+        ({"no_improvement": 2}, {"best": None}, None, None, None),
+        ({}, {"ended": 9}, "all 9 trials are done", CLOSING, DONE),
+        ({}, {"ended": 8, "waiting": {8}}, "all 9 trials are done", CLOSING, DONE),
+        ({}, {"ended": 9, "repeats": {8}}, None, None, None),
+        ({}, {"ended": 50, "planned": None}, None, None, None),
         # What has gone wrong comes before what is finished.
-        ({}, {"ended": 9, "same_failure": ("error: boom", 3)}, "failed alike", True, True),
+        ({}, {"ended": 9, "same_failure": ("error: boom", 3)}, "failed alike", STOPPING, FAILED),
     ],
 )
-def test_rules(stop, progress, reason, interrupt, failed):
+def test_rules(stop, progress, reason, state, kind):
     given = {**BUSY, **progress}
     best, ended, elapsed = (given.pop(name, None) for name in ("best", "ended", "elapsed"))
     now = [0.0]
-    state = SweepProgress(clock=lambda: now[0], **given)
+    seen = SweepProgress(clock=lambda: now[0], **given)
     now[0] = elapsed or 0.0
-    state.best = None if best is None else BestTrial(0, best, {})
-    state.states["complete"] = ended or 0
-    decision = stop_decision(StopSpec(**stop), state)
+    seen.best = None if best is None else BestTrial(0, best, {})
+    seen.states["complete"] = ended or 0
+    decision = stop_decision(StopSpec(**stop), seen)
     if reason is None:
         assert decision is None
     else:
-        assert reason in decision.reason
-        assert (decision.interrupt, decision.failed) == (interrupt, failed)
+        assert reason in decision.outcome.reason
+        assert (decision.state, decision.outcome.kind) == (state, kind)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +103,7 @@ def test_failures_caused_by_parameters_end_no_sweep_with_a_complete_trial(tmp_pa
     failures = FailuresSpec(lost_retries=0, out_of_memory_retries=0)
     executor = Bad(fakes.falling, width=1)
     ending = fakes.make_driver(tmp_path, decider, executor, failures=failures, trials=9).run()
-    assert ending.failed is (told == 4)
+    assert ending.kind is (OutcomeKind.FAILED if told == 4 else OutcomeKind.DONE)
     assert len(decider.told) == told
 
 

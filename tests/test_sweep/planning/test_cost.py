@@ -100,7 +100,7 @@ def test_an_earlier_study_of_the_same_model_and_data_gives_the_profile(tmp_path)
     for step in (5, 10):
         folder.append(Evaluation(step=step, eval_loss=1.0))
     seconds = Seconds(startup=6.0, load=1.0, first_step=2.0, train=9.0, eval=3.0, save=0.5)
-    folder.write_result(Result(state="complete", value=1.0, steps=10, seconds=seconds))
+    folder.write_result(Result(state="complete", eval_loss=1.0, steps=10, seconds=seconds))
     found = cost.earlier_profile(make(), tmp_path)
     assert (found.startup, found.fixed, found.step, found.evaluation) == (6.0, 3.5, 1.0, 1.5)
     other = make(base={"data": {"path": "other.jsonl"}, "training": {"max_steps": 40}})

@@ -15,26 +15,31 @@ from sweep.ray_backend.worker_group import GroupState, WorkerGroup
 S = GroupState
 
 
-@pytest.mark.parametrize(
-    ("state", "packed", "has_trials", "expected"),
-    [
-        # Nothing was on it.
-        (S.RUNNING, True, False, LossAction.DISCARD),
-        (S.DRAINING, True, False, LossAction.DISCARD),
-        # A warm worker that died before its next job began has done nothing to the trials.
-        (S.ASSIGNED, False, True, LossAction.RESTART),
-        (S.ASSIGNED, True, True, LossAction.RESTART),
-        # A new one may be unable to start for a reason that the next one has too.
-        (S.STARTING, False, True, LossAction.REPORT),
-        (S.STARTING, True, True, LossAction.REPORT),
-        (S.RUNNING, False, True, LossAction.REPORT),
-        (S.RUNNING, True, True, LossAction.REPORT),
-        (S.FAILING, False, True, LossAction.REPORT),
-        (S.FAILING, True, True, LossAction.REPORT),
-    ],
-)
-def test_action_on_loss(state, packed, has_trials, expected):
-    assert action_on_loss(state, packed=packed, has_trials=has_trials) is expected
+DISCARD, RESTART, REPORT = LossAction.DISCARD, LossAction.RESTART, LossAction.REPORT
+ACTIONS = {
+    # A new one may be unable to start for a reason that the next one has too.
+    S.NEW: REPORT,
+    S.IDLE: REPORT,
+    S.STARTING: REPORT,
+    # A warm worker that died before its next job began has done nothing to the trials.
+    S.ASSIGNED: RESTART,
+    S.RUNNING: REPORT,
+    S.DRAINING: REPORT,
+    S.FAILING: REPORT,
+    S.RETIRED: REPORT,
+}
+"""What follows the loss of a group, unless nothing was on it."""
+
+
+@pytest.mark.parametrize("state", S)
+@pytest.mark.parametrize(("packed", "has_trials"), [(False, False), (False, True), (True, True)])
+def test_action_on_loss(state, packed, has_trials):
+    assert action_on_loss(state, packed=packed, has_trials=has_trials) is ACTIONS[state]
+
+
+@pytest.mark.parametrize("state", S)
+def test_the_loss_of_a_packed_job_without_trials_is_discarded(state):
+    assert action_on_loss(state, packed=True, has_trials=False) is DISCARD
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_trials_share_a_worker_and_end_as_alone(executor, material):
     for number in (*shared, other):
         config = sweep.configs[number].model_copy(update={"packed": False})
         _, alone = material.train(config)
-        assert finished[number].value == pytest.approx(alone.value, abs=2e-5)
+        assert finished[number].eval_loss == pytest.approx(alone.eval_loss, abs=2e-5)
 
 
 def test_a_trial_is_pruned_and_one_interrupted_beside_it(executor, material):

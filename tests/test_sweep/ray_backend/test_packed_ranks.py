@@ -50,7 +50,7 @@ def test_two_ranks_share_trials_and_take_the_next_without_a_new_start(ranked, ma
         training = {**config.training, "per_device_train_batch_size": 8}
         update = {"packed": False, "training": training}
         _, alone = material.train(config.model_copy(update=update))
-        assert events[0].result.value == pytest.approx(alone.value, abs=2e-5)
+        assert events[0].result.eval_loss == pytest.approx(alone.eval_loss, abs=2e-5)
 
 
 def test_a_dead_rank_costs_its_job_alone(ranked, material):

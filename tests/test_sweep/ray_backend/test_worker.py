@@ -21,7 +21,7 @@ from sweep.driver.executor import (
 from sweep.ray_backend.worker import ControlTable, EventQueue, WorkerTrialSource
 from trial.store.records import Result
 
-DONE = Result(state="complete", value=1.0)
+DONE = Result(state="complete", eval_loss=1.0)
 
 
 class Source:

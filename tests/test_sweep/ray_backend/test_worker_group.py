@@ -18,7 +18,7 @@ from sweep.ray_backend.worker_group import (
 )
 from trial.store.records import Cause, Result
 
-DONE = Finished(7, Result(state="complete", value=1.0))
+DONE = Finished(7, Result(state="complete", eval_loss=1.0))
 FULL = Finished(7, Result(state="failed", cause=Cause(kind="out_of_memory", message="full")))
 WRONG = Finished(7, Result(state="failed", cause=Cause(kind="error", message="wrong")))
 LEFT = Interrupted(7)

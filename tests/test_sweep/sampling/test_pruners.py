@@ -139,7 +139,7 @@ def test_pruners_stop_the_worst_curve_where_they_say(name, options, expected):
                 stopped[level] = step
                 break
         state = "pruned" if level in stopped else "complete"
-        decider.tell(proposal.number, Result(state=state, value=level, steps=4))
+        decider.tell(proposal.number, Result(state=state, eval_loss=level, steps=4))
     assert stopped.get(9.0) == expected
 
 

@@ -63,7 +63,7 @@ def test_samplers_avoid_infeasible_configurations(name, objectives, most):
             continue
         rank = proposal.config.lora.r
         loss = 5 - math.log2(rank) / 4 + (math.log10(learning_rate(proposal)) + 3) ** 2
-        good = Result(state="complete", value=loss, trainable_parameters=rank)
+        good = Result(state="complete", eval_loss=loss, trainable_parameters=rank)
         cause = Cause(kind="out_of_memory", message="none left")
         decider.tell(proposal.number, good if rank <= 32 else Result(state="failed", cause=cause))
         without.append(rank > 32)

@@ -52,7 +52,7 @@ def test_all_but_evaluations_are_synced(folder, synced):
     for step, value in VALUES.items():
         decider.report(proposal.number, Evaluation(step=step, eval_loss=value))
     assert len(synced) == waits
-    decider.tell(proposal.number, Result(state="complete", value=1.5, steps=10))
+    decider.tell(proposal.number, Result(state="complete", eval_loss=1.5, steps=10))
     assert synced[-1] == folder.journal.stat().st_size
 
 

@@ -83,7 +83,7 @@ def test_a_trial_in_flight_comes_back_under_its_number_with_its_values(url, stud
         evaluation = Evaluation(step=5, eval_loss=3.0 + number)
         folder.append(evaluation)
         before.report(number, evaluation)
-    study.trial(0).write_result(Result(state="complete", value=3.0, steps=5))
+    study.trial(0).write_result(Result(state="complete", eval_loss=3.0, steps=5))
     before.tell(0, study.trial(0).read_result())
     after = OptunaDecider(spec, study.name, open_storage(study, url))
     (back,) = after.pending()
@@ -106,7 +106,7 @@ def test_values_are_kept_to_the_bit(url, study):
     folder = TrialFolder.create(study.trial(0).path, proposal.config)
     folder.append(Evaluation(step=5, eval_loss=value / 3))
     decider.report(0, folder.read_evaluations()[0])
-    folder.write_result(Result(state="complete", value=value, steps=5))
+    folder.write_result(Result(state="complete", eval_loss=value, steps=5))
     decider.tell(0, folder.read_result())
     assert open_storage(study, url).get_all_trials(decider.study._study_id)[0].values == [value]
     assert verify(study, open_storage(study, url)) == []
@@ -256,7 +256,7 @@ def one_finished(study: StudyFolder, url: str) -> OptunaDecider:
     for _ in range(2):
         proposal = decider.ask()
         TrialFolder.create(study.trial(proposal.number).path, proposal.config)
-    study.trial(0).write_result(Result(state="complete", value=1.0, steps=5))
+    study.trial(0).write_result(Result(state="complete", eval_loss=1.0, steps=5))
     decider.tell(0, study.trial(0).read_result())
     return decider
 
@@ -306,7 +306,7 @@ def test_a_fresh_start_that_was_cut_short_is_finished_by_the_next_run(
     options = RunOptions(runs=study.path.parent, storage=url)
     # What `resume` gives as its source is in the folder that goes.
     with contextlib.suppress(ConfigError):
-        open_study.set_aside(study, study.sweep_file, options, Console(quiet=True))
+        open_study.archive_existing(study, study.sweep_file, options, Console(quiet=True))
     for path in study.path.parent.glob(f"{study.name}.*"):
         # Whoever goes on with the old study has it left alone.
         assert archive.finish_archiving(StudyFolder(path), lambda: open_storage(study, url)) is None
@@ -332,7 +332,7 @@ def test_a_fork_that_was_cut_short_is_done_again(tmp_path, monkeypatch):
     for number in range(2):
         proposal = decider.ask()
         folder = TrialFolder.create(old.trial(number).path, proposal.config)
-        folder.write_result(Result(state="complete", value=1.0, steps=5))
+        folder.write_result(Result(state="complete", eval_loss=1.0, steps=5))
         decider.tell(number, folder.read_result())
     options = RunOptions(runs=tmp_path, study="old", fork="new")
     new, source, quiet = StudyFolder(tmp_path / "new"), tmp_path / "x.yaml", Console(quiet=True)

@@ -16,7 +16,7 @@ def study(tmp_path: Path) -> StudyFolder:
     """Trials 0 to 3: complete, pruned, failed, in flight."""
     made = StudyFolder(tmp_path / "old")
     failed = Result(state="failed", cause=Cause(kind="error", message="boom"))
-    pruned = Result(state="pruned", value=3.0, steps=5)
-    complete = Result(state="complete", value=2.0, steps=10)
+    pruned = Result(state="pruned", eval_loss=3.0, steps=5)
+    complete = Result(state="complete", eval_loss=2.0, steps=10)
     tell_all(made, grid_of_ranks(2, 4, 8, 16), [complete, pruned, failed, None])
     return made

@@ -38,7 +38,7 @@ def searched(decider: OptunaDecider, points) -> None:
 
 
 def loss(value: float) -> Result:
-    return Result(state="complete", value=value, steps=10)
+    return Result(state="complete", eval_loss=value, steps=10)
 
 
 def test_the_best_of_each_value_is_repeated():
@@ -60,7 +60,7 @@ def test_several_objectives_repeat_the_front_from_end_to_end():
     decider = make_decider(objectives=goals, confirm=ConfirmSpec(top=2, seeds=2))
     tried = [(2.0, 50.0), (2.1, 30.0), (2.2, 40.0), (3.0, 10.0), (2.05, 45.0)]
     results = [
-        Result(state="complete", value=value, seconds=Seconds(train=seconds))
+        Result(state="complete", eval_loss=value, seconds=Seconds(train=seconds))
         for value, seconds in tried
     ]
     searched(decider, [(2, 10.0 ** -(2 + n / 10), result) for n, result in enumerate(results)])

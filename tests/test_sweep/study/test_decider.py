@@ -59,7 +59,7 @@ def test_each_result_is_told_as_what_it_is():
     decider = OptunaDecider(make_spec(), "study", in_memory())
     results = [
         complete(2.0),
-        Result(state="pruned", value=3.0, steps=5),
+        Result(state="pruned", eval_loss=3.0, steps=5),
         Result(state="failed", cause=Cause(kind="diverged", message="NaN", step=5), steps=5),
         Result(state="failed", cause=Cause(kind="error", message="boom")),
         complete(math.nan),
@@ -96,7 +96,7 @@ def test_several_objectives_make_a_pareto_front():
         proposal = decider.ask()
         assert not decider.report(proposal.number, Evaluation(step=1, eval_loss=loss))
         decider.tell(
-            proposal.number, Result(state="complete", value=loss, trainable_parameters=size)
+            proposal.number, Result(state="complete", eval_loss=loss, trainable_parameters=size)
         )
     assert [trial.values for trial in decider.study.best_trials] == [[1.0, 100.0], [2.0, 50.0]]
 

@@ -32,7 +32,7 @@ def test_a_longer_trial_whose_command_was_interrupted_is_not_made_twice(study):
     assert [trial.number for trial in decider.study.trials] == [0, 1, 2, 3, 4]
     by_number = {proposal.number: proposal for proposal in decider.pending()}
     assert by_number[4].duplicate_of is None
-    complete = Result(state="complete", value=1.0, steps=20)
+    complete = Result(state="complete", eval_loss=1.0, steps=20)
     study.trial(4).write_result(complete)
     decider.tell(4, complete)
     with pytest.raises(ConfigError, match="trial 4 is trial 0 trained that long"):

@@ -43,7 +43,7 @@ def test_trials_outside_the_new_space_or_with_another_base_are_dropped(study, tm
 def test_a_trial_without_memory_is_infeasible_and_sound(tmp_path):
     study = StudyFolder(tmp_path / "old")
     none_left = Result(state="failed", cause=Cause(kind="out_of_memory", message="none left"))
-    complete = Result(state="complete", value=2.0, steps=10)
+    complete = Result(state="complete", eval_loss=2.0, steps=10)
     tell_all(study, grid_of_ranks(2, 4, 8, 16), [none_left, complete, none_left])
     assert findings(study) == []
     trials = OptunaDecider(grid_of_ranks(2, 4, 8, 16), "old", open_storage(study)).study.trials

@@ -24,7 +24,7 @@ def lose_result(study: StudyFolder) -> None:
 
 
 def change_value(study: StudyFolder) -> None:
-    study.trial(0).write_result(Result(state="complete", value=9.0))
+    study.trial(0).write_result(Result(state="complete", eval_loss=9.0))
 
 
 def break_result(study: StudyFolder) -> None:
@@ -32,7 +32,7 @@ def break_result(study: StudyFolder) -> None:
 
 
 def change_state(study: StudyFolder) -> None:
-    study.trial(2).write_result(Result(state="complete", value=1.0))
+    study.trial(2).write_result(Result(state="complete", eval_loss=1.0))
 
 
 def lose_metrics(study: StudyFolder) -> None:

@@ -51,7 +51,7 @@ def run(study: StudyFolder, spec: SweepSpec, count: int, level: float = 0.0) -> 
         proposal = decider.ask()
         folder = TrialFolder.create(study.trial(proposal.number).path, proposal.config)
         state = "failed" if number % 5 == 4 else "complete"
-        result = Result(state=state, value=None if state == "failed" else level + far(proposal))
+        result = Result(state=state, eval_loss=None if state == "failed" else level + far(proposal))
         folder.write_result(result)
         decider.tell(proposal.number, result)
 
@@ -80,7 +80,7 @@ def test_the_first_draws_are_near_the_best_prior_trials(tmp_path, old, name):
         for _ in range(8):
             proposal = decider.ask()
             draws[bool(known)].append(far(proposal))
-            decider.tell(proposal.number, Result(state="complete", value=far(proposal)))
+            decider.tell(proposal.number, Result(state="complete", eval_loss=far(proposal)))
         # Nothing of it is a trial of this study.
         assert decider.numbers() == set(range(8))
         assert len(decider.study.trials) == 8
@@ -108,7 +108,7 @@ def test_a_new_study_learns_beyond_what_it_started_from(tmp_path, old):
     for _ in range(40):
         proposal = decider.ask()
         moved.append(abs(math.log10(proposal.config.training["learning_rate"] / (BEST / 30))))
-        decider.tell(proposal.number, Result(state="complete", value=50 + moved[-1]))
+        decider.tell(proposal.number, Result(state="complete", eval_loss=50 + moved[-1]))
     assert np.median(moved[-10:]) < 0.5 < np.median(moved[:5])
 
 

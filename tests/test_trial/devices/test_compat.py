@@ -1,9 +1,17 @@
 """Private names of libraries: each exists in the installed version, and the patches take effect."""
 
+import importlib.util
 import os
+import re
 import types
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
+import torch
+from helpers.models import make_model
+from helpers.paths import ROOT
+from transformers import AutoModelForCausalLM
 from transformers.utils import import_utils
 
 from trial.devices import compat
@@ -85,3 +93,32 @@ def test_one_gpu_of_several_is_used(devices, used):
     arguments = Arguments()
     compat.use_one_gpu(arguments)
     assert arguments.n_gpu == used
+
+
+def test_the_attention_of_a_model_is_read_and_set_by_its_name(tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path))
+    assert compat.attention_name(model) == "sdpa"
+    assert compat.looks_attention_up(model)
+    compat.set_attention_name(model, "eager")
+    assert model.config._attn_implementation == compat.attention_name(model) == "eager"
+
+
+@pytest.mark.parametrize("name", ["ds_id", "ds_numel"])
+def test_deepspeed_marks_the_parameters_that_it_partitions(name):
+    package = Path(importlib.util.find_spec("deepspeed").origin).parent
+    source = (package / "runtime/zero/partition_parameters.py").read_text(encoding="utf-8")
+    assert f"param.{name} = " in source, f"deepspeed {version('deepspeed')} sets no {name}"
+
+
+def test_a_parameter_is_measured_whole_where_deepspeed_has_partitioned_it():
+    plain, part = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(0))
+    part.ds_id, part.ds_numel = 0, 6
+    assert [compat.is_zero_parameter(p) for p in (plain, part)] == [False, True]
+    assert [compat.whole_size(p) for p in (plain, part)] == [3, 6]
+
+
+def test_no_other_module_names_them():
+    names = "_attn_implementation|_supports_attention_backend|ds_id|ds_numel|_n_gpu|_reset_state"
+    private = re.compile(rf"\b(?:{names})\b|_checkpoint_without_reentrant_generator")
+    users = {p.name for p in (ROOT / "trial").rglob("*.py") if private.search(p.read_text())}
+    assert users == {"compat.py", "compat_torch.py"}

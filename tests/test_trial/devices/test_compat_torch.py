@@ -28,3 +28,7 @@ def test_onednns_product_is_the_linear_layers():
     for constant in (None, bias):
         expected = torch.nn.functional.linear(x, weight, constant)
         torch.testing.assert_close(compat_torch.mkldnn_linear(x, weight, constant), expected)
+
+
+def test_torchs_checkpointing_has_the_parameter_that_optimum_habanas_copy_lacks():
+    assert compat_torch.checkpoint_generator_stops_early()

@@ -25,11 +25,6 @@ NEEDED = [
     ("transformers.integrations.deepspeed", "deepspeed_init", "_patch_trainer_module"),
     ("transformers.modeling_utils", "checkpoint", "_restore_checkpoint"),
     ("torch.utils.checkpoint", "checkpoint", "_restore_checkpoint"),
-    (
-        "torch.utils.checkpoint",
-        "_checkpoint_without_reentrant_generator",
-        "repair_lazy_checkpointing",
-    ),
 ]
 
 IN_SOURCE = [

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+from itertools import product
 
 import pytest
 
 from trial.distributed.rank_group import PeerLost, TrialTakenOver
 from trial.multi_lora.packable import NotPackableError
+from trial.packed.failure_handler import kind_by_disk
 from trial.packed.failure_policy import (
     Action,
     ErrorKind,
@@ -23,49 +25,75 @@ from trial.store.failure_kinds import Diverged, PeerFailed
 
 MEMORY, OTHER = ErrorKind.OUT_OF_MEMORY, ErrorKind.OTHER
 LOAD, TRIAL, PASS, STEP, JOB = Phase.LOAD, Phase.TRIAL, Phase.PASS, Phase.STEP, Phase.JOB
+BY_RANKS = {ErrorKind.PEER_LOST, ErrorKind.CONNECTION}
+"""Kinds with tests of their own: what they call for depends on the number of ranks."""
+
+# fmt: off
+# Kind, phase, slots, in use, expected.
+DECISIONS = [
+    # One trial's own failure.
+    (OTHER, LOAD, 0, 0, Action.FAIL_TRIAL),
+    (OTHER, LOAD, 4, 0, Action.FAIL_TRIAL),
+    (OTHER, TRIAL, 4, 0, Action.FAIL_TRIAL),
+    (ErrorKind.NOT_PACKABLE, LOAD, 0, 0, Action.TRAIN_ALONE),
+    (ErrorKind.NOT_PACKABLE, LOAD, 4, 0, Action.TRAIN_ALONE),
+    (ErrorKind.NOT_PACKABLE, TRIAL, 4, 0, Action.FAIL_TRIAL),
+    (ErrorKind.TAKEN_OVER, LOAD, 4, 0, Action.ABANDON_TRIAL),
+    (ErrorKind.TAKEN_OVER, TRIAL, 4, 0, Action.ABANDON_TRIAL),
+    (ErrorKind.DISK_FULL, LOAD, 4, 0, Action.ABANDON_TRIAL),
+    (ErrorKind.DISK_FULL, TRIAL, 1, 0, Action.ABANDON_TRIAL),
+    (ErrorKind.ENDED_ELSEWHERE, LOAD, 4, 0, Action.IGNORE),
+    (ErrorKind.ENDED_ELSEWHERE, TRIAL, 4, 0, Action.IGNORE),
+    # Out of memory while something is done for one trial.
+    (MEMORY, LOAD, 0, 0, Action.FAIL_TRIAL),
+    (MEMORY, LOAD, 1, 0, Action.FAIL_TRIAL),
+    (MEMORY, LOAD, 2, 0, Action.HALVE_SLOTS_WITHOUT_TRIAL),
+    (MEMORY, TRIAL, 1, 0, Action.FAIL_TRIAL),
+    (MEMORY, TRIAL, 8, 0, Action.HALVE_SLOTS_WITHOUT_TRIAL),
+    # A pass of several trials, which can be repeated, and an optimizer step, which cannot.
+    (MEMORY, PASS, 4, 4, Action.HALVE_SLOTS),
+    (MEMORY, PASS, 4, 1, Action.HALVE_SLOTS),
+    (MEMORY, PASS, 1, 1, Action.FAIL_TRIAL),
+    (MEMORY, STEP, 4, 4, Action.HALVE_SLOTS_WITHOUT_SAVING),
+    (MEMORY, STEP, 4, 1, Action.HALVE_SLOTS_WITHOUT_SAVING),
+    (MEMORY, STEP, 1, 1, Action.FAIL_TRIAL),
+    (OTHER, PASS, 4, 4, Action.SPLIT_UP),
+    (OTHER, PASS, 4, 1, Action.FAIL_TRIAL),
+    (OTHER, STEP, 4, 2, Action.SPLIT_UP_WITHOUT_SAVING),
+    (OTHER, STEP, 4, 1, Action.FAIL_TRIAL),
+    (ErrorKind.DISK_FULL, PASS, 4, 4, Action.SPLIT_UP),
+    (ErrorKind.DISK_FULL, PASS, 4, 1, Action.ABANDON_TRIAL),
+    (ErrorKind.DISK_FULL, STEP, 4, 4, Action.SPLIT_UP_WITHOUT_SAVING),
+    (ErrorKind.DISK_FULL, STEP, 4, 1, Action.ABANDON_TRIAL),
+    (ErrorKind.TAKEN_OVER, PASS, 4, 4, Action.SPLIT_UP),
+    (ErrorKind.TAKEN_OVER, PASS, 4, 1, Action.ABANDON_TRIAL),
+    (ErrorKind.TAKEN_OVER, STEP, 4, 4, Action.SPLIT_UP_WITHOUT_SAVING),
+    (ErrorKind.TAKEN_OVER, STEP, 4, 1, Action.ABANDON_TRIAL),
+    (ErrorKind.NOT_PACKABLE, PASS, 4, 4, Action.SPLIT_UP),
+    (ErrorKind.NOT_PACKABLE, PASS, 4, 1, Action.FAIL_TRIAL),
+    (ErrorKind.NOT_PACKABLE, STEP, 4, 4, Action.SPLIT_UP_WITHOUT_SAVING),
+    (ErrorKind.NOT_PACKABLE, STEP, 4, 1, Action.FAIL_TRIAL),
+    (ErrorKind.ENDED_ELSEWHERE, PASS, 4, 4, Action.SPLIT_UP),
+    (ErrorKind.ENDED_ELSEWHERE, PASS, 4, 1, Action.FAIL_TRIAL),
+    (ErrorKind.ENDED_ELSEWHERE, STEP, 4, 4, Action.SPLIT_UP_WITHOUT_SAVING),
+    (ErrorKind.ENDED_ELSEWHERE, STEP, 4, 1, Action.FAIL_TRIAL),
+    # Outside of all these.
+    (OTHER, JOB, 4, 0, Action.RAISE),
+    (MEMORY, JOB, 4, 0, Action.RAISE),
+    (ErrorKind.DISK_FULL, JOB, 4, 0, Action.RAISE),
+    (ErrorKind.TAKEN_OVER, JOB, 4, 0, Action.RAISE),
+    (ErrorKind.NOT_PACKABLE, JOB, 4, 0, Action.RAISE),
+    (ErrorKind.ENDED_ELSEWHERE, JOB, 4, 0, Action.RAISE),
+]
+# fmt: on
 
 
-@pytest.mark.parametrize(
-    ("kind", "phase", "slots", "in_use", "expected"),
-    [
-        # One trial's own failure.
-        (OTHER, LOAD, 0, 0, Action.FAIL_TRIAL),
-        (OTHER, LOAD, 4, 0, Action.FAIL_TRIAL),
-        (OTHER, TRIAL, 4, 0, Action.FAIL_TRIAL),
-        (ErrorKind.NOT_PACKABLE, LOAD, 0, 0, Action.TRAIN_ALONE),
-        (ErrorKind.NOT_PACKABLE, LOAD, 4, 0, Action.TRAIN_ALONE),
-        (ErrorKind.NOT_PACKABLE, TRIAL, 4, 0, Action.FAIL_TRIAL),
-        (ErrorKind.TAKEN_OVER, TRIAL, 4, 0, Action.ABANDON_TRIAL),
-        (ErrorKind.DISK_FULL, LOAD, 4, 0, Action.ABANDON_TRIAL),
-        (ErrorKind.DISK_FULL, TRIAL, 1, 0, Action.ABANDON_TRIAL),
-        (ErrorKind.ENDED_ELSEWHERE, TRIAL, 4, 0, Action.IGNORE),
-        # Out of memory while something is done for one trial.
-        (MEMORY, LOAD, 0, 0, Action.FAIL_TRIAL),
-        (MEMORY, LOAD, 1, 0, Action.FAIL_TRIAL),
-        (MEMORY, LOAD, 2, 0, Action.HALVE_SLOTS_WITHOUT_TRIAL),
-        (MEMORY, TRIAL, 1, 0, Action.FAIL_TRIAL),
-        (MEMORY, TRIAL, 8, 0, Action.HALVE_SLOTS_WITHOUT_TRIAL),
-        # A pass of several trials, which can be repeated, and an optimizer step, which cannot.
-        (MEMORY, PASS, 4, 4, Action.HALVE_SLOTS),
-        (MEMORY, PASS, 4, 1, Action.HALVE_SLOTS),
-        (MEMORY, PASS, 1, 1, Action.FAIL_TRIAL),
-        (MEMORY, STEP, 4, 4, Action.HALVE_SLOTS_WITHOUT_SAVING),
-        (MEMORY, STEP, 4, 1, Action.HALVE_SLOTS_WITHOUT_SAVING),
-        (MEMORY, STEP, 1, 1, Action.FAIL_TRIAL),
-        (OTHER, PASS, 4, 4, Action.SPLIT_UP),
-        (OTHER, PASS, 4, 1, Action.FAIL_TRIAL),
-        (OTHER, STEP, 4, 2, Action.SPLIT_UP_WITHOUT_SAVING),
-        (OTHER, STEP, 4, 1, Action.FAIL_TRIAL),
-        (ErrorKind.DISK_FULL, PASS, 4, 4, Action.SPLIT_UP),
-        (ErrorKind.DISK_FULL, PASS, 4, 1, Action.ABANDON_TRIAL),
-        (ErrorKind.TAKEN_OVER, STEP, 4, 1, Action.ABANDON_TRIAL),
-        (ErrorKind.NOT_PACKABLE, PASS, 4, 4, Action.SPLIT_UP),
-        # Outside of all these.
-        (OTHER, JOB, 4, 0, Action.RAISE),
-        (MEMORY, JOB, 4, 0, Action.RAISE),
-        (ErrorKind.DISK_FULL, JOB, 4, 0, Action.RAISE),
-    ],
-)  # fmt: skip
+def test_every_kind_of_error_is_decided_in_every_phase():
+    decided = {(kind, phase) for kind, phase, *_ in DECISIONS}
+    assert decided == set(product(set(ErrorKind) - BY_RANKS, Phase))
+
+
+@pytest.mark.parametrize(("kind", "phase", "slots", "in_use", "expected"), DECISIONS)
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_what_a_failure_calls_for(kind, phase, slots, in_use, ranks, expected):
     assert decide(Failure(kind, phase, slots, in_use, ranks)) is expected
@@ -136,7 +164,6 @@ def test_half_as_many_slots_but_one(trials, expected):
         (PeerFailed(1, "TrialTakenOver", "error", "elsewhere"), ErrorKind.TAKEN_OVER),
         (DiskFullError("the disk of x is full"), ErrorKind.DISK_FULL),
         (PeerFailed(1, "DiskFullError", "error", "the disk of x is full"), ErrorKind.DISK_FULL),
-        (OSError(errno.ENOSPC, "No space left on device"), ErrorKind.DISK_FULL),
         (PeerLost("rank 1"), ErrorKind.PEER_LOST),
         (RuntimeError("Connection reset by peer"), ErrorKind.CONNECTION),
         (Diverged("the eval loss", float("nan"), 3), OTHER),
@@ -145,11 +172,14 @@ def test_half_as_many_slots_but_one(trials, expected):
     ids=repr,
 )
 def test_what_an_error_means_here_or_on_another_rank(tmp_path, error, expected):
-    assert kind_of(error, tmp_path) is expected
+    assert kind_of(error) is expected
+    assert kind_by_disk(error, tmp_path) is expected
 
 
 def test_a_full_disk_is_seen_through_the_causes_of_an_error(tmp_path):
+    full = OSError(errno.ENOSPC, "No space left on device")
     error = RuntimeError("writing failed")
-    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
-    assert kind_of(error, tmp_path) is ErrorKind.DISK_FULL
-    assert kind_of(error) is OTHER
+    error.__cause__ = full
+    for found in (full, error):
+        assert kind_by_disk(found, tmp_path) is ErrorKind.DISK_FULL
+        assert kind_of(found) is OTHER

@@ -47,7 +47,7 @@ def test_mixed_trials_equal_their_solo_runs(material, solo, slots):
     folders, results = pack(material, *mixed_configs(material), slots=slots)
     for (alone, expected), folder, result in zip(solo, folders, results, strict=True):
         assert deviation(alone, folder) < FLOAT32
-        assert result.value == pytest.approx(expected.value, abs=FLOAT32)
+        assert result.eval_loss == pytest.approx(expected.eval_loss, abs=FLOAT32)
         for name in ("state", "steps", "max_steps", "best_step", "tokens", "data_hash"):
             assert getattr(result, name) == getattr(expected, name)
         for name in ("trainable_parameters", "total_parameters", "model_hash"):
@@ -189,7 +189,7 @@ def test_families_and_types_equal_their_solo_runs(material, family, sections, bo
     alone, expected = material.train(config.model_copy(update={"packed": False}))
     (_, folder), (_, result) = pack(material, other, config, slots=2)
     assert deviation(alone, folder) < bound
-    assert result.value == pytest.approx(expected.value, abs=bound)
+    assert result.eval_loss == pytest.approx(expected.eval_loss, abs=bound)
     read = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(path), folder.adapter)
     ours = read_adapter(folder)
     theirs = {key: value for key, value in read.state_dict().items() if "lora_" in key}

@@ -5,7 +5,7 @@ from helpers.memory import llama_trial, trial
 
 from trial.builtin import model_path
 from trial.config.trial_config import parse
-from trial.devices.device_memory import Capacity, card_generation
+from trial.devices.device_memory import DeviceMemory, card_generation
 from trial.model.known_shapes import known_settings, shapes_of
 from trial.model.model_folder import ModelFolder
 from trial.preflight.memory_estimate import GIB, MemoryEstimate, estimate
@@ -14,7 +14,7 @@ from trial.preflight.memory_fit import MemoryFit, memory_fit, shapes_for
 
 def fit_on(card_gib, config, name, ranks=1):
     shapes = shapes_of(known_settings(name))
-    return MemoryFit(estimate(config, shapes, ranks=ranks), Capacity("card", card_gib * GIB))
+    return MemoryFit(estimate(config, shapes, ranks=ranks), DeviceMemory("card", card_gib * GIB))
 
 
 RAN = [

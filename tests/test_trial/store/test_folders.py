@@ -19,6 +19,7 @@ from sweep.study.decider import OptunaDecider
 from trial.store.files import read_lines
 from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.records import Attempt, Evaluation, Result, StudyRecord, TrainLog
+from trial.training.checkpoints import Measurement, TrialProgress
 
 ROW = Evaluation(step=1, eval_loss=2.0)
 
@@ -44,7 +45,7 @@ def make_study(folder: StudyFolder) -> StudyFolder:
             trial.append(evaluation)
             decider.report(proposal.number, evaluation)
         if value is not None:
-            result = Result(state="complete", value=value, best_step=10, steps=10, max_steps=10)
+            result = Result(state="complete", eval_loss=value, best_step=10, steps=10, max_steps=10)
             trial.write_result(result)
             decider.tell(proposal.number, result)
     return folder
@@ -53,6 +54,34 @@ def make_study(folder: StudyFolder) -> StudyFolder:
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory) -> StudyFolder:
     return make_study(StudyFolder(tmp_path_factory.mktemp("sound") / "study"))
+
+
+# Names on disk
+
+
+def test_the_eval_loss_is_called_value_in_a_result_and_in_a_checkpoints_progress(tmp_path):
+    folder = TrialFolder(tmp_path)
+    folder.write_result(Result(state="pruned", eval_loss=1.5, finished=2.0))
+    text = folder.result.read_text()
+    content = json.loads(text)
+    assert "eval_loss" not in content
+    assert list(content)[:3] == ["version", "state", "value"]
+    assert content["value"] == folder.read_result().eval_loss == 1.5
+    folder.write_result(folder.read_result())
+    assert folder.result.read_text() == text
+
+    best = Measurement(step=4, eval_loss=1.5, metrics={"x": 2.0})
+    text = TrialProgress(step=9, best=best).model_dump_json()
+    assert '"best":{"step":4,"value":1.5,"metrics":{"x":2.0}}' in text
+    assert TrialProgress.model_validate_json(text).best == best
+    assert TrialProgress.model_validate_json(text).model_dump_json() == text
+
+
+def test_a_value_that_is_no_number_is_refused_by_its_name_on_disk(tmp_path):
+    folder = TrialFolder(tmp_path)
+    folder.result.write_text('{"state": "complete", "value": "low"}')
+    with pytest.raises(ValueError, match=r"result\.json: value: Input should be a valid number"):
+        folder.read_result()
 
 
 # Versions
@@ -133,15 +162,15 @@ def test_a_copy_of_a_trial_under_another_spelling_is_no_trial(sound, tmp_path):
 
 def test_a_half_written_file_is_never_read(tmp_path, monkeypatch):
     folder = TrialFolder(tmp_path)
-    folder.write_result(Result(state="complete", value=1.0))
+    folder.write_result(Result(state="complete", eval_loss=1.0))
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        folder.write_result(Result(state="complete", value=2.0))
-    assert folder.read_result().value == 1.0
+        folder.write_result(Result(state="complete", eval_loss=2.0))
+    assert folder.read_result().eval_loss == 1.0
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 

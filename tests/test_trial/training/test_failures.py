@@ -30,7 +30,7 @@ def test_a_diverged_trial_stops_within_the_step(material):
     config = material.config(training={"learning_rate": 1e30, "warmup_ratio": 0.0})
     folder, result = material.train(config)
     assert (result.state, result.cause.kind) == ("failed", "diverged")
-    assert result.value is None
+    assert result.eval_loss is None
     assert result.cause.step == result.steps + 1 <= 4
     assert "loss is nan at step" in result.cause.message
     assert "Traceback" in folder.log.read_text()

@@ -65,10 +65,10 @@ def test_the_value_is_the_eval_loss_of_the_saved_weights(material, family, secti
     tokenizer = AutoTokenizer.from_pretrained(config.model.name_or_path)
     tokenizer.pad_token = tokenizer.eos_token
     assert plain_eval_loss(reload(folder, config), config, tokenizer) == pytest.approx(
-        result.value, abs=1e-5
+        result.eval_loss, abs=1e-5
     )
     losses = {row.step: row.eval_loss for row in folder.read_evaluations()}
-    assert result.value == (losses[20] if config.keep == "last" else min(losses.values()))
+    assert result.eval_loss == (losses[20] if config.keep == "last" else min(losses.values()))
     assert losses[result.best_step] == min(losses.values())
     assert not folder.checkpoints.exists()
 

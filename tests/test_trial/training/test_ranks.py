@@ -93,7 +93,7 @@ def test_two_ranks_have_the_losses_of_one_and_a_kill_changes_nothing(material, t
     assert Checkpoints(killed).newest().name == "checkpoint-4"
     assert train_two(killed) == [0, 0]
     assert losses_of(killed) == losses_of(whole)
-    assert killed.read_result().value == result.value
+    assert killed.read_result().eval_loss == result.eval_loss
     assert killed.read_result().tokens == result.tokens
     assert [row.resumed_from for row in killed.read_attempts()] == [0, 4]
     weights = "adapter/adapter_model.safetensors"

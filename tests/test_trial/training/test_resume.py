@@ -70,7 +70,7 @@ def test_a_killed_trial_ends_as_if_nothing_had_happened(material, processes, sec
     reference = train(whole, None, material.process_cache())
     assert resumed.state == reference.state == "complete"
     assert losses_of(killed) == losses_of(whole)
-    assert resumed.value == reference.value
+    assert resumed.eval_loss == reference.eval_loss
     assert resumed.tokens == reference.tokens
     assert [attempt.resumed_from for attempt in killed.read_attempts()] == [0, 15]
     weights = (killed.adapter if config.lora.r else killed.model).glob("*.safetensors")
@@ -103,7 +103,7 @@ def test_an_interrupted_trial_goes_on_as_if_nothing_had_happened(
     result = train(folder, None, material.process_cache())
     # Stages 0 to 2 round as no DeepSpeed does, on one rank.
     assert losses_of(folder) == losses_of(whole)
-    assert result.value == reference.value
+    assert result.eval_loss == reference.eval_loss
     assert result.initial_eval_loss == reference.initial_eval_loss
     assert result.tokens == reference.tokens
 
@@ -114,7 +114,7 @@ def test_interrupts_around_the_end_of_an_epoch(material, undisturbed, asked):
     whole, reference = undisturbed["epoch"]
     folder = material.folder(whole.read_config())
     assert train(folder, Recorder("interrupt", asked), material.process_cache()) is None
-    assert train(folder, None, material.process_cache()).value == reference.value
+    assert train(folder, None, material.process_cache()).eval_loss == reference.eval_loss
     assert losses_of(folder) == losses_of(whole)
     assert set(losses_of(folder)) == {11, 22}
 
@@ -125,7 +125,7 @@ def test_a_pruned_trial_stops_at_the_step_it_is_told(material):
     assert result.state == "pruned"
     assert result.steps == 12
     assert recorder.asked == 14
-    assert result.value == losses_of(folder)[10] == recorder.evaluations[-1].eval_loss
+    assert result.eval_loss == losses_of(folder)[10] == recorder.evaluations[-1].eval_loss
     assert folder.read_result() == result
     assert not folder.checkpoints.exists()
     assert not folder.adapter.exists()
@@ -134,7 +134,7 @@ def test_a_pruned_trial_stops_at_the_step_it_is_told(material):
 def test_a_trial_pruned_before_it_starts_has_no_value(material):
     folder = material.folder(material.config())
     result = train(folder, Recorder("prune", 1), material.process_cache())
-    assert (result.state, result.value, result.steps) == ("pruned", None, 0)
+    assert (result.state, result.eval_loss, result.steps) == ("pruned", None, 0)
 
 
 def test_a_trial_saved_by_its_own_interval(material):
@@ -184,7 +184,7 @@ def test_the_newest_complete_checkpoint_counts(tmp_path):
     for step in (5, 10):
         (checkpoints.at(step) / COMPLETE).touch()
     assert checkpoints.newest() == checkpoints.at(10)
-    progress = TrialProgress(step=90, tokens=7, best=Measurement(step=8, value=1.0))
+    progress = TrialProgress(step=90, tokens=7, best=Measurement(step=8, eval_loss=1.0))
     checkpoints.complete(progress)
     assert {path.name for path in checkpoints.path.iterdir()} == {"checkpoint-90", "best-8"}
     assert checkpoints.read_progress(checkpoints.newest()) == progress
