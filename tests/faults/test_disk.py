@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from faults import kill_sweeps
-from helpers import fakes
+from helpers.sweeps import fakes
 
 from sweep.driver import disk_guard as sweep_disk
 from sweep.driver.disk_guard import GB, DiskGuard

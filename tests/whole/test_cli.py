@@ -13,9 +13,9 @@ import pandas
 import pytest
 import typer
 import yaml
-from helpers import models
 from helpers.command import invoke, run_command
 from helpers.paths import ROOT
+from helpers.training import models
 
 from sweep.cli.output import exit_on_bad_input
 from sweep.study import study_lock

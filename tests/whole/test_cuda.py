@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from helpers.models import make_model
-from helpers.train import DEVICE, Material
+from helpers.training.models import make_model
+from helpers.training.train import DEVICE, Material
 
 from trial.model.dropout_hash import KEEP_ALL, row_key, threshold
 from trial.model.lora_dropout import (

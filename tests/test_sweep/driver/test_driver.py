@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from helpers import fakes
+from helpers.sweeps import fakes
 
 from trial.config.trial_config import TrialConfig
 from trial.store.folders import StudyFolder, TrialFolder

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-from helpers import fakes
+from helpers.sweeps import fakes
 
 from sweep.driver.driver import Driver
 from sweep.driver.prefetch import Prefetcher, prefetch_count

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import count
 
 import pytest
-from helpers import fakes
+from helpers.sweeps import fakes
 
 from sweep.driver.executor import Finished, Lost
 from sweep.driver.retry_policy import Retry, count_tries, halve_micro_batch, retry_action

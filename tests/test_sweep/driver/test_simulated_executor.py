@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 from bench.scale_nodes import CURVES, RANK, RATE, simulate, sweep_spec
-from helpers import fakes
+from helpers.sweeps import fakes
 
 from sweep.driver.driver import Driver
 from sweep.driver.executor import Evaluated, Finished, Interrupted, Job, Started, TrialRef

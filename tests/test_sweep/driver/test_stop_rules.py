@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from helpers import fakes
+from helpers.sweeps import fakes
 
 from sweep.driver.progress import BestTrial, SweepProgress
 from sweep.driver.stop_rules import stop_decision

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import psutil
 import pytest
-from helpers import node_worker
-from helpers.executor_bench import ExecutorBench
-from helpers.node_worker import COMPLETE, LOCKS, WAIT, NodeWorker
+from helpers.ray import node_worker
+from helpers.ray.executor_bench import ExecutorBench
+from helpers.ray.node_worker import COMPLETE, LOCKS, WAIT, NodeWorker
 
 from sweep.driver.executor import Finished
 from sweep.ray_backend.cluster import RaySettings

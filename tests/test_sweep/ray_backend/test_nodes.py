@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from helpers import node_worker
-from helpers.executor_bench import ExecutorBench
-from helpers.node_worker import (
+from helpers.ray import node_worker
+from helpers.ray.executor_bench import ExecutorBench
+from helpers.ray.node_worker import (
     COMPLETE,
     GATE,
     LOCKS,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.train import DEVICE, Material
+from helpers.training.train import DEVICE, Material
 
 from sweep.driver.executor import (
     Evaluated,

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from helpers.train import Material
+from helpers.training.train import Material
 from test_sweep.ray_backend.test_packed import Sweep, attempts
 
 from sweep.driver.executor import Evaluated, Finished, Interrupted, Job, Lost, Started, TrialRef

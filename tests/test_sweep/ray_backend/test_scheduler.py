@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.fake_actors import FakeCluster, start_fake
+from helpers.ray.fake_actors import FakeCluster, start_fake
 
 from sweep.driver.executor import Evicted, Job, TrialRef
 from sweep.ray_backend.cluster import RaySettings

@@ -7,8 +7,8 @@ import shutil
 from typing import Any
 
 import pytest
-from helpers.models import make_mixtral
-from helpers.packed import (
+from helpers.training.models import make_mixtral
+from helpers.training.packed import (
     COMPANY,
     MIXED,
     crowded_engine,
@@ -19,7 +19,7 @@ from helpers.packed import (
     pack,
     read_last,
 )
-from helpers.train import Material
+from helpers.training.train import Material
 
 from trial.multi_lora.engine import Engine
 from trial.multi_lora.packable import NotPackableError

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.packed import (
+from helpers.training.packed import (
     COMPANY,
     MIXED,
     CacheOnDevice,
@@ -18,7 +18,7 @@ from helpers.packed import (
     pack,
     read_last,
 )
-from helpers.train import DEVICE, Material
+from helpers.training.train import DEVICE, Material
 
 from trial.devices.device import DEVICES
 

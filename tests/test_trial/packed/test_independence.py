@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.packed import COMPANY, MIXED, StopsAfter, deviation, pack, read_adapter
-from helpers.train import DEVICE, Material
+from helpers.training.packed import COMPANY, MIXED, StopsAfter, deviation, pack, read_adapter
+from helpers.training.train import DEVICE, Material
 
 from trial.multi_lora.adamw import StepSettings
 from trial.multi_lora.engine import Engine, EngineSettings, MicroBatch

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from helpers.packed import COMPANY, MIXED, deviation, pack
-from helpers.train import Material
+from helpers.training.packed import COMPANY, MIXED, deviation, pack
+from helpers.training.train import Material
 
 from trial.packed.job import PackedJob
 from trial.packed.slot_count import best_slot_count

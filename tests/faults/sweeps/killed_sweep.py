@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from faults.checks import Snapshot, check_metrics, curves, require, snapshot
-from faults.ray_nodes import Nodes
+from faults.sweeps.checks import Snapshot, check_metrics, curves, require, snapshot
+from faults.sweeps.ray_nodes import Nodes
 
 from sweep.storage.open import open_storage
 from sweep.storage.url import VARIABLE

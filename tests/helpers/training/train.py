@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from helpers.models import make_model, write_rows
+from helpers.training.models import make_model, write_rows
 
 from trial.config.trial_config import TrialConfig, parse
 from trial.preload import finish_imports

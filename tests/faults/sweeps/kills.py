@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable
 
 import psutil
-from faults.killed_sweep import Sweep
+from faults.sweeps.killed_sweep import Sweep
 
 
 def kill_driver(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from helpers.train import Killer, Recorder
+from helpers.training.train import Killer, Recorder
 
 from trial.distributed.rank_group import PeerLost, folder_of_rank, rank_environment
 from trial.store.folders import TrialFolder
@@ -97,7 +97,7 @@ def run_packed_rank(rank: int, size: int, port: int, given: Packed) -> None:
     """Train as one rank of a packed job; the states it saw go to `saw-RANK` in the first folder."""
     os.environ.update(rank_environment(rank, ["here"] * size, "127.0.0.1", port))
     import torch
-    from helpers.packed import CacheOnDevice, StopsAfter, failing_engine, opener
+    from helpers.training.packed import CacheOnDevice, StopsAfter, failing_engine, opener
 
     from trial.multi_lora.engine import Engine
     from trial.packed.job import train_packed

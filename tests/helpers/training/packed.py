@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.train import DEVICE, Material
+from helpers.training.train import DEVICE, Material
 
 from trial.devices.device import Device
 from trial.multi_lora.engine import Engine

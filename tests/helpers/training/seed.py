@@ -54,7 +54,7 @@ def write_config(folder: Path, model: object, rows: object, deepspeed: bool = Tr
 
 def write_model(folder: Path) -> Path:
     """A tiny Llama that takes rows of 500 tokens, as in the seed repository."""
-    from helpers import models
+    from helpers.training import models
 
     models.make_model(folder)
     settings = json.loads((folder / "config.json").read_text())

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import optuna
-from faults.trial_scenarios import Scenario, nothing, require
-from helpers import fakes
+from faults.writes.trial_scenarios import Scenario, nothing, require
+from helpers.sweeps import fakes
 
 from sweep.driver.disk_guard import DiskGuard
 from sweep.driver.driver import Driver
