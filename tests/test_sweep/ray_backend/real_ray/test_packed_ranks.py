@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from helpers.training.train import Material
-from test_sweep.ray_backend.test_packed import Sweep, attempts
+from test_sweep.ray_backend.real_ray.test_packed import Sweep, attempts
 
 from sweep.driver.executor import Evaluated, Finished, Interrupted, Job, Lost, Started, TrialRef
 from sweep.ray_backend.cluster import RaySettings

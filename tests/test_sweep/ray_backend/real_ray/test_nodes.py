@@ -1,6 +1,6 @@
 """Placement on several nodes and on aligned HPUs: a real Ray on simulated nodes, no hardware.
 
-What starts a Ray of its own is in `test_local_ray.py`: it keeps its process to loopback, and a
+What starts a Ray of its own is in `test_cluster.py`: it keeps its process to loopback, and a
 driver in the same process then cannot be reached by a cluster that was there before.
 """
 
