@@ -85,9 +85,9 @@ def trials(count: int) -> None:
         ):
             print(f"| {now} | {1e3 * (clock - then) / (now - before):.1f} | {megabytes:.0f} |")
         began = time.perf_counter()
-        ending = _drive(spec, study, SimulatedExecutor(no_curve), Milestones(1), count)
+        outcome = _drive(spec, study, SimulatedExecutor(no_curve), Milestones(1), count)
         seconds, size = time.perf_counter() - began, study.journal.stat().st_size / 1e6
-        print(f"opened again in {seconds:.1f} s ({ending.reason}); journal {size:.1f} MB")
+        print(f"opened again in {seconds:.1f} s ({outcome.reason}); journal {size:.1f} MB")
 
 
 def no_curve(number: int, config: TrialConfig) -> Any:

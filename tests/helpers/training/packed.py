@@ -26,7 +26,7 @@ FLOAT32 = 2e-5
 """Packed and solo losses differ by at most this in float32, over twenty steps at usual rates."""
 BFLOAT16 = 2e-3
 """The same in bfloat16, whose numbers near 1 are 8e-3 apart."""
-COMPANY = 0.0 if DEVICE == "cpu" else FLOAT32
+SHARED_JOB_TOLERANCE = 0.0 if DEVICE == "cpu" else FLOAT32
 """A packed trial differs by this from itself among other trials: a GPU's libraries choose their
 kernels by the size of a batch, and round differently."""
 

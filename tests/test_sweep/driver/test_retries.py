@@ -255,9 +255,9 @@ def test_a_full_disk_ends_the_sweep_and_no_trial(tmp_path):
 
     decider = fakes.ScriptedDecider()
     driver = fakes.make_driver(tmp_path, decider, Full(lambda n: [1.0], width=2), trials=4)
-    ending = driver.run()
-    assert ending.failed
-    assert "the disk of /x is full" in ending.reason
+    outcome = driver.run()
+    assert outcome.failed
+    assert "the disk of /x is full" in outcome.reason
     assert decider.told == {}
     assert driver.executor.submitted == [0, 1]
     assert driver.study.trial(0).read_failures() == []
