@@ -1,6 +1,6 @@
 """One trial after another through Hugging Face's Trainer, in one process, on one GPU.
 
-python tests/bench/peers_trainer.py FOLDER WORK [WORK ...]
+python tests/bench/peers/trainer.py FOLDER WORK [WORK ...]
 
 Imports and base model are paid once, as in no script that is started for each trial. A few steps
 of each work are not measured.
@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench_material import Work, encode, lora_settings, points, trainer_settings, write_rows
+from material import Work, encode, lora_settings, points, trainer_settings, write_rows
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,

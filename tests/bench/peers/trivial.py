@@ -1,6 +1,6 @@
 """Trials that do nothing, five reports each, as many a second as can be; the peers' Python.
 
-python tests/bench/peers_trivial.py tune|tune-reuse|actors FOLDER --trials N
+python tests/bench/peers/trivial.py tune|tune-reuse|actors FOLDER --trials N
 """
 
 from __future__ import annotations

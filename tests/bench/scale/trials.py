@@ -1,10 +1,10 @@
 """Does the cost of a trial stay flat over a long study, and is it opened again in seconds?
 
-python tests/bench/scale_trials.py [--trials 10000]
+python tests/bench/scale/trials.py [--trials 10000]
 
 Trials that do nothing, with five evaluations each, through the real driver, journal file, trial
 folders and two Ray workers; then the finished study once more, as a resume opens it. Devices by the
-hundred are simulated by tests/bench/scale_nodes.py.
+hundred are simulated by tests/bench/scale/nodes.py.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from typing import Any
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-import ours_trivial
+from ours import trivial
 
 from sweep.driver.disk_guard import DiskGuard
 from sweep.driver.driver import Driver
@@ -63,15 +64,15 @@ def trials(count: int) -> None:
     import ray
 
     # Workers do not have this folder on their path.
-    ray.cloudpickle.register_pickle_by_value(ours_trivial)
+    ray.cloudpickle.register_pickle_by_value(trivial)
     with tempfile.TemporaryDirectory() as scratch:
-        spec = ours_trivial.spec(Path(scratch), count)
+        spec = trivial.spec(Path(scratch), count)
         spec = spec.model_copy(update={"pruner": PrunerSpec(name="successive_halving")})
         study = StudyFolder(Path(scratch) / "trivial")
         study.write_record(StudyRecord(name="trivial", spec=spec.content()))
         view = Milestones(max(1, count // 10))
         settings = RaySettings(
-            device="cpu", concurrency=2, expected_jobs=count, worker=ours_trivial.TrivialWorker
+            device="cpu", concurrency=2, expected_jobs=count, worker=trivial.TrivialWorker
         )
         executor = RayExecutor(settings)
         executor.start()

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from bench_run import Measured, Reach
+from arms import Measured, Reach
 
 PROFILE = "profile: "
 

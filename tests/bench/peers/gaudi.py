@@ -1,6 +1,6 @@
 """Each trial by GaudiTrainer in a script of its own, without a harness; run by the peers' Python.
 
-python tests/bench/peers_gaudi.py FOLDER WORK TRIALS
+python tests/bench/peers/gaudi.py FOLDER WORK TRIALS
 
 Starts itself anew for each trial. What GaudiTrainer needs off the device is mended in the cheapest
 way there is: `optimum.habana` is entered without its own start (diffusion, `pip list`).
@@ -17,7 +17,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-from bench_material import Work, encode, lora_settings, points, trainer_settings
+from material import Work, encode, lora_settings, points, trainer_settings
 
 FLAGS = (
     "attn_softmax_bf16",

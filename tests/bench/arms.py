@@ -227,7 +227,7 @@ def _process(command: Sequence[str], folder: Path) -> tuple[int, str, str]:
     return process.returncode, output, errors
 
 
-def gpu() -> str:
+def gpu_name() -> str:
     """The GPU that is measured on."""
     words = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
     try:

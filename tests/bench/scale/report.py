@@ -1,6 +1,6 @@
 """A report of 10,000 trials with 50 evaluations each: seconds, memory, size of the page.
 
-python tests/bench/report_scale.py [--trials 10000] [--evaluations 50] [--keep FOLDER]
+python tests/bench/scale/report.py [--trials 10000] [--evaluations 50] [--keep FOLDER]
 
 The study is made up (a bowl over learning rate and rank, two thirds pruned, some failed), written
 without flushing to disk, and reported in a process of its own, whose peak memory is what counts.

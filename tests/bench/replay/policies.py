@@ -1,6 +1,6 @@
 """Which sampler and pruner find a good configuration soonest? Sweeps replayed from real curves.
 
-python tests/bench/replay_policies.py [--seeds 20] [--first 0] [--slots 2] [--grid joint]
+python tests/bench/replay/policies.py [--seeds 20] [--first 0] [--slots 2] [--grid joint]
     [--only ours] [--policy NAME ...] [--jobs 2] [--json FILE]
 
 The curves are full grids of real trials: `curves/tiny_llama.csv` (rank x learning rate) and
@@ -25,162 +25,35 @@ import os
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from grids import MOST_TRIALS, Grid, grids, target
+from ray_tune import RayTune
 
 from sweep.driver.driver import Driver
 from sweep.driver.executor import Event, Finished
-from sweep.driver.interfaces import Decider, Proposal
+from sweep.driver.interfaces import Decider
 from sweep.driver.progress import SweepProgress
 from sweep.driver.simulated_executor import RecordedCosts, RecordedGrid, SimulatedExecutor
-from sweep.spec.dimension import Choices, Derived, Range
-from sweep.spec.rungs import evaluated_at_rungs
-from sweep.spec.spec import PrunerSpec, SamplerSpec, StopSpec, SweepSpec
+from sweep.spec.spec import PrunerSpec, SamplerSpec
 from sweep.storage.open import in_memory
 from sweep.study.decider import OptunaDecider
-from trial.config.sections import EvaluationSection, Origin
 from trial.config.trial_config import TrialConfig
 from trial.store.folders import StudyFolder
-from trial.store.records import Evaluation, Result
 
-CURVES = Path(__file__).parent / "curves"
-RANK, RATE, DROPOUT = "lora.r", "training.learning_rate", "lora.lora_dropout"
-SCALE = "alpha_over_r"
-RANKS = Choices(choices=(2, 4, 8, 16, 32))
-MOST_TRIALS = 100
 PACK, SHARE = 4, 0.57
 """Trials that share a device, and what each takes of it over what it takes alone; measured by
-`replay_record.py --share`."""
+`replay/record.py --share`."""
 FORKED = 0.31
 """Seconds of start-up of a worker that is forked from a process with all imports done, as ours are
-on CPUs (`sweep/ray_backend/fork_server.py`); measured by `replay_record.py --start`. It comes up
+on CPUs (`sweep/ray_backend/fork_server.py`); measured by `replay/record.py --start`. It comes up
 while Ray does, for which nobody pays here."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Recorded curves, and the space that is searched on them."""
-
-    name: str
-    recorded: RecordedGrid
-    drawn: Mapping[str, Choices | Range]
-    alpha: str
-    """What `lora_alpha` is."""
-
-    def spec(self, sampler: SamplerSpec, pruner: PrunerSpec) -> SweepSpec:
-        """A sweep of the recorded trials' length, evaluated as recorded or as its pruner wants."""
-        steps = self.recorded.steps
-        space: dict[str, Any] = {name: (one,) for name, one in self.drawn.items() if "." in name}
-        spec = SweepSpec(
-            name="replay",
-            base={"training": {"max_steps": steps[-1], "eval_steps": steps[0]}},
-            space={**space, "lora.lora_alpha": (Derived(expression=self.alpha),)},
-            variables={name: (one,) for name, one in self.drawn.items() if "." not in name},
-            sampler=sampler, pruner=pruner, stop=StopSpec(trials=MOST_TRIALS),
-        )  # fmt: skip
-        return evaluated_at_rungs(spec)
-
-
-def grids() -> list[Grid]:
-    """Both: any rate between the recorded ends, else what a sweep file would list.
-
-    The joint one has the ranges of `spaces/lora_joint.yaml`, and the other's seconds: it was
-    recorded packed, on a busy machine.
-    """
-    plain = RecordedGrid.read(CURVES / "tiny_llama.csv")
-    joint = RecordedGrid.read(CURVES / "tiny_llama_joint.csv", costs=plain.costs)
-    scale = Choices(choices=(0.5, 1, 2, 4))
-    dropout = Range(type="float", low=0.0, high=0.2, step=0.05)
-    return [
-        Grid("rank x rate", plain, {RANK: RANKS, RATE: _rates(plain)}, "2 * lora.r"),
-        Grid(
-            "joint", joint, {SCALE: scale, RANK: RANKS, DROPOUT: dropout, RATE: _rates(joint)},
-            f"{SCALE} * lora.r",
-        ),
-    ]  # fmt: skip
-
-
-def _rates(recorded: RecordedGrid) -> Range:
-    rates = recorded.axes[RATE]
-    return Range(type="float", low=rates[0], high=rates[-1], log=True)
-
-
-@dataclass
-class RayTune:
-    """Ray Tune's OptunaSearch and ASHA as a decider: what is stopped early is told as complete."""
-
-    drawn: Mapping[str, Choices | Range]
-    seed: int
-    asha: dict[str, Any] = field(default_factory=dict)
-    steps: list[int] | None = None
-    """Evaluations, where they are not all that were recorded."""
-    ready: Proposal | None = None
-    """Drawn when the last one was taken, as Ray Tune's controller does."""
-
-    def __post_init__(self) -> None:
-        import optuna
-        from ray import tune
-        from ray.tune.schedulers import ASHAScheduler
-        from ray.tune.search.optuna import OptunaSearch
-
-        def of(one: Choices | Range) -> Any:
-            if isinstance(one, Choices):
-                return tune.choice(list(one.choices))
-            if one.step is not None:
-                return tune.quniform(one.low, one.high, one.step)
-            return tune.loguniform(one.low, one.high)
-
-        searched = {name: of(one) for name, one in self.drawn.items()}
-        searched = OptunaSearch.convert_search_space(searched)
-        self.search = OptunaSearch(searched, metric="eval_loss", mode="min", seed=self.seed)
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.scheduler = ASHAScheduler(metric="eval_loss", mode="min", **self.asha)
-        self.count = 0
-        self.last: dict[int, dict[str, Any]] = {}
-
-    def ask(self) -> Proposal:
-        taken = self.ready or self._draw()
-        self.ready = self._draw()
-        return taken
-
-    def _draw(self) -> Proposal:
-        number, self.count = self.count, self.count + 1
-        drawn = self.search.suggest(f"t{number}")
-        self.scheduler.on_trial_add(None, SimpleNamespace(trial_id=f"t{number}"))
-        origin = Origin(study="replay", number=number, params=drawn)
-        evaluation = EvaluationSection(steps=self.steps)
-        return Proposal(number, drawn, TrialConfig(origin=origin, evaluation=evaluation))
-
-    def report(self, number: int, evaluation: Evaluation) -> bool:
-        trial = SimpleNamespace(trial_id=f"t{number}")
-        iteration = self.last.get(number, {}).get("training_iteration", 0) + 1
-        result = {"eval_loss": evaluation.eval_loss, "training_iteration": iteration}
-        self.last[number] = result
-        self.search.on_trial_result(trial.trial_id, result)
-        return self.scheduler.on_trial_result(None, trial, result) == "STOP"
-
-    def tell(self, number: int, result: Result) -> None:
-        trial, last = SimpleNamespace(trial_id=f"t{number}"), self.last[number]
-        self.scheduler.on_trial_complete(None, trial, last)
-        self.search.on_trial_complete(trial.trial_id, last)
-
-    def requeue(self, number: int) -> None: ...
-
-    def confirmations(self) -> list[Proposal]:
-        return []
-
-    def pending(self) -> list[Proposal]:
-        return []
-
-    def finished(self) -> list[int]:
-        return []
 
 
 @dataclass
@@ -327,16 +200,6 @@ def play(grid: Grid, policy: Policy, seed: int, slots: int, goal: float) -> Watc
 def scratch() -> str | None:
     """In memory where that can be: nothing here needs to be durable."""
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
-
-
-def target(recorded: RecordedGrid, widths: float = 1.0) -> tuple[float, float]:
-    """The best cell's value on the mean of its seeds, and what is within noise of it."""
-    finals = recorded.losses.min(axis=-1)
-    means = finals.mean(axis=-1)
-    nearest = np.argsort(means, axis=None)[:10]
-    variance = finals.var(axis=-1, ddof=1).ravel()[nearest].mean()
-    best = float(means.min())
-    return best, best + widths * float(np.sqrt(2 * variance))
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """Measurements of packed jobs: passes, refills of slots, recompilations, the output layer.
 
-python tests/bench/ours_packed.py refill HOME       trains the folders of HOME in four slots
-python tests/bench/ours_packed.py compile           20 refills under torch.compile
-python tests/bench/ours_packed.py passes HOME       passes in 1 to 16 slots, launched and recorded
-python tests/bench/ours_packed.py head whole|pieces      a pass over many words, K = 8
-python tests/bench/ours_packed.py products          frozen weights on a CPU, by library
-python tests/bench/ours_packed.py model SIZE FOLDER      writes a Llama of random weights
+python tests/bench/ours/packed.py refill HOME       trains the folders of HOME in four slots
+python tests/bench/ours/packed.py compile           20 refills under torch.compile
+python tests/bench/ours/packed.py passes HOME       passes in 1 to 16 slots, launched and recorded
+python tests/bench/ours/packed.py head whole|pieces      a pass over many words, K = 8
+python tests/bench/ours/packed.py products          frozen weights on a CPU, by library
+python tests/bench/ours/packed.py model SIZE FOLDER      writes a Llama of random weights
 
 Compiled by dynamo and AOT autograd, without a code generator: what is compiled again depends on the
 first two, and a recompilation is made an error once the first step is done.
@@ -24,9 +24,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench_material import MODEL, RANKS, REPOSITORY
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-sys.path.insert(0, str(REPOSITORY))
+from peers.material import MODEL, RANKS
 
 SLOTS, REFILLS = 4, 20
 DROPOUTS = (0.0, 0.05, 0.1)
@@ -167,9 +168,9 @@ def heads(how: str) -> dict[str, float]:
     Tiny on a CPU, of half a billion parameters on a GPU.
     """
     import torch
-    from bench_figures import folders_of
-    from bench_material import Work
+    from peers.material import Work
 
+    from ours.folders import folders_of
     from trial.devices.device import select_device
     from trial.multi_lora.engine import Engine, EngineSettings, MicroBatch
     from trial.packed.setup import open_setup

@@ -1,6 +1,6 @@
 """The plain PyTorch and PEFT loop, one trial after another, one thread; run by the peers' Python.
 
-python tests/bench/peers_loop.py FOLDER WORK [WORK ...]
+python tests/bench/peers/loop.py FOLDER WORK [WORK ...]
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_material import Work, encode, lora_settings, points
+from material import Work, encode, lora_settings, points
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,6 +1,6 @@
 """Whole trials from their folders, in one of our ways; the folders are prepared beforehand.
 
-python tests/bench/ours_trials.py process|solo|packed HOME... [--slots K] [--steps]
+python tests/bench/ours/trials.py process|solo|packed HOME... [--slots K] [--steps]
 
 Each HOME has folders under `trials/`. `process` is `python -m trial` once for each, `solo` trains
 one after the other in this process, `packed` as one job of K slots (K = 1: the hot job). `--steps`
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY))
 
 

@@ -1,6 +1,6 @@
 """A sweep over 32 simulated nodes of 8 devices: does the driver keep them busy, at a flat cost?
 
-python tests/bench/scale_nodes.py [--trials 10000] [--nodes 32] [--devices 8] [--seconds 300]
+python tests/bench/scale/nodes.py [--trials 10000] [--nodes 32] [--devices 8] [--seconds 300]
 
 Trials replay recorded learning curves, stretched so that a whole one takes `--seconds`. Driver,
 study, journal and trial folders are real, and every second that they take passes on the simulated
@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY))
 
 from sweep.driver.driver import Driver  # noqa: E402

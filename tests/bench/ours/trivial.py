@@ -1,6 +1,6 @@
 """Trials that do nothing through the real driver, journal, trial folders and Ray workers.
 
-python tests/bench/ours_trivial.py FOLDER --trials N
+python tests/bench/ours/trivial.py FOLDER --trials N
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 BEGAN = time.perf_counter()
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from rich.console import Console  # noqa: E402
 

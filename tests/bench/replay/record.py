@@ -1,11 +1,11 @@
 """Keep the learning curves of a finished grid sweep as the one file that the replays read.
 
 python -m sweep run tests/bench/curves/tiny_llama.yaml --runs runs
-python tests/bench/replay_record.py runs/tiny_llama tests/bench/curves/tiny_llama.csv
-python tests/bench/replay_record.py --losses runs/tiny_llama_joint \
+python tests/bench/replay/record.py runs/tiny_llama tests/bench/curves/tiny_llama.csv
+python tests/bench/replay/record.py --losses runs/tiny_llama_joint \
     tests/bench/curves/tiny_llama_joint.csv
-python tests/bench/replay_record.py --share runs/tiny_llama_packed runs/tiny_llama
-python tests/bench/replay_record.py --start runs/tiny_llama
+python tests/bench/replay/record.py --share runs/tiny_llama_packed runs/tiny_llama
+python tests/bench/replay/record.py --start runs/tiny_llama
 
 A row a trial: its parameters, the seconds it spent by phase, its eval loss at every step. With
 `--losses` without the seconds: those of a packed or a busy worker are no trial's own.

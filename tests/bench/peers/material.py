@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 MODEL = REPOSITORY / "trial" / "builtin" / "tiny-llama"
 """Hidden 128, 4 layers, 2048 tokens."""
 

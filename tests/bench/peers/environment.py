@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench_material import REPOSITORY
+from peers.material import REPOSITORY
 
 PINS = Path(__file__).with_name("requirements-peers.txt")
 FOLDER = REPOSITORY / "build" / "peers"

@@ -1,6 +1,6 @@
 """The same sweep by Ray Tune, OptunaSearch and Hugging Face's Trainer; run by the peers' Python.
 
-python tests/bench/peers_tune.py FOLDER WORK [--reuse]
+python tests/bench/peers/tune.py FOLDER WORK [--reuse]
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench_material import RANKS, RATES, Work, encode, lora_settings, trainer_settings
+from material import RANKS, RATES, Work, encode, lora_settings, trainer_settings
 
 
 def train(config: dict[str, Any]) -> None:

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench_figures import folders_of, ours, peers, trials_arm
-from bench_material import Work
-from bench_run import Arm, Figure, Reach
+from arms import Arm, Figure, Reach
+from ours.folders import folders_of
+from peers.material import Work
+
+from figures.commands import our_command, peer_command
+from figures.packing import trials_arm
 
 HALF = Work(trials=1, steps=20, eval_every=20, length=512, model="llama-0.5b", device="cuda")
 """One at a time; packed arms train more, so that slots are refilled."""
@@ -38,7 +41,7 @@ def hourly(rounds: int, works: Sequence[Work], many: int) -> Figure:
     more = [replace(work, trials=many) for work in works]
 
     def trainer(folder: Path) -> list[str]:
-        return peers("peers_trainer.py", str(folder), *(w.words()[0] for w in works))
+        return peer_command("peers/trainer.py", str(folder), *(w.words()[0] for w in works))
 
     reaches = []
     for work in works:
@@ -93,7 +96,7 @@ def recorded(rounds: int, work: Work) -> Figure:
 
         made = Arm(
             f"dropout {dropout:g}",
-            lambda folder: ours("ours_packed.py", "passes", str(folder)),
+            lambda folder: our_command("ours/packed.py", "passes", str(folder)),
             prepare=prepare,
         )
         arms.append(on("0.5b", work, made))
@@ -116,7 +119,7 @@ def on(size: str, work: Work, arm: Arm) -> Arm:
 
     def prepare(folder: Path) -> None:
         if not Path(work.model).exists():
-            subprocess.run(ours("ours_packed.py", "model", size, work.model), check=True)
+            subprocess.run(our_command("ours/packed.py", "model", size, work.model), check=True)
         arm.prepare(folder)
 
     return replace(arm, prepare=prepare)
