@@ -65,7 +65,7 @@ dashboard: $(STAMP) ## serve Optuna Dashboard over STUDY=name on loopback
 doctor: $(STAMP) ## is this machine ready?
 	$(BIN)/gaudi-sweep doctor $(ARGS)
 
-ON_CUDA := tests/whole/test_cuda.py tests/test_sweep/ray_backend/test_packed.py $(addprefix \
+ON_CUDA := tests/whole/test_cuda.py tests/test_sweep/ray_backend/real_ray/test_packed.py $(addprefix \
   tests/test_trial/,multi_lora training/test_one_trial.py training/test_resume.py devices $(addprefix \
   packed/test_,failures.py graphs.py independence.py refill.py slot_count.py solo_equality.py))
 .PHONY: test test-cuda test-faults lint format

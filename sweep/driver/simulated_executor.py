@@ -75,7 +75,7 @@ class RecordedGrid:
 
     @classmethod
     def read(cls, path: Path, costs: RecordedCosts | None = None) -> RecordedGrid:
-        """The grid of a file that `tests/bench/replay_record.py` wrote.
+        """The grid of a file that `tests/bench/replay/record.py` wrote.
 
         A file of losses alone takes the `costs` of another grid, which was timed.
 

@@ -4,8 +4,8 @@ python tests/bench/bench.py [--gpu] [--quick] [--only a,d] [--rounds N] [--scrat
     [--page FILE] [--rewrite FILE.json]
 
 Peers live in a virtual environment of their own (build/peers), made on first use from
-requirements-peers.txt; BENCH_PEERS_PYTHON names a Python that has them already. Arms take turns;
-ratios are taken within a round, medians over rounds.
+peers/requirements-peers.txt; BENCH_PEERS_PYTHON names a Python that has them already. Arms take
+turns; ratios are taken within a round, medians over rounds.
 Writes the page and, beside it, the measured values as JSON.
 """
 
@@ -23,11 +23,10 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
-import bench_figures  # noqa: E402
-import bench_gpu  # noqa: E402
-import bench_peers  # noqa: E402
-from bench_page import page  # noqa: E402
-from bench_run import Measured, gpu, machine, measure  # noqa: E402
+from arms import Measured, gpu_name, machine, measure  # noqa: E402
+from figures import cpu, gpu  # noqa: E402
+from page import page  # noqa: E402
+from peers import environment  # noqa: E402
 
 
 def main() -> int:
@@ -42,11 +41,11 @@ def main() -> int:
     asked = parser.parse_args()
     if asked.rewrite:
         return rewrite(asked.rewrite)
-    bench_peers.install(say)
+    environment.install(say)
     scratch = asked.scratch or Path(tempfile.mkdtemp(prefix="bench-"))
     scratch.mkdir(parents=True, exist_ok=True)
     wanted = asked.only.split(",") if asked.only else None
-    made = (bench_gpu if asked.gpu else bench_figures).figures(asked.quick, scratch, asked.rounds)
+    made = (gpu if asked.gpu else cpu).figures(asked.quick, scratch, asked.rounds)
     chosen = [figure for figure in made if not wanted or figure.key in wanted]
     began, version = time.time(), commit()
     measured: list[Measured] = []
@@ -77,10 +76,10 @@ def write(
         "minutes": round((time.time() - began) / 60, 1),
         "quick": asked.quick,
         "command": "make bench-gpu" if asked.gpu else "make bench",
-        "machine": {**machine(), **({"gpu": gpu()} if asked.gpu else {})},
+        "machine": {**machine(), **({"gpu": gpu_name()} if asked.gpu else {})},
         "commit": version,
-        "peers": bench_peers.versions(),
-        "apart": bench_peers.python() != Path(sys.executable),
+        "peers": environment.versions(),
+        "apart": environment.python() != Path(sys.executable),
     }
     target.write_text(page(measured, about), encoding="utf-8")
     values = about | {"figures": {found.figure.key: found.record() for found in measured}}
@@ -90,7 +89,7 @@ def write(
 def rewrite(source: Path) -> int:
     """Write the page of a finished run anew from its JSON file; nothing is measured."""
     values = json.loads(source.read_text(encoding="utf-8"))
-    module = bench_gpu if "gpu" in values["machine"] else bench_figures
+    module = gpu if "gpu" in values["machine"] else cpu
     made = module.figures(values["quick"], Path(tempfile.gettempdir()), None)
     kept = values["figures"]
     measured = [Measured(item, **kept[item.key]) for item in made if item.key in kept]

@@ -27,10 +27,10 @@ from pathlib import Path
 
 import psutil
 import yaml
-from faults.checks import EVERY, STEPS, LostError, curves, require
-from faults.killed_sweep import Sweep
-from faults.kills import ALONE, GENTLE, KILLS, ON_A_CLUSTER, SURVIVED
-from faults.ray_nodes import Nodes
+from faults.sweeps.checks import EVERY, STEPS, LostError, curves, require
+from faults.sweeps.killed_sweep import Sweep
+from faults.sweeps.kills import ALONE, GENTLE, KILLS, ON_A_CLUSTER, SURVIVED
+from faults.sweeps.ray_nodes import Nodes
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 
@@ -81,7 +81,7 @@ class Faults:
     slowest: float = 0.0
 
     def __post_init__(self) -> None:
-        from helpers import models
+        from helpers.training import models
 
         self.random = random.Random(self.seed)
         self.model = models.make_model(self.root / "model")

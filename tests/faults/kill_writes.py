@@ -1,8 +1,8 @@
 """SIGKILL between every pair of file operations: `python tests/faults/kill_writes.py SCENARIO`.
 
-A child process counts its operations on the disk (`faults.killer`) and kills itself before the n-th
-of them, for n = 1, 2, ... until it finishes. After each death the folder is checked, and a process
-that is not killed finishes the work. Prints how often it died.
+A child process counts its operations on the disk (`faults.writes.killer`) and kills itself before
+the n-th of them, for n = 1, 2, ... until it finishes. After each death the folder is checked, and a
+process that is not killed finishes the work. Prints how often it died.
 
 Forking is cheap here and needs a process without threads: that is why this is a script.
 """
@@ -18,9 +18,9 @@ import tempfile
 from pathlib import Path
 
 import optuna
-from faults import study_scenarios, trial_scenarios
-from faults.killer import in_child
-from faults.trial_scenarios import Scenario
+from faults.writes import study_scenarios, trial_scenarios
+from faults.writes.killer import in_child
+from faults.writes.trial_scenarios import Scenario
 
 SCENARIOS = {**trial_scenarios.SCENARIOS, **study_scenarios.SCENARIOS}
 

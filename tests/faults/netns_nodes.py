@@ -81,8 +81,8 @@ def drive(root: str, name: str, device: str) -> int:
     """In the head's namespace: place two trials, cut the link, watch."""
     sys.path.insert(0, str(HERE))
     import ray
-    from helpers import node_worker
-    from helpers.executor_bench import ExecutorBench
+    from helpers.ray import node_worker
+    from helpers.ray.executor_bench import ExecutorBench
 
     from sweep.driver.executor import Finished, Lost
     from sweep.ray_backend.cluster import RaySettings

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from faults import kill_sweeps
-from helpers import fakes
+from helpers.sweeps import fakes
 
 from sweep.driver import disk_guard as sweep_disk
 from sweep.driver.disk_guard import GB, DiskGuard
@@ -97,11 +97,11 @@ def test_no_trial_is_started_below_the_threshold_which_is_noted_once(study, monk
         sweep_disk.shutil, "disk_usage", lambda path: Usage(9 * GB, 0, int(next(free)))
     )
     driver, executor = drive(study, DiskGuard(study, ResourceSpec(min_free_gb=1.0)), 6)
-    ending = driver.run()
+    outcome = driver.run()
     assert executor.submitted == [0, 1]
-    assert ending.kind is OutcomeKind.FAILED
-    assert "0.4 GB" in ending.reason
-    assert "resources.min_free_gb keeps 1 GB" in ending.reason
+    assert outcome.kind is OutcomeKind.FAILED
+    assert "0.4 GB" in outcome.reason
+    assert "resources.min_free_gb keeps 1 GB" in outcome.reason
     assert len([note for note in driver.view.notes if "no further trial" in note]) == 1
 
 

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from faults import kill_sweeps
-from faults.checks import curves
+from faults.sweeps.checks import curves
 
 from trial.preload import finish_imports
 from trial.store.folders import StudyFolder, TrialFolder

@@ -121,7 +121,7 @@ def _command(words: list[str]) -> int:
 
 
 def _train(request: dict[str, Any]) -> int:
-    from helpers.train import Killer
+    from helpers.training.train import Killer
 
     from trial.distributed.rank_group import folder_of_rank
     from trial.store.log_capture import capture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import re
@@ -18,7 +19,7 @@ from helpers.results import (
     make_study,
 )
 
-from results import ReportOptions, write, write_report
+from results import ReportOptions, preload, write, write_report
 from results.render.markdown import escape
 from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.records import Cause, Result
@@ -240,3 +241,12 @@ def test_a_running_study_has_a_report(tmp_path):
     assert "3 unfinished" in text
     assert "3 trials are still running or interrupted: this is the state so far." in text
     assert "Learning curves" in text
+
+
+def test_a_failing_import_ahead_of_time_prints_nothing(monkeypatch, capfd):
+    def fail(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    preload()
+    assert not any(capfd.readouterr())

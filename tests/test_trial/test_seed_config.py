@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers.paths import ROOT
-from helpers.seed import DS_CONFIG, FINETUNE_LORA, write_config, write_rows
+from helpers.training.seed import DS_CONFIG, FINETUNE_LORA, write_config, write_rows
 
 from sweep.loading import loader
 from sweep.spec.space import Space

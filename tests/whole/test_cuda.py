@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from helpers.models import make_model
-from helpers.train import DEVICE, Material
+from helpers.training.models import make_model
+from helpers.training.train import DEVICE, Material
 
 from trial.model.dropout_hash import KEEP_ALL, row_key, threshold
 from trial.model.lora_dropout import (
@@ -119,8 +119,8 @@ def test_a_solo_trials_dropout_is_the_kernels_too():
         places.set([row_key(3, 5, row) for row in range(4)], 12, torch.device(device))
         x = torch.linspace(-1, 1, 4 * 12 * 40).view(4, 12, 40).to(device).requires_grad_()
         found = HashDropout(0.3, places, 1, 40).to(device)(x)
-        (slope,) = torch.autograd.grad((found * found.detach()).sum(), x)
-        told.append((found.detach().cpu(), slope.cpu()))
+        (gradient,) = torch.autograd.grad((found * found.detach()).sum(), x)
+        told.append((found.detach().cpu(), gradient.cpu()))
     for ours, plain in zip(*told, strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-7, rtol=1e-6)
         assert torch.equal(ours == 0, plain == 0)

@@ -14,10 +14,10 @@ import pytest
 import yaml
 from helpers import standin
 from helpers.command import invoke
-from helpers.models import question
-from helpers.seed import write_config, write_model, write_rows
 from helpers.standin import COUNTS, STANDIN, SWITCH
-from helpers.train import Material
+from helpers.training.models import question
+from helpers.training.seed import write_config, write_model, write_rows
+from helpers.training.train import Material
 from pandas.testing import assert_frame_equal
 
 from results import trials_table

@@ -132,13 +132,13 @@ def dropout_mask(
         factors: what the kept elements of each row are multiplied with, float32 [rows, 1, 1].
     """
     # torch.compile fuses the tensor operations into a kernel of its own.
-    if not torch.compiler.is_compiling() and (kernel := _triton_kernel(positions.device)):
+    if not torch.compiler.is_compiling() and (kernel := triton_kernel(positions.device)):
         return TritonMask(kernel, (positions, features, limits, factors))
     return TensorMask(keep_mask(positions, features, limits) * factors)
 
 
 @cache
-def _triton_kernel(device: torch.device) -> ModuleType | None:
+def triton_kernel(device: torch.device) -> ModuleType | None:
     """`trial.model.lora_dropout_triton`; None where it cannot be built and run."""
     if device.type != "cuda":
         return None

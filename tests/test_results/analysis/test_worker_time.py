@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from helpers.results import START, make_config, make_study
+from helpers.results import START, add_trial, make_config, make_study
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +19,7 @@ from results.analysis.worker_time import (
     WAIT,
     covered_seconds,
     lanes,
+    spans,
     worker_time_breakdown,
 )
 from results.analysis.worker_time import START as STARTUP
@@ -151,3 +152,16 @@ def test_a_workers_parts_add_up_and_no_two_processes_share_a_place(drawn):
         assert len({span.attempt.host for span in worker.spans}) == 1
         lives = [(own[0].start, max(span.end for span in own)) for own in worker.processes]
         assert all(one[1] <= two[0] for one, two in itertools.pairwise(lives))
+
+
+def test_a_retried_trial_has_two_bars_in_the_timeline(tmp_path):
+    study = make_study(tmp_path / "s")
+    folder = add_trial(study, make_config(0), 2.0)
+    first = folder.read_attempts()[0]
+    later = Attempt(started=first.started + 8, host="other", pid=9, device="cpu", resumed_from=50)
+    folder.append_attempt(later)
+    found = spans(read_study(study).trials)
+    told = [(span.attempt.host, span.trial.number) for span in found]
+    assert told == [("bench", 0), ("other", 0)]
+    assert found[0].end <= later.started
+    assert found[1].end == folder.read_result().finished

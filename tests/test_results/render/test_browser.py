@@ -136,7 +136,7 @@ def test_the_page_never_scrolls_sideways_and_changes_its_theme(opened):
 
 
 def test_plots_on_paper_are_as_wide_as_a_sheet_takes(opened):
-    """A screen's width would be cut off at the sheet's edge."""
+    """A screen's width would be cut off in print."""
     assert set(told(opened)["paper"]) == {640}
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from helpers import fakes
+from helpers.sweeps import fakes
 
 from sweep.driver.interfaces import OutcomeKind
 from trial.config.trial_config import TrialConfig
@@ -16,12 +16,12 @@ from trial.store.records import Evaluation, Result
 
 def test_runs_the_planned_trials_each_once(tmp_path):
     decider, executor = fakes.ScriptedDecider(), fakes.ScriptedExecutor(fakes.falling, width=3)
-    ending = fakes.make_driver(tmp_path, decider, executor, trials=7).run()
+    outcome = fakes.make_driver(tmp_path, decider, executor, trials=7).run()
     assert executor.submitted == list(range(7))
     assert sorted(decider.told) == list(range(7))
     assert [decider.told[n].eval_loss for n in range(7)] == [1.0 + n for n in range(7)]
-    assert ending.reason == "all 7 trials are done"
-    assert ending.kind is OutcomeKind.DONE
+    assert outcome.reason == "all 7 trials are done"
+    assert outcome.kind is OutcomeKind.DONE
 
 
 def test_best_is_the_lowest(tmp_path):
@@ -71,8 +71,8 @@ def test_the_next_run_resumes_the_trials_that_an_interrupt_stopped(tmp_path):
 
     executor = Impatient(fakes.falling)
     driver = fakes.make_driver(tmp_path, decider, executor, trials=10)
-    ending = driver.run()
-    assert ending.kind is OutcomeKind.INTERRUPTED
+    outcome = driver.run()
+    assert outcome.kind is OutcomeKind.INTERRUPTED
     in_flight = [n for n in executor.submitted if n not in decider.told]
     assert in_flight
     decider.left = in_flight
@@ -116,9 +116,9 @@ def test_repeats_run_after_the_search_and_only_then(tmp_path):
     decider = fakes.ScriptedDecider(repeats=[100, 101, 102])
     executor = fakes.ScriptedExecutor(fakes.falling, width=2)
     driver = fakes.make_driver(tmp_path, decider, executor, trials=3)
-    ending = driver.run()
+    outcome = driver.run()
     assert executor.submitted == [0, 1, 2, 100, 101, 102]
-    assert ending.reason == "all 3 trials are done"
+    assert outcome.reason == "all 3 trials are done"
     assert driver.progress.ended == driver.progress.total == 6
     assert driver.progress.best.number == 0
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-from helpers import fakes
+from helpers.sweeps import fakes
 
 from sweep.driver.driver import Driver
 from sweep.driver.prefetch import Prefetcher, prefetch_count
@@ -85,20 +85,20 @@ def test_trials_are_reported_and_pruned_while_the_sampler_draws(tmp_path):
 def test_n_trials_are_n_draws(tmp_path, ask_ahead):
     decider = fakes.ScriptedDecider(duplicates={2: 0, 3: 0}, impossible={5})
     executor = fakes.ScriptedExecutor(lambda n: [2.0, 1.0], width=2)
-    ending = make_driver(tmp_path, decider, executor, ask_ahead, trials=7).run()
+    outcome = make_driver(tmp_path, decider, executor, ask_ahead, trials=7).run()
     assert executor.submitted == [0, 1, 4, 6, 7, 8]
     assert sorted(decider.told) == list(range(9))
     assert decider.given_back == []
-    assert ending.reason == "all 7 trials are done"
+    assert outcome.reason == "all 7 trials are done"
 
 
 @pytest.mark.parametrize("ask_ahead", [0, 4])
 def test_all_that_was_drawn_before_the_space_was_exhausted_is_trained(tmp_path, ask_ahead):
     decider = fakes.ScriptedDecider(total=5)
     executor = fakes.ScriptedExecutor(lambda n: [1.0], width=2)
-    ending = make_driver(tmp_path, decider, executor, ask_ahead).run()
+    outcome = make_driver(tmp_path, decider, executor, ask_ahead).run()
     assert executor.submitted == list(range(5))
-    assert "every configuration" in ending.reason
+    assert "every configuration" in outcome.reason
 
 
 def test_unstarted_proposals_are_requeued_and_proposed_again_after_a_resume(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import count
 
 import pytest
-from helpers import fakes
+from helpers.sweeps import fakes
 
 from sweep.driver.executor import Finished, Lost
 from sweep.driver.interfaces import OutcomeKind
@@ -286,9 +286,9 @@ def test_a_full_disk_ends_the_sweep_and_no_trial(tmp_path):
 
     decider = fakes.ScriptedDecider()
     driver = fakes.make_driver(tmp_path, decider, Full(lambda n: [1.0], width=2), trials=4)
-    ending = driver.run()
-    assert ending.kind is OutcomeKind.FAILED
-    assert "the disk of /x is full" in ending.reason
+    outcome = driver.run()
+    assert outcome.kind is OutcomeKind.FAILED
+    assert "the disk of /x is full" in outcome.reason
     assert decider.told == {}
     assert driver.executor.submitted == [0, 1]
     assert driver.study.trial(0).read_failures() == []

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 import pytest
-from bench.scale_nodes import CURVES, RANK, RATE, simulate, sweep_spec
-from helpers import fakes
+from bench.scale.nodes import CURVES, RANK, RATE, simulate, sweep_spec
+from helpers.sweeps import fakes
 
 from sweep.driver.driver import Driver
 from sweep.driver.executor import Evaluated, Finished, Interrupted, Job, Started, TrialRef

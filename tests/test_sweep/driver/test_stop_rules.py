@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from helpers import fakes
+from helpers.sweeps import fakes
 
 from sweep.driver.interfaces import OutcomeKind, SweepState
 from sweep.driver.progress import BestTrial, SweepProgress
@@ -17,17 +17,17 @@ from trial.store.records import Cause, Result
 def test_a_sweep_whose_trials_all_fail_alike_stops_and_says_why(tmp_path):
     decider = fakes.ScriptedDecider()
     executor = fakes.ScriptedExecutor(lambda n: [math.nan], width=1)
-    ending = fakes.make_driver(tmp_path, decider, executor, trials=50).run()
-    assert ending.kind is OutcomeKind.FAILED
-    assert "failed alike: diverged: loss is NaN" in ending.reason
+    outcome = fakes.make_driver(tmp_path, decider, executor, trials=50).run()
+    assert outcome.kind is OutcomeKind.FAILED
+    assert "failed alike: diverged: loss is NaN" in outcome.reason
     assert len(decider.told) == 3
     # Somebody goes on with it: as many again may fail, and once mended all is well.
     fakes.make_driver(tmp_path, decider, executor, trials=50).run()
     assert len(decider.told) == 6
-    ending = fakes.make_driver(
+    outcome = fakes.make_driver(
         tmp_path, decider, fakes.ScriptedExecutor(fakes.falling), trials=8
     ).run()
-    assert ending.kind is OutcomeKind.DONE
+    assert outcome.kind is OutcomeKind.DONE
     assert [result.state for result in decider.told.values()] == ["failed"] * 6 + ["complete"] * 2
 
 
@@ -102,8 +102,8 @@ def test_failures_caused_by_parameters_end_no_sweep_with_a_complete_trial(tmp_pa
     decider = fakes.ScriptedDecider()
     failures = FailuresSpec(lost_retries=0, out_of_memory_retries=0)
     executor = Bad(fakes.falling, width=1)
-    ending = fakes.make_driver(tmp_path, decider, executor, failures=failures, trials=9).run()
-    assert ending.kind is (OutcomeKind.FAILED if told == 4 else OutcomeKind.DONE)
+    outcome = fakes.make_driver(tmp_path, decider, executor, failures=failures, trials=9).run()
+    assert outcome.kind is (OutcomeKind.FAILED if told == 4 else OutcomeKind.DONE)
     assert len(decider.told) == told
 
 
@@ -117,8 +117,8 @@ def test_failures_caused_by_parameters_end_no_sweep_with_a_complete_trial(tmp_pa
 )
 def test_stop_conditions(tmp_path, stop, started, reason):
     executor = fakes.ScriptedExecutor(fakes.falling, width=1)
-    ending = fakes.make_driver(tmp_path, fakes.ScriptedDecider(), executor, **stop).run()
-    assert (len(executor.submitted), ending.reason) == (started, reason)
+    outcome = fakes.make_driver(tmp_path, fakes.ScriptedDecider(), executor, **stop).run()
+    assert (len(executor.submitted), outcome.reason) == (started, reason)
 
 
 @pytest.mark.parametrize("limit", ["hours", "device_hours"])
@@ -132,10 +132,10 @@ def test_a_spent_budget_interrupts_the_running_trials(tmp_path, limit):
 
     executor = Slow(lambda n: [3.0] * 100, width=2)
     decider = fakes.ScriptedDecider()
-    ending = fakes.make_driver(
+    outcome = fakes.make_driver(
         tmp_path, decider, executor, clock=lambda: now[0], **{limit: 1.0}
     ).run()
     assert sorted(executor.stopped) == [(0, "interrupt"), (1, "interrupt")]
     assert decider.told == {}
     assert now[0] == {"hours": 4200.0, "device_hours": 2400.0}[limit]
-    assert "1 " in ending.reason
+    assert "1 " in outcome.reason

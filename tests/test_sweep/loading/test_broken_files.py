@@ -2,7 +2,7 @@
 
 import pytest
 from helpers.paths import TESTS
-from helpers.sweep_files import PLAIN, refused, write
+from helpers.sweeps.sweep_files import PLAIN, refused, write
 
 from trial.config import yaml_file
 

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from helpers.sweep_files import RATED, refused, write
+from helpers.sweeps.sweep_files import RATED, refused, write
 
 from sweep.loading import cross_checks as rules
 from sweep.loading import loader, space_checks

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from helpers.paths import ROOT
-from helpers.sweep_files import PLAIN, RATED, refused, write
+from helpers.sweeps.sweep_files import PLAIN, RATED, refused, write
 
 from sweep.loading import loader
 from sweep.spec.space import Space

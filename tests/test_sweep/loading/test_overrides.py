@@ -1,7 +1,7 @@
 """Overrides (`--set key=value`): what they set, and which are refused."""
 
 import pytest
-from helpers.sweep_files import PLAIN, RATED, refused, write
+from helpers.sweeps.sweep_files import PLAIN, RATED, refused, write
 
 from sweep.loading import loader
 

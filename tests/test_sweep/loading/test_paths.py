@@ -1,6 +1,6 @@
 """Files and folders that a sweep file names are made absolute."""
 
-from helpers.sweep_files import PLAIN, write
+from helpers.sweeps.sweep_files import PLAIN, write
 
 from sweep.loading import loader
 

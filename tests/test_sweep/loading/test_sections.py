@@ -1,7 +1,7 @@
 """The sections of a sweep file, and the defaults of what they leave out."""
 
 import pytest
-from helpers.sweep_files import refused, spec_of
+from helpers.sweeps.sweep_files import refused, spec_of
 
 from sweep.loading import loader
 from sweep.spec.spec import PrunerSpec, SamplerSpec

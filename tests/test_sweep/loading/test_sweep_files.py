@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from helpers.sweep_files import PLAIN, write
+from helpers.sweeps.sweep_files import PLAIN, write
 
 from sweep.loading import sweep_files
 from trial.config.errors import ConfigError

@@ -1,7 +1,7 @@
 """Advice on sweeps that are valid and may mislead."""
 
 import pytest
-from helpers.spaces import make_spec
+from helpers.sweeps.spaces import make_spec
 
 from sweep.planning.lint import advice
 from sweep.spec.spec import ObjectiveSpec, PrunerSpec, SamplerSpec, StopSpec

@@ -5,7 +5,7 @@ import os
 import signal
 
 import pytest
-from helpers.hpu_holder import EIGHT, hold
+from helpers.ray.hpu_holder import EIGHT, hold
 
 from sweep.ray_backend.device_locks import DeviceLocks, machine_modules, parse_modules
 from sweep.ray_backend.rank_placement import (

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pytest
-from helpers import scripted_worker
-from helpers.scripted_worker import ScriptedWorker, UnfitWorker
+from helpers.ray import scripted_worker
+from helpers.ray.scripted_worker import ScriptedWorker, UnfitWorker
 
 from sweep.driver.executor import (
     Evaluated,

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from helpers.paths import TESTS
-from helpers.train import Material
+from helpers.training.train import Material
 
 from sweep.driver.executor import Finished, Job, Lost, Started, TrialRef
 from sweep.ray_backend import fork_server
@@ -177,7 +177,9 @@ def test_a_forked_worker_trains_as_a_fresh_process(material):
     """And so does the one that takes its place once it is killed; nothing is left in the end."""
     config: TrialConfig = material.config(training={"max_steps": 10})
     reference = material.folder(config)
-    code = f"from helpers.train import train_to_end; train_to_end({str(reference.path)!r}, 1)"
+    code = (
+        f"from helpers.training.train import train_to_end; train_to_end({str(reference.path)!r}, 1)"
+    )
     tests = str(TESTS)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tests, timeout=120)
     before = set(psutil.Process().children(recursive=True))

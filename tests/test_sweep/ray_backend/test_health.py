@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers.fake_actors import FakeCluster, start_fake
+from helpers.ray.fake_actors import FakeCluster, start_fake
 
 from sweep.driver.executor import Job, Lost, TrialRef
 from sweep.ray_backend.cluster import RaySettings

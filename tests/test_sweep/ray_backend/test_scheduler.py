@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.fake_actors import FakeCluster, start_fake
+from helpers.ray.fake_actors import FakeCluster, start_fake
 
 from sweep.driver.executor import Evicted, Job, TrialRef
 from sweep.ray_backend.cluster import RaySettings
@@ -18,9 +18,16 @@ def job(number: int, key: str | None = None) -> Job:
     return Job((TrialRef(number, Path()),), key)
 
 
+def cluster_of(size: int = 1, **settings: Any) -> FakeCluster:
+    return FakeCluster(RaySettings(device="cpu", **settings), size)
+
+
+def scheduler_on(cluster: FakeCluster) -> Scheduler:
+    return Scheduler(cluster, cluster.settings, start_fake)
+
+
 def scheduler_of(size: int = 1, **settings: Any) -> Scheduler:
-    made = RaySettings(device="cpu", **settings)
-    return Scheduler(FakeCluster(made, size), made, start_fake)
+    return scheduler_on(cluster_of(size, **settings))
 
 
 def running(scheduler: Scheduler, number: int) -> WorkerGroup:
@@ -212,8 +219,8 @@ def test_a_job_whose_worker_died_before_it_began_is_started_anew_with_all_its_tr
 def test_an_idle_worker_takes_over_a_job_that_cannot_start(
     idle, up, size, startup_seconds, handed_over
 ):
-    scheduler = scheduler_of(2, startup_seconds=startup_seconds)
-    cluster = scheduler._cluster
+    cluster = cluster_of(2, startup_seconds=startup_seconds)
+    scheduler = scheduler_on(cluster)
     scheduler.submit(job(0))
     scheduler.submit(job(1))
     group, late = running(scheduler, 0), scheduler.groups[1]
@@ -231,11 +238,12 @@ def test_an_idle_worker_takes_over_a_job_that_cannot_start(
 
 
 def test_a_retired_group_is_ended_and_another_one_is_started():
-    scheduler = scheduler_of(1)
+    cluster = cluster_of(1)
+    scheduler = scheduler_on(cluster)
     scheduler.start_groups()
     (first,) = scheduler.groups
     scheduler.retire(first)
     scheduler.submit(job(0))
     (second,) = scheduler.groups
     assert second is not first
-    assert scheduler._cluster.ended == first.actors
+    assert cluster.ended == first.actors

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.fake_actors import FakeActor
+from helpers.ray.fake_actors import FakeActor
 
 from sweep.driver.executor import Finished, Interrupted, Job, Lost, TrialRef
 from sweep.ray_backend.worker_group import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 import optuna
-from helpers.decider import complete, make_spec
+from helpers.sweeps.decider import complete, make_spec
 
 from sweep.spec.spec import ConfirmSpec, SamplerSpec
 from sweep.storage import compat

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from helpers.decider import complete, make_spec
+from helpers.sweeps.decider import complete, make_spec
 
 from sweep.spec.dimension import Choices, Range
 from sweep.spec.spec import SamplerSpec

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 import pytest
-from helpers.decider import make_spec
+from helpers.sweeps.decider import make_spec
 
 from sweep.sampling.pruners import make_pruner
 from sweep.spec.rungs import evaluated_at_rungs, rungs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from helpers.decider import RATE, complete, learning_rate, make_spec
+from helpers.sweeps.decider import RATE, complete, learning_rate, make_spec
 
 from sweep.spec.dimension import Range
 from sweep.spec.spec import ObjectiveSpec, SamplerSpec

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from helpers.spaces import BRANCHED, RS, make
+from helpers.sweeps.spaces import BRANCHED, RS, make
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -2,7 +2,7 @@
 
 import optuna
 import pytest
-from helpers.spaces import BRANCHED, RS, make
+from helpers.sweeps.spaces import BRANCHED, RS, make
 
 from sweep.spec.space import overlay
 from trial.config.errors import ConfigError

@@ -2,7 +2,7 @@
 
 import json
 
-from helpers.sweep_files import spec_of
+from helpers.sweeps.sweep_files import spec_of
 
 from sweep.spec.spec import SweepSpec
 

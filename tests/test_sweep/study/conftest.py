@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers.studies import grid_of_ranks, tell_all
+from helpers.sweeps.studies import grid_of_ranks, tell_all
 
 from trial.store.folders import StudyFolder
 from trial.store.records import Cause, Result

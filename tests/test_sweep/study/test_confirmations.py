@@ -6,7 +6,7 @@ import itertools
 import random
 
 import pytest
-from helpers.decider import RATE, complete, make_spec
+from helpers.sweeps.decider import RATE, complete, make_spec
 
 from sweep.spec.dimension import Choices
 from sweep.spec.spec import ConfirmSpec, ObjectiveSpec, PrunerSpec, SamplerSpec, StopSpec, SweepSpec

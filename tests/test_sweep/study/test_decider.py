@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import optuna
-from helpers.decider import complete, learning_rate, make_spec
+from helpers.sweeps.decider import complete, learning_rate, make_spec
 
 from sweep.spec.dimension import Choices, Derived
 from sweep.spec.spec import ObjectiveSpec, SamplerSpec

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from helpers.studies import grid_of_ranks
+from helpers.sweeps.studies import grid_of_ranks
 
 from sweep.storage.open import open_storage
 from sweep.study.decider import OptunaDecider

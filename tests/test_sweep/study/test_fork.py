@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from helpers.studies import findings, grid_of_ranks, tell_all
+from helpers.sweeps.studies import findings, grid_of_ranks, tell_all
 
 from sweep.storage.open import open_storage
 from sweep.study.decider import OptunaDecider

@@ -68,11 +68,11 @@ def test_the_first_draws_are_near_the_best_prior_trials(tmp_path, old, name):
     options = {"multivariate": True, "group": True, "constant_liar": True} if name == "tpe" else {}
     spec = make_spec(name="new", sampler=SamplerSpec(name=name, seed=2, options=options))
     new = StudyFolder(tmp_path / "new")
-    (taught,) = collect_prior_studies(spec, new, [old])
-    assert str(taught) == "the sampler starts from 32 trials of earlier"
-    write_prior_trials(new, [taught])
+    (prior,) = collect_prior_studies(spec, new, [old])
+    assert str(prior) == "the sampler starts from 32 trials of earlier"
+    write_prior_trials(new, [prior])
     earlier = read_prior_trials(new)
-    assert earlier == list(taught.trials)
+    assert earlier == list(prior.trials)
     draws = {}
     for known in ((), earlier):
         decider = OptunaDecider(spec, "new", in_memory(), known)
@@ -92,18 +92,18 @@ def test_a_study_of_the_same_seed_does_not_draw_the_same_again(tmp_path, old):
     few = StudyFolder(tmp_path / "few")
     spec = make_spec(sampler=SamplerSpec(name="tpe", seed=0))
     run(few, spec, 4)
-    (taught,) = collect_prior_studies(spec, StudyFolder(tmp_path / "new"), [few])
-    decider = OptunaDecider(spec, "new", in_memory(), taught.trials)
+    (prior,) = collect_prior_studies(spec, StudyFolder(tmp_path / "new"), [few])
+    decider = OptunaDecider(spec, "new", in_memory(), prior.trials)
     drawn = {decider.ask().config.training["learning_rate"] for _ in range(4)}
-    assert not drawn & {trial.params["training.learning_rate"] for trial in taught.trials}
+    assert not drawn & {trial.params["training.learning_rate"] for trial in prior.trials}
 
 
 def test_a_new_study_learns_beyond_what_it_started_from(tmp_path, old):
     """Losses of another length lie on another level; the best place has moved, too."""
     spec = make_spec(steps=99, sampler=SamplerSpec(name="tpe", seed=3))
-    (taught,) = collect_prior_studies(spec, StudyFolder(tmp_path / "new"), [old])
-    assert not any(trial.alike for trial in taught.trials)
-    decider = OptunaDecider(spec, "new", in_memory(), taught.trials)
+    (prior,) = collect_prior_studies(spec, StudyFolder(tmp_path / "new"), [old])
+    assert not any(trial.alike for trial in prior.trials)
+    decider = OptunaDecider(spec, "new", in_memory(), prior.trials)
     moved = []
     for _ in range(40):
         proposal = decider.ask()
@@ -142,9 +142,9 @@ def test_values_of_another_setting_are_matched_by_quantile():
 
 def test_trials_that_do_not_fit_are_left_out_with_the_reason(tmp_path, old):
     space = {"training.learning_rate": (RATE,), "lora.r": (Choices(choices=(2, 4)),)}
-    (taught,) = collect_prior_studies(make_spec(space=space), StudyFolder(tmp_path / "new"), [old])
-    assert {trial.params["lora.r"] for trial in taught.trials} == {2, 4}
-    assert "left out: lora.r: 8" in str(taught)
+    (prior,) = collect_prior_studies(make_spec(space=space), StudyFolder(tmp_path / "new"), [old])
+    assert {trial.params["lora.r"] for trial in prior.trials} == {2, 4}
+    assert "left out: lora.r: 8" in str(prior)
     narrow = {"training.learning_rate": (Range(type="float", low=1e-9, high=2e-9, log=True),)}
     with pytest.raises(ConfigError, match=r"warm_start.0: a study with complete trials .*0 trials"):
         collect_prior_studies(make_spec(space=narrow), StudyFolder(tmp_path / "new"), [old])

@@ -1,12 +1,6 @@
-"""The built-in model and datasets: complete, held out, and worth tuning."""
+"""The built-in model: complete, small, and worth tuning on the built-in dataset."""
 
-import inspect
-import logging.handlers
 import math
-import shutil
-import subprocess
-import sys
-from typing import Any
 
 import pytest
 import torch
@@ -16,9 +10,6 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trial import builtin
-from trial.builtin import docs_dataset, make_tiny_llama
-from trial.builtin.docs_dataset import MAX_CHARACTERS, MIN_CHARACTERS
-from trial.builtin.row_cache import cached_rows
 from trial.config.sections import DataConfig
 from trial.data.prepare import prepare
 
@@ -32,15 +23,6 @@ def tokenizer():
 def prepared(tokenizer, tmp_path_factory):
     config = DataConfig(max_length=96, max_eval_samples=96)
     return prepare(config, tokenizer, tmp_path_factory.mktemp("cache"), model_family="llama")
-
-
-@pytest.fixture
-def one_thread():
-    """Beside other busy processes, threads that wait for one another are far slower than one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def base_model():
@@ -81,105 +63,6 @@ def test_the_tokenizer_gives_back_every_text(tokenizer, text):
     assert tokenizer.decode(ids[1:]) == text
     assert len({tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}) == 3
     assert tokenizer.eos_token_id not in ids
-
-
-def test_rows_say_what_the_docstrings_say():
-    answers = {
-        row["question"].split("`")[1].split("(")[0]: row["answer"] for row in docs_dataset.read()
-    }
-    documented = {
-        "shutil.copytree": shutil.copytree,
-        "logging.handlers.SocketHandler.createSocket": logging.handlers.SocketHandler.createSocket,
-        "shutil.SpecialFileError": shutil.SpecialFileError,
-    }
-    for name, thing in documented.items():
-        docstring = " ".join((inspect.getdoc(thing) or "").split())
-        assert docstring.startswith(answers[name])
-
-
-def test_rows_are_enough_and_different():
-    rows = docs_dataset.read()
-    assert 1500 <= len(rows) <= 4000
-    assert len({row["question"] for row in rows}) == len(rows)
-    assert len({row["answer"] for row in rows}) == len(rows)
-    assert all(MIN_CHARACTERS <= len(row["answer"]) <= MAX_CHARACTERS for row in rows)
-    assert len({row["question"].split("`")[0] for row in rows}) >= 4
-
-
-def test_rows_are_extracted_once_from_the_same_sources(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    source, calls = tmp_path / "module.py", []
-    source.write_text("x = 1")
-
-    def extract() -> list[Any]:
-        calls.append(source.read_text())
-        return [{"question": "x?", "answer": calls[-1]}]
-
-    first = cached_rows("rows", [source], extract)
-    assert first == [{"question": "x?", "answer": "x = 1"}]
-    assert cached_rows("rows", [source], extract) == first
-    source.write_text("x = 22")
-    assert cached_rows("rows", [source], extract)[0]["answer"] == "x = 22"
-    for broken in (tmp_path / "cache").rglob("*.json"):
-        broken.write_text("[{")
-    assert cached_rows("rows", [source], extract)[0]["answer"] == "x = 22"
-    assert calls == ["x = 1", "x = 22", "x = 22"]
-
-
-def test_rows_are_returned_where_the_cache_cannot_be_written(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert cached_rows("rows", [], lambda: [{"question": "x?", "answer": "1"}])
-
-
-def test_the_modules_of_the_questions_are_not_imported():
-    program = (
-        "import sys; from trial.builtin import docs_dataset; docs_dataset.read();"
-        "print({'turtle', 'xmlrpc.server', 'torch'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.strip() == "set()", done.stderr
-
-
-@pytest.mark.parametrize(
-    ("docstring", "expected"),
-    [
-        ("Return the  answer\n   to everything.\n\nMore.", "Return the answer to everything."),
-        ("Too short.", ""),
-        (">>> print('an example, not an answer')", ""),
-        ("One good sentence here. " + "x" * 200, "One good sentence here."),
-        ("x" * 200, ""),
-    ],
-)
-def test_summaries(docstring, expected):
-    assert docs_dataset.summary(docstring) == expected
-
-
-def test_answers_were_not_in_the_pretraining_text():
-    text = " ".join(" ".join(make_tiny_llama.corpus()).split())
-    answers = [row["answer"] for row in docs_dataset.read()]
-    seen = [answer for answer in answers if answer in text]
-    # A few answers are mere scraps, such as a usage line.
-    assert len(seen) < 0.01 * len(answers)
-    assert len(text) > 2e6
-
-
-def test_docstrings_are_removed():
-    source = (
-        '"""Module."""\nimport a\nclass B:\n    """Two\n    lines."""\n    x = "kept"  # kept\n'
-    )
-    stripped = make_tiny_llama.without_docstrings(source)
-    assert stripped == 'import a\nclass B:\n    x = "kept"  # kept\n'
-
-
-def test_the_model_can_be_made(tmp_path, capsys, one_thread):
-    recipe = make_tiny_llama.Recipe(steps=2, warmup=1, batch_size=2, length=16)
-    make_tiny_llama.main(tmp_path, recipe, [inspect.getsource(shutil)] * 2)
-    assert builtin.content_hash(tmp_path) in capsys.readouterr().out
-    config = AutoModelForCausalLM.from_pretrained(tmp_path).config
-    assert config.vocab_size <= make_tiny_llama.VOCABULARY
-    names = {file.name for file in tmp_path.iterdir()}
-    assert names == {file.name for file in builtin.model_path().iterdir()}
 
 
 @torch.no_grad()

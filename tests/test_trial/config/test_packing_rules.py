@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from helpers.train import Material
+from helpers.training.train import Material
 
 from trial.config.packing_rules import packing_key, unpackable_reason
 

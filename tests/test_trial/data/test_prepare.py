@@ -181,10 +181,10 @@ def test_a_tokenizer_that_ends_every_text_with_eos(tmp_path, rows_file):
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 256), ("</s>", 257)]
     )
-    ending = prepare(config_for(rows_file), tokenizer, tmp_path)
-    assert ending.data_hash != plain.data_hash
+    with_eos = prepare(config_for(rows_file), tokenizer, tmp_path)
+    assert with_eos.data_hash != plain.data_hash
     for index in range(len(plain.train)):
-        torch.testing.assert_close(plain.train[index], ending.train[index])
+        torch.testing.assert_close(plain.train[index], with_eos.train[index])
 
 
 def test_no_eos_is_refused(rows_file, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.models import make_model
+from helpers.training.models import make_model
 from helpers.paths import ROOT
 from transformers import AutoModelForCausalLM
 from transformers.utils import import_utils

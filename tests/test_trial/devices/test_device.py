@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from helpers.train import Material
+from helpers.training.train import Material
 
 from trial.config import library_arguments
 from trial.config.trial_config import parse

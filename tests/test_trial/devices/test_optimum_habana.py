@@ -94,7 +94,7 @@ def test_arguments_off_the_device_are_those_of_a_cpu(tmp_path, monkeypatch, deep
 
 def test_generation_flags_that_the_trainer_reads_are_added_as_false():
     import transformers
-    from helpers.models import model_config
+    from helpers.training.models import model_config
 
     model = transformers.AutoModelForCausalLM.from_config(model_config("llama", 16, 8))
     model.generation_config.use_flash_attention = True

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers.models import ARCHITECTURES
+from helpers.training.models import ARCHITECTURES
 from transformers import AutoModelForCausalLM
 
 from trial.builtin import model_path

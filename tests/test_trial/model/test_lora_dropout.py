@@ -74,7 +74,7 @@ def test_kept_elements_are_scaled_up_and_evaluation_drops_nothing():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a kernel")
 def test_without_a_kernel_dropout_goes_on_step_by_step_and_says_so(caplog):
     with caplog.at_level("WARNING"):
-        assert lora_dropout._triton_kernel.__wrapped__(torch.device("cuda")) is None
+        assert lora_dropout.triton_kernel.__wrapped__(torch.device("cuda")) is None
     assert "step by step" in caplog.text
     positions = BatchPositions()
     positions.set([row_key(0, 0, 0)], 8, CPU)

@@ -1,7 +1,7 @@
 """LoRA targets and parameter counts from shapes: against PEFT."""
 
 import pytest
-from helpers.models import ARCHITECTURES, tiny_model
+from helpers.training.models import ARCHITECTURES, tiny_model
 from peft import get_peft_model
 
 from trial.config.trial_config import parse

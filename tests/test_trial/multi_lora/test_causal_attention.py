@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from helpers.models import make_model
+from helpers.training.models import make_model
 from transformers import AutoModelForCausalLM
 
 from trial.multi_lora.causal_attention import NAME, maskless_attention, register_maskless_sdpa

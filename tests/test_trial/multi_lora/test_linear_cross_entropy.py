@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.models import make_model
-from helpers.train import Material
+from helpers.training.models import make_model
+from helpers.training.train import Material
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 

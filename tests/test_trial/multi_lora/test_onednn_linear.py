@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.models import make_mixtral
-from helpers.train import DEVICE, Material
+from helpers.training.models import make_mixtral
+from helpers.training.train import DEVICE, Material
 from torch import nn
 
 from trial.devices import compat_torch

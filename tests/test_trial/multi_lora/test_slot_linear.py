@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.train import Material
+from helpers.training.train import Material
 from transformers import AutoModelForCausalLM
 
 from trial.multi_lora.adapter_bank import AdapterBank

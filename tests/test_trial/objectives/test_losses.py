@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from helpers.models import question
-from helpers.train import Material, Recorder
+from helpers.training.models import question
+from helpers.training.train import Material, Recorder
 
 from trial.config import objective_registry
 from trial.config.errors import ConfigError
@@ -237,14 +237,18 @@ REFUSED = [
     ),
     ({"objective": "a b:c"}, "objective.name", ""),
     ({"objective": "no_such_module:f"}, "objective.name", ""),
-    ({"objective": "helpers.objectives:weightd"}, "objective.name", "weighted"),
+    ({"objective": "helpers.training.objectives:weightd"}, "objective.name", "weighted"),
     (
-        {"objective": {"name": "helpers.objectives:weighted", "wieght": 2}},
+        {"objective": {"name": "helpers.training.objectives:weighted", "wieght": 2}},
         "objective.wieght",
         "weight",
     ),
     ({"objective": "npo", "evaluation": {"metrics": ["forget_loss"]}, **BASE}, "keep", ""),
-    ({"evaluation": {"metrics": ["helpers.objectives:nothing"]}}, "evaluation.metrics.0", ""),
+    (
+        {"evaluation": {"metrics": ["helpers.training.objectives:nothing"]}},
+        "evaluation.metrics.0",
+        "",
+    ),
 ]
 
 
@@ -369,8 +373,8 @@ def test_an_interrupted_trial_goes_on_as_if_nothing_had_happened(material, objec
 
 def test_a_users_objective_and_a_users_metric(material):
     """A copy of sft trains as sft does; the metric is called at every evaluation."""
-    metrics = {"metrics": ["helpers.objectives:rows_to_forget"]}
-    own = {"name": "helpers.objectives:weighted", "weight": 1.0}
+    metrics = {"metrics": ["helpers.training.objectives:rows_to_forget"]}
+    own = {"name": "helpers.training.objectives:weighted", "weight": 1.0}
     config = config_of(material, own, evaluation=metrics)
     config = config.model_copy(
         update={"data": config.data.model_copy(update={"forget_path": None})}

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers.models import question
-from helpers.train import Material
+from helpers.training.models import question
+from helpers.training.train import Material
 
 from trial.config.errors import ConfigError
 from trial.config.sections import DataConfig

@@ -7,10 +7,10 @@ import shutil
 from typing import Any
 
 import pytest
-from helpers.models import make_mixtral
-from helpers.packed import (
-    COMPANY,
+from helpers.training.models import make_mixtral
+from helpers.training.packed import (
     MIXED,
+    SHARED_JOB_TOLERANCE,
     crowded_engine,
     deviation,
     failing_engine,
@@ -19,7 +19,7 @@ from helpers.packed import (
     pack,
     read_last,
 )
-from helpers.train import Material
+from helpers.training.train import Material
 
 from trial.multi_lora.engine import Engine
 from trial.multi_lora.packable import NotPackableError
@@ -44,7 +44,7 @@ def test_running_out_of_memory_halves_the_slots_and_loses_nothing(material, meth
     assert crowded.calls > call
     assert [result.state for result in results] == ["complete"] * 4
     for index, folder in enumerate(folders):
-        assert deviation(apart[index % 2], folder, read_last) <= COMPANY
+        assert deviation(apart[index % 2], folder, read_last) <= SHARED_JOB_TOLERANCE
         assert folder.read_attempts()[-1].slots == 2
 
 
@@ -72,7 +72,7 @@ def test_memory_that_runs_out_while_checkpoints_are_written_does_not_end_the_job
     assert saves
     assert [result.state for result in results] == ["complete"] * 4
     for folder in folders:
-        assert deviation(apart[0], folder, read_last) <= COMPANY
+        assert deviation(apart[0], folder, read_last) <= SHARED_JOB_TOLERANCE
 
 
 def test_a_job_opens_with_as_many_slots_as_there_is_memory_for(material):

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.packed import (
-    COMPANY,
+from helpers.training.packed import (
     MIXED,
+    SHARED_JOB_TOLERANCE,
     CacheOnDevice,
     deviation,
     failing_engine,
@@ -18,7 +18,7 @@ from helpers.packed import (
     pack,
     read_last,
 )
-from helpers.train import DEVICE, Material
+from helpers.training.train import DEVICE, Material
 
 from trial.devices.device import DEVICES
 
@@ -77,7 +77,7 @@ def test_replayed_passes_equal_launched_ones(material, bf16):
     assert capture.graphs > 3
     assert DEVICE != "cpu" or capture.replays > 10 * capture.graphs
     for one, other in zip(launched, replayed, strict=True):
-        assert deviation(one, other) <= COMPANY
+        assert deviation(one, other) <= SHARED_JOB_TOLERANCE
     base = cache.take_base(configs[0], cache.start(configs[0]))
     assert base.config._attn_implementation == "sdpa"
 
@@ -89,7 +89,7 @@ def test_where_capturing_fails_passes_are_launched_as_before(material, caplog):
     config = material.config(**MIXED[0])
     (apart,), _ = pack(material, config, slots=1, process_cache=capturing(None))
     (together,), _ = pack(material, config, slots=1, process_cache=capturing(broken))
-    assert deviation(apart, together) <= COMPANY
+    assert deviation(apart, together) <= SHARED_JOB_TOLERANCE
     (line,) = [line for line in caplog.messages if "kernel by kernel" in line]
     assert "not permitted" in line
 
@@ -111,7 +111,7 @@ def test_graphs_go_before_slots_do_when_memory_runs_out(material):
     assert [result.state for result in results] == ["complete"] * 2
     assert set(slots) == {2}
     for folder in folders:
-        assert deviation(apart, folder, read_last) <= COMPANY
+        assert deviation(apart, folder, read_last) <= SHARED_JOB_TOLERANCE
 
 
 def test_what_a_device_still_computes_is_charged_to_training(material):

@@ -8,8 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.packed import COMPANY, MIXED, StopsAfter, deviation, pack, read_adapter
-from helpers.train import DEVICE, Material
+from helpers.training.packed import (
+    MIXED,
+    SHARED_JOB_TOLERANCE,
+    StopsAfter,
+    deviation,
+    pack,
+    read_adapter,
+)
+from helpers.training.train import DEVICE, Material
 
 from trial.multi_lora.adamw import StepSettings
 from trial.multi_lora.engine import Engine, EngineSettings, MicroBatch
@@ -49,10 +56,12 @@ def test_neighbours_are_equal_to_the_bit_whatever_becomes_of_a_trial(material):
     assert results[2].steps == 6
     assert not folders[2].checkpoints.exists()
     for apart, together in ((alone[0], folders[1]), (alone[1], folders[3])):
-        assert deviation(apart, together) <= COMPANY
+        assert deviation(apart, together) <= SHARED_JOB_TOLERANCE
         ours, theirs = read_adapter(together), read_adapter(apart)
         for key, tensor in theirs.items():
-            torch.testing.assert_close(ours[key], tensor, atol=COMPANY, rtol=COMPANY)
+            torch.testing.assert_close(
+                ours[key], tensor, atol=SHARED_JOB_TOLERANCE, rtol=SHARED_JOB_TOLERANCE
+            )
 
 
 def test_no_number_of_one_slot_reaches_another(material):
@@ -121,7 +130,9 @@ def test_an_interrupted_trial_resumes_in_any_slot_as_if_nothing_had_happened(mat
     assert all((Checkpoints(folder).newest() / STATE_FILE).is_file() for folder in folders)
     train_packed(folders[::-1], slots=slots, process_cache=material.process_cache())
     for apart, resumed in zip(straight, folders, strict=True):
-        assert deviation(apart, resumed) <= COMPANY
+        assert deviation(apart, resumed) <= SHARED_JOB_TOLERANCE
         ours, theirs = read_adapter(resumed), read_adapter(apart)
         for key, tensor in theirs.items():
-            torch.testing.assert_close(ours[key], tensor, atol=COMPANY, rtol=COMPANY)
+            torch.testing.assert_close(
+                ours[key], tensor, atol=SHARED_JOB_TOLERANCE, rtol=SHARED_JOB_TOLERANCE
+            )

@@ -7,9 +7,9 @@ import multiprocessing
 from typing import Any
 
 import pytest
-from helpers.packed import FLOAT32, MIXED, deviation, read_adapter, read_last
-from helpers.ranks import KILLED, Packed, run_packed_rank, run_rank, run_ranks
-from helpers.train import Material
+from helpers.training.packed import FLOAT32, MIXED, deviation, read_adapter, read_last
+from helpers.training.ranks import KILLED, Packed, run_packed_rank, run_rank, run_ranks
+from helpers.training.train import Material
 
 from trial.store.folders import TrialFolder
 from trial.training.checkpoints import Checkpoints
@@ -29,7 +29,12 @@ def material(tmp_path_factory) -> Material:
 def processes() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["trial.training.attempt", "trial.devices.optimum_habana", "helpers.ranks", "deepspeed"]
+        [
+            "trial.training.attempt",
+            "trial.devices.optimum_habana",
+            "helpers.training.ranks",
+            "deepspeed",
+        ]
     )
     return context
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.packed import FLOAT32, CacheOnDevice, deviation, opener, pack
-from helpers.train import Material
+from helpers.training.packed import FLOAT32, CacheOnDevice, deviation, opener, pack
+from helpers.training.train import Material
 
 from trial.config.packing_rules import packing_key
 from trial.multi_lora.adamw import adamw_update

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from helpers.packed import COMPANY, MIXED, deviation, pack
-from helpers.train import Material
+from helpers.training.packed import MIXED, SHARED_JOB_TOLERANCE, deviation, pack
+from helpers.training.train import Material
 
 from trial.packed.job import PackedJob
 from trial.packed.slot_count import best_slot_count
@@ -36,4 +36,4 @@ def test_the_number_of_slots_is_measured_where_nobody_says(tmp_path):
     PackedJob(source, material.process_cache(), 0, limit=2).run()
     assert source.slots in (1, 2)
     (alone,), _ = pack(material, config, slots=1)
-    assert all(deviation(alone, folder) <= COMPANY for folder in folders)
+    assert all(deviation(alone, folder) <= SHARED_JOB_TOLERANCE for folder in folders)

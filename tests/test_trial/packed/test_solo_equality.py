@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.models import make_model
-from helpers.packed import (
+from helpers.training.models import make_model
+from helpers.training.packed import (
     BFLOAT16,
     FLOAT32,
     MIXED,
@@ -18,7 +18,7 @@ from helpers.packed import (
     read_adapter,
     read_log,
 )
-from helpers.train import Material
+from helpers.training.train import Material
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from helpers.preflight import ROWS
+from helpers.training.preflight import ROWS
 
 from trial.builtin import model_path
 from trial.config.sections import DataConfig, ModelConfig

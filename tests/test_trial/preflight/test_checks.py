@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.preflight import ROWS, changed, only_problem
+from helpers.training.preflight import ROWS, changed, only_problem
 
 from trial.config.sections import DataConfig, DeepSpeedSection, ModelConfig
 from trial.config.trial_config import TrialConfig

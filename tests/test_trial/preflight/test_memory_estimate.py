@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from helpers.memory import llama_trial, trial
-from helpers.models import ARCHITECTURES, tiny_model
+from helpers.training.memory import llama_trial, trial
+from helpers.training.models import ARCHITECTURES, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import get_peft_model

@@ -1,7 +1,7 @@
 """A trial's estimated memory beside its device's: refusals, warnings, published runs."""
 
 import pytest
-from helpers.memory import llama_trial, trial
+from helpers.training.memory import llama_trial, trial
 
 from trial.builtin import model_path
 from trial.config.trial_config import parse

@@ -3,7 +3,7 @@
 import pytest
 import requests
 import torch
-from helpers.preflight import changed, only_problem
+from helpers.training.preflight import changed, only_problem
 from huggingface_hub import constants
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GPT2Config

@@ -10,8 +10,8 @@ import time
 
 import pytest
 import torch
-from helpers.models import make_tokenizer, model_config
-from helpers.train import Material, Recorder
+from helpers.training.models import make_tokenizer, model_config
+from helpers.training.train import Material, Recorder
 from transformers import AutoModelForCausalLM
 
 from trial.preload import finish_imports

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from helpers.models import make_model
-from helpers.train import DEVICE, Material, Recorder
+from helpers.training.models import make_model
+from helpers.training.train import DEVICE, Material, Recorder
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed

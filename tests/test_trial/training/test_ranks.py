@@ -8,8 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from helpers.ranks import KILLED, run_rank, run_ranks
-from helpers.train import Material, Recorder
+from helpers.training.ranks import KILLED, run_rank, run_ranks
+from helpers.training.train import Material, Recorder
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -33,7 +33,12 @@ def material(tmp_path_factory):
 def processes():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["trial.training.attempt", "trial.devices.optimum_habana", "helpers.ranks", "deepspeed"]
+        [
+            "trial.training.attempt",
+            "trial.devices.optimum_habana",
+            "helpers.training.ranks",
+            "deepspeed",
+        ]
     )
     return context
 

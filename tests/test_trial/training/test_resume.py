@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from helpers.train import Material, Recorder, train_and_die, train_to_end
+from helpers.training.train import Material, Recorder, train_and_die, train_to_end
 
 from trial.preload import finish_imports
 from trial.store.folders import TrialFolder
@@ -28,7 +28,12 @@ def processes():
     """Fresh processes without import time: the imports are made once, in the fork server."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["trial.training.attempt", "trial.devices.optimum_habana", "helpers.train", "deepspeed"]
+        [
+            "trial.training.attempt",
+            "trial.devices.optimum_habana",
+            "helpers.training.train",
+            "deepspeed",
+        ]
     )
     return context
 

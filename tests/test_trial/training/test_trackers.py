@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from helpers import models
+from helpers.training import models
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trial.config.sections import DataConfig, ModelConfig, Origin

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from helpers import models
+from helpers.training import models
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""Scripts that measure ours, each in a process of its own."""

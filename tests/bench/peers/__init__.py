@@ -1,0 +1,1 @@
+"""Scripts that measure the peers, in the peers' Python."""

@@ -1,0 +1,89 @@
+"""The kinds of kills: who gets which signal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+
+import psutil
+from faults.sweeps.killed_sweep import Sweep
+
+
+def kill_driver(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to the driver alone: Ray and its workers are left to themselves."""
+    driver.kill()
+
+
+def kill_worker(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to one process that trains; the sweep goes on."""
+    workers = [process for process in sweep.ours() if _is_worker(process)]
+    if workers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            sweep.dice.choice(workers).kill()
+
+
+def kill_group(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to the driver's process group, as a terminal or a batch system does it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(driver.pid, signal.SIGKILL)
+
+
+def kill_node(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to a node of the cluster; another one joins, and the sweep goes on."""
+    if sweep.nodes:
+        sweep.nodes.lose_one(sweep.dice)
+
+
+def kill_tree(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to every process of the run, the reaper included."""
+    for process in sweep.ours():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def terminate(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
+    """SIGTERM: checkpoint and leave."""
+    driver.terminate()
+
+
+def interrupt(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
+    """Ctrl-C in a terminal: SIGINT to the whole group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(driver.pid, signal.SIGINT)
+
+
+def interrupt_twice(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
+    """Ctrl-C, and once more before the driver has ended."""
+    interrupt(sweep, driver)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        driver.wait(sweep.dice.uniform(0.0, 0.4))
+    interrupt(sweep, driver)
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()[:1] == ["ray::TrialWorker.run"] or any(
+            word.startswith("ray::TrialWorker") for word in process.cmdline()
+        )
+    return False
+
+
+KILLS: dict[str, Callable[[Sweep, subprocess.Popen[bytes]], None]] = {
+    "driver": kill_driver,
+    "worker": kill_worker,
+    "group": kill_group,
+    "tree": kill_tree,
+    "node": kill_node,
+    "sigterm": terminate,
+    "sigint": interrupt,
+    "sigint twice": interrupt_twice,
+}
+GENTLE = ("sigterm", "sigint")
+"""After these the driver writes checkpoints and exits by itself."""
+SURVIVED = ("worker", "node")
+"""After these the driver lives on."""
+ON_A_CLUSTER = ("node", "driver", "group", "sigterm", "sigint")
+ALONE = tuple(kind for kind in KILLS if kind != "node")

@@ -1,0 +1,28 @@
+"""Messages of the command: printed as they are, and what to do after a full disk."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import typer
+from helpers.command import run_command
+
+from sweep.cli.output import exit_on_bad_input
+
+
+def test_text_quoted_from_a_file_is_printed_as_it_is(tmp_path):
+    path = tmp_path / "colons.yaml"
+    path.write_text("question: 'a'\nsampler: 'tpe:x:'\nspace: {lora.r: [2]}\nstop: {trials: 1}\n")
+    done = run_command("check", path)
+    assert done.returncode == 2
+    assert "got 'tpe:x:'" in done.stderr
+
+
+def test_a_full_disk_says_how_to_go_on(capsys):
+    for number, hint in ((errno.ENOSPC, True), (errno.EACCES, False)):
+        with pytest.raises(typer.Exit), exit_on_bad_input():
+            raise OSError(number, "no such luck")
+        told = capsys.readouterr().err
+        assert "no such luck" in told
+        assert ("give the command again" in told) is hint
