@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.training.models import make_model
 from helpers.paths import ROOT
+from helpers.training.models import make_model
 from transformers import AutoModelForCausalLM
 from transformers.utils import import_utils
 
