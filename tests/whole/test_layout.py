@@ -1,10 +1,12 @@
-"""Limits of the layout: sizes of folders, files, classes, functions; documented paths exist."""
+"""Limits of the layout: sizes, names of test files, private imports; what is documented exists."""
 
 from __future__ import annotations
 
 import ast
+import io
 import re
 import subprocess
+import tokenize
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +15,6 @@ from helpers.paths import ROOT
 
 PACKAGES = ("sweep", "trial", "results")
 FILES_OF_A_FOLDER, LINES_OF_A_FILE, LINES_OF_A_CLASS, LINES_OF_A_FUNCTION = 12, 400, 250, 60
-GENERATED = re.compile(r"runs/|\.venv/|report/")
 
 
 def sources(*folders: str) -> list[Path]:
@@ -27,15 +28,14 @@ def definitions(path: Path, kind: type[ast.AST] | tuple[type[ast.AST], ...]):
 
 
 def test_no_folder_has_too_many_files():
-    counts = Counter(p.parent for p in sources(*PACKAGES) if not p.stem.startswith("__"))
+    files = sources(*PACKAGES, "tests")
+    counts = Counter(path.parent for path in files if not path.stem.startswith("__"))
     assert {str(p): n for p, n in counts.items() if n > FILES_OF_A_FOLDER} == {}
 
 
 def test_no_file_is_too_long():
     lengths = {str(p): len(p.read_text().splitlines()) for p in sources(*PACKAGES, "tests")}
-    bench = str(ROOT / "tests" / "bench")
-    long = {p: n for p, n in lengths.items() if n > LINES_OF_A_FILE and not p.startswith(bench)}
-    assert long == {}
+    assert {path: n for path, n in lengths.items() if n > LINES_OF_A_FILE} == {}
 
 
 def test_no_class_and_no_function_is_too_long():
@@ -66,42 +66,108 @@ def test_nothing_private_is_imported_from_another_folder():
     assert private == []
 
 
-def pages() -> list[str]:
-    listed = subprocess.run(
-        ["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+TOPICS = {
+    "test_results/render": {"browser"},
+    "test_sweep/loading": {"broken_files", "fuzzed_files"},
+    "test_sweep/ray_backend/real_ray": {"nodes", "packed", "packed_ranks"},
+    "test_sweep/storage": {"storage"},
+    "test_trial/builtin": {"builtin"},
+    "test_trial/devices": {"optimum_habana_internals"},
+    "test_trial/packed": {
+        "failures", "graphs", "independence", "ranks", "refill", "solo_equality",
+    },
+    "test_trial/training": {"failures", "one_trial", "ranks", "resume", "trackers"},
+}  # fmt: skip
+"""Test files, by folder, that hold several modules to one promise; others test the module whose
+name they have."""
+
+
+def test_a_test_file_has_the_name_of_a_module():
+    others: dict[str, set[str]] = {}
+    for path in (ROOT / "tests").glob("test_*/**/test_*.py"):
+        folder, name = path.parent.relative_to(ROOT / "tests"), path.stem.removeprefix("test_")
+        package = Path(*folder.parts).as_posix().removeprefix("test_")
+        if not (ROOT / package / f"{name}.py").is_file():
+            others.setdefault(folder.as_posix(), set()).add(name)
+    assert others == TOPICS
+
+
+def tracked(*patterns: str) -> list[str]:
+    words = ["git", "ls-files", *patterns]
+    listed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
     return listed.stdout.split()
 
 
-@pytest.mark.parametrize("page", pages())
-def test_paths_and_links_of_a_page_exist(page):
+@pytest.mark.parametrize("page", tracked("*.md"))
+def test_links_of_a_page_lead_somewhere(page):
     text = (ROOT / page).read_text()
-    named = re.findall(r"(?<![\w/.])((?:sweep|trial|results|tests|spaces|docs)/[\w/.-]*\w)", text)
     linked = [
         (Path(page).parent / link.partition("#")[0]).as_posix()
         for link in re.findall(r"\]\(([^)\s]+)\)", text)
         if "://" not in link and not link.startswith("#")
     ]
+    assert [path for path in linked if not (ROOT / path).exists()] == []
+
+
+NAMING = ("*.md", "*.py", "*.yaml", "*.toml", "*Makefile", "*Containerfile", ".ci/*")
+"""Files that name other files and modules: pages as a whole, of Python docstrings and comments."""
+BROKEN = "tests/broken/"
+"""Sweep files of mistakes."""
+PATH = re.compile(r"(?<![\w/.{}$-])((?:sweep|trial|results|tests|spaces|docs)/[\w/.-]*\w)")
+MODULE = re.compile(r"(?:`|-m )((?:sweep|trial|results)(?:\.(?!yaml)\w+)+)")
+MADE_UP = re.compile(r"runs/|\.venv/|report/|spaces/x\.yaml")
+
+
+def prose(path: Path) -> str:
+    """What a file says to its reader."""
+    text = path.read_text()
+    if path.suffix != ".py":
+        return text
+    alone = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Expr)]
+    said = [node.value for node in alone if isinstance(node, ast.Constant)]
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    comments = [token.string for token in tokens if token.type == tokenize.COMMENT]
+    return "\n".join([*map(str, said), *comments])
+
+
+def named(expression: re.Pattern[str]) -> list[tuple[str, str]]:
+    """What the files name: file, name."""
+    files = [file for file in tracked(*NAMING) if not file.startswith(BROKEN)]
+    return [(file, found) for file in files for found in expression.findall(prose(ROOT / file))]
+
+
+def top_level_names(module: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.parse(module.read_text()).body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            found |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            found |= {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+        else:
+            found.add(getattr(node, "name", ""))
+    return found
+
+
+def is_module_or_has(dotted: str) -> bool:
+    """Whether the longest module in `dotted` is all of it, or has the next part as a name."""
+    parts = dotted.split(".")
+    for end in range(len(parts), 0, -1):
+        place = ROOT.joinpath(*parts[:end])
+        module = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        if module.is_file():
+            return end == len(parts) or parts[end] in top_level_names(module)
+    return False
+
+
+def test_paths_that_are_named_exist():
     missing = [
-        path
-        for path in {*named, *linked}
-        if not GENERATED.search(path) and not any(ROOT.glob(path)) and not (ROOT / path).exists()
+        (file, path)
+        for file, path in named(PATH)
+        if not MADE_UP.search(path) and not (ROOT / path).exists() and not any(ROOT.glob(path))
     ]
-    assert sorted(missing) == []
+    assert missing == []
 
 
-@pytest.mark.parametrize("page", pages())
-def test_modules_named_in_a_page_exist(page):
-    """`sweep.study.decider` is a module or an attribute of one."""
-    text = (ROOT / page).read_text()
-    missing = []
-    for name in set(re.findall(r"`((?:sweep|trial|results)(?:\.(?!yaml)\w+)+)`", text)):
-        parts = name.split(".")
-        found = any(
-            (ROOT.joinpath(*parts[:end])).is_dir()
-            or (ROOT.joinpath(*parts[:end]).with_suffix(".py")).is_file()
-            for end in range(2, len(parts) + 1)
-        )
-        if not found:
-            missing.append(name)
-    assert sorted(missing) == []
+def test_modules_that_are_named_exist():
+    """`sweep.study.decider` is a module, or `sweep.study.decider.OptunaDecider` a name in one."""
+    assert [(file, name) for file, name in named(MODULE) if not is_module_or_has(name)] == []
