@@ -28,7 +28,9 @@ def parameters_of(function: Callable[..., object]) -> set[str]:
 def python_sources() -> str:
     folders = (RAY / "_private", RAY / "_common")
     files = [path for folder in folders for path in folder.rglob("*.py")]
-    return "\n".join(path.read_text() for path in files if "tests" not in path.parts)
+    return "\n".join(
+        path.read_text() for path in files if "tests" not in path.relative_to(RAY).parts
+    )
 
 
 def is_read(variable: str) -> bool:
