@@ -7,7 +7,7 @@ from pathlib import Path
 
 from results.analysis.study_analysis import ReportOptions, analyse
 from results.data.folders import read_study
-from results.data.trials_table import write_table
+from results.data.trials_table import table_of, write_table
 from results.page.page import Page
 from results.page.sections import page_of
 from results.render import html as report_html
@@ -25,8 +25,10 @@ def write_report(study: StudyFolder, options: ReportOptions | None = None) -> Pa
     Returns:
         The path of `report.html`.
     """
-    analysis = analyse(read_study(study), options)
-    write_table(analysis.table, study.report)
+    found = read_study(study)
+    # The tables do not wait for the analysis.
+    write_table(table_of(found), study.report)
+    analysis = analyse(found, options)
     return write_page(page_of(analysis), study.report, "report")
 
 

@@ -26,6 +26,9 @@ ENOUGH = 20
 """With fewer complete trials the report calls the importance a hint."""
 MAX_FANOVA_TRIALS = 300
 """Largest number of trials that fANOVA is fitted to, spread evenly over the ranked values."""
+MAX_CHOICES = 8
+"""Most values of a categorical parameter for fANOVA as such: its time doubles with each value.
+More values are put in the order of their mean objective, and split like a number."""
 FEWEST = 4
 """With fewer complete trials no importance is computed."""
 
@@ -83,10 +86,20 @@ def _shares(rows: pd.DataFrame, names: Sequence[str], sign: float) -> Shares:
             fanova = optuna.importance.FanovaImportanceEvaluator(seed=0)
             return (
                 _evaluate(_study(rows, names, sign), ped),
-                _evaluate(_study(_thinned(rows), names, sign), fanova),
+                _evaluate(_study(_few_choices(_thinned(rows), names), names, sign), fanova),
             )
         finally:
             optuna.logging.set_verbosity(before)
+
+
+def _few_choices(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """The rows with each parameter of many choices as ranks by mean objective, from zero."""
+    wide = [n for n in names if not is_number(rows[n]) and rows[n].nunique() > MAX_CHOICES]
+    ranks = {
+        name: rows["value"].groupby(rows[name].astype(str)).mean().rank(method="first") - 1
+        for name in wide
+    }
+    return rows.assign(**{n: rows[n].astype(str).map(ranks[n]).astype(float) for n in wide})
 
 
 def _evaluate(study: optuna.Study, evaluator: Any) -> dict[str, float]:

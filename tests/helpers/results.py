@@ -55,7 +55,8 @@ def make_config(number: int, study: str = "s", **params: Any) -> TrialConfig:
     training |= {
         k.removeprefix("training."): v for k, v in drawn.items() if k.startswith("training.")
     }
-    content: dict[str, Any] = {"lora": lora, "training": training}
+    model = {k.removeprefix("model."): v for k, v in drawn.items() if k.startswith("model.")}
+    content: dict[str, Any] = {"lora": lora, "training": training, "model": model}
     content |= {k: v for k, v in drawn.items() if "." not in k}
     drawn.pop("training.seed", None)
     origin = Origin(study=study, number=number, params=drawn)
