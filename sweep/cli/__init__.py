@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+from typing import Annotated
 
 import typer
 
@@ -28,11 +29,30 @@ COMMANDS = (
 )
 """In the order of `--help`."""
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 for command in COMMANDS:
     app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"gaudi-sweep {version('gaudi-sweep')}")
+        raise typer.Exit
+
+
+@app.callback(help=__doc__)
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
 
 GC_THRESHOLDS = (100_000, 20, 20)
 """For Python's garbage collector. Modules, tables and studies stay until the process ends: with the

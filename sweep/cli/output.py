@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -16,7 +18,15 @@ if TYPE_CHECKING:
     from trial.store.folders import StudyFolder
 
 # Text quoted from a file is printed as it is: `:x:` is no emoji here.
-out = Console(highlight=False, emoji=False)
+PIPED_WIDTH = 1000
+"""Columns of the output where it is no terminal: what reads it wants whole lines."""
+
+
+def _width() -> int | None:
+    return None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH
+
+
+out = Console(highlight=False, emoji=False, width=_width())
 err = Console(stderr=True, highlight=False, emoji=False)
 
 

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from sweep.spec.expression import FUNCTIONS
 from sweep.spec.spec import (
     BudgetSpec,
     ConfirmSpec,
@@ -37,6 +38,8 @@ from trial.config.trial_config import TrialConfig
 
 SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {
     "Top level": ("", SweepSpec),
+    "objective": ("objective.", ObjectiveSpec),
+    "budget": ("budget.", BudgetSpec),
     "base": ("base.", TrialConfig),
     "base.model": ("base.model.", ModelConfig),
     "base.data": ("base.data.", DataConfig),
@@ -44,11 +47,9 @@ SECTIONS: dict[str, tuple[str, type[BaseModel]]] = {
     "base.objective": ("base.objective.", ObjectiveSection),
     "base.evaluation": ("base.evaluation.", EvaluationSection),
     "base.deepspeed": ("base.deepspeed.", DeepSpeedSection),
-    "objective": ("objective.", ObjectiveSpec),
     "sampler": ("sampler.", SamplerSpec),
     "pruner": ("pruner.", PrunerSpec),
     "stop": ("stop.", StopSpec),
-    "budget": ("budget.", BudgetSpec),
     "resources": ("resources.", ResourceSpec),
     "confirm": ("confirm.", ConfirmSpec),
     "failures": ("failures.", FailuresSpec),
@@ -70,6 +71,26 @@ Written by `python -m sweep.loading.key_reference docs/keys.md`; a test keeps it
 {% for row in rows -%}
 | `{{ row.key }}` | {{ row.default }} | {{ row.meaning }} |
 {% endfor %}
+{%- if title == "Top level" %}
+`objective: seconds` is `objective: {metric: seconds}`; several are a list under `objectives`.
+`budget: {device_hours: 20}` is another way to write `stop: {device_hours: 20}`.
+
+## A dimension of `space` or `variables`
+
+| written | means |
+|---|---|
+| `[4, 8, 16]` | one of these values |
+| `{choices: [4, 8, 16]}` | the same, where other keys stand beside it |
+| `{low: 1e-5, high: 1e-3, log: true}` | a number, ends included; `log`: even by ratio |
+| `{low: 0.0, high: 0.1, step: 0.05}` | in steps from `low` on; a grid needs steps or a list |
+| `{low: 4, high: 64}` | a whole number, since both ends are |
+| `{expression: 2 * lora.r}` | computed: + - * / // % **, comparisons, `a if c else b` |
+| `{value: 8}` | always this value, where it is to hold only under a condition |
+| `{..., when: {lora.r: [16, 32]}}` | only for these values of another; else the base's |
+| `[{..., when: ...}, {..., when: ...}]` | branches: at most one of them holds |
+
+Functions of an expression: {{ functions }}.
+{% endif %}
 {%- endfor %}"""
 
 
@@ -77,7 +98,7 @@ def render() -> str:
     """The reference as Markdown."""
     rows = {title: _rows(prefix, model) for title, (prefix, model) in SECTIONS.items()}
     text = jinja2.Environment(autoescape=False, keep_trailing_newline=True).from_string(TEMPLATE)
-    return text.render(sections=rows)
+    return text.render(sections=rows, functions=", ".join(f"`{name}`" for name in FUNCTIONS))
 
 
 def _rows(prefix: str, model: type[BaseModel]) -> list[dict[str, str]]:

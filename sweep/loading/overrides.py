@@ -89,7 +89,11 @@ def _set_in_base(raw: RawSweep, path: str, value: Any, location: str) -> None:
         rule = f"is searched by this sweep; say `--set space.{searched}=...` to fix it"
         raw.add_problem(Problem(path, rule, where=location))
         return
-    raw.section("base")
+    base = raw.section("base")
+    if path == "zero_stage" and value is None:
+        # Without DeepSpeed its settings in the file mean nothing.
+        for name in [name for name in base if is_at_or_below(name, "deepspeed")]:
+            del base[name]
     _set(raw, f"base.{path}", value, location)
 
 

@@ -253,9 +253,20 @@ def points_are_valid(sweep: ParsedSweep) -> Iterator[Problem]:
             if key not in seen:
                 seen.add(key)
                 got = " at ".join(text for text in (problem.key and problem.got, shown) if text)
-                yield replace(problem, key=key, got=got)
+                yield replace(_division_hint(sweep.space, problem), key=key, got=got)
         if len(seen) >= MAX_POINT_PROBLEMS:
             return
+
+
+def _division_hint(space: Space, problem: Problem) -> Problem:
+    """The problem, with the operator that keeps whole numbers where `/` made a fraction of one."""
+    branches = space.branches(problem.key) if problem.key in space.order else ()
+    divides = any(
+        isinstance(b, Derived) and "/" in b.expression.replace("//", "") for b in branches
+    )
+    if "int" not in problem.expected or not divides:
+        return problem
+    return replace(problem, expected=f"{problem.expected} (`//` divides to a whole number)")
 
 
 def _invalid_points(space: Space) -> Iterator[tuple[str, Sequence[Problem]]]:
@@ -303,7 +314,9 @@ def grid_has_an_end(sweep: ParsedSweep) -> Iterator[Problem]:
                 path = name.partition("[")[0]
                 section = "space" if f"space.{path}" in sweep.raw.locations else "variables"
                 yield Problem(
-                    f"{section}.{path}", "needs a `step` in a grid", distribution.describe()
+                    f"{section}.{path}",
+                    f"needs a `step` in a grid, or a list: `{_example_list(distribution)}`",
+                    distribution.describe(),
                 )
     elif size > MAX_POINTS:
         rule = f"the grid must not exceed {MAX_POINTS} points"
@@ -315,3 +328,15 @@ def _file_key(spec: SweepSpec, name: str) -> str:
     if any(is_at_or_below(name, path) for path in spec.space):
         return f"space.{name}"
     return f"variables.{name}" if name in spec.variables else f"base.{name}"
+
+
+def _example_list(distribution: Choices | Range) -> str:
+    """Five values of a range as a YAML list, evenly spaced, by ratio where the range is `log`."""
+    assert isinstance(distribution, Range)  # choices have an end
+    low, high = float(distribution.low), float(distribution.high)
+    parts = [part / 4 for part in range(5)]
+    if distribution.log:
+        values = [low * (high / low) ** part for part in parts]
+    else:
+        values = [low + (high - low) * part for part in parts]
+    return "[" + ", ".join(f"{value:.2g}" for value in values) + "]"

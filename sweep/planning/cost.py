@@ -16,6 +16,7 @@ from sweep.spec.grid import grid_size, variants
 from sweep.spec.space import Space
 from sweep.spec.spec import SweepSpec
 from trial.config.trial_config import TrialConfig
+from trial.devices.detect import usable_cores
 from trial.devices.environment import process_environment
 from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.records import Result
@@ -134,7 +135,7 @@ def steps_of(spec: SweepSpec) -> int:
 
 def local_workers(spec: SweepSpec) -> int:
     """Jobs this machine's cores can hold at once; other devices are Ray's to count."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     each = spec.resources.cpus_per_trial * spec.resources.devices_per_trial
     return max(1, min(cores // each, spec.resources.concurrency or cores))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -156,7 +155,7 @@ def check_cuda(runs: Path) -> Iterator[Diagnosis]:
 
 def check_cores(runs: Path) -> Iterator[Diagnosis]:
     """CPU cores that this process may use."""
-    cores = len(os.sched_getaffinity(0))
+    cores = detect.usable_cores()
     yield Diagnosis("ok", "cpu", f"{cores} cores: {cores} workers of one thread on device cpu")
 
 
@@ -176,15 +175,12 @@ def check_ray(runs: Path) -> Iterator[Diagnosis]:
 
 def _is_reachable(address: str) -> bool:
     """Whether a server listens at `host:port` or `ray://host:port`; Ray itself resolves `auto`."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not port.isdecimal():
-        words = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
-        return subprocess.run(words, capture_output=True, timeout=120).returncode == 0
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError:
-        return False
-    return True
+    from sweep.ray_backend.cluster import is_reachable
+
+    if address.rpartition(":")[2].isdecimal():
+        return is_reachable(address)
+    words = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+    return subprocess.run(words, capture_output=True, timeout=120).returncode == 0
 
 
 def check_disk(runs: Path, low_gb: float = LOW_DISK_GB) -> Iterator[Diagnosis]:

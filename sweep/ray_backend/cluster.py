@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ from sweep.ray_backend.fork_client import FORK_SERVER
 from sweep.ray_backend.fork_server import ForkServerHandle
 from sweep.ray_backend.worker import TrialWorker
 from sweep.spec.hpu_groups import GROUP_SIZES, hpus_per_node
-from trial.devices.detect import detected_device
+from trial.devices.detect import detected_device, usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +128,8 @@ class Cluster:
 
     def _join(self, options: dict[str, Any]) -> None:
         try:
+            if not is_reachable(self.settings.address or ""):
+                raise ConnectionError(f"no cluster answers at {self.settings.address}")
             self.ray.init(address=self.settings.address, **options)
         except ConnectionError as error:
             raise ConnectionError(
@@ -248,6 +251,20 @@ class Cluster:
             self._own.close()
 
 
+def is_reachable(address: str, timeout: float = 5.0) -> bool:
+    """Whether a server listens at `host:port` or `ray://host:port`, within `timeout` seconds.
+
+    Ray itself, which tries for minutes, resolves other addresses (`auto`).
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdecimal():
+        return True
+    with contextlib.suppress(OSError):
+        socket.create_connection((host.strip("[]"), int(port)), timeout=timeout).close()
+        return True
+    return False
+
+
 def _times(node: Mapping[str, float], need: Mapping[str, float]) -> int:
     """How often a node holds what is needed."""
     return int(min(node.get(name, 0.0) // count for name, count in need.items()))
@@ -270,7 +287,7 @@ class LocalRay:
             environment: Environment variables of the workers.
             options: Further arguments of `ray.init`.
         """
-        settings, cores = self._settings, len(os.sched_getaffinity(0))
+        settings, cores = self._settings, usable_cores()
         with (
             compat.loopback_only(),
             self.with_fork_server(environment) as start_server,

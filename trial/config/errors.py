@@ -87,11 +87,24 @@ def nearest_choice(value: object, rule: str) -> str:
     return nearest(value, re.findall("'([^']+)'", rule)) if isinstance(value, str) else ""
 
 
+_OUT_OF_SCOPE = (
+    (re.compile(r"4bit|8bit|quantiz|bnb|gptq|awq"), "quantised base models are not supported"),
+    (
+        re.compile(r"peft_type|peft_method|adapter_type|task_type"),
+        "of PEFT, only LoRA is supported",
+    ),
+)
+"""Names that users of other tools try, and what they mean."""
+
+
 def unknown(key: str, known: Sequence[str], what: str = "key") -> Problem:
     """The problem of a name that is not in `known`, with a list of the known names if short."""
     name = key.rsplit(".", 1)[-1]
     near = nearest(name, known)
     listed = "" if len(known) > 24 else f"; known: {', '.join(known)}"
+    beyond = next((text for words, text in _OUT_OF_SCOPE if words.search(name)), "")
+    if beyond and not near:
+        return Problem(key, f"unknown {what}: {beyond} (README, What it does not do)", repr(name))
     return Problem(key, f"unknown {what}{listed}", repr(name), near)
 
 

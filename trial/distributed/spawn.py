@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from trial.devices.detect import usable_cores
 from trial.distributed.rank_group import LISTENER, rank_environment
 
 PARENT = "GAUDI_SWEEP_PARENT"
@@ -59,7 +60,7 @@ def _start(
     variables = rank_environment(rank, ["here"] * size, "127.0.0.1", port)
     environment = {**os.environ, **variables, PARENT: str(os.getpid())}
     # By default every rank would start a thread on each core.
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // size)))
     sockets = [listener.fileno()] if rank == 0 else []
     if sockets:
         environment[LISTENER] = str(sockets[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from importlib.metadata import version
 
 import pytest
 import typer
@@ -26,3 +27,18 @@ def test_a_full_disk_says_how_to_go_on(capsys):
         told = capsys.readouterr().err
         assert "no such luck" in told
         assert ("give the command again" in told) is hint
+
+
+def test_output_into_a_pipe_is_whole(tmp_path, monkeypatch):
+    monkeypatch.delenv("COLUMNS")
+    path = tmp_path / "sweep.yaml"
+    path.write_text("space: {lora.r: [2, 4]}\nstop: {trials: 2}\n")
+    done = run_command("check", path)
+    assert done.returncode == 0, done.stderr
+    advice = next(line for line in done.stdout.splitlines() if "alpha / r" in line)
+    assert advice.endswith("holds it")
+
+
+def test_the_version_is_the_package_s():
+    done = run_command("--version")
+    assert (done.returncode, done.stdout) == (0, f"gaudi-sweep {version('gaudi-sweep')}\n")

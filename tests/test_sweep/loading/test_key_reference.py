@@ -14,6 +14,7 @@ def test_the_reference_is_current():
 
 
 def test_every_key_says_what_it_means():
-    rows = [line for line in key_reference.render().splitlines() if line.startswith("| `")]
+    sections = [part for part in key_reference.render().split("## ") if "| key | default |" in part]
+    rows = [line for part in sections for line in part.splitlines() if line.startswith("| `")]
     silent = [line for line in rows if not line.rstrip(" |").count("|") > 2]
     assert silent == []

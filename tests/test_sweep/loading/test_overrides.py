@@ -99,3 +99,12 @@ def test_file_and_overrides_report_together(tmp_path):
     path = write(tmp_path, "space: {lora.rank: [4]}\nstop: {trials: 4}\n")
     got = refused(path, ["training.max_stps=4"])
     assert [line.partition(" ")[0] for line in got] == ["--set", "FILE:1"]
+
+
+def test_no_deepspeed_drops_the_settings_of_the_file(tmp_path):
+    text = f"base:\n  zero_stage: 2\n  deepspeed: {{offload_optimizer: cpu}}\n{PLAIN}"
+    path = write(tmp_path, text)
+    spec = loader.load(path, ["zero_stage=null"])
+    assert spec.base["zero_stage"] is None
+    assert not spec.base.get("deepspeed")
+    assert loader.load(path).base["deepspeed"]["offload_optimizer"] == "cpu"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import psutil
 import pytest
 from helpers.ray import node_worker
@@ -32,9 +34,24 @@ def test_where_no_ray_can_be_joined_it_is_said_what_to_look_at(monkeypatch):
 
     # Ray itself takes twenty seconds to give up.
     monkeypatch.setattr(ray, "init", refuse)
-    executor = RayExecutor(RaySettings(device="cpu", address="127.0.0.1:1"))
-    with pytest.raises(ConnectionError, match=r"at 127\.0\.0\.1:1\. .*RAY_AUTH_TOKEN"):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        executor = RayExecutor(RaySettings(device="cpu", address=address))
+        with pytest.raises(ConnectionError, match=rf"at {address}\. .*RAY_AUTH_TOKEN"):
+            executor.start()
+
+
+def test_a_cluster_that_is_gone_is_told_at_once(monkeypatch):
+    import ray
+
+    asked = []
+    monkeypatch.setattr(ray, "init", lambda **options: asked.append(options))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    executor = RayExecutor(RaySettings(device="cpu", address=f"ray://{address}"))
+    with pytest.raises(ConnectionError, match=f"no cluster answers at ray://{address}"):
         executor.start()
+    assert asked == []
 
 
 def test_single_cards_on_a_ray_of_our_own(tmp_path, monkeypatch):

@@ -38,3 +38,24 @@ def test_auto_prefers_a_gaudi(gaudi, cuda, expected, monkeypatch):
     monkeypatch.setattr(detect, "has_gaudi_software", lambda: gaudi)
     monkeypatch.setattr(detect, "has_cuda_device", lambda: cuda)
     assert detect.detected_device() == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "250000 100000"}, 2),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"pod/cpu.max": "300000 100000", "cpu.max": "max 100000"}, 3),
+        ({"pod/app/cpu.max": "max 100000", "pod/cpu.max": "400000 100000"}, 4),
+        ({"cpu/pod/app/cpu.cfs_quota_us": "200000", "cpu/pod/app/cpu.cfs_period_us": "100000"}, 2),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+    ],
+)
+def test_cores_are_those_of_the_container(files, cores, tmp_path, monkeypatch):
+    monkeypatch.setattr(detect.os, "sched_getaffinity", lambda _: set(range(8)))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert detect.usable_cores(tmp_path, "/pod/app") == cores
