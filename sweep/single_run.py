@@ -36,6 +36,15 @@ class SingleRunOptions:
     verbose: bool = False
 
 
+def named_config(name: str) -> Path:
+    """The file that `--config-name` means: as it stands or in `config/`, `.yaml` added if needed.
+
+    So Hydra finds it in gaudi-finetune-lora-deepspeed. A file that is nowhere is returned as named.
+    """
+    tried = [Path(folder, f"{name}{end}") for folder in ("", "config") for end in ("", ".yaml")]
+    return next((path for path in tried if path.is_file()), Path(name))
+
+
 def train_once(source: Path, options: SingleRunOptions, console: Console) -> int:
     """Train the run of a configuration file, or go on with it; returns the exit code.
 

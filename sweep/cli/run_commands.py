@@ -77,8 +77,13 @@ def _run_and_report(spec: SweepSpec, source: Path, options: RunOptions) -> None:
 
 def train(
     config: Annotated[
-        Path, typer.Argument(help="A configuration, or gaudi-finetune-lora-deepspeed's YAML.")
-    ],
+        Path | None,
+        typer.Argument(help="A configuration, or gaudi-finetune-lora-deepspeed's YAML."),
+    ] = None,
+    config_name: Annotated[
+        str | None,
+        typer.Option("--config-name", "--config_name", help="The same, also found in config/."),
+    ] = None,
     overrides: SetOption = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="Folder of the run; default: save_dir.")
@@ -94,9 +99,13 @@ def train(
     verbose: Annotated[bool, typer.Option("--verbose", help="The libraries' output too.")] = False,
 ) -> None:
     """Train once, without a sweep; the same command goes on with what was interrupted."""
-    from sweep.single_run import SingleRunOptions, train_once
+    from sweep.single_run import SingleRunOptions, named_config, train_once
 
     with exit_on_bad_input():
+        if (config is None) == (config_name is None):
+            rule = "a configuration, or --config-name; one of them"
+            raise ConfigError([Problem("CONFIG", rule)])
+        config = config or named_config(str(config_name))
         options = SingleRunOptions(
             overrides or (), run_dir, world_size, use_deepspeed, merge, verbose
         )
