@@ -108,6 +108,44 @@ class Seconds(Record):
         return sum(getattr(self, name) for name in type(self).model_fields)
 
 
+class DataSummary(Record):
+    """What became of a trial's data: how many rows, how they were cut, what counts in the loss."""
+
+    train_rows: int
+    eval_rows: int
+    skipped: int = 0
+    """Records left out because their prompt or completion is empty, or no answer counts."""
+    overlapping: int = 0
+    """Training rows left out because a separate eval set has the same prompt."""
+    duplicates: int = 0
+    """Rows equal to an earlier row of the same set; they are trained on, or evaluated, again."""
+    duplicates_across: int = 0
+    """Eval rows that are in the training set too, but for case and white space."""
+    truncated: int = 0
+    """Rows of both sets longer than `max_length`."""
+    answers_cut: int = 0
+    """Rows of both sets that lost tokens which would have counted in the loss."""
+    used_columns: tuple[str, ...] = ()
+    unused_columns: tuple[str, ...] = ()
+    """Columns of the files that no row is made of; `messages.id` is a key of messages."""
+    prompt_format: str = ""
+    """The format used, never `auto`."""
+    train_on: str = ""
+    """`data.train_on`."""
+    tokenize: str = ""
+    """`data.tokenize`."""
+    train_tokens: int = 0
+    """Tokens of the training set that count in the loss."""
+    eval_tokens: int = 0
+    """Tokens of the eval set that count in the eval loss."""
+    eval_bytes: int = 0
+    """UTF-8 bytes of the text that the eval loss counts, special tokens left out."""
+    date: str = ""
+    """The date (ISO 8601) that the chat template was given as today's; empty if it asks for none."""
+    data_hash: str = ""
+    """Equal hashes mean the same tokens and labels in all sets."""
+
+
 class Result(Record):
     """How a trial ended: `result.json`, written last and once.
 
@@ -137,6 +175,8 @@ class Result(Record):
     device: str = ""
     devices: int = 1
     data_hash: str = ""
+    data: DataSummary | None = None
+    """What became of the data; absent where a trial ended before they were read."""
     model_hash: str = ""
     cause: Cause | None = None
     duplicate_of: int | None = None
@@ -156,3 +196,6 @@ class StudyRecord(Record):
     """Path of the sweep file."""
     provenance: dict[str, Any] = Field(default_factory=dict)
     """Versions, git commit, host."""
+    defaults: Literal[2] = 2
+    """Which defaults stand for keys that `spec` leaves out; a record without it has the first ones
+    (`trial.config.earlier`)."""
