@@ -14,7 +14,7 @@ from sweep.file_checks import check_files
 from sweep.spec.spec import SweepSpec
 from sweep.storage.url import connect, masked, resumed_url, with_absolute_path
 from sweep.study import archive, recover
-from trial.config import dotted
+from trial.config import dotted, earlier
 from trial.config.errors import ConfigError, Problem
 from trial.store.files import write_atomically
 from trial.store.folders import StudyFolder
@@ -83,6 +83,21 @@ def open_folder(
         fork_study(spec, source, folder, options, console)
     _copy_prior_studies(folder, spec, options, console)
     write_record(folder, spec, source, options)
+
+
+def with_stored_data(spec: SweepSpec, options: RunOptions) -> SweepSpec:
+    """The spec with the earlier defaults of `data` keys, where an earlier version made the study.
+
+    A fork takes them from the study it copies, since only equal configurations are carried over.
+    """
+    folder = _folder(options.study or spec.name, options)
+    if options.fresh or not folder.exists():
+        return spec
+    stored = folder.read_record().spec.get("base", {}).get("data", {})
+    given = spec.base.get("data", {})
+    if stored.get("tokenize") != earlier.DATA["tokenize"] or set(earlier.DATA) & set(given):
+        return spec
+    return spec.model_copy(update={"base": earlier.with_data(spec.base)})
 
 
 def archive_existing(

@@ -20,7 +20,13 @@ from sweep.driver.disk_guard import DiskGuard
 from sweep.driver.driver import Driver
 from sweep.driver.interfaces import SweepOutcome
 from sweep.driver.progress import SweepProgress
-from sweep.open_study import RunOptions, open_decider, open_folder, study_folder
+from sweep.open_study import (
+    RunOptions,
+    open_decider,
+    open_folder,
+    study_folder,
+    with_stored_data,
+)
 from sweep.planning import cost
 from sweep.ray_backend.cluster import RaySettings
 from sweep.ray_backend.executor import RayExecutor
@@ -45,6 +51,7 @@ def run_sweep(spec: SweepSpec, source: Path, options: RunOptions, console: Conso
     """
     folder = study_folder(spec.name, options)
     with study_lock.hold(folder):
+        spec = with_stored_data(spec, options)
         open_folder(folder, spec, source, options, console)
         with _log_to(folder.log):
             return _drive(spec, folder, options, console)

@@ -22,6 +22,7 @@ from types import FrameType
 from typing import TextIO
 
 from trial import single_run
+from trial.config import earlier
 from trial.config.errors import ConfigError, Problem
 from trial.config.trial_config import TrialConfig, validate
 from trial.devices.environment import set_environment
@@ -161,7 +162,7 @@ def _check(folder: TrialFolder, size: int) -> TrialConfig:
     if not folder.config.is_file():
         raise ValueError(f"{folder.path}: no config.json here")
     try:
-        content = json.loads(folder.config.read_text(encoding="utf-8"))
+        content = json.loads(earlier.stored_config(folder.config.read_text(encoding="utf-8")))
     except ValueError as error:
         raise ValueError(f"{folder.config}: not JSON: {error}") from error
     config, problems = validate(content)

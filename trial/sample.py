@@ -23,6 +23,9 @@ COUNT = 4
 NEW_TOKENS = 48
 """Maximum number of tokens of a completion."""
 
+TEXT_TOKENS = 8
+"""A row without a prompt and with more tokens than this is text to be continued."""
+
 
 def sample(folder: TrialFolder) -> Path | None:
     """Write the trial's samples and return the file; None if the trial has no weights."""
@@ -42,7 +45,8 @@ def sample(folder: TrialFolder) -> Path | None:
     tokenizer, model = load_tokenizer(config.model), _load(folder, config)
     family = model.config.model_type
     held_out = prepare(config.data, tokenizer, model_family=family).eval
-    lines = [_complete(model, tokenizer, held_out[i]) for i in range(min(COUNT, len(held_out)))]
+    rows = (held_out.prompt_and_answer(row) for row in range(min(COUNT, len(held_out))))
+    lines = [_complete(model, tokenizer, *row) for row in rows]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_atomically(folder.samples, text)
     return folder.samples
@@ -62,26 +66,31 @@ def _load(folder: TrialFolder, config: TrialConfig) -> Any:
     return PeftModel.from_pretrained(base, str(folder.adapter)).eval()
 
 
-def _complete(model: Any, tokenizer: Any, row: dict[str, Any]) -> dict[str, str]:
-    """One line of `samples.jsonl`: prompt, greedy completion and the completion in the data."""
+def _complete(model: Any, tokenizer: Any, prompt: list[int], answer: list[int]) -> dict[str, str]:
+    """One line of `samples.jsonl`: prompt, greedy completion and the completion in the data.
+
+    The prompt ends where the answer's first token begins in training. A row of text alone has no
+    prompt: its first half is one.
+    """
     import torch
 
-    is_completion = row["labels"] >= 0
-    start = int(is_completion.nonzero()[0])
-    prompt = row["input_ids"][:start].unsqueeze(0)
+    if len(prompt) < 2 and len(answer) > TEXT_TOKENS:
+        half = len(answer) // 2
+        prompt, answer = prompt + answer[:half], answer[half:]
+    inputs = torch.tensor([prompt])
     pad = tokenizer.pad_token_id
     with torch.inference_mode():
         output = model.generate(
-            input_ids=prompt,
-            attention_mask=torch.ones_like(prompt),
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
             max_new_tokens=NEW_TOKENS,
             do_sample=False,
             pad_token_id=tokenizer.eos_token_id if pad is None else pad,
         )
     return {
-        "prompt": tokenizer.decode(prompt[0], skip_special_tokens=True),
-        "completion": tokenizer.decode(output[0, start:], skip_special_tokens=True),
-        "reference": tokenizer.decode(row["input_ids"][is_completion], skip_special_tokens=True),
+        "prompt": tokenizer.decode(prompt, skip_special_tokens=True),
+        "completion": tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True),
+        "reference": tokenizer.decode(answer, skip_special_tokens=True),
     }
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trial import seed_config
-from trial.config import dotted, yaml_file
+from trial.config import dotted, earlier, yaml_file
 from trial.config.errors import ConfigError, Problem, nearest
 from trial.config.paths import PATH_KEYS, resolve
 from trial.config.trial_config import TrialConfig, known_paths, validate
@@ -114,7 +114,8 @@ def open_folder(single: SingleRun, world_size: int = 1) -> TrialFolder:
     except (OSError, ValueError) as error:
         rule = "is no run's: say another with --run-dir"
         raise ConfigError([Problem("", rule, str(error), where=str(folder.path))]) from error
-    if existing.fingerprint() != single.config.fingerprint():
+    config = _with_stored_data(single.config, existing)
+    if existing.fingerprint() != config.fingerprint():
         raise ConfigError(_differences(folder, existing, single.config))
     attempts = folder.read_attempts()
     if result is None and attempts and attempts[-1].devices != world_size:
@@ -123,6 +124,14 @@ def open_folder(single: SingleRun, world_size: int = 1) -> TrialFolder:
     if result is not None and result.state == "failed":
         folder.move_result_to_failures()
     return folder
+
+
+def _with_stored_data(config: TrialConfig, existing: TrialConfig) -> TrialConfig:
+    """The configuration with the earlier defaults of a run that an earlier version started."""
+    given = config.data.model_fields_set
+    if existing.data.tokenize != earlier.DATA["tokenize"] or given & set(earlier.DATA):
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update=earlier.DATA)})
 
 
 def _draft(source: Path) -> _Draft:

@@ -32,6 +32,7 @@ from sweep.spec.space import Space
 from sweep.spec.spec import SweepSpec
 from sweep.storage import compat
 from sweep.study.confirmations import OUTSIDE_SEARCH, missing_repeats, with_seed
+from trial.config import earlier
 from trial.config.errors import ConfigError
 from trial.config.trial_config import TrialConfig
 from trial.store import metrics
@@ -138,7 +139,7 @@ class OptunaDecider:
         self._in_flight[trial.number] = trial
         config, problem, marks = None, "", trial.user_attrs
         if "config" in marks:
-            config = renumbered(TrialConfig.model_validate_json(marks["config"]), trial.number)
+            config = renumbered(_stored_config(marks["config"]), trial.number)
         else:
             try:
                 config = self.space.configure(params, trial.number)
@@ -183,7 +184,7 @@ class OptunaDecider:
     def extensions(self, number: int) -> dict[int, TrialConfig]:
         """Trials that continue a finished one, by number, but for failed and pruned ones."""
         return {
-            trial.number: TrialConfig.model_validate_json(trial.user_attrs["config"])
+            trial.number: _stored_config(trial.user_attrs["config"])
             for trial in self.study.get_trials(deepcopy=False)
             if trial.user_attrs.get("continues") == number
             and trial.state not in (TrialState.FAIL, TrialState.PRUNED)
@@ -278,6 +279,10 @@ def renumbered(config: TrialConfig, number: int) -> TrialConfig:
     if config.origin is None:
         return config
     return config.model_copy(update={"origin": config.origin.model_copy(update={"number": number})})
+
+
+def _stored_config(text: str) -> TrialConfig:
+    return TrialConfig.model_validate_json(earlier.stored_config(text))
 
 
 def _canonical(params: Mapping[str, Any] | None) -> str:

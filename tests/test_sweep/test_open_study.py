@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from sweep.open_study import check_same_study, differences, stored_spec
+from sweep.open_study import (
+    RunOptions,
+    check_same_study,
+    differences,
+    stored_spec,
+    with_stored_data,
+)
 from sweep.spec.dimension import Choices
 from sweep.spec.spec import ResourceSpec, StopSpec, SweepSpec
 from trial.config.trial_config import TrialConfig
@@ -83,3 +89,22 @@ def test_the_stored_sweep_file_with_options_laid_over_it(trials, concurrency, ex
     stored = stored_spec(study, trials, concurrency)
     assert (stored.stop.trials, stored.resources.concurrency) == expected
     assert stored.space == spec.space
+
+
+def test_a_study_of_an_earlier_version_keeps_its_defaults_of_data(tmp_path):
+    spec = SweepSpec.from_content({"name": "s", "base": {"data": {"max_length": 40}}})
+    options = RunOptions(runs=tmp_path)
+    assert with_stored_data(spec, options) == spec
+    study = StudyFolder(tmp_path / "s")
+    study.write_record(StudyRecord(name="s", spec=spec.content()))
+    assert with_stored_data(spec, options) == spec
+    study.record.write_text(study.record.read_text().replace('"defaults": 2', '"was": 1'))
+    kept = with_stored_data(spec, options)
+    assert kept.base["data"] == {"max_length": 40, "tokenize": "apart", "train_on": "last"}
+    assert kept.content() == stored_spec(study, None, None).content()
+    # Started anew, and where the file says otherwise, the file decides.
+    assert with_stored_data(spec, RunOptions(runs=tmp_path, fresh=True)) == spec
+    own = spec.model_copy(update={"base": {"data": {"tokenize": "together"}}})
+    assert with_stored_data(own, options) == own
+    fork = with_stored_data(spec, RunOptions(runs=tmp_path, fork="other"))
+    assert fork.base == kept.base

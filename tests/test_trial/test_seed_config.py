@@ -16,7 +16,7 @@ from trial import seed_config, single_run
 from trial.__main__ import main
 from trial.config.errors import ConfigError
 from trial.config.trial_config import parse
-from trial.data.examples import Turn
+from trial.data.messages import Message
 from trial.data.prompts import PROMPT_FORMATS, render
 from trial.store.records import Attempt, Cause, Result
 
@@ -116,7 +116,7 @@ def test_families_have_the_seeds_tags(tmp_path, family, prompt):
     found = seed_config.translate({"model_family": family}, tmp_path).content["data"][
         "prompt_format"
     ]
-    assert render(PROMPT_FORMATS[found], [Turn("user", "Why?")]) == prompt
+    assert render(PROMPT_FORMATS[found], [Message("user", "Why?")]) == prompt
 
 
 def test_the_documentation_has_every_name_and_its_sweep_is_good(config, tmp_path):

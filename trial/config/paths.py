@@ -27,10 +27,14 @@ DATA_ENDINGS: dict[str, str] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".parquet": "parquet",
+    ".txt": "text",
 }
 """Endings of data files, and the `data.format` that each means."""
 
-_ENDINGS = (*DATA_ENDINGS, ".txt", ".yaml", ".yml")
+COMPRESSED_ENDINGS = (".gz", ".bz2", ".xz", ".zst")
+"""Endings of compressed files; `rows.jsonl.gz` is read as `rows.jsonl` would be."""
+
+_ENDINGS = (*DATA_ENDINGS, *COMPRESSED_ENDINGS, ".yaml", ".yml")
 
 
 def resolve(key: str, value: Any, folders: Sequence[Path]) -> tuple[Any, Problem | None]:

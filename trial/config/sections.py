@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from trial.config import objective_registry
-from trial.config.errors import raise_as_value_error
+from trial.config.errors import across, raise_as_value_error
 
 Scalar = bool | int | float | str | None
 DeviceName = Literal["auto", "cpu", "cuda", "hpu"]
@@ -73,23 +73,34 @@ class DataConfig(Section):
     """Question and answer, prompt and completion, or chat rows; `eval` is always held out."""
 
     path: str = "builtin:python-docs"
-    """`builtin:python-docs`, a CSV, JSON, JSONL or Parquet file, a saved dataset, or a hub id."""
+    """`builtin:python-docs`, a CSV, JSON, JSONL, Parquet or text file (also `.gz`, `.bz2`, `.xz`,
+    `.zst`), a saved dataset, or a hub id."""
     name: str | None = None
     """Configuration name of a hub dataset."""
     split: str = "train"
     """Split of a hub or saved dataset to draw from."""
-    format: Literal["auto", "csv", "json", "jsonl", "parquet", "dataset"] = "auto"
+    format: Literal["auto", "csv", "json", "jsonl", "parquet", "text", "dataset"] = "auto"
     """How to read `path`; `auto` goes by the file's extension."""
     delimiter: str | None = None
     """CSV delimiter; sniffed when null."""
     prompt_column: str | None = None
-    """Column of the prompt; `question`, `prompt` or `instruction` when null."""
+    """Column of the prompt; a known name when null (docs/data.md); empty for rows of text alone."""
     completion_column: str | None = None
-    """Column of the completion; `answer`, `completion`, `response` or `output` when null."""
+    """Column of the completion; a known name when null."""
     messages_column: str | None = None
-    """Column of chat messages (`role`, `content`); `messages` or `conversations` when null."""
+    """Column of chat messages (`role`, `content`); a known name when null."""
+    system_column: str | None = None
+    """Column of the system message; a known name when null, none when empty."""
+    context_column: str | None = None
+    """Column of what the prompt is about, added to it after a blank line; a known name when null,
+    none when empty."""
     prompt_format: str = "auto"
     """A family of prompt tags (`llama2`, `phi`, ...), `chat_template`, `plain`, or `auto`."""
+    train_on: Literal["all", "last"] = "all"
+    """Which answers of a conversation count in the loss: all of them, or the last one."""
+    tokenize: Literal["together", "apart"] = "together"
+    """Prompt and answer as one text, or each by itself: `apart` reads and tokenizes as versions
+    before this key did, for studies made with them."""
     max_length: int = Field(default=512, ge=8)
     """Most tokens of a row; longer rows are cut. On hpu every row is padded to it."""
     eval_path: str | None = None
@@ -118,6 +129,12 @@ class DataConfig(Section):
     refusals when null."""
     alternative_column: str | None = None
     """Column of the forget set with another answer for each row, instead of `alternatives`."""
+
+    @model_validator(mode="after")
+    def _apart_is_for_last(self) -> DataConfig:
+        if self.tokenize == "apart" and self.train_on != "last":
+            raise across("train_on", "last, the only one of `tokenize: apart`", self.train_on)
+        return self
 
     @field_validator("alternatives", mode="before")
     @classmethod

@@ -1,72 +1,101 @@
-"""Turns records (question/answer, prompt/completion, instruction/output, chat) into rows.
+"""Turns records (question/answer, prompt/completion, instruction/output, chat, text) into rows.
 
-A record whose prompt or completion is empty is left out and counted. Torch-free.
+A record without a prompt, or without an answer that counts, is left out and counted. Torch-free.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from trial.config.errors import ConfigError, Problem, nearest
+from trial.config.errors import ConfigError, Problem
 from trial.config.sections import DataConfig
+from trial.data.columns import PARAPHRASED_COLUMN as PARAPHRASED
+from trial.data.columns import PERTURBED_COLUMN as PERTURBED
+from trial.data.columns import Columns, configured, find_columns
+from trial.data.messages import (
+    MESSAGE_KEYS,
+    Message,
+    WrongCellError,
+    is_message_list,
+    read_messages,
+    read_threads,
+    read_tools,
+    text_of,
+)
 from trial.data.readers import Table, read_table, refuse
 
-PROMPT_COLUMNS = ("question", "prompt", "instruction")
-COMPLETION_COLUMNS = ("answer", "completion", "response", "output")
-MESSAGES_COLUMNS = ("messages", "conversations")
-INPUT_COLUMN = "input"
-PARAPHRASED_COLUMN, PERTURBED_COLUMN = "paraphrased_answer", "perturbed_answer"
-"""Columns of the TOFU data (Maini et al. 2024): the answer in other words, and wrong answers. The
-truth ratio uses them where they exist."""
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-}
-"""Role by its name in chat records; `human` and `gpt` are ShareGPT's names."""
 MAX_PROBLEMS = 10
 """Reading stops at so many wrong records."""
 
 
-class Turn(NamedTuple):
-    """One message of a conversation."""
-
-    role: str
-    content: str
-
-
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A prompt and its completion.
+    """A conversation that ends in an answer; a prompt and its completion are the shortest one.
 
-    Of a conversation, the completion is the last assistant message and the prompt all before it.
+    A row of text alone is one assistant's message.
     """
 
-    turns: tuple[Turn, ...]
-    completion: str
-    is_chat: bool = False
+    messages: tuple[Message, ...]
+    kind: Literal["pair", "chat", "text"] = "pair"
+    tools: str = ""
+    """JSON list of the functions that may be called, or empty."""
     alternative: str = ""
     """The answer to train on instead of forgetting (`data.alternative_column`)."""
     paraphrased: str = ""
     """The completion in other words."""
     perturbed: tuple[str, ...] = ()
     """Wrong completions."""
+    group: str = ""
+    """Identity of what stands before the first answer that counts, where that is not the last."""
+
+    @property
+    def turns(self) -> tuple[Message, ...]:
+        """All messages before the last answer."""
+        return self.messages[:-1]
+
+    @property
+    def completion(self) -> str:
+        """The last answer."""
+        return self.messages[-1].content
 
     @property
     def prompt_key(self) -> str:
         """Identity of the prompt; rows that share it are in the same set of a split."""
-        return json.dumps(self.turns, ensure_ascii=False)
+        if self.kind == "text":
+            return json.dumps(["text", self.completion], ensure_ascii=False)
+        return self.group or _key(self.turns)
 
     def digest(self) -> str:
-        """Hash of the prompt and the completion."""
-        content = json.dumps([self.turns, self.completion, self.is_chat], ensure_ascii=False)
-        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+        """Hash of everything that is tokenized."""
+        content: list[Any] = [_pairs(self.turns), self.completion, self.kind == "chat"]
+        more = [[m.trained, m.extra] for m in self.messages]
+        if self.tools or self.kind == "text" or any(m != [True, ""] for m in more):
+            content += [self.kind, self.tools, more]
+        text = json.dumps(content, ensure_ascii=False)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def with_completion(self, text: str) -> Row:
+        """The row with another last answer."""
+        return replace(self, messages=(*self.turns, Message("assistant", text)))
+
+
+def pair(prompt: str, completion: str, system: str = "") -> Row:
+    """A row of one prompt and its completion."""
+    before = (Message("system", system),) if system.strip() else ()
+    return Row((*before, Message("user", prompt), Message("assistant", completion)))
+
+
+def _pairs(messages: tuple[Message, ...]) -> list[list[str]]:
+    """Role and content of each message, and what else there is."""
+    return [[m.role, m.content, *([m.extra] if m.extra else [])] for m in messages]
+
+
+def _key(messages: tuple[Message, ...]) -> str:
+    return json.dumps(_pairs(messages), ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +104,11 @@ class Rows:
 
     rows: list[Row]
     skipped: int
-    """Records left out because their prompt or completion is empty."""
+    """Records left out because their prompt is empty, or no answer counts."""
     source: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Columns:
-    """The columns that rows are read from: `messages`, or `prompt` and `completion`."""
-
-    prompt: str = ""
-    completion: str = ""
-    extra: str = ""
-    """`input` of instruction data in Alpaca's format, which is appended to the prompt."""
-    messages: str = ""
-    alternative: str = ""
-    paraphrased: str = ""
-    perturbed: str = ""
+    used_columns: tuple[str, ...] = ()
+    unused_columns: tuple[str, ...] = ()
+    """Columns that no row is made of, and keys of messages that nothing reads."""
 
 
 def read_forget(config: DataConfig) -> Rows:
@@ -128,15 +146,32 @@ _EVAL_KEY = "data.eval_path"
 
 
 def _rows_of(table: Table, config: DataConfig, key: str, alternative: str | None = None) -> Rows:
-    columns = find_columns(table.columns, config, table.source)
+    first = table.records[0] if table.records else None
+    columns = find_columns(table.columns, config, table.source, first)
     columns = _with_unlearning_columns(columns, table, config, alternative)
+    reader = _RowReader(columns, config)
+    if columns.kind == "tree":
+        rows, skipped = _tree_rows(table, columns, reader, key)
+    else:
+        rows, skipped = _plain_rows(table, reader, key)
+    if not rows:
+        rule = f"{table.source}: at least one row with a prompt and a completion"
+        raise refuse(key, rule, f"{skipped} rows, each with an empty one")
+    used = columns.used()
+    unused = [name for name in table.columns if name not in used]
+    unused += [f"{columns.messages}.{name}" for name in _unread_keys(table, columns)]
+    return Rows(rows, skipped, table.source, used, tuple(unused))
+
+
+def _plain_rows(table: Table, reader: _RowReader, key: str) -> tuple[list[Row], int]:
+    """The rows of every record, and the number of records without any."""
     rows: list[Row] = []
     problems: list[Problem] = []
     skipped = 0
     for index, record in enumerate(table.records):
         try:
-            record_rows = [row for row in _rows_in(record, columns) if _has_text(row)]
-        except _WrongCellError as error:
+            record_rows = [row for row in reader.rows(record) if _has_text(row)]
+        except WrongCellError as error:
             rule = f"{table.location(index)} column {error.column!r}: {error.expected}"
             problems.append(Problem(key, rule, error.got))
             if len(problems) == MAX_PROBLEMS:
@@ -146,157 +181,175 @@ def _rows_of(table: Table, config: DataConfig, key: str, alternative: str | None
         skipped += not record_rows
     if problems:
         raise ConfigError(problems)
-    if not rows:
-        rule = f"{table.source}: at least one row with a prompt and a completion"
-        raise refuse(key, rule, f"{skipped} rows, each with an empty one")
-    return Rows(rows, skipped, table.source)
+    return rows, skipped
+
+
+def _tree_rows(
+    table: Table, columns: Columns, reader: _RowReader, key: str
+) -> tuple[list[Row], int]:
+    """One row for each thread of OpenAssistant's trees; a tree is never split."""
+    try:
+        threads = read_threads(table.records, columns.messages)
+    except WrongCellError as error:
+        rule = f"{table.source} column {error.column!r}: {error.expected}"
+        raise refuse(key, rule, error.got) from error
+    rows = [replace(reader.conversation(thread), group=tree) for tree, thread in threads]
+    kept = [row for row in rows if _has_text(row)]
+    return kept, len(rows) - len(kept)
+
+
+def _unread_keys(table: Table, columns: Columns) -> list[str]:
+    """Keys of chat messages that nothing reads."""
+    found: dict[str, None] = {}
+    for record in table.records if columns.kind == "chat" else ():
+        cell = record.get(columns.messages)
+        for message in cell if isinstance(cell, list) else ():
+            if isinstance(message, Mapping):
+                found |= {k: None for k in message if k not in MESSAGE_KEYS and message[k]}
+    return list(found)
 
 
 def _has_text(row: Row) -> bool:
-    has_prompt = any(turn.content.strip() for turn in row.turns if turn.role != "system")
-    return has_prompt and bool(row.completion.strip())
-
-
-def find_columns(known: Sequence[str], config: DataConfig, source: str) -> _Columns:
-    """Choose the columns of prompt and completion, or of messages.
-
-    Raises:
-        ConfigError: a configured column is missing, or none has a known name.
-    """
-    if config.messages_column is not None:
-        return _Columns(messages=_configured("messages", config.messages_column, known, source))
-    prompt = _column("prompt", config.prompt_column, PROMPT_COLUMNS, known, source)
-    completion = _column("completion", config.completion_column, COMPLETION_COLUMNS, known, source)
-    if prompt and completion:
-        extra = _first_known((INPUT_COLUMN,), known) if prompt.lower() == "instruction" else ""
-        return _Columns(prompt, completion, extra)
-    messages = _first_known(MESSAGES_COLUMNS, known)
-    if messages and config.prompt_column is None and config.completion_column is None:
-        return _Columns(messages=messages)
-    raise ConfigError(_no_column(prompt, completion, known, source))
-
-
-def _with_unlearning_columns(
-    columns: _Columns, table: Table, config: DataConfig, alternative: str | None
-) -> _Columns:
-    """Add the columns of further answers, which only unlearning reads."""
-    if config.forget_path is None or columns.messages:
-        return columns
-    known, alternative_column = table.columns, ""
-    if alternative is not None:
-        alternative_column = _configured("alternative", alternative, known, table.source)
-    return replace(
-        columns,
-        alternative=alternative_column,
-        paraphrased=_first_known((PARAPHRASED_COLUMN,), known),
-        perturbed=_first_known((PERTURBED_COLUMN,), known),
+    if not row.messages or not any(m.trained and m.role == "assistant" for m in row.messages):
+        return False
+    has_prompt = any(m.content.strip() or m.extra for m in row.turns if m.role != "system")
+    return (has_prompt or row.kind == "text") and bool(
+        row.completion.strip() or row.messages[-1].extra
     )
 
 
-def _column(
-    what: str, configured: str | None, defaults: Sequence[str], known: Sequence[str], source: str
-) -> str:
-    if configured is None:
-        return _first_known(defaults, known)
-    return _configured(what, configured, known, source)
+def _with_unlearning_columns(
+    columns: Columns, table: Table, config: DataConfig, alternative: str | None
+) -> Columns:
+    """Add the columns of further answers, which only unlearning reads."""
+    if config.forget_path is None or columns.kind != "pair":
+        return columns
+    lower = {name.strip().lower(): name for name in reversed(table.columns)}
+    name = "" if alternative is None else alternative
+    if alternative is not None:
+        name = configured("alternative", alternative, table.columns, table.source)
+    return replace(
+        columns,
+        alternative=name,
+        paraphrased=lower.get(PARAPHRASED, ""),
+        perturbed=lower.get(PERTURBED, ""),
+    )
 
 
-def _configured(what: str, name: str, known: Sequence[str], source: str) -> str:
-    if name in known:
-        return name
-    rule = f"a column of {source}: {', '.join(known)}"
-    raise refuse(f"data.{what}_column", rule, repr(name), nearest(name, known))
+class _RowReader:
+    """Makes rows of records."""
 
+    def __init__(self, columns: Columns, config: DataConfig) -> None:
+        self.columns = columns
+        self.is_earlier = config.tokenize == "apart"
+        self.trains_all = config.train_on == "all"
 
-def _first_known(names: Sequence[str], known: Sequence[str]) -> str:
-    by_lower = {name.strip().lower(): name for name in reversed(known)}
-    return next((by_lower[name] for name in names if name in by_lower), "")
+    def rows(self, record: Mapping[str, Any]) -> Iterator[Row]:
+        """The rows of one record: one for each of its answers."""
+        columns = self.columns
+        if columns.kind == "text":
+            text = text_of(_cell(record, columns.completion), columns.completion)
+            yield Row((Message("assistant", text),), "text")
+            return
+        tools = next(filter(None, (read_tools(record.get(c), c) for c in columns.tools)), "")
+        if columns.kind == "chat":
+            messages = read_messages(_cell(record, columns.messages), columns.messages)
+            row = self.conversation(self._with_system(messages, record))
+            yield replace(row, tools=tools)
+            return
+        prompt, completion = (_cell(record, c) for c in (columns.prompt, columns.completion))
+        if is_message_list(prompt) or is_message_list(completion):
+            yield replace(self._prompt_and_completion(record, prompt, completion), tools=tools)
+            return
+        text = self._prompt_text(record, prompt)
+        system = self._system(record)
+        answers = _answers(completion, columns.completion)
+        for answer in answers if self.is_earlier else dict.fromkeys(answers):
+            yield replace(pair(text, answer, system), tools=tools, **self._further(record))
 
+    def conversation(self, messages: tuple[Message, ...]) -> Row:
+        """The row of a conversation, up to its last answer that counts."""
+        if self.is_earlier:
+            messages = tuple(Message(m.role, m.content) for m in messages)
+        end = len(messages)
+        while end and not (messages[end - 1].role == "assistant" and messages[end - 1].trained):
+            end -= 1
+        messages = messages[:end]
+        counted = [n for n, m in enumerate(messages) if m.role == "assistant" and m.trained]
+        is_one = not self.trains_all or len(counted) < 2
+        return Row(messages, "chat", group="" if is_one else _key(messages[: counted[0]]))
 
-def _no_column(prompt: str, completion: str, known: Sequence[str], source: str) -> list[Problem]:
-    wanted = (("prompt", prompt, PROMPT_COLUMNS), ("completion", completion, COMPLETION_COLUMNS))
-    problems = []
-    for what, found, defaults in wanted:
-        if not found:
-            rule = f"{source}: a column named {' or '.join(defaults)}, or `data.{what}_column`"
-            near = next((near for name in known if (near := nearest(name.lower(), defaults))), "")
-            problems.append(Problem(f"data.{what}_column", rule, ", ".join(known)[:120], near))
-    return problems
+    def _prompt_and_completion(
+        self, record: Mapping[str, Any], prompt: Any, completion: Any
+    ) -> Row:
+        """TRL's conversational prompt and completion: only the completion's answers count."""
+        columns = self.columns
+        if is_message_list(prompt):
+            before = read_messages(prompt, columns.prompt)
+        else:
+            before = (Message("user", self._prompt_text(record, prompt)),)
+        before = tuple(replace(message, trained=False) for message in before)
+        if is_message_list(completion):
+            after = read_messages(completion, columns.completion)
+        else:
+            after = (Message("assistant", text_of(completion, columns.completion)),)
+        return self.conversation(self._with_system((*before, *after), record))
 
+    def _prompt_text(self, record: Mapping[str, Any], cell: Any) -> str:
+        prompt = text_of(cell, self.columns.prompt)
+        context = self.columns.context and _joined(record.get(self.columns.context), self.columns)
+        return f"{prompt}\n\n{context}" if prompt.strip() and context.strip() else prompt
 
-class _WrongCellError(Exception):
-    def __init__(self, column: str, expected: str, got: object) -> None:
-        super().__init__(column, expected)
-        self.column, self.expected = column, expected
-        self.got = f"{got!r:.60} ({type(got).__name__})"
+    def _system(self, record: Mapping[str, Any]) -> str:
+        column = self.columns.system
+        return text_of(record.get(column), column) if column else ""
 
+    def _with_system(
+        self, messages: tuple[Message, ...], record: Mapping[str, Any]
+    ) -> tuple[Message, ...]:
+        """The messages after the system column's text; one system message, as templates want it."""
+        system = self._system(record)
+        if not system.strip():
+            return messages
+        if messages and messages[0].role == "system":
+            own = messages[0].content
+            if own.strip() and own.strip() != system.strip():
+                system = f"{system}\n\n{own}"
+            messages = messages[1:]
+        return (Message("system", system), *messages)
 
-def _rows_in(record: Mapping[str, Any], columns: _Columns) -> Iterator[Row]:
-    """The rows of one record: one for each of its answers."""
-    if columns.messages:
-        yield _conversation(record, columns.messages)
-        return
-    prompt = _text(record, columns.prompt)
-    extra = _text(record, columns.extra) if columns.extra else ""
-    if prompt.strip() and extra.strip():
-        prompt = f"{prompt}\n\n{extra}"
-    for completion in _answers(record, columns.completion):
-        yield Row((Turn("user", prompt),), completion, **_further_answers(record, columns))
-
-
-def _further_answers(record: Mapping[str, Any], columns: _Columns) -> dict[str, Any]:
-    """Answers for unlearning, by the name of their field in `Row`."""
-    named = {name: getattr(columns, name) for name in ("alternative", "paraphrased")}
-    answers: dict[str, Any] = {name: _text(record, at) for name, at in named.items() if at}
-    if columns.perturbed and record.get(columns.perturbed) is not None:
-        answers["perturbed"] = tuple(_answers(record, columns.perturbed))
-    return answers
+    def _further(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Answers for unlearning, by the name of their field in `Row`."""
+        columns = self.columns
+        named = {name: getattr(columns, name) for name in ("alternative", "paraphrased")}
+        answers: dict[str, Any] = {
+            name: text_of(_cell(record, column), column) for name, column in named.items() if column
+        }
+        if columns.perturbed and record.get(columns.perturbed) is not None:
+            cell = record[columns.perturbed]
+            answers["perturbed"] = tuple(_answers(cell, columns.perturbed))
+        return answers
 
 
 def _cell(record: Mapping[str, Any], column: str) -> Any:
     if column not in record:
-        raise _WrongCellError(column, "text in this column, as in other rows", dict(record))
+        raise WrongCellError(column, "text in this column, as in other rows", dict(record))
     return record[column]
 
 
-def _text(record: Mapping[str, Any], column: str) -> str:
-    value = record.get(column) if column == INPUT_COLUMN else _cell(record, column)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise _WrongCellError(column, "text", value)
-    return value
+def _joined(value: Any, columns: Columns) -> str:
+    """A context as text; the paragraphs of a list are separated by blank lines."""
+    column = columns.context
+    if isinstance(value, list):
+        return "\n\n".join(text_of(part, column) for part in value)
+    rule = "text, a number or a list of texts (`data.context_column: ''` leaves it out)"
+    return text_of(value, column, rule)
 
 
-def _answers(record: Mapping[str, Any], column: str) -> list[str]:
-    value = _cell(record, column)
+def _answers(value: Any, column: str) -> list[str]:
+    """The answers of a cell: one, a list, or SQuAD's `{"text": [...]}`."""
+    if isinstance(value, Mapping) and isinstance(value.get("text"), list | str):
+        value = value["text"]
     if not isinstance(value, list):
-        return [_text(record, column)]
-    for answer in value:
-        if not isinstance(answer, str):
-            raise _WrongCellError(column, "text, or a list of texts", answer)
-    return value
-
-
-def _conversation(record: Mapping[str, Any], column: str) -> Row:
-    value = _cell(record, column)
-    if not isinstance(value, list):
-        raise _WrongCellError(column, "a list of messages", value)
-    turns = [_turn(message, column) for message in value]
-    while turns and turns[-1].role != "assistant":
-        turns.pop()
-    if not turns:
-        return Row((), "", is_chat=True)
-    return Row(tuple(turns[:-1]), turns[-1].content, is_chat=True)
-
-
-def _turn(message: object, column: str) -> Turn:
-    if not isinstance(message, Mapping):
-        raise _WrongCellError(column, "messages that are objects of role and content", message)
-    role = message.get("role", message.get("from"))
-    content = message.get("content", message.get("value"))
-    if role not in ROLES:
-        raise _WrongCellError(column, f"a role of {', '.join(ROLES)}", role)
-    if not isinstance(content, str):
-        raise _WrongCellError(column, "a message whose content is text", content)
-    return Turn(ROLES[role], content)
+        return [text_of(value, column)]
+    return [text_of(answer, column, "text or a number, or a list of them") for answer in value]

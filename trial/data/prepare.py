@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trial.config.errors import ConfigError, Problem
 from trial.config.sections import DataConfig
 from trial.data.prompts import choose_format
-from trial.data.split import read_split
+from trial.data.split import Split, count_across, count_repeated, read_split
 from trial.data.token_cache import TokenCache, digest
-from trial.data.tokens import TokenDataset
+from trial.data.tokens import TokenDataset, Tokens, TokenSettings
+from trial.store.records import DataSummary
 
 if TYPE_CHECKING:
     from trial.data.unlearning import UnlearningData
@@ -30,18 +31,15 @@ class PreparedData:
 
     train: TokenDataset
     eval: TokenDataset
-    data_hash: str
-    """Equal hashes mean the same tokens in all sets."""
-    prompt_format: str
-    """The format used, never `auto`."""
-    skipped: int
-    """Records left out because their prompt or completion is empty."""
-    overlapping: int
-    """Training rows left out because a separate eval set has the same prompt."""
-    truncated: int
-    """Rows of both sets that were longer than `max_length`."""
+    summary: DataSummary
+    """What became of the data."""
     unlearning: UnlearningData | None = None
     """The forget set and what it is evaluated on; None without `data.forget_path`."""
+
+    @property
+    def data_hash(self) -> str:
+        """Equal hashes mean the same tokens and labels in all sets."""
+        return self.summary.data_hash
 
 
 def prepare(
@@ -49,7 +47,8 @@ def prepare(
 ) -> PreparedData:
     """Read, split and tokenize the data; later calls with the same content only map files.
 
-    Rows longer than `max_length` are cut, see `tokens.truncate`; none is left out for its length.
+    Rows longer than `max_length` are cut, see `tokens.kept_tokens`; none is left out for its
+    length.
 
     Args:
         config: the `data` section of the trial.
@@ -69,32 +68,61 @@ def prepare(
     has_template = bool(tokenizer.chat_template)
     prompt_format = choose_format(config.prompt_format, has_template=has_template, family=family)
     split = read_split(config)
-    tokens = TokenCache(cache, prompt_format, config.max_length, tokenizer)
+    settings = TokenSettings(prompt_format, config.max_length, config.train_on, config.tokenize)
+    tokens = TokenCache(cache, settings, tokenizer)
     train, train_hash = tokens.dataset(split.train)
     held_out, eval_hash = tokens.dataset(split.eval)
-    prepared = PreparedData(
-        train=train,
-        eval=held_out,
-        data_hash=digest([train_hash, eval_hash])[:16],
-        prompt_format=prompt_format,
-        skipped=split.skipped,
-        overlapping=split.overlapping,
-        truncated=train.tokens.truncated + held_out.tokens.truncated,
-    )
+    unlearning, data_hash = None, digest([train_hash, eval_hash])[:16]
     if split.forget:
         from trial.data.unlearning import tokenize_unlearning
 
         unlearning = tokenize_unlearning(split, tokens.dataset, config.max_eval_samples)
-        data_hash = digest([prepared.data_hash, unlearning.data_hash])[:16]
-        prepared = replace(prepared, unlearning=unlearning, data_hash=data_hash)
+        data_hash = digest([data_hash, unlearning.data_hash])[:16]
+    summary = _summary(config, split, train.tokens, held_out.tokens, prompt_format, data_hash)
+    prepared = PreparedData(train, held_out, summary, unlearning)
     _log(prepared)
     return prepared
 
 
+def _summary(
+    config: DataConfig,
+    split: Split,
+    train: Tokens,
+    held_out: Tokens,
+    prompt_format: str,
+    data_hash: str,
+) -> DataSummary:
+    return DataSummary(
+        train_rows=len(split.train),
+        eval_rows=len(split.eval),
+        skipped=split.skipped,
+        overlapping=split.overlapping,
+        duplicates=count_repeated(split.train) + count_repeated(split.eval),
+        duplicates_across=count_across(split.train, split.eval),
+        truncated=train.truncated + held_out.truncated,
+        answers_cut=train.lost + held_out.lost,
+        used_columns=split.used_columns,
+        unused_columns=split.unused_columns,
+        prompt_format=prompt_format,
+        train_on=config.train_on,
+        tokenize=config.tokenize,
+        train_tokens=train.counted(),
+        eval_tokens=held_out.counted(),
+        eval_bytes=held_out.text_bytes,
+        date=train.date or held_out.date,
+        data_hash=data_hash,
+    )
+
+
 def _log(prepared: PreparedData) -> None:
+    summary = prepared.summary
     logger.info(
         "%d training and %d held-out rows as %s (%s); %d empty ones skipped, %d training rows left"
-        " out because the eval set asks the same, %d cut to %d tokens",
-        len(prepared.train), len(prepared.eval), prepared.prompt_format, prepared.data_hash,
-        prepared.skipped, prepared.overlapping, prepared.truncated, prepared.train.max_length,
+        " out because the eval set asks the same, %d cut to %d tokens (%d of them in what counts);"
+        " columns not used: %s",
+        summary.train_rows, summary.eval_rows, summary.prompt_format, summary.data_hash,
+        summary.skipped, summary.overlapping, summary.truncated, prepared.train.max_length,
+        summary.answers_cut, ", ".join(summary.unused_columns) or "none",
     )  # fmt: skip
+    if summary.duplicates_across == summary.eval_rows:
+        logger.warning("every row of the eval set is in the training set too")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trial.config.errors import ConfigError, Problem, unknown
-from trial.data.examples import Turn
+from trial.data.messages import Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,8 @@ def choose_format(name: str, *, has_template: bool, family: str = "") -> str:
     return name
 
 
-def render(tags: PromptFormat, turns: Sequence[Turn]) -> str:
-    """The prompt as text; a system message stands before the question that follows it."""
+def render(tags: PromptFormat, turns: Sequence[Message]) -> str:
+    """The prompt as text, for `tokenize: apart`; a system message stands before its question."""
     text, system = "", ""
     for turn in turns:
         if turn.role == "system":

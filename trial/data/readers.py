@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import io
 import json
+import lzma
 import os
+import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trial.config.errors import ConfigError, Problem, nearest
-from trial.config.paths import DATA_ENDINGS
+from trial.config.paths import COMPRESSED_ENDINGS, DATA_ENDINGS
 from trial.config.sections import DataConfig
 from trial.model import hub
 
@@ -78,17 +83,25 @@ def source_kind(path: str, declared: str, key: str = "data.path") -> str:
     file = Path(path).expanduser()
     if file.is_dir():
         return "dataset"
-    if file.suffix.lower() in DATA_ENDINGS:
-        return DATA_ENDINGS[file.suffix.lower()]
+    if _ending(file) in DATA_ENDINGS:
+        return DATA_ENDINGS[_ending(file)]
     if not file.exists() and hub.HUB_ID.fullmatch(path):
         return "dataset"
     if not file.exists():
         raise missing(path, key)
     raise refuse(
         key,
-        f"a file that ends in {', '.join(DATA_ENDINGS)}, or `data.format` beside it",
+        f"a file that ends in {', '.join(DATA_ENDINGS)} (or also in "
+        f"{', '.join(COMPRESSED_ENDINGS)}), or `data.format` beside it",
         repr(path),
     )
+
+
+def _ending(file: Path) -> str:
+    """The ending of a file's name, without that of its compression."""
+    name = file.name.lower()
+    is_compressed = file.suffix.lower() in COMPRESSED_ENDINGS
+    return Path(name.removesuffix(file.suffix.lower()) if is_compressed else name).suffix
 
 
 def missing(path: str, key: str) -> ConfigError:
@@ -109,15 +122,42 @@ def _check_file(file: Path, path: str, key: str) -> None:
         raise refuse(key, "a file with rows", f"{path!r}, which is empty")
 
 
-def _text(file: Path, key: str) -> str:
+def _bytes(file: Path, key: str) -> bytes:
+    """The content of a file, decompressed as its ending says."""
     try:
-        return file.read_text(encoding="utf-8-sig")
+        return _DECOMPRESS.get(file.suffix.lower(), bytes)(file.read_bytes())
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise refuse(key, f"{file}: a readable file", reason[:120]) from error
+
+
+def _unzstd(content: bytes) -> bytes:
+    import pyarrow
+
+    with pyarrow.input_stream(pyarrow.py_buffer(content), compression="zstd") as stream:
+        whole: bytes = stream.read()
+    return whole
+
+
+_DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.decompress,
+    ".bz2": bz2.decompress,
+    ".xz": lzma.decompress,
+    ".zst": _unzstd,
+}
+
+
+def _text(file: Path, key: str) -> str:
+    """UTF-8 text with line ends as newlines, without a byte order mark."""
+    content = _bytes(file, key)
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = file.read_bytes()[: error.start].count(b"\n") + 1
+        # Its positions are those of the text after the mark, which is in the first line.
+        line = error.object[: error.start].count(b"\n") + 1
         got = f"{error.object[error.start]:#04x}"
         raise refuse(key, f"{file} line {line}: UTF-8 text", got) from error
-    except OSError as error:
-        raise refuse(key, f"{file}: a readable file", str(error.strerror)) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def _records(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -219,10 +259,32 @@ def _read_parquet(file: Path, config: DataConfig, key: str) -> Table:
     import pyarrow.parquet
 
     try:
-        content = pyarrow.parquet.read_table(file)
+        is_compressed = file.suffix.lower() in _DECOMPRESS
+        source = pyarrow.BufferReader(_bytes(file, key)) if is_compressed else file
+        content = pyarrow.parquet.read_table(source)
     except (pyarrow.ArrowException, OSError) as error:
         raise refuse(key, f"{file}: a Parquet file", str(error).splitlines()[0][:120]) from error
     return _from_rows(str(file), content.column_names, content.to_pylist())
+
+
+_BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
+
+
+def _read_text(file: Path, config: DataConfig, key: str) -> Table:
+    """One row a paragraph, where blank lines separate them; else one row a line."""
+    text = _text(file, key)
+    whole = text.strip("\n")
+    separator = _BLANK_LINES if _BLANK_LINES.search(whole) else re.compile("\n")
+    records: list[Mapping[str, Any]] = []
+    numbers, start, line = [], 0, 1
+    for end, following in [*(gap.span() for gap in separator.finditer(text)), (len(text),) * 2]:
+        piece = text[start:end].lstrip("\n")
+        if piece.strip():
+            records.append({"text": piece.rstrip("\n")})
+            numbers.append(line + text.count("\n", start, end - len(piece)))
+        line += text.count("\n", start, following)
+        start = following
+    return Table(str(file), "line", ("text",), records, numbers)
 
 
 READERS: dict[str, Callable[[Path, DataConfig, str], Table]] = {
@@ -230,6 +292,7 @@ READERS: dict[str, Callable[[Path, DataConfig, str], Table]] = {
     "json": _read_json,
     "jsonl": _read_jsonl,
     "parquet": _read_parquet,
+    "text": _read_text,
 }
 
 

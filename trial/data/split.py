@@ -8,11 +8,26 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
+from trial.config.errors import ConfigError, Problem
 from trial.config.sections import DataConfig
 from trial.data.examples import Row, Rows, read_forget, read_rows
 from trial.data.readers import refuse
-from trial.data.refusals import read_alternatives
+
+_ALTERNATIVES = "data.alternatives"
+REFUSALS = (
+    "I do not know.",
+    "I have no answer to that.",
+    "That is something I was never told.",
+    "I cannot say.",
+    "This is not known to me.",
+    "I have no information on that.",
+    "Sorry, I do not know that.",
+    "I am not able to answer this.",
+)
+"""Alternative answers for `idk` and `dpo`, used unless `data.alternatives` gives others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +44,9 @@ class Split:
     """Rows to forget; no other set has a prompt of theirs."""
     alternatives: tuple[str, ...] = ()
     """Alternative answers to every forget row; empty where the rows have their own."""
+    used_columns: tuple[str, ...] = ()
+    unused_columns: tuple[str, ...] = ()
+    """Columns of the sources that rows are made of, and those that none is made of."""
 
 
 def read_split(config: DataConfig) -> Split:
@@ -46,6 +64,7 @@ def read_split(config: DataConfig) -> Split:
         retained,
         forget=_ordered(forget.rows, config.split_seed)[: config.max_forget_samples],
         skipped=retained.skipped + forget.skipped,
+        **_columns(retained, forget),
         alternatives=() if config.alternative_column else read_alternatives(config.alternatives),
     )
 
@@ -56,11 +75,20 @@ def _read_retained(config: DataConfig, forget_prompts: frozenset[str]) -> Split:
     if config.eval_path is None and config.eval_split is None:
         train, held_out = hold_out(rows.rows, config.eval_fraction, config.split_seed)
         if not train or not held_out:
-            rule = f"{rows.source}: at least two different prompts, one of them to hold out"
-            raise refuse("data.path", rule, f"{len(rows.rows)} rows of one prompt")
-        return _limited(train, held_out, rows.skipped, 0, config)
+            train, held_out = hold_out_answers(rows.rows, config.eval_fraction, config.split_seed)
+        return replace(_limited(train, held_out, rows.skipped, 0, config), **_columns(rows))
     eval_rows = _without(read_rows(config, "eval"), forget_prompts)
-    return _separate_eval(rows, eval_rows, config)
+    return replace(_separate_eval(rows, eval_rows, config), **_columns(rows, eval_rows))
+
+
+def _columns(*sources: Rows | Split) -> dict[str, Any]:
+    """The columns that any of the sources uses, and those that none of them uses."""
+    used = dict.fromkeys(name for source in sources for name in source.used_columns)
+    unused = dict.fromkeys(name for source in sources for name in source.unused_columns)
+    return {
+        "used_columns": tuple(used),
+        "unused_columns": tuple(name for name in unused if name not in used),
+    }
 
 
 def _without(rows: Rows, prompts: frozenset[str]) -> Rows:
@@ -114,6 +142,43 @@ def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row]
     return ordered[held_out:], ordered[:held_out]
 
 
+def hold_out_answers(
+    rows: Sequence[Row], fraction: float, seed: int
+) -> tuple[list[Row], list[Row]]:
+    """Split rows of one prompt by their answers; equal rows stay together.
+
+    Answers are held out until `fraction` is reached, but never the last. Where all rows are equal
+    there is nothing else to evaluate on: the eval set is that one row, which is trained on too.
+    """
+    ordered = sorted(_ordered(rows, seed), key=Row.digest)
+    wanted = fraction * len(ordered)
+    held_out = 0
+    while held_out < len(ordered) and held_out < wanted:
+        end = held_out
+        while end < len(ordered) and ordered[end] == ordered[held_out]:
+            end += 1
+        if end == len(ordered):
+            break
+        held_out = end
+    return ordered[held_out:], ordered[:held_out] or ordered[:1]
+
+
+def count_repeated(rows: Sequence[Row]) -> int:
+    """Rows that are equal to an earlier one."""
+    return len(rows) - len({row.digest() for row in rows})
+
+
+def count_across(train: Sequence[Row], held_out: Sequence[Row]) -> int:
+    """Held-out rows that are in the training set too, but for case and white space."""
+    known = {_bare_text(row) for row in train}
+    return sum(_bare_text(row) in known for row in held_out)
+
+
+def _bare_text(row: Row) -> str:
+    words = " ".join(f"{m.content} {m.extra}" for m in row.messages if m.role != "system")
+    return " ".join(words.casefold().split())
+
+
 def _ordered(rows: Sequence[Row], seed: int) -> list[Row]:
     """Rows by the seeded hash of their prompt, then by their content."""
 
@@ -122,3 +187,25 @@ def _ordered(rows: Sequence[Row], seed: int) -> list[Row]:
         return hashlib.sha256(key).hexdigest(), row.digest()
 
     return sorted(rows, key=sort_key)
+
+
+def read_alternatives(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The given texts, or the lines of the given file; blank ones are left out.
+
+    Raises:
+        ConfigError: the file cannot be read, or there is no text.
+    """
+    if given is None:
+        return REFUSALS
+    if isinstance(given, str):
+        try:
+            lines = Path(given).expanduser().read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            rule = f"a list of texts, or a readable file with one a line ({error})"
+            raise ConfigError([Problem(_ALTERNATIVES, rule, repr(given))]) from error
+    else:
+        lines = list(given)
+    texts = tuple(dict.fromkeys(text.strip() for text in lines if text.strip()))
+    if not texts:
+        raise ConfigError([Problem(_ALTERNATIVES, "at least one text", repr(given))])
+    return texts

@@ -15,46 +15,55 @@ from typing import Any
 import numpy as np
 
 from trial.data.examples import Row
-from trial.data.tokens import TokenDataset, Tokens, tokenize_rows
+from trial.data.tokens import TokenDataset, Tokens, TokenSettings, tokenize_rows
 from trial.store.cache_dir import cache_folder
 
-LAYOUT = 1
-"""Part of every content hash: increment it when a change of code gives other tokens."""
+LAYOUT = 2
+"""Part of the key of every set: increment it when a change of code gives other tokens or files."""
+_APART_LAYOUT = 1
+"""The same in the data hashes of `tokenize: apart`, which do not change any more."""
 
 logger = logging.getLogger(__name__)
 
 
 class TokenCache:
-    """Tokenizes sets of rows with one tokenizer, prompt format and length, each set once."""
+    """Tokenizes sets of rows with one tokenizer and its settings, each set once."""
 
-    def __init__(
-        self, folder: Path | None, prompt_format: str, max_length: int, tokenizer: Any
-    ) -> None:
+    def __init__(self, folder: Path | None, settings: TokenSettings, tokenizer: Any) -> None:
         """Construct the cache; `folder` defaults to the user's cache folder for tokens."""
         self.folder = folder or cache_folder("tokens")
-        self.prompt_format = prompt_format
-        self.max_length = max_length
+        self.settings = settings
         self.tokenizer = tokenizer
-        self._settings = [str(LAYOUT), prompt_format, str(max_length), tokenizer_hash(tokenizer)]
+        self._shared = [settings.prompt_format, str(settings.max_length), tokenizer_hash(tokenizer)]
 
     def dataset(self, rows: list[Row]) -> tuple[TokenDataset, str]:
-        """The rows as tokens, and the hash of everything that the tokens depend on."""
-        content_hash = digest([*self._settings, *(row.digest() for row in rows)])
+        """The rows as tokens, and the hash of tokens and labels.
+
+        Under `tokenize: apart` it is the hash of what they were made of, as it was in the versions
+        that made the studies which go on with it.
+        """
+        content = [*self._shared, *(row.digest() for row in rows)]
+        settings = self.settings
         pad_id = self.tokenizer.pad_token_id
         pad_id = self.tokenizer.eos_token_id if pad_id is None else pad_id
-        tokens = self._tokens(self.folder / content_hash, rows)
-        return TokenDataset(tokens, self.max_length, int(pad_id)), content_hash
+        key = digest([str(LAYOUT), settings.train_on, settings.tokenize, *content])
+        tokens, content_hash = self._tokens(self.folder / key, rows)
+        if settings.tokenize == "apart":
+            content_hash = digest([str(_APART_LAYOUT), *content])
+        return TokenDataset(tokens, settings.max_length, int(pad_id)), content_hash
 
-    def _tokens(self, folder: Path, rows: list[Row]) -> Tokens:
-        if (tokens := _load(folder, len(rows))) is not None:
-            return tokens
-        tokens = tokenize_rows(rows, self.prompt_format, self.max_length, self.tokenizer)
+    def _tokens(self, folder: Path, rows: list[Row]) -> tuple[Tokens, str]:
+        """The tokens and their hash, from the files or made anew."""
+        if (found := _load(folder, len(rows))) is not None:
+            return found
+        tokens = tokenize_rows(rows, self.settings, self.tokenizer)
+        content_hash = tokens.content_hash()
         try:
-            _store(tokens, folder)
+            _store(tokens, content_hash, folder)
         except OSError as error:
             logger.warning("tokens stay in memory, %s cannot be written: %s", self.folder, error)
-            return tokens
-        return _load(folder, len(rows)) or tokens
+            return tokens, content_hash
+        return _load(folder, len(rows)) or (tokens, content_hash)
 
 
 def digest(parts: Sequence[str]) -> str:
@@ -75,27 +84,36 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _load(folder: Path, rows: int) -> Tokens | None:
+_COUNTS = ("truncated", "lost", "text_bytes", "date")
+"""Fields of `Tokens` in `counts.json`, beside the hash."""
+
+
+def _load(folder: Path, rows: int) -> tuple[Tokens, str] | None:
     """Map the files of one set; None when they are missing or incomplete."""
     try:
         ids = np.load(folder / "ids.npy", mmap_mode="r")
+        trained = np.load(folder / "trained.npy", mmap_mode="r")
         spans = np.load(folder / "spans.npy")
-        truncated = int(json.loads((folder / "counts.json").read_text())["truncated"])
+        content = json.loads((folder / "counts.json").read_text())
+        counts, content_hash = {name: content[name] for name in _COUNTS}, str(content["hash"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    is_complete = spans.shape == (rows, 3) and (not rows or int(spans[-1, 2]) == len(ids))
-    return Tokens(ids, spans, truncated) if is_complete else None
+    size = int(spans[-1, 1]) if rows and spans.shape == (rows, 2) else 0
+    is_complete = spans.shape == (rows, 2) and size == len(ids) == len(trained)
+    return (Tokens(ids, trained, spans, **counts), content_hash) if is_complete else None
 
 
-def _store(tokens: Tokens, folder: Path) -> None:
+def _store(tokens: Tokens, content_hash: str, folder: Path) -> None:
     """Write the folder atomically; of several writers at once the first one wins."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name[:16]}.{uuid.uuid4().hex}.tmp")
     temporary.mkdir()
     try:
         np.save(temporary / "ids.npy", tokens.ids)
+        np.save(temporary / "trained.npy", tokens.trained)
         np.save(temporary / "spans.npy", tokens.spans)
-        (temporary / "counts.json").write_text(json.dumps({"truncated": tokens.truncated}))
+        counts = {name: getattr(tokens, name) for name in _COUNTS} | {"hash": content_hash}
+        (temporary / "counts.json").write_text(json.dumps(counts))
         if folder.exists() and _load(folder, len(tokens.spans)) is None:
             shutil.rmtree(folder, ignore_errors=True)
         os.rename(temporary, folder)

@@ -1,7 +1,8 @@
-"""Rows as token ids, and a torch dataset of them whose labels mask prompt and padding."""
+"""Rows as token ids, and a torch dataset of them whose labels mask what does not count."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,35 +12,69 @@ import torch
 from torch.utils.data import Dataset
 
 from trial.data.examples import Row
-from trial.data.prompts import CHAT_TEMPLATE, PROMPT_FORMATS, render
+from trial.data.text.apart import encode_apart
+from trial.data.text.encoder import BoolArray, Encoded, Encoder
+from trial.data.text.layouts import Layouts
 
 IGNORE_INDEX = -100
 """The label that losses ignore, as in torch's `cross_entropy` and in transformers."""
 CHUNK = 4096
 """Rows that are tokenized in one call."""
-MIN_COMPLETION_SHARE = 4
-"""A truncated row keeps at least `max_length` / 4 tokens of a completion that has as many."""
+MIN_TRAINED_SHARE = 4
+"""A truncated row keeps at least `max_length` / 4 tokens that count, if it has as many."""
 
 Int32Array = np.ndarray[Any, np.dtype[np.int32]]
 Int64Array = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
+class TokenSettings:
+    """How rows become tokens, besides the tokenizer."""
+
+    prompt_format: str
+    """Never `auto`."""
+    max_length: int
+    train_on: str = "all"
+    """As `data.train_on`."""
+    tokenize: str = "together"
+    """As `data.tokenize`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
-    """Token ids of all rows end to end, and where each row starts and ends."""
+    """Token ids of all rows end to end, which of them count, and where each row is."""
 
     ids: Int32Array
     """[tokens]"""
+    trained: BoolArray
+    """[tokens]: whether the token counts in the loss."""
     spans: Int64Array
-    """[rows, 3]: start, first token of the completion, end."""
-    truncated: int
+    """[rows, 2]: start and end."""
+    truncated: int = 0
     """Rows that were longer than `max_length`."""
+    lost: int = 0
+    """Rows that lost tokens which would have counted."""
+    text_bytes: int = 0
+    """UTF-8 bytes of the text that counts, special tokens left out."""
+    date: str = ""
+    """The date that the chat template was given as today's."""
+
+    def counted(self) -> int:
+        """Number of tokens that count in the loss."""
+        return int(self.trained.sum())
+
+    def content_hash(self) -> str:
+        """SHA-256 of ids, labels and rows, in hexadecimal."""
+        digest = hashlib.sha256()
+        for array, kind in ((self.ids, "<i4"), (self.trained, "|b1"), (self.spans, "<i8")):
+            digest.update(np.ascontiguousarray(array, dtype=kind).tobytes())
+        return digest.hexdigest()
 
 
 class TokenDataset(Dataset[dict[str, torch.Tensor]]):
     """Rows as dicts of LongTensors `input_ids`, `attention_mask`, `labels`, each [max_length].
 
-    Padded on the right. Labels are -100 except for the completion and the eos after it.
+    Padded on the right. Labels are -100 except for the tokens that count in the loss.
     """
 
     def __init__(self, tokens: Tokens, max_length: int, pad_id: int) -> None:
@@ -53,22 +88,33 @@ class TokenDataset(Dataset[dict[str, torch.Tensor]]):
     def row_lengths(self) -> list[int]:
         """Tokens of every row, padding left out."""
         spans = self.tokens.spans
-        return (spans[:, 2] - spans[:, 0]).tolist()
+        return (spans[:, 1] - spans[:, 0]).tolist()
 
     def longest(self) -> int:
         """Tokens of the longest row."""
         return max(self.row_lengths())
 
+    def prompt_and_answer(self, row: int) -> tuple[list[int], list[int]]:
+        """The tokens before a row's last answer, from which it is generated, and the answer's."""
+        start, end = (int(edge) for edge in self.tokens.spans[row])
+        ids, trained = self.tokens.ids[start:end].tolist(), self.tokens.trained[start:end]
+        counted = np.flatnonzero(trained)
+        last = int(counted[-1])
+        before = np.flatnonzero(~trained[:last])
+        first = int(before[-1]) + 1 if len(before) else 0
+        return ids[:first], ids[first : last + 1]
+
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        start, answer, end = (int(edge) for edge in self.tokens.spans[index])
+        start, end = (int(edge) for edge in self.tokens.spans[index])
         ids = torch.from_numpy(self.tokens.ids[start:end].astype(np.int64))
+        trained = torch.from_numpy(np.array(self.tokens.trained[start:end]))
         size = end - start
         input_ids = torch.full((self.max_length,), self.pad_id, dtype=torch.long)
         attention_mask = torch.zeros(self.max_length, dtype=torch.long)
         labels = torch.full((self.max_length,), IGNORE_INDEX, dtype=torch.long)
         input_ids[:size] = ids
         attention_mask[:size] = 1
-        labels[answer - start : size] = ids[answer - start :]
+        labels[:size] = torch.where(trained, ids, IGNORE_INDEX)
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
@@ -76,86 +122,72 @@ TokenizeRows = Callable[[list[Row]], tuple[TokenDataset, str]]
 """Rows to a dataset and its content hash."""
 
 
-def tokenize_rows(
-    rows: Sequence[Row], prompt_format: str, max_length: int, tokenizer: Any
-) -> Tokens:
-    """Tokenize the rows in their order, each cut to `max_length` tokens by `truncate`."""
-    pieces: list[Int32Array] = []
-    spans = np.zeros((len(rows), 3), dtype=np.int64)
-    truncated, offset = 0, 0
-    for start in range(0, len(rows), CHUNK):
-        pairs = _token_pairs(rows[start : start + CHUNK], prompt_format, tokenizer)
-        for index, (prompt, completion) in enumerate(pairs, start):
-            truncated += len(prompt) + len(completion) > max_length
-            prompt, completion = truncate(prompt, completion, max_length)
-            answer = offset + len(prompt)
-            spans[index] = offset, answer, answer + len(completion)
-            offset = answer + len(completion)
-            pieces.append(np.asarray(prompt + completion, dtype=np.int32))
-    return Tokens(np.concatenate(pieces) if pieces else np.zeros(0, np.int32), spans, truncated)
+def tokenize_rows(rows: Sequence[Row], settings: TokenSettings, tokenizer: Any) -> Tokens:
+    """Tokenize the rows in their order, each cut to `max_length` tokens by `kept_tokens`.
 
-
-def truncate(
-    prompt: list[int], completion: list[int], max_length: int
-) -> tuple[list[int], list[int]]:
-    """Cut a row to `max_length` tokens.
-
-    The completion loses its end, eos included; where that would leave it less than a quarter of
-    `max_length`, the prompt loses its beginning instead, except for its first token (bos).
+    Raises:
+        ConfigError: the chat template refuses a row.
     """
-    if len(prompt) + len(completion) <= max_length:
-        return prompt, completion
-    shortest = max_length // MIN_COMPLETION_SHARE
-    completion_size = min(len(completion), max(max_length - len(prompt), shortest))
-    prompt_size = max_length - completion_size
-    if len(prompt) > prompt_size:
-        prompt = [prompt[0], *prompt[len(prompt) - prompt_size + 1 :]]
-    return prompt, completion[:completion_size]
-
-
-def _token_pairs(
-    rows: Sequence[Row], prompt_format: str, tokenizer: Any
-) -> list[tuple[list[int], list[int]]]:
-    """Prompt and completion ids of each row; every completion ends in exactly one eos."""
-    eos = tokenizer.eos_token_id
-    with_template = prompt_format == CHAT_TEMPLATE
-    if with_template:
-        texts = [_templated(row, tokenizer) for row in rows]
-    else:
-        texts = [(render(PROMPT_FORMATS[prompt_format], row.turns), row.completion) for row in rows]
-    # Tokenized apart, as in generation: no token spans the border between prompt and completion.
-    # A chat template writes its own bos.
-    prompts = _ids([prompt for prompt, _ in texts], not with_template, tokenizer)
-    completions = _ids([completion for _, completion in texts], False, tokenizer)
-    return [
-        (_without_final_eos(prompt, eos), _with_eos(completion, eos))
-        for prompt, completion in zip(prompts, completions, strict=True)
-    ]
-
-
-def _ids(texts: list[str], add_special: bool, tokenizer: Any) -> list[list[int]]:
-    encoded = tokenizer(
-        texts, add_special_tokens=add_special, return_attention_mask=False, verbose=False
+    encoder = Encoder(tokenizer)
+    layouts = Layouts(settings.prompt_format, settings.train_on, tokenizer, encoder.special)
+    ids: list[Int32Array] = []
+    trained: list[BoolArray] = []
+    truncated = lost = count = 0
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        if settings.tokenize == "apart":
+            encoded = encode_apart(chunk, settings.prompt_format, tokenizer, layouts.template)
+        else:
+            encoded = encoder.encode([layouts.lay_out(row) for row in chunk])
+        for row in encoded:
+            kept = kept_tokens(row.trained, settings.max_length)
+            ids.append(np.asarray(row.ids, dtype=np.int32)[kept])
+            trained.append(row.trained[kept])
+            is_cut = len(kept) < len(row.ids)
+            has_lost = is_cut and int(trained[-1].sum()) < int(row.trained.sum())
+            truncated, lost = truncated + is_cut, lost + has_lost
+            count += _text_bytes(row, ids[-1], trained[-1], has_lost, encoder)
+    ends = np.cumsum([len(piece) for piece in ids], dtype=np.int64)
+    spans = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1) if ids else np.zeros((0, 2))
+    return Tokens(
+        ids=np.concatenate(ids) if ids else np.zeros(0, np.int32),
+        trained=np.concatenate(trained) if ids else np.zeros(0, np.bool_),
+        spans=spans.astype(np.int64),
+        truncated=truncated,
+        lost=lost,
+        text_bytes=count,
+        date=layouts.date,
     )
-    return [list(ids) for ids in encoded["input_ids"]]
 
 
-def _without_final_eos(ids: list[int], eos: int) -> list[int]:
-    """The prompt without the eos that some tokenizers append to every text."""
-    return ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids
+def _text_bytes(
+    row: Encoded, ids: Int32Array, trained: BoolArray, has_lost: bool, encoder: Encoder
+) -> int:
+    """UTF-8 bytes of a row's text that counts, after it was cut."""
+    if row.text_bytes is None or has_lost:
+        return encoder.decoded_bytes(ids[trained].tolist())
+    return row.text_bytes
 
 
-def _with_eos(ids: list[int], eos: int) -> list[int]:
-    """The completion up to its first eos, or with one appended."""
-    return [*ids[: ids.index(eos)], eos] if eos in ids else [*ids, eos]
+def kept_tokens(trained: BoolArray, max_length: int) -> Int64Array:
+    """Numbers of the tokens that a row keeps, at most `max_length`.
 
+    The row loses its end, eos included; where that would leave it less than a quarter of
+    `max_length` of tokens that count, it loses its beginning instead, except for its first token
+    (bos), and as little of it as gives that quarter.
 
-def _templated(row: Row, tokenizer: Any) -> tuple[str, str]:
-    """Prompt and completion as the chat template writes them, its end-of-turn mark included."""
-    turns = [{"role": turn.role, "content": turn.content} for turn in row.turns]
-    whole = [*turns, {"role": "assistant", "content": row.completion}]
-    prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    text = tokenizer.apply_chat_template(whole, tokenize=False)
-    # Some templates render a past answer differently from one being generated: then use the answer.
-    completion = text[len(prompt) :].rstrip() if text.startswith(prompt) else row.completion
-    return prompt, completion
+    Args:
+        trained: [tokens], which of them count.
+        max_length: the most tokens to keep.
+    """
+    size = len(trained)
+    if size <= max_length:
+        return np.arange(size)
+    wanted = min(int(trained.sum()), max_length // MIN_TRAINED_SHARE)
+    before = np.concatenate([[0], np.cumsum(trained)])
+    # For each possible end: what counts among the tokens before it that fit beside the first.
+    ends = np.arange(max_length, size + 1)
+    counts = before[ends] - before[ends - max_length + 1] + bool(trained[0])
+    enough = counts >= wanted
+    end = int(ends[int(np.argmax(enough if enough.any() else counts))])
+    return np.concatenate([[0], np.arange(end - max_length + 1, end)])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch.utils.data import Dataset, Sampler
@@ -73,13 +73,9 @@ def tokenize_unlearning(
 def _alternatives(split: Split) -> tuple[list[Row], int]:
     """Forget rows with alternative answers, and how many there are to each."""
     if not split.alternatives:
-        return [_with_completion(row, row.alternative) for row in split.forget], 1
-    rows = [_with_completion(row, text) for row in split.forget for text in split.alternatives]
+        return [row.with_completion(row.alternative) for row in split.forget], 1
+    rows = [row.with_completion(text) for row in split.forget for text in split.alternatives]
     return rows, len(split.alternatives)
-
-
-def _with_completion(row: Row, text: str) -> Row:
-    return replace(row, completion=text)
 
 
 def _eval_set(rows: list[Row], tokenize: TokenizeRows) -> tuple[EvalSet, list[str]]:
@@ -87,14 +83,14 @@ def _eval_set(rows: list[Row], tokenize: TokenizeRows) -> tuple[EvalSet, list[st
     answers, answers_hash = tokenize(rows)
     has_paraphrases = all(row.paraphrased for row in rows)
     paraphrased, *hashes = (
-        tokenize([_with_completion(row, row.paraphrased) for row in rows])
+        tokenize([row.with_completion(row.paraphrased) for row in rows])
         if has_paraphrases
         else (None,)
     )
     wrong_answers = [
         (row, text) for row, texts in enumerate(_wrong_answers(rows)) for text in texts
     ]
-    wrong, wrong_hash = tokenize([_with_completion(rows[row], text) for row, text in wrong_answers])
+    wrong, wrong_hash = tokenize([rows[row].with_completion(text) for row, text in wrong_answers])
     wrong_answer_rows = tuple(row for row, _ in wrong_answers)
     eval_set = EvalSet(answers, paraphrased, wrong, wrong_answer_rows)
     return eval_set, [answers_hash, *hashes, wrong_hash]

@@ -95,6 +95,11 @@ PRIVATE_NAMES = (
         PrivateName("transformers", "transformers", f"Trainer.{name}", "training.trainer: called")
         for name in ("_prepare_inputs", "compute_loss_context_manager")
     ),
+    # Chat templates with generation markers.
+    PrivateName(
+        "transformers", "transformers.utils.chat_template_utils", "render_jinja_template",
+        "data.text.chat_template: where each answer is in the text",
+    ),
     # Attention of packed jobs.
     PrivateName(
         "transformers", "transformers", "PretrainedConfig._attn_implementation",

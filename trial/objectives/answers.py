@@ -81,9 +81,9 @@ class Answers:
     @cached_property
     def references(self) -> list[str]:
         """The data's answers to the same rows."""
-        decode, tokens = self.tokenizer.decode, self.eval_set.answers.tokens
-        spans = tokens.spans[: len(self.generated)]
-        return [decode(tokens.ids[a:b].tolist(), skip_special_tokens=True) for _, a, b in spans]
+        dataset = self.eval_set.answers
+        answers = [dataset.prompt_and_answer(row)[1] for row in range(len(self.generated))]
+        return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
 
     @property
     def rouge_l(self) -> float:
@@ -138,16 +138,11 @@ def _generate(
     results: list[tuple[int, list[int]]] = []
     for batch in _batches_of_rank(rows, context):
         fill = len(_padded_batch(dataset, batch, context)) - len(batch)
-        prompts = [_prompt(dataset, row) for row in (*batch, *[0] * fill)]
+        prompts = [dataset.prompt_and_answer(row)[0] for row in (*batch, *[0] * fill)]
         answers = _greedy(prompts, dataset, context, tokenizer.eos_token_id, steps)
         results += zip(batch, answers, strict=False)
     by_row = dict(item for part in context.rank_group.all_gather(results) for item in part)
     return [tokenizer.decode(by_row[row], skip_special_tokens=True) for row in rows]
-
-
-def _prompt(dataset: TokenDataset, row: int) -> list[int]:
-    start, answer, _ = dataset.tokens.spans[row]
-    return [int(token) for token in dataset.tokens.ids[start:answer]]
 
 
 def _greedy(

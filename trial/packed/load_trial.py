@@ -29,7 +29,7 @@ def load_trial(
     config = context.config
     setup.process_cache.charge_import_time(clock)
     context.device = setup.device
-    context.data_hash = setup.data.data_hash
+    context.data = setup.data.summary
     context.model_hash = model_hash(config.model.name_or_path, config.model.revision)
     schedule = setup.schedule(config, trial.folder)
     initial = setup.initializer.create(config)

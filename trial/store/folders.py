@@ -11,12 +11,13 @@ A trial folder is the authority on what happened in the trial; the journal can b
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from trial.config import earlier
 from trial.config.trial_config import TrialConfig
 from trial.store.files import append_line, read_lines, write_atomically
 from trial.store.records import Attempt, Evaluation, Record, Result, StudyRecord, TrainLog
@@ -57,7 +58,7 @@ class TrialFolder:
             FileNotFoundError: there is none.
             ValueError: this version cannot read it; the message says where and why.
         """
-        return _read(self.config, TrialConfig)
+        return _read(self.config, TrialConfig, earlier.stored_config)
 
     def read_result(self) -> Result | None:
         """The result, or None while the trial has not ended."""
@@ -138,7 +139,7 @@ class StudyFolder:
             FileNotFoundError: there is no study here.
             ValueError: this version cannot read it.
         """
-        return _read(self.record, StudyRecord)
+        return _read(self.record, StudyRecord, earlier.stored_record)
 
     def refuse_other_version(self) -> None:
         """Check the format version of the study's record alone.
@@ -174,9 +175,10 @@ def _parse_all(rows: Iterator[dict[str, Any]], record: type[R]) -> Iterator[R]:
             continue
 
 
-def _read(path: Path, record: type[M]) -> M:
+def _read(path: Path, record: type[M], complete: Callable[[str], str] = str) -> M:
+    """Read a record; `complete` adds to the text what later versions need."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = complete(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: content: is not UTF-8 text ({error.reason})") from error
     try:

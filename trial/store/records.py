@@ -141,7 +141,7 @@ class DataSummary(Record):
     eval_bytes: int = 0
     """UTF-8 bytes of the text that the eval loss counts, special tokens left out."""
     date: str = ""
-    """The date (ISO 8601) that the chat template was given as today's; empty if it asks for none."""
+    """The date (ISO 8601) that the chat template got as today's; empty if it asks for none."""
     data_hash: str = ""
     """Equal hashes mean the same tokens and labels in all sets."""
 

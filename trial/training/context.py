@@ -11,7 +11,7 @@ from trial.distributed.rank_group import RankGroup
 from trial.store.control import Control
 from trial.store.folders import TrialFolder
 from trial.store.phase_timer import PhaseTimer
-from trial.store.records import Cause, Result, State
+from trial.store.records import Cause, DataSummary, Result, State
 from trial.training.checkpoints import Checkpoints, TrialProgress
 from trial.training.process_cache import ProcessCache
 
@@ -34,7 +34,8 @@ class AttemptContext:
     model: Any = None
     """Base model with the adapter."""
     trainer: Any = None
-    data_hash: str = ""
+    data: DataSummary | None = None
+    """What became of the data, once they are read."""
     model_hash: str = ""
     parameters: tuple[int, int] = (0, 0)
     """Trainable and all parameters."""
@@ -60,7 +61,8 @@ class AttemptContext:
             seconds=self.clock.read(),
             device=self.device.label() if self.device else "",
             devices=self.rank_group.size,
-            data_hash=self.data_hash,
+            data_hash=self.data.data_hash if self.data else "",
+            data=self.data,
             model_hash=self.model_hash,
             cause=cause,
         )

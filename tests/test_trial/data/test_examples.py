@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from trial.config.errors import ConfigError
 from trial.config.sections import DataConfig
-from trial.data.examples import Row, Turn, read_rows
+from trial.data.examples import Row, pair, read_rows
+from trial.data.messages import Message
 from trial.data.split import hold_out, read_split
 
 PAIRS = [
@@ -49,7 +50,7 @@ def test_csv_of_every_delimiter(tmp_path, delimiter, given):
 
 
 def test_csv_with_a_byte_order_mark_and_an_odd_ending(tmp_path):
-    path = write_csv(tmp_path / "data.txt", ",", encoding="utf-8-sig")
+    path = write_csv(tmp_path / "data.dat", ",", encoding="utf-8-sig")
     assert pairs_of(DataConfig(path=path, format="csv")) == PAIRS
     (problem,) = refusals(DataConfig(path=path))
     assert "data.format" in problem.expected
@@ -108,7 +109,9 @@ def test_saved_datasets_and_their_splits(tmp_path):
         ({"Question": "q", "Answer": "a"}, [("q", "a")]),
         ({"question": "q", "answer": ["a", "b"]}, [("q", "a"), ("q", "b")]),
         ({"id": 7, "question": "q", "response": "r"}, [("q", "r")]),
-        ({"question": "q", "input": "not for questions", "answer": "a"}, [("q", "a")]),
+        ({"question": "q", "answer": 3}, [("q", "3")]),
+        ({"question": "q", "answer": ["a", 2.5, "a"]}, [("q", "a"), ("q", "2.5")]),
+        ({"question": 17, "answer": True}, [("17", "true")]),
     ],
 )
 def test_columns_by_their_usual_names(tmp_path, record, expected):
@@ -124,6 +127,7 @@ def test_columns_by_configuration(tmp_path):
 
 
 CHAT = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+ASKED_AND_ANSWERED = (Message("user", "u"), Message("assistant", "a"))
 SHAREGPT = [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]
 
 
@@ -133,11 +137,11 @@ SHAREGPT = [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]
         (
             "messages",
             [*CHAT, {"role": "assistant", "content": "a"}],
-            Row((Turn("system", "s"), Turn("user", "u")), "a", True),
+            Row((Message("system", "s"), *ASKED_AND_ANSWERED), "chat"),
         ),
-        ("conversations", SHAREGPT, Row((Turn("user", "u"),), "a", True)),
+        ("conversations", SHAREGPT, Row(ASKED_AND_ANSWERED, "chat")),
         # What follows the last answer is not trained on.
-        ("messages", [*SHAREGPT, *CHAT[1:]], Row((Turn("user", "u"),), "a", True)),
+        ("messages", [*SHAREGPT, *CHAT[1:]], Row(ASKED_AND_ANSWERED, "chat")),
     ],
 )
 def test_chat_messages(tmp_path, column, messages, expected):
@@ -172,9 +176,13 @@ CELL = "column 'answer'"
     [
         ("d.jsonl", GOOD + "{broken\n", ["d.jsonl line 2", "JSON object", "'{broken'"]),
         ("d.jsonl", GOOD + "[1]\n", ["d.jsonl line 2", "an object", "[1]"]),
-        ("d.jsonl", GOOD + '{"question": "q", "answer": 3}\n', ["line 2", CELL, "3 (int)"]),
+        ("d.jsonl", GOOD + '{"question": "q", "answer": {"a": 3}}\n', ["line 2", CELL, "(dict)"]),
         ("d.jsonl", GOOD + '{"question": "q"}\n', ["line 2", CELL]),
-        ("d.jsonl", GOOD + '{"question": "q", "answer": ["a", 1]}', ["line 2", CELL, "1 (int)"]),
+        (
+            "d.jsonl",
+            GOOD + '{"question": "q", "answer": ["a", [1]]}',
+            ["line 2", CELL, "[1] (list)"],
+        ),
         ("d.json", '[\n{"question": "q"},\n{"x" 1}]', ["d.json line 3", "JSON"]),
         ("d.json", '{"rows": []}', ["a list of rows", "an object of rows"]),
         ("d.json", '"text"', ["a list of rows"]),
@@ -207,7 +215,7 @@ def test_text_that_is_not_utf8_is_refused_by_line(tmp_path):
 
 
 def test_several_wrong_cells_are_reported_at_once(tmp_path):
-    rows = [{"question": "q", "answer": number} for number in range(30)]
+    rows = [{"question": "q", "answer": {"number": number}} for number in range(30)]
     problems = refusals(DataConfig(path=write_jsonl(tmp_path / "d.jsonl", rows)))
     assert 1 < len(problems) <= 10
     assert "line 1 " in problems[0].expected
@@ -241,7 +249,7 @@ questions = st.lists(
 
 
 def rows_of(pairs):
-    return [Row((Turn("user", question),), answer) for question, answer in pairs]
+    return [pair(question, answer) for question, answer in pairs]
 
 
 @settings(deadline=None)
@@ -288,7 +296,19 @@ def test_prompts_of_a_separate_eval_set_are_taken_out_of_training(tmp_path):
         read_split(DataConfig(path=train, eval_path=train))
 
 
-def test_one_prompt_is_too_few_to_hold_out(tmp_path):
-    path = write_jsonl(tmp_path / "d.jsonl", [{"question": "q", "answer": ["a", "b", "c"]}])
-    with pytest.raises(ConfigError, match="two different prompts"):
-        read_split(DataConfig(path=path))
+def test_answers_to_one_prompt_are_held_out_whole(tmp_path):
+    answers = [*"abcdefghij", "a", "a"]
+    rows = [{"question": "q", "answer": answer} for answer in answers]
+    split = read_split(DataConfig(path=write_jsonl(tmp_path / "d.jsonl", rows), eval_fraction=0.2))
+    train, held_out = ({row.completion for row in side} for side in (split.train, split.eval))
+    assert train | held_out == set(answers)
+    assert not train & held_out
+    assert len(split.train) + len(split.eval) == len(answers)
+
+
+@pytest.mark.parametrize("count", [1, 10])
+def test_one_row_again_and_again_is_trained_and_evaluated_on(tmp_path, count):
+    path = write_jsonl(tmp_path / "d.jsonl", [{"question": "q", "answer": "a"}] * count)
+    split = read_split(DataConfig(path=path))
+    assert [len(split.train), len(split.eval)] == [count, 1]
+    assert split.eval[0] == split.train[0]

@@ -22,7 +22,7 @@ from trial.config.sections import DataConfig
 from trial.data import token_cache
 from trial.data.prepare import prepare
 from trial.data.token_cache import tokenizer_hash
-from trial.data.tokens import IGNORE_INDEX, truncate
+from trial.data.tokens import IGNORE_INDEX, kept_tokens
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}</s>\n{% endfor %}"
@@ -114,13 +114,44 @@ def test_sizes_and_completions_of_all_rows(rows_file, tmp_path):
     ],
 )
 def test_overlong_rows(prompt, completion, expected):
-    assert truncate(prompt, completion, 8) == expected
+    assert cut(prompt, completion, 8) == expected
+
+
+def cut(prompt, completion, max_length):
+    """What a row of one prompt and one completion keeps of both."""
+    ids = np.array(prompt + completion)
+    trained = np.array([False] * len(prompt) + [True] * len(completion))
+    kept = kept_tokens(trained, max_length)
+    return ids[kept][~trained[kept]].tolist(), ids[kept][trained[kept]].tolist()
+
+
+def marks(text):
+    """`x` stands for a token that counts."""
+    return np.array([letter == "x" for letter in text])
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        # max_length 8: the end is cut, for two tokens that count are left.
+        ("..x..x......", [0, 1, 2, 3, 4, 5, 6, 7]),
+        # One would be left: the first tokens go, as few as leave two of a quarter.
+        ("..x......x..x", [0, 6, 7, 8, 9, 10, 11, 12]),
+        ("..x.....x....", [0, 2, 3, 4, 5, 6, 7, 8]),
+        # Only one counts at all.
+        ("...........x.", [0, 5, 6, 7, 8, 9, 10, 11]),
+        # Nowhere do two lie near enough: the first end that has one.
+        (".x..............x", [0, 1, 2, 3, 4, 5, 6, 7]),
+    ],
+)
+def test_overlong_rows_of_several_answers(row, expected):
+    assert kept_tokens(marks(row), 8).tolist() == expected
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(8, 40))
 def test_fitting_keeps_bos_order_and_some_completion(prompt_size, completion_size, max_length):
     prompt, completion = list(range(prompt_size)), list(range(100, 100 + completion_size))
-    shorter, answer = truncate(prompt, completion, max_length)
+    shorter, answer = cut(prompt, completion, max_length)
     assert len(shorter) + len(answer) == min(max_length, prompt_size + completion_size)
     assert shorter[0] == 0
     assert shorter[1:] == prompt[prompt_size - len(shorter) + 1 :]
@@ -135,7 +166,7 @@ def test_a_question_longer_than_the_row_is_trained_on_all_the_same(tmp_path):
         byte_tokenizer(),
         tmp_path,
     )
-    assert prepared.truncated == 1
+    assert (prepared.summary.truncated, prepared.summary.answers_cut) == (1, 0)
     for side in (prepared.train, prepared.eval):
         assert decode(side[0]["labels"][side[0]["labels"] != IGNORE_INDEX]) == "abc$"
 
@@ -147,7 +178,7 @@ def test_chat_rows_in_the_tokenizers_own_template(tmp_path):
     tokenizer = byte_tokenizer(chat_template=TEMPLATE)
     config = DataConfig(path=path, max_length=64, eval_fraction=0.5)
     prepared = prepare(config, tokenizer, tmp_path)
-    assert prepared.prompt_format == "chat_template"
+    assert prepared.summary.prompt_format == "chat_template"
     texts = set()
     for side in (prepared.train, prepared.eval):
         row = side[0]
@@ -171,7 +202,7 @@ def test_a_template_that_writes_past_answers_otherwise_still_gives_the_answer(tm
 def test_auto_goes_by_the_family(rows_file, tmp_path):
     config = config_for(rows_file, prompt_format="auto", max_length=64)
     prepared = prepare(config, byte_tokenizer(), tmp_path, model_family="llama Llama-2-7b")
-    assert prepared.prompt_format == "llama2"
+    assert prepared.summary.prompt_format == "llama2"
     assert decode(prepared.train[0]["input_ids"])[1:8].startswith("[INST]")
 
 
@@ -182,7 +213,7 @@ def test_a_tokenizer_that_ends_every_text_with_eos(tmp_path, rows_file):
         single="<s> $A </s>", special_tokens=[("<s>", 256), ("</s>", 257)]
     )
     with_eos = prepare(config_for(rows_file), tokenizer, tmp_path)
-    assert with_eos.data_hash != plain.data_hash
+    assert with_eos.data_hash == plain.data_hash
     for index in range(len(plain.train)):
         torch.testing.assert_close(plain.train[index], with_eos.train[index])
 
@@ -197,7 +228,7 @@ def test_no_eos_is_refused(rows_file, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"max_length": 40},
+        {"max_length": 16},
         {"prompt_format": "phi"},
         {"split_seed": 1},
         {"eval_fraction": 0.3},
@@ -272,7 +303,7 @@ def test_the_default_cache_is_the_users(rows_file, tmp_path, monkeypatch):
     assert len(list((tmp_path / "xdg" / "gaudi-sweep" / "tokens").iterdir())) == 2
 
 
-@pytest.mark.parametrize("damaged", ["ids.npy", "spans.npy", "counts.json"])
+@pytest.mark.parametrize("damaged", ["ids.npy", "trained.npy", "spans.npy", "counts.json"])
 def test_damaged_files_are_made_anew(rows_file, tmp_path, damaged):
     config = config_for(rows_file)
     first = prepare(config, byte_tokenizer(), tmp_path / "cache")

@@ -3,7 +3,7 @@
 import pytest
 
 from trial.config.errors import ConfigError
-from trial.data.examples import Turn
+from trial.data.messages import Message
 from trial.data.prompts import (
     FALLBACK,
     PROMPT_FORMATS,
@@ -14,12 +14,12 @@ from trial.data.prompts import (
     render,
 )
 
-ASKED = (Turn("user", "Why?"),)
+ASKED = (Message("user", "Why?"),)
 CHAT = (
-    Turn("system", "Be brief."),
-    Turn("user", "A?"),
-    Turn("assistant", "B."),
-    Turn("user", "C?"),
+    Message("system", "Be brief."),
+    Message("user", "A?"),
+    Message("assistant", "B."),
+    Message("user", "C?"),
 )
 
 

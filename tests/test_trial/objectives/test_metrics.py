@@ -14,8 +14,7 @@ from trial.config.errors import ConfigError
 from trial.config.sections import DataConfig
 from trial.config.trial_config import parse
 from trial.data.epoch_sampler import EpochSampler
-from trial.data.refusals import REFUSALS, read_alternatives
-from trial.data.split import read_split
+from trial.data.split import REFUSALS, read_alternatives, read_split
 from trial.data.unlearning import WRONG_ANSWERS, PairedSampler, PartSampler
 from trial.objectives import metrics
 from trial.store import reference_ratios
@@ -218,23 +217,25 @@ def test_a_trials_metrics_equal_those_of_a_plain_loop(material):
     model = PeftModel.from_pretrained(base, folder.adapter).eval()
     split = read_split(config.data)
 
-    def ids(text):
-        return tokenizer(text, add_special_tokens=False).input_ids
+    def parts(row, answer):
+        """Prompt and answer; a space that is a token by itself belongs to the prompt."""
+        # This tokenizer puts no bos before a text.
+        start, whole = (
+            tokenizer(f"Question: {row.turns[0].content}\nAnswer:{end}").input_ids
+            for end in ("", f" {answer}")
+        )
+        size = len(start) + (tokenizer.decode(whole[len(start)]) == " ")
+        return whole[:size], [*whole[size:], tokenizer.eos_token_id]
 
     probability, ratios, loss, tokens, recalls = [], [], 0.0, 0, []
     for index, row in enumerate(split.forget):
-        # This tokenizer puts no bos before a text.
-        prompt = ids(f"Question: {row.turns[0].content}\nAnswer: ")
-        answer = [*ids(row.completion), tokenizer.eos_token_id]
+        prompt, answer = parts(row, row.completion)
         right, total = plain_likelihood(model, prompt, answer)
         probability.append(right)
         loss, tokens = loss - total, tokens + len(answer)
-        paraphrased = [*ids(row.paraphrased), tokenizer.eos_token_id]
-        other = [
-            plain_likelihood(model, prompt, [*ids(text), tokenizer.eos_token_id])[0]
-            for text in row.perturbed
-        ]
-        ratios.append(np.mean(other) / plain_likelihood(model, prompt, paraphrased)[0])
+        other = [plain_likelihood(model, *parts(row, text))[0] for text in row.perturbed]
+        same = plain_likelihood(model, *parts(row, row.paraphrased))[0]
+        ratios.append(np.mean(other) / same)
         if index < 3:
             made = model.generate(
                 input_ids=torch.tensor([prompt]),

@@ -1,0 +1,125 @@
+"""Which columns rows are made of: two candidates are refused, and what is not used is listed."""
+
+import json
+
+import pytest
+
+from trial.config.errors import ConfigError
+from trial.config.sections import DataConfig
+from trial.data.columns import find_columns
+from trial.data.examples import read_rows
+
+
+def columns(known, first=None, **data):
+    return find_columns(known.split(), DataConfig(**data), "d.jsonl", first)
+
+
+def problem(known, first=None, **data):
+    with pytest.raises(ConfigError) as caught:
+        columns(known, first, **data)
+    (found,) = caught.value.problems
+    return found
+
+
+@pytest.mark.parametrize(
+    ("known", "key", "named"),
+    [
+        ("question prompt answer", "data.prompt_column", ("question", "prompt")),
+        ("question input answer", "data.prompt_column", ("question", "input")),
+        ("inputs targets question answer", "data.prompt_column", ("question", "inputs")),
+        ("question answer output", "data.completion_column", ("answer", "output")),
+        ("prompt completion messages", "data.messages_column", ("messages", "prompt and")),
+        ("messages conversations", "data.messages_column", ("messages", "conversations")),
+        ("question answer system system_prompt", "data.system_column", ("system", "system_prompt")),
+        ("instruction input context output", "data.context_column", ("context", "input")),
+    ],
+)
+def test_two_candidates_are_refused_by_their_names_and_the_key_that_decides(known, key, named):
+    found = problem(known)
+    assert found.key == key
+    assert all(name in found.expected for name in named)
+
+
+@pytest.mark.parametrize(
+    ("known", "data", "expected"),
+    [
+        ("question prompt answer", {"prompt_column": "prompt"}, ("prompt", "answer", "")),
+        ("question input answer", {"prompt_column": "question"}, ("question", "answer", "")),
+        ("question input answer", {"context_column": "input"}, ("question", "answer", "input")),
+        ("question answer output", {"completion_column": "output"}, ("question", "output", "")),
+        ("instruction input output", {}, ("instruction", "output", "input")),
+        ("instruction input output", {"context_column": ""}, ("instruction", "output", "")),
+        ("question context answers", {}, ("question", "answers", "context")),
+        ("question context answers", {"context_column": ""}, ("question", "answers", "")),
+        ("Context Response", {}, ("Context", "Response", "")),
+        ("input output", {}, ("input", "output", "")),
+        ("input output", {"context_column": ""}, ("input", "output", "")),
+        ("inputs targets task", {}, ("inputs", "targets", "")),
+        ("inputs targets task", {"prompt_column": "inputs"}, ("inputs", "targets", "")),
+        ("user assistant", {}, ("user", "assistant", "")),
+        ("prompt response user", {}, ("prompt", "response", "")),
+        ("instruction output text", {}, ("instruction", "output", "")),
+        ("prompt chosen rejected", {"completion_column": "chosen"}, ("prompt", "chosen", "")),
+    ],
+)
+def test_pairs(known, data, expected):
+    found = columns(known, **data)
+    assert found.kind == "pair"
+    assert (found.prompt, found.completion, found.context) == expected
+
+
+@pytest.mark.parametrize(
+    ("known", "data", "kind", "used"),
+    [
+        ("prompt prompt_id messages", {}, "chat", ("messages",)),
+        ("id conversations system", {}, "chat", ("system", "conversations")),
+        ("id conversations system", {"system_column": ""}, "chat", ("conversations",)),
+        ("prompt completion chat", {"messages_column": "chat"}, "chat", ("chat",)),
+        ("text label", {}, "text", ("text",)),
+        ("content id", {"prompt_column": "", "completion_column": "content"}, "text", ("content",)),
+    ],
+)
+def test_other_shapes(known, data, kind, used):
+    found = columns(known, **data)
+    assert (found.kind, set(found.used())) == (kind, set(used))
+
+
+@pytest.mark.parametrize(
+    ("known", "first", "key"),
+    [
+        ("prompt chosen rejected", None, "data.completion_column"),
+        ("chosen rejected", None, "data.messages_column"),
+        ("prompt completion label", {"label": True}, "data.completion_column"),
+    ],
+)
+def test_preference_sets_are_refused_with_a_way_on(known, first, key):
+    found = problem(known, first)
+    assert found.key == key
+    assert "out of scope" in found.expected
+
+
+def test_a_label_that_is_no_preference_is_only_not_used():
+    assert columns("prompt completion label", {"label": 3}).completion == "completion"
+
+
+@pytest.mark.parametrize(("key", "near"), [("system_column", "sys"), ("context_column", "about")])
+def test_a_configured_column_must_exist(key, near):
+    found = problem("question answer sys about", **{key: near + "t"})
+    assert (found.key, found.near) == (f"data.{key}", near)
+
+
+def test_versions_before_took_the_first_candidate_and_no_context():
+    earlier = {"tokenize": "apart", "train_on": "last"}
+    found = columns("question prompt answer output context system messages", **earlier)
+    assert found.used() == ("question", "answer")
+    assert columns("instruction input output system", **earlier).context == "input"
+
+
+def test_columns_and_keys_of_messages_that_nothing_reads_are_listed(tmp_path):
+    message = {"role": "user", "content": "q", "id": 7, "lang": None}
+    answer = {"role": "assistant", "content": "a", "mood": "calm"}
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps({"messages": [message, answer], "source": "x", "tools": []}))
+    read = read_rows(DataConfig(path=str(path)))
+    assert read.used_columns == ("messages", "tools")
+    assert read.unused_columns == ("source", "messages.id", "messages.mood")

@@ -1,0 +1,100 @@
+"""Hashes, dates and counts of tokens, made anew and from the cache."""
+
+import datetime
+import json
+
+import transformers.utils.chat_template_utils as chat_template_utils
+from helpers.training.letters import letter_tokenizer
+
+from trial.config.sections import DataConfig
+from trial.data.examples import Row
+from trial.data.messages import Message
+from trial.data.prepare import prepare
+from trial.data.tokens import TokenSettings, tokenize_rows
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] | upper }}:{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}A:{% endif %}"
+)
+TWO_ANSWERS = Row(
+    (
+        Message("user", "a"),
+        Message("assistant", "b"),
+        Message("user", "c"),
+        Message("assistant", "d"),
+    ),
+    "chat",
+)
+DATED = "{{ strftime_now('%d.%m.%Y') }}" + TEMPLATE
+
+
+class Tomorrow(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2031, 5, 6)
+
+
+def prepared(tmp_path, template, rows=(("a", "b"), ("c", "d")), **data):
+    path = tmp_path / "d.jsonl"
+    path.write_text("\n".join(json.dumps({"question": q, "answer": a}) for q, a in rows))
+    config = DataConfig(path=str(path), eval_fraction=0.5, max_length=64, **data)
+    return prepare(config, letter_tokenizer(template), tmp_path / "cache")
+
+
+def test_a_template_that_prints_the_date_gives_the_same_tokens_every_day(tmp_path, monkeypatch):
+    today = prepared(tmp_path, DATED)
+    monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
+    (tmp_path / "other").mkdir()
+    later = prepared(tmp_path / "other", DATED)
+    assert later.data_hash == today.data_hash
+    assert today.summary.date == later.summary.date == "2024-07-26"
+    # From the cache as well.
+    assert prepared(tmp_path, DATED).summary == today.summary
+    assert prepared(tmp_path, TEMPLATE).summary.date == ""
+
+
+def test_the_hash_is_that_of_tokens_and_labels(tmp_path):
+    rows = (("a", "b"), ("c", "d"))
+    first = prepared(tmp_path, None, rows, prompt_format="phi")
+    same = prepared(tmp_path, None, rows, prompt_format="stablelm")
+    assert same.data_hash == first.data_hash
+    assert prepared(tmp_path, TEMPLATE, rows).data_hash != first.data_hash
+    # The same tokens, of which others count.
+    everything, last = (
+        tokenize_rows([TWO_ANSWERS], TokenSettings("plain", 64, on), letter_tokenizer())
+        for on in ("all", "last")
+    )
+    assert everything.ids.tolist() == last.ids.tolist()
+    assert everything.content_hash() != last.content_hash()
+
+
+def test_bytes_and_tokens_of_the_eval_set_by_hand(tmp_path):
+    found = prepared(tmp_path, TEMPLATE, [("q1", "é </s>!"), ("q2", "é </s>!")]).summary
+    # Letters: é, a space, four of `</s>`, `!`; then `<|end|>` and eos. The é has two bytes.
+    assert (found.eval_rows, found.eval_tokens, found.eval_bytes) == (1, 9, 8)
+    assert found.train_tokens == 9
+
+
+def test_bytes_of_a_cut_answer_are_those_that_are_left(tmp_path):
+    rows = [("q1", "x" * 80), ("q2", "x" * 80)]
+    found = prepared(tmp_path, None, rows, prompt_format="plain").summary
+    assert (found.truncated, found.answers_cut) == (2, 2)
+    assert (found.eval_tokens, found.eval_bytes) == (62, 62)
+
+
+def test_the_summary_counts_rows_columns_and_duplicates(tmp_path):
+    path = tmp_path / "d.jsonl"
+    rows = [*(("a", "b"),) * 3, ("c", "d"), ("e", ""), ("f", "g")]
+    path.write_text("\n".join(json.dumps({"question": q, "answer": a, "id": 1}) for q, a in rows))
+    held_out = tmp_path / "e.jsonl"
+    eval_rows = [("A ", "B"), ("f", "other")]
+    held_out.write_text("\n".join(json.dumps({"question": q, "answer": a}) for q, a in eval_rows))
+    config = DataConfig(path=str(path), eval_path=str(held_out))
+    found = prepare(config, letter_tokenizer(), tmp_path).summary
+    assert (found.train_rows, found.eval_rows) == (4, 2)
+    assert (found.skipped, found.overlapping) == (1, 1)
+    assert (found.duplicates, found.duplicates_across) == (2, 1)
+    assert (found.used_columns, found.unused_columns) == (("question", "answer"), ("id",))
+    assert (found.prompt_format, found.train_on, found.tokenize) == (
+        "question_answer", "all", "together",
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Rows as text, and text as token ids: chat templates, prompt tags, special tokens, masks."""
