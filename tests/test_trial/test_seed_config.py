@@ -225,6 +225,19 @@ def test_the_same_file_leads_to_the_same_run_and_another_is_refused(config, tmp_
         single_run.open_folder(single_run.read(config, run_dir=run))
 
 
+def test_a_run_of_an_earlier_version_goes_on_as_it_began(config, tmp_path):
+    run = tmp_path / "run"
+    folder = single_run.open_folder(single_run.read(config, run_dir=run))
+    content = json.loads(folder.config.read_text())
+    for name in ("tokenize", "train_on"):
+        del content["data"][name]
+    folder.config.write_text(json.dumps(content))
+    again = single_run.open_folder(single_run.read(config, run_dir=run))
+    assert again.read_config().data.tokenize == "apart"
+    with pytest.raises(ConfigError, match=r"data\.tokenize: was .*apart"):
+        single_run.open_folder(single_run.read(config, ["data.tokenize=together"], run_dir=run))
+
+
 SWEEP = """\
 question: Which rank?
 base: config/finetune_lora.yaml
