@@ -75,7 +75,7 @@ BROKEN = [
     (
         space_checks.grid_has_an_end,
         {"space": {"lora.lora_dropout": {"low": 0.0, "high": 0.5}}, "sampler": "grid"},
-        "space.lora.lora_dropout: needs a `step` in a grid, got 0.0 to 0.5",
+        "space.lora.lora_dropout: needs a `step` in a grid, or a list",
     ),
     (
         rules.evaluations_are_said_once,
