@@ -70,6 +70,7 @@ def read(
     run_dir: Path | None = None,
     deepspeed: bool = False,
     world_size: int = 1,
+    here: bool = True,
 ) -> SingleRun:
     """Read a file and check its configuration, including model, data and device.
 
@@ -80,6 +81,7 @@ def read(
             file's name.
         deepspeed: refuse a configuration that does not use DeepSpeed.
         world_size: number of ranks.
+        here: whether it is to run on this machine; else devices and packages are not looked for.
 
     Raises:
         ConfigError: every mistake at once, each with its file and line or its override.
@@ -92,7 +94,8 @@ def read(
     for problem in problems:
         draft.refuse(problem)
     if config is not None and not draft.problems:
-        for problem in (*preflight(config), *_launch_problems(config, deepspeed, world_size)):
+        found = preflight(config, here=here)
+        for problem in (*found, *_launch_problems(config, deepspeed, world_size)):
             draft.refuse(problem)
     if config is None or draft.problems:
         raise ConfigError(dict.fromkeys(draft.problems))

@@ -16,6 +16,7 @@ from sweep.cli import plan_commands, run_commands, study_commands
 COMMANDS = (
     plan_commands.check,
     plan_commands.plan,
+    plan_commands.data,
     run_commands.run,
     run_commands.train,
     run_commands.resume,

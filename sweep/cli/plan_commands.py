@@ -1,14 +1,18 @@
-"""Commands that train no sweep: `check`, `plan` and `doctor`."""
+"""Commands that train no sweep: `check`, `plan`, `data` and `doctor`."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sweep.cli.arguments import RunsOption, SetOption, SpaceArgument, load_sweep_file
 from sweep.cli.output import exit_on_bad_input, out
+
+if TYPE_CHECKING:
+    from sweep.planning.data_view import DataSet
 
 
 def check(space: SpaceArgument, overrides: SetOption = None) -> None:
@@ -52,6 +56,45 @@ def plan(
             lines = cost_lines(spec, measured, workers or cost.local_workers(spec), price)
     for line in lines:
         out.print(line, markup=False, soft_wrap=True)
+
+
+def data(
+    space: Annotated[
+        str, typer.Argument(metavar="SPACE", help="A sweep file or a configuration file.")
+    ],
+    overrides: SetOption = None,
+    row: Annotated[int, typer.Option(help="The training row to show, from 0.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+) -> None:
+    """Show what becomes of the data: rows, what is left out or cut, and one row as trained."""
+    from sweep.planning import data_view
+
+    with exit_on_bad_input():
+        sets, count = _data_sets(space, overrides)
+        seen = data_view.look(sets, row)
+        if as_json:
+            print(json.dumps([one.as_json() for one in seen], indent=2))
+            return
+        for number, one in enumerate(seen):
+            out.print(end="\n" * bool(number))
+            data_view.print_data(one, out)
+    if count > len(sets):
+        out.print(f"{count - len(sets)} further sets of data are not shown")
+
+
+def _data_sets(space: str, overrides: list[str] | None) -> tuple[list[DataSet], int]:
+    """The different data configurations of a sweep file, or the one of a configuration file."""
+    from sweep.loading.keys import is_configuration
+    from sweep.loading.sweep_files import find
+    from sweep.planning.data_view import DataSet, data_sets
+    from trial import single_run
+    from trial.config import yaml_file
+
+    source = find(space)
+    if is_configuration(yaml_file.read(source).content):
+        config = single_run.read(source, overrides or (), here=False).config
+        return [DataSet("", config)], 1
+    return data_sets(load_sweep_file(space, overrides, planning=True)[0])
 
 
 def doctor(runs: RunsOption = Path("runs")) -> None:

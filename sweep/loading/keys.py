@@ -20,6 +20,7 @@ from sweep.spec.spec import (
 )
 from trial.config.errors import Problem, nearest, unknown
 from trial.config.trial_config import SECTIONS, known_keys, known_paths
+from trial.seed_config import is_seed_config
 
 TOP_LEVEL = tuple(sorted({*SweepSpec.model_fields, "objective", "budget"}))
 """Keys that may stand at the top level of a sweep file."""
@@ -55,6 +56,13 @@ def is_at_or_below(path: str, other: str) -> bool:
 def is_config_path(path: str) -> bool:
     """Whether a dotted path is a key of a trial's configuration, or lies below one."""
     return any(is_at_or_below(path, name) for name in known_paths())
+
+
+def is_configuration(content: Any) -> bool:
+    """Whether a file's content is one trial's configuration, and not a sweep."""
+    if not isinstance(content, dict) or set(content) & (set(TOP_LEVEL) - set(known_keys()[""])):
+        return False
+    return is_seed_config(content) or not set(content).isdisjoint(known_keys()[""])
 
 
 def config_section(path: str, value: Any) -> bool:
