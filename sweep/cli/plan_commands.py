@@ -17,17 +17,19 @@ if TYPE_CHECKING:
 
 def check(space: SpaceArgument, overrides: SetOption = None) -> None:
     """Check a sweep file, its model and its data; train nothing."""
-    from sweep.planning import memory_check
+    from sweep.planning import data_view, memory_check
     from sweep.planning.lint import advice
     from sweep.spec.grid import grid_size
     from sweep.spec.space import Space
 
     with exit_on_bad_input():
         spec, source = load_sweep_file(space, overrides, planning=True)
+        counts = data_view.lines(spec)
     size = grid_size(Space.of(spec))
     count = "continuous" if size is None else f"{size} configurations"
     out.print(f"{source}: ok ({count}; sampler {spec.sampler.name}; pruner {spec.pruner.name})")
-    for line in [*memory_check.lines(spec), *(f"advice: {line}" for line in advice(spec))]:
+    notes = [*counts, *memory_check.lines(spec), *(f"advice: {line}" for line in advice(spec))]
+    for line in notes:
         out.print(f"  {line}", markup=False, soft_wrap=True)
 
 

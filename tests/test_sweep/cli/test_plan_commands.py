@@ -42,17 +42,18 @@ def test_data_of_a_configuration_as_json(tmp_path, rows):
     assert answer.startswith(" so ")
 
 
-def test_data_of_a_sweep_names_every_set(tmp_path, rows):
+def test_data_and_check_of_a_sweep_name_every_set(tmp_path, rows):
     path = tmp_path / "sweep.yaml"
     path.write_text(
         f"base: {{data: {{path: {rows.name}}}}}\n"
         "space: {data.max_length: [8, 64], lora.r: [2, 4]}\nsampler: grid\n"
     )
-    shown = invoke("data", path)
-    assert shown.exit_code == 0, shown.stderr
+    shown, checked = invoke("data", path), invoke("check", path)
+    assert (shown.exit_code, checked.exit_code) == (0, 0), shown.stderr + checked.stderr
     for length, cut in ((8, 10), (64, 0)):
         assert f"max_length={length}\n" in shown.stdout
-        assert f"{cut} rows; " in shown.stdout
+        assert f"data (max_length={length}): 9 training and 1 held-out rows" in checked.stdout
+        assert f"2 skipped, {cut} cut" in checked.stdout
     assert shown.stdout.count("⟦") == 4
 
 
