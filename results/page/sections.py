@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any
 
 from results.analysis import cost, zero_stages
@@ -23,6 +24,13 @@ from results.page.page import Cell as _Cell
 
 FILES = ("trials.csv", "trials.parquet")
 
+_COUNTS = {
+    "training rows": "train_rows", "held out": "eval_rows", "skipped": "skipped",
+    "left out": "overlapping", "repeated": "duplicates", "in both sets": "duplicates_across",
+    "cut": "truncated", "answers cut": "answers_cut", "tokens that count": "train_tokens",
+    "held-out tokens": "eval_tokens",
+}  # fmt: skip
+"""Columns of the table of data, and the fields of `DataSummary` that they show."""
 
 _PRICE_WORDS = (
     "Give a price (`resources.price_per_device_hour` in the sweep file, or `report --price`) to "
@@ -184,6 +192,31 @@ def _trials(analysis: StudyAnalysis) -> PageSection:
     return PageSection("trials", "All trials", (grid,))
 
 
+def _data(analysis: StudyAnalysis) -> PageSection:
+    """What became of the data: one row for each set of tokens and labels that trials had."""
+    results = [trial.result for trial in analysis.study.trials if trial.result]
+    summaries = [result.data for result in results if result.data]
+    if not summaries:
+        return PageSection("data", "Data")
+    counts = attrgetter(*_COUNTS.values())
+    trials = Counter(summary.data_hash for summary in summaries)
+    distinct = {summary.data_hash: summary for summary in summaries}
+    heads = [Head("data hash", False), *map(Head, ("trials", *_COUNTS))]
+    heads += [Head("format", False), Head("train_on", False), Head("columns not used", False)]
+    rows = [
+        [
+            _Cell(name),
+            *(_Cell(f"{n:,}", n) for n in (trials[name], *counts(found))),
+            *map(_Cell, (found.prompt_format, found.train_on)),
+            _Cell(", ".join(found.unused_columns) or "none"),
+        ]
+        for name, found in distinct.items()
+    ]
+    grid = Grid("data", "Data of the trials that read them, one row for each set of tokens and "
+                "labels", heads, rows)  # fmt: skip
+    return PageSection("data", "Data", (grid,))
+
+
 def _provenance(analysis: StudyAnalysis) -> PageSection:
     rows = [[_Cell(name), _Cell(value)] for name, value in _facts_of_record(analysis)]
     grid = Grid("provenance", "What it was made with", [Head("what", False), Head("value", False)],
@@ -260,5 +293,5 @@ def _method(analysis: StudyAnalysis) -> PageSection:
 
 _SECTIONS: tuple[Callable[[StudyAnalysis], PageSection], ...] = (
     _problem, _leaderboard, _lora, _zero, _search, _cost, _pruned, _failures, _trials,
-    _provenance, _method,
+    _data, _provenance, _method,
 )  # fmt: skip
