@@ -44,8 +44,8 @@ $(STAMP): pyproject.toml Makefile
 sweep: $(STAMP) ## run or go on with SPACE=name (ARGS="--set training.max_steps=50")
 	$(BIN)/gaudi-sweep run $(SPACE) $(ARGS)
 
-.PHONY: check plan
-check plan: $(STAMP) ## look at SPACE=name without training
+.PHONY: check plan data
+check plan data: $(STAMP) ## look at SPACE=name without training (data: rows, what is cut, one row as trained)
 	$(BIN)/gaudi-sweep $@ $(SPACE) $(ARGS)
 
 .PHONY: resume status report verify
