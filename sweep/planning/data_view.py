@@ -151,7 +151,7 @@ def print_data(seen: SeenData, console: Console) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in _facts(seen.view.summary, seen.view.absent).items():
         table.add_row(name, Text(_printable(value)))
-    console.print(table, width=None if console.is_terminal else max(console.width, 120))
+    console.print(table)
     if seen.view.absent:
         rule = "is not on this machine: rows are counted, tokens are not"
         console.print(f"{seen.view.absent} {rule}", style="yellow", markup=False, soft_wrap=True)
