@@ -85,7 +85,7 @@ class LiveView(PlainView):
 
 def running_table(progress: SweepProgress, metric: str) -> Table:
     """One row per running trial; shows the eval loss for a metric that is known only at the end."""
-    metric = "eval_loss" if metric in metrics.METRICS else metric
+    metric = metric if metrics.has_curve(metric) else "eval_loss"
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("trial", "parameters", "step", metric, "device", "seconds"):
         table.add_column(name, justify="right" if name in ("trial", "step", metric) else "left")

@@ -29,6 +29,7 @@ from sweep.spec.spec import (
 )
 from trial.config.dotted import flatten
 from trial.config.errors import Problem, from_pydantic
+from trial.store import metrics
 from trial.store.metrics import EVALUATED, METRICS
 
 M = TypeVar("M", bound=BaseModel)
@@ -136,7 +137,7 @@ def _default_pruner(objectives: Sequence[ObjectiveSpec], sampler: SamplerSpec) -
 
 def has_curve(objective: ObjectiveSpec) -> bool:
     """Whether the objective's value is known at every evaluation, and not only at the end."""
-    return objective.metric == "eval_loss" or objective.metric not in METRICS
+    return metrics.has_curve(objective.metric)
 
 
 def _read_pruner(raw: RawSweep, key: str, content: Any) -> PrunerSpec:

@@ -46,7 +46,7 @@ def _one_rate(spec: SweepSpec) -> Iterator[str]:
 def _noise(spec: SweepSpec) -> Iterator[str]:
     """A sampler that learns is given a parameter that changes the eval loss only by noise."""
     adaptive = spec.sampler.name not in ("grid", "random", "qmc")
-    on_loss = any(goal.metric == "eval_loss" for goal in spec.objectives)
+    on_loss = any(goal.metric in ("eval_loss", "eval_loss_per_byte") for goal in spec.objectives)
     for path in ("zero_stage", "training.seed"):
         if adaptive and on_loss and spec.varies(path):
             yield (

@@ -15,7 +15,7 @@ from trial.config.errors import ConfigError, Problem
 from trial.config.sections import DataConfig
 from trial.data.prompts import choose_format
 from trial.data.split import Split, count_across, count_repeated, read_split
-from trial.data.token_cache import TokenCache, digest
+from trial.data.token_cache import TokenCache, digest, measured_hash
 from trial.data.tokens import TokenDataset, Tokens, TokenSettings
 from trial.store.records import DataSummary
 
@@ -73,12 +73,15 @@ def prepare(
     train, train_hash = tokens.dataset(split.train)
     held_out, eval_hash = tokens.dataset(split.eval)
     unlearning, data_hash = None, digest([train_hash, eval_hash])[:16]
+    measured = [measured_hash(held_out.tokens, tokenizer), held_out.tokens.text_hash]
     if split.forget:
         from trial.data.unlearning import tokenize_unlearning
 
         unlearning = tokenize_unlearning(split, tokens.dataset, config.max_eval_samples)
         data_hash = digest([data_hash, unlearning.data_hash])[:16]
-    summary = _summary(config, split, train.tokens, held_out.tokens, prompt_format, data_hash)
+        measured = [digest([part, unlearning.data_hash]) for part in measured]
+    hashes = (data_hash, measured[0][:16], measured[1][:16])
+    summary = _summary(config, split, train.tokens, held_out.tokens, prompt_format, hashes)
     prepared = PreparedData(train, held_out, summary, unlearning)
     _log(prepared)
     return prepared
@@ -90,8 +93,10 @@ def _summary(
     train: Tokens,
     held_out: Tokens,
     prompt_format: str,
-    data_hash: str,
+    hashes: tuple[str, str, str],
 ) -> DataSummary:
+    """The summary; `hashes` are `data_hash`, `eval_hash` and `eval_text_hash`."""
+    data_hash, eval_hash, eval_text_hash = hashes
     return DataSummary(
         train_rows=len(split.train),
         eval_rows=len(split.eval),
@@ -111,6 +116,8 @@ def _summary(
         eval_bytes=held_out.text_bytes,
         date=train.date or held_out.date,
         data_hash=data_hash,
+        eval_hash=eval_hash,
+        eval_text_hash=eval_text_hash,
     )
 
 

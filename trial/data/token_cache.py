@@ -18,7 +18,7 @@ from trial.data.examples import Row
 from trial.data.tokens import TokenDataset, Tokens, TokenSettings, tokenize_rows
 from trial.store.cache_dir import cache_folder
 
-LAYOUT = 2
+LAYOUT = 3
 """Part of the key of every set: increment it when a change of code gives other tokens or files."""
 _APART_LAYOUT = 1
 """The same in the data hashes of `tokenize: apart`, which do not change any more."""
@@ -66,6 +66,16 @@ class TokenCache:
         return _load(folder, len(rows)) or (tokens, content_hash)
 
 
+def measured_hash(tokens: Tokens, tokenizer: Any) -> str:
+    """Hash of a set's ids and labels, and of the words that the tokenizer has for those ids.
+
+    Losses of two models are of the same targets only where it is equal; the order of the rows,
+    which follows `split_seed`, is no part of it.
+    """
+    words = tokenizer.convert_ids_to_tokens(np.unique(tokens.ids).tolist())
+    return digest([tokens.rows_hash(), *map(str, words)])
+
+
 def digest(parts: Sequence[str]) -> str:
     """SHA-256 of a list of texts, in hexadecimal."""
     return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()
@@ -84,7 +94,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-_COUNTS = ("truncated", "lost", "text_bytes", "date")
+_COUNTS = ("truncated", "lost", "text_bytes", "text_hash", "date")
 """Fields of `Tokens` in `counts.json`, beside the hash."""
 
 

@@ -56,6 +56,8 @@ class Tokens:
     """Rows that lost tokens which would have counted."""
     text_bytes: int = 0
     """UTF-8 bytes of the text that counts, special tokens left out."""
+    text_hash: str = ""
+    """SHA-256 of those texts in hexadecimal: the same for every tokenizer and order of the rows."""
     date: str = ""
     """The date that the chat template was given as today's."""
 
@@ -69,6 +71,16 @@ class Tokens:
         for array, kind in ((self.ids, "<i4"), (self.trained, "|b1"), (self.spans, "<i8")):
             digest.update(np.ascontiguousarray(array, dtype=kind).tobytes())
         return digest.hexdigest()
+
+    def rows_hash(self) -> str:
+        """SHA-256 of the rows' ids and labels, the same in whatever order they are."""
+        ids = np.ascontiguousarray(self.ids, dtype="<i4")
+        trained = np.ascontiguousarray(self.trained, dtype="|b1")
+        rows = sorted(
+            hashlib.sha256(ids[start:end].tobytes() + trained[start:end].tobytes()).digest()
+            for start, end in self.spans.tolist()
+        )
+        return hashlib.sha256(b"".join(rows)).hexdigest()
 
 
 class TokenDataset(Dataset[dict[str, torch.Tensor]]):
@@ -132,7 +144,8 @@ def tokenize_rows(rows: Sequence[Row], settings: TokenSettings, tokenizer: Any) 
     layouts = Layouts(settings.prompt_format, settings.train_on, tokenizer, encoder.special)
     ids: list[Int32Array] = []
     trained: list[BoolArray] = []
-    truncated = lost = count = 0
+    truncated = lost = 0
+    texts = _TextCount()
     for start in range(0, len(rows), CHUNK):
         chunk = rows[start : start + CHUNK]
         if settings.tokenize == "apart":
@@ -146,7 +159,7 @@ def tokenize_rows(rows: Sequence[Row], settings: TokenSettings, tokenizer: Any) 
             is_cut = len(kept) < len(row.ids)
             has_lost = is_cut and int(trained[-1].sum()) < int(row.trained.sum())
             truncated, lost = truncated + is_cut, lost + has_lost
-            count += _text_bytes(row, ids[-1], trained[-1], has_lost, encoder)
+            texts.add(_counted_text(row, ids[-1], trained[-1], has_lost, encoder))
     ends = np.cumsum([len(piece) for piece in ids], dtype=np.int64)
     spans = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1) if ids else np.zeros((0, 2))
     return Tokens(
@@ -155,18 +168,36 @@ def tokenize_rows(rows: Sequence[Row], settings: TokenSettings, tokenizer: Any) 
         spans=spans.astype(np.int64),
         truncated=truncated,
         lost=lost,
-        text_bytes=count,
+        text_bytes=texts.bytes,
+        text_hash=texts.hash(),
         date=layouts.date,
     )
 
 
-def _text_bytes(
+class _TextCount:
+    """Bytes and hash of the text that counts, row by row."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._rows: list[bytes] = []
+
+    def add(self, text: str) -> None:
+        content = text.encode("utf-8", "surrogatepass")
+        self.bytes += len(content)
+        self._rows.append(hashlib.sha256(content).digest())
+
+    def hash(self) -> str:
+        """Of all texts, in whatever order they came."""
+        return hashlib.sha256(b"".join(sorted(self._rows))).hexdigest()
+
+
+def _counted_text(
     row: Encoded, ids: Int32Array, trained: BoolArray, has_lost: bool, encoder: Encoder
-) -> int:
-    """UTF-8 bytes of a row's text that counts, after it was cut."""
-    if row.text_bytes is None or has_lost:
-        return encoder.decoded_bytes(ids[trained].tolist())
-    return row.text_bytes
+) -> str:
+    """A row's text that counts, after it was cut."""
+    if row.text is None or has_lost:
+        return encoder.decoded(ids[trained].tolist())
+    return row.text
 
 
 def kept_tokens(trained: BoolArray, max_length: int) -> Int64Array:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from trial.config.objective_registry import METRICS as EVALUATED
@@ -21,16 +22,34 @@ def tokens_per_second(result: Result) -> float:
     return result.tokens / busy if busy else math.nan
 
 
+def eval_loss_per_byte(result: Result) -> float | None:
+    """Nats of the eval set per UTF-8 byte of the text that counts, special tokens left out.
+
+    Equal models have equal values whatever their tokenizers and `max_length`, as long as no answer
+    of the eval set was cut.
+    """
+    share = result.data.tokens_per_byte if result.data else None
+    return None if share is None or result.eval_loss is None else result.eval_loss * share
+
+
 class Metric(NamedTuple):
     """A metric that every trial has."""
 
     read: Callable[[Result], float | None]
     """From a trial's result; None where it has none."""
     direction: Literal["minimize", "maximize"] = "minimize"
+    at: Callable[[Evaluation], float | None] | None = None
+    """From an evaluation; None where the metric is known only at the end."""
+    of: Literal["tokens", "text", ""] = ""
+    """What has to be equal for two values to be comparable: tokens and labels of what is evaluated,
+    the text that counts, or nothing."""
 
 
 METRICS: dict[str, Metric] = {
-    "eval_loss": Metric(lambda result: result.eval_loss),
+    "eval_loss": Metric(lambda result: result.eval_loss, at=lambda row: row.eval_loss, of="tokens"),
+    "eval_loss_per_byte": Metric(
+        eval_loss_per_byte, at=lambda row: row.eval_loss_per_byte, of="text"
+    ),
     "seconds": Metric(lambda result: result.seconds.total),
     "seconds_per_step": Metric(seconds_per_step),
     "tokens_per_second": Metric(tokens_per_second, "maximize"),
@@ -56,8 +75,49 @@ def of_result(result: Result, metric: str) -> float | None:
 
 def of_evaluation(evaluation: Evaluation, metric: str) -> float | None:
     """The metric at one evaluation; None when it is known only at the end, or not finite."""
-    value = evaluation.eval_loss if metric == "eval_loss" else evaluation.metrics.get(metric)
+    at = METRICS[metric].at if metric in METRICS else None
+    value = at(evaluation) if at else evaluation.metrics.get(metric)
     return value if value is not None and math.isfinite(value) else None
+
+
+def has_curve(metric: str) -> bool:
+    """Whether the metric is known at every evaluation, and not only at the end."""
+    return metric not in METRICS or METRICS[metric].at is not None
+
+
+def depends_on(metrics: Iterable[str]) -> Literal["tokens", "text", ""]:
+    """What has to be equal for values of all these metrics to be comparable, see `Metric.of`."""
+    kinds = {METRICS[name].of if name in METRICS else "tokens" for name in metrics}
+    return "tokens" if "tokens" in kinds else "text" if "text" in kinds else ""
+
+
+def measured_on(results: Mapping[int, Result], metrics: Iterable[str]) -> dict[int, str]:
+    """What each trial was measured on, by its number: values are compared where it is equal.
+
+    A hash; empty where nothing is known, and for all where no metric depends on the eval set.
+    Results of earlier versions have the hash of all data instead, which stands for the eval set
+    of the other trials that share it.
+    """
+    kind = depends_on(metrics)
+    if not kind:
+        return dict.fromkeys(results, "")
+    own = {number: _eval_hash(result, kind) for number, result in results.items()}
+    alike = {results[number].data_hash: found for number, found in own.items() if found}
+    return {
+        number: found or alike.get(results[number].data_hash, results[number].data_hash)
+        for number, found in own.items()
+    }
+
+
+def _eval_hash(result: Result, kind: str) -> str:
+    if result.data is None:
+        return ""
+    return result.data.eval_text_hash if kind == "text" else result.data.eval_hash
+
+
+def by_size(groups: Iterable[str]) -> list[str]:
+    """Different groups, those with the most members first; equally large ones as they come."""
+    return [group for group, _ in Counter(groups).most_common()]
 
 
 def pareto_front(points: Sequence[Sequence[float]]) -> list[int]:

@@ -37,6 +37,8 @@ class Evaluation(Record):
     """Optimizer steps done."""
     eval_loss: float
     """Cross-entropy in nats per completion token over the whole eval set."""
+    eval_loss_per_byte: float | None = None
+    """The same sum of nats per UTF-8 byte of the text that counts, special tokens left out."""
     metrics: dict[str, float] = Field(default_factory=dict)
     """Further metrics by name."""
     epoch: float = 0.0
@@ -144,6 +146,16 @@ class DataSummary(Record):
     """The date (ISO 8601) that the chat template got as today's; empty if it asks for none."""
     data_hash: str = ""
     """Equal hashes mean the same tokens and labels in all sets."""
+    eval_hash: str = ""
+    """Equal hashes mean the same tokens and labels in what is evaluated: the eval set, and what
+    unlearning measures. Equal numbers of two tokenizers are equal only where their words are."""
+    eval_text_hash: str = ""
+    """Equal hashes mean the same text in what the eval loss counts, whatever the tokenizer."""
+
+    @property
+    def tokens_per_byte(self) -> float | None:
+        """An eval loss in nats per token times this is one per byte; None without bytes."""
+        return self.eval_tokens / self.eval_bytes if self.eval_bytes else None
 
 
 class Result(Record):

@@ -126,7 +126,7 @@ def _build_trainer(context: AttemptContext, device: Device, run: RunState, *, re
     tokenizer = process_cache.tokenizer(config)
     base = process_cache.take_base(config, device)
     data = process_cache.prepared(config, base.config.model_type)
-    context.data = data.summary
+    context.data, run.tokens_per_byte = data.summary, data.summary.tokens_per_byte
     context.model_hash = model_hash(config.model.name_or_path, config.model.revision)
     # Here, since loading a model takes a varying number of draws from the generator.
     transformers.set_seed(config.training["seed"])

@@ -54,6 +54,8 @@ class RunState:
     """Optimizer step of the newest checkpoint of this attempt."""
     max_steps: int = 0
     """Optimizer steps planned; 0 until the trainer has computed it."""
+    tokens_per_byte: float | None = None
+    """Of what counts in the eval loss; None until the data are read."""
     attempts_size: int | None = None
     """Bytes of `attempts.jsonl` after this attempt's line."""
     _tokens: torch.Tensor | None = None
@@ -164,6 +166,7 @@ class RunState:
         evaluation = Evaluation(
             step=step,
             eval_loss=eval_loss,
+            eval_loss_per_byte=self.tokens_per_byte and eval_loss * self.tokens_per_byte,
             metrics=metrics or {},
             epoch=epoch,
             tokens=self.progress.tokens,

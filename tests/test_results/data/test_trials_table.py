@@ -18,7 +18,7 @@ from results.data.naming import ranked_trials
 from results.data.trials_table import metric_column
 from trial.store import metrics
 from trial.store.folders import TrialFolder
-from trial.store.records import Cause, Result
+from trial.store.records import Cause, DataSummary, Result
 
 
 @pytest.fixture(scope="module")
@@ -157,9 +157,11 @@ def test_other_objectives_are_the_value(tmp_path):
 
 def test_every_metric_that_can_be_optimised_has_a_column(tmp_path):
     study = make_study(tmp_path / "s")
-    add_trial(study, make_config(0, lora__r=4), 2.0)
+    data = DataSummary(train_rows=9, eval_rows=1, eval_tokens=3, eval_bytes=8)
+    add_trial(study, make_config(0, lora__r=4), 2.0, data=data)
     table = trials_table(study)
     result = study.trial(0).read_result()
+    assert metrics.of_result(result, "eval_loss_per_byte") == 2.0 * 3 / 8
     for name in metrics.METRICS:
         assert table[metric_column(name)][0] == metrics.of_result(result, name), name
 

@@ -5,6 +5,8 @@ import json
 
 import transformers.utils.chat_template_utils as chat_template_utils
 from helpers.training.letters import letter_tokenizer
+from helpers.training.models import make_tokenizer
+from tokenizers import Tokenizer
 
 from trial.config.sections import DataConfig
 from trial.data.examples import Row
@@ -37,7 +39,8 @@ class Tomorrow(datetime.datetime):
 def prepared(tmp_path, template, rows=(("a", "b"), ("c", "d")), **data):
     path = tmp_path / "d.jsonl"
     path.write_text("\n".join(json.dumps({"question": q, "answer": a}) for q, a in rows))
-    config = DataConfig(path=str(path), eval_fraction=0.5, max_length=64, **data)
+    content = {"path": str(path), "eval_fraction": 0.5, "max_length": 64, **data}
+    config = DataConfig(**content)
     return prepare(config, letter_tokenizer(template), tmp_path / "cache")
 
 
@@ -98,3 +101,57 @@ def test_the_summary_counts_rows_columns_and_duplicates(tmp_path):
     assert (found.prompt_format, found.train_on, found.tokenize) == (
         "question_answer", "all", "together",
     )  # fmt: skip
+
+
+def test_the_eval_hash_is_that_of_what_is_evaluated_alone(tmp_path):
+    held_out = tmp_path / "e.jsonl"
+    held_out.write_text('{"question": "x", "answer": "y"}\n{"question": "v", "answer": "w"}\n')
+
+    def found(rows=(("a", "b"),), template=None, **data):
+        data = {"eval_path": str(held_out), "prompt_format": "plain", **data}
+        return prepared(tmp_path, template, rows, **data).summary
+
+    first, others = found(), found(rows=(("c", "d"), ("e", "f")))
+    assert first.data_hash != others.data_hash
+    assert first.eval_hash == others.eval_hash
+    # Another seed orders the rows of the file in another way.
+    seeds = [found(split_seed=seed) for seed in range(8)]
+    assert len({item.data_hash for item in seeds}) > 1
+    assert {item.eval_hash for item in seeds} == {first.eval_hash}
+    assert {item.eval_text_hash for item in seeds} == {first.eval_text_hash}
+    # A held-out set of the file itself is another with another seed, and with other tags.
+    rows = [(f"question {n}", f"answer {n}") for n in range(20)]
+    splits = [found(rows, eval_path=None, split_seed=seed) for seed in (0, 1)]
+    assert splits[0].eval_hash != splits[1].eval_hash
+    assert splits[0].eval_text_hash != splits[1].eval_text_hash
+    tags = found(prompt_format="llama2")
+    assert tags.eval_hash != first.eval_hash
+    assert tags.eval_text_hash == first.eval_text_hash
+    # Rows that fit are the same for every length, and those that are cut are not.
+    assert found(max_length=32).eval_hash == first.eval_hash
+    long = (("q", "x" * 80), ("r", "y" * 80))
+    held_out.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in long))
+    cut = [found(max_length=length) for length in (32, 40)]
+    assert cut[0].eval_text_hash != cut[1].eval_text_hash
+
+
+def test_tokenizers_share_the_text_that_counts_and_not_the_eval_hash(tmp_path):
+    rows = tmp_path / "d.jsonl"
+    asked = [{"question": f"q{n}", "answer": "b é"} for n in range(9)]
+    rows.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in asked))
+    config = DataConfig(path=str(rows), prompt_format="plain")
+    letters = prepare(config, letter_tokenizer(), tmp_path / "cache").summary
+    pieces = prepare(config, make_tokenizer(), tmp_path / "cache").summary
+    assert letters.eval_hash != pieces.eval_hash
+    assert letters.eval_text_hash == pieces.eval_text_hash
+    assert letters.eval_bytes == pieces.eval_bytes == 4 * letters.eval_rows
+    # The same numbers for other words.
+    renamed = letter_tokenizer()
+    swapped = json.loads(renamed.backend_tokenizer.to_str())
+    vocabulary = swapped["model"]["vocab"]
+    vocabulary["b"], vocabulary["c"] = vocabulary["c"], vocabulary["b"]
+    renamed._tokenizer = Tokenizer.from_str(json.dumps(swapped))
+    rows.write_text(rows.read_text().replace("b é", "c é"))
+    other = prepare(config, renamed, tmp_path / "cache").summary
+    assert other.data_hash == letters.data_hash
+    assert other.eval_hash != letters.eval_hash

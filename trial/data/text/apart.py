@@ -13,7 +13,7 @@ import numpy as np
 from trial.data.examples import Row
 from trial.data.prompts import CHAT_TEMPLATE, PROMPT_FORMATS, render
 from trial.data.text.chat_template import ChatTemplate
-from trial.data.text.encoder import Encoded, text_bytes
+from trial.data.text.encoder import Encoded
 
 
 def encode_apart(
@@ -33,8 +33,7 @@ def encode_apart(
     for (_, text), prompt, completion in zip(texts, prompts, completions, strict=True):
         before, after = _without_final_eos(prompt, eos), _with_eos(completion, eos)
         marks = np.array([False] * len(before) + [True] * len(after), dtype=np.bool_)
-        count = text_bytes(template.special.remove(text))
-        encoded.append(Encoded([*before, *after], marks, count))
+        encoded.append(Encoded([*before, *after], marks, template.special.remove(text)))
     return encoded
 
 

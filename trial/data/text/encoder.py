@@ -38,8 +38,8 @@ class Encoded:
     ids: list[int]
     trained: BoolArray
     """[tokens]; never the first token, which no position predicts."""
-    text_bytes: int | None = None
-    """UTF-8 bytes of what counts, special tokens left out; None where the first token would."""
+    text: str | None = None
+    """The text that counts, special tokens left out; None where the first token would count."""
 
 
 class Encoder:
@@ -135,24 +135,19 @@ class Encoder:
         marks = np.array([*[False] * len(before), *trained, *[True] * len(after)], dtype=np.bool_)
         counts_first = bool(marks[0])
         marks[0] = False
-        count = None if counts_first else self._counted_bytes(layout)
-        return Encoded([*before, *ids, *after], marks, count)
+        text = None if counts_first else self._counted_text(layout)
+        return Encoded([*before, *ids, *after], marks, text)
 
-    def _counted_bytes(self, layout: Layout) -> int:
+    def _counted_text(self, layout: Layout) -> str:
         texts = (layout.text[start:end] for start, end in layout.trained)
-        return sum(text_bytes(self.special.restore(self.special.remove(text))) for text in texts)
+        return "".join(self.special.restore(self.special.remove(text)) for text in texts)
 
-    def decoded_bytes(self, ids: Sequence[int]) -> int:
-        """UTF-8 bytes of what the tokens say, special tokens left out."""
-        text = self.tokenizer.decode(
+    def decoded(self, ids: Sequence[int]) -> str:
+        """What the tokens say, special tokens left out."""
+        text: str = self.tokenizer.decode(
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        return text_bytes(text)
-
-
-def text_bytes(text: str) -> int:
-    """UTF-8 bytes of a text."""
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+        return text
 
 
 def prefix_ids(tokenizer: Any) -> list[int]:
