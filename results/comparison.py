@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 
 from results.analysis import significance
+from results.analysis.leaderboard import Leaderboard, leaderboard
 from results.analysis.study_analysis import ReportOptions, StudyAnalysis, analyse, settings
 from results.data import format
 from results.data.folders import TrialRead, read_study
+from results.data.measured import measured_alike, measured_groups
 from results.data.naming import capitalize
+from results.data.trials_table import MEASURED_ON
 from results.page import tables
 from results.page.chart import Axis, Chart, Series, plain, robust_limits
 from results.page.page import Block, Cell, Code, Fact, Grid, Head, Page, PageSection, Text
@@ -129,10 +132,19 @@ def _pick(analyses: dict[str, StudyAnalysis], study: str, number: int) -> Pick:
         raise ValueError(f"study {study} has no trial {number}; it has {known}")
     row = item.table[item.table["number"] == number].iloc[0]
     # By configuration: the run that got it picked is no part of its own confirmed mean.
-    alike = [s.group for s in item.board.standings if s.group.row["group"] == row["group"]]
+    board = _board(item, row[MEASURED_ON])
+    alike = [s.group for s in board.standings if s.group.row["group"] == row["group"]]
     group = alike[0] if row["state"] == "complete" and alike else None
     label = f"trial {number}" if len(analyses) == 1 else f"{study}:{number}"
     return Pick(label, item, trial, {str(k): v for k, v in row.items()}, group)
+
+
+def _board(item: StudyAnalysis, group: str | None) -> Leaderboard:
+    """The leaderboard of the trials that were measured on the same things."""
+    groups = measured_groups(item.table)
+    if len(groups) < 2 or format.is_missing(group) or group == groups[0]:
+        return item.board
+    return leaderboard(measured_alike(item.table, group))
 
 
 def _name(picks: Sequence[Pick]) -> str:
@@ -168,6 +180,15 @@ def _answer(picks: Sequence[Pick]) -> list[str]:
     ordered = _ordered(picks)
     if not ordered:
         return ["None of these trials has been completed, so there is nothing to compare yet."]
+    missing = [pick.ending for pick in picks if pick.value is None]
+    without = [f"Without a final value: {', '.join(missing)}."] if missing else []
+    if not _measured_alike(ordered):
+        values = [f"{pick.label} {pick.analysis.value(pick.value)}" for pick in ordered]
+        return [
+            "These trials were measured on unlike evaluation sets, so their values are not "
+            f"compared: {', '.join(values)}.",
+            *without,
+        ]
     best = ordered[0]
     words = settings(best.row, best.analysis.searched)
     better = "lowest" if best.analysis.sign > 0 else "highest"
@@ -176,10 +197,16 @@ def _answer(picks: Sequence[Pick]) -> list[str]:
         value += f" on average over {len(best.group.values)} seeds"
     texts = [f"{_head(best.label)} has the {better} {value} ({words})."]
     texts += [_against(best, other) for other in ordered[1:4]]
-    missing = [pick.ending for pick in picks if pick.value is None]
-    if missing:
-        texts.append(f"Without a final value: {', '.join(missing)}.")
-    return texts
+    return texts + without
+
+
+def _measured_alike(picks: Sequence[Pick]) -> bool:
+    """Whether the values can be compared; of equal data they can, whatever else is recorded."""
+    return any(len(_known(picks, column)) < 2 for column in (MEASURED_ON, "data_hash"))
+
+
+def _known(picks: Sequence[Pick], column: str) -> set[str]:
+    return {str(pick.row[column]) for pick in picks if not format.is_missing(pick.row[column])}
 
 
 def _against(best: Pick, other: Pick) -> str:
@@ -219,11 +246,14 @@ def _head(label: str) -> str:
 
 def _warnings(picks: Sequence[Pick]) -> list[str]:
     """Reasons why the values cannot be compared (other data, other metric)."""
+    measured = _known(picks, MEASURED_ON)
+    same = len(measured) == 1 and bool(measured - {""})
+    so = "but were measured on the same evaluation set." if same else "do not compare the values."
     texts = []
     for column, what in (("data_hash", "data"), ("model_hash", "base models")):
-        known = {str(pick.row[column]) for pick in picks if not format.is_missing(pick.row[column])}
-        if len(known) > 1:
-            texts.append(f"Warning: these trials used different {what}: do not compare the values.")
+        if len(_known(picks, column)) > 1:
+            sign = "," if same else ":"
+            texts.append(f"Warning: these trials used different {what}{sign} {so}")
     if len({pick.analysis.metric for pick in picks}) > 1:
         texts.append("Warning: the studies have different objectives.")
     return texts

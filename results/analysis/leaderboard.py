@@ -22,6 +22,7 @@ from results.analysis.significance import (
     pool_noise,
     pooled_deviation,
 )
+from results.data.measured import measured_alike
 from results.data.naming import lower_is_better
 
 MOST_TIERS = 5
@@ -85,7 +86,11 @@ class Leaderboard:
 
 
 def leaderboard(table: pd.DataFrame) -> Leaderboard:
-    """Rank the completed configurations of a study, given by its table."""
+    """Rank the completed configurations of a study, given by its table.
+
+    Where trials were measured on unlike things, those of the largest group alone.
+    """
+    table = measured_alike(table)
     sign = 1.0 if lower_is_better(table) else -1.0
     groups = sorted(_groups(table), key=lambda group: sign * group.mean)
     repeated = [group for group in groups if group.repeated]

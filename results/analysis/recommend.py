@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from results.analysis.leaderboard import leaderboard
+from results.data.measured import measured_alike
 from results.data.naming import ranked_trials
 from results.data.trials_table import trials_table
 from trial.store.folders import StudyFolder
@@ -14,7 +15,7 @@ def recommended(study: StudyFolder) -> int | None:
     This is not the trial with the lowest loss, which is often luck: where repeats over seeds tie,
     the report recommends the cheapest configuration.
     """
-    table = trials_table(study)
+    table = measured_alike(trials_table(study))
     group = leaderboard(table).recommended
     if group is None:
         return None

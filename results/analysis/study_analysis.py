@@ -15,6 +15,7 @@ from results.analysis.pareto import Front, front_of
 from results.analysis.worker_time import WorkerTimeBreakdown, worker_time_breakdown
 from results.data import format
 from results.data.folders import StudyRead
+from results.data.measured import MeasuredGroup, best_of_groups, measured_alike
 from results.data.naming import (
     first_objective,
     format_noise,
@@ -52,6 +53,9 @@ class StudyAnalysis:
 
     study: StudyRead
     table: pd.DataFrame
+    """All trials."""
+    alike: pd.DataFrame
+    """The trials of the largest group that was measured on the same things: what is ranked."""
     board: Leaderboard
     configurations: pd.DataFrame
     """Result of `configurations`."""
@@ -112,8 +116,13 @@ class StudyAnalysis:
 
     @property
     def complete(self) -> pd.DataFrame:
-        """Complete trials with a value, best first."""
-        return ranked_trials(self.table).dropna(subset="value")
+        """Complete trials with a value that were measured on the same things, best first."""
+        return ranked_trials(self.alike).dropna(subset="value")
+
+    @property
+    def measured(self) -> list[MeasuredGroup]:
+        """The groups of trials that were measured on the same things, the largest first."""
+        return best_of_groups(self.table)
 
     @property
     def noise(self) -> str:
@@ -150,17 +159,19 @@ def analyse(study: StudyRead, options: ReportOptions | None = None) -> StudyAnal
     """Analyse a study for a report."""
     options = options or ReportOptions()
     table = table_of(study)
-    board = leaderboard(table)
+    alike = measured_alike(table)
+    board = leaderboard(alike)
     return StudyAnalysis(
         study=study,
         table=table,
+        alike=alike,
         board=board,
-        configurations=configurations(table, board),
-        importance=importance(table),
+        configurations=configurations(alike, board),
+        importance=importance(alike),
         spent=cost.total_by_use(table),
         price=cost.price_of(study.spec, options.price_per_device_hour, options.currency),
         parity=zero_stages.audit(study) if zero_stages.is_searched(table) else (),
-        front=front_of(table, board),
+        front=front_of(alike, board),
         worker_time=worker_time_breakdown(study),
         options=options,
     )
@@ -211,10 +222,10 @@ def better_when_pruned(found: StudyAnalysis, name: str) -> pd.DataFrame:
     One row each: the pruned trial's. Only for objectives that evaluations report along the way.
     """
     best = best_of_each(found, name)
-    if best.empty or found.objectives[0][0] != "eval_loss":
+    if best.empty or found.objectives[0][0] not in ("eval_loss", "eval_loss_per_byte"):
         return found.table.iloc[:0]
     pruned = (
-        ranked_trials(found.table, "pruned").dropna(subset=["value", name]).drop_duplicates(name)
+        ranked_trials(found.alike, "pruned").dropna(subset=["value", name]).drop_duplicates(name)
     )
     reached = pruned[name].map(dict(zip(best[name], best["value"], strict=True)))
     return pruned[(found.sign * (reached - pruned["value"]) > 0).fillna(False)].sort_values(name)
@@ -224,6 +235,7 @@ def axis_title(metric: str) -> str:
     """Axis title of a metric, with its unit."""
     known = {
         "eval_loss": "eval loss (nats per token)",
+        "eval_loss_per_byte": "eval loss (nats per byte)",
         "seconds": "time (s)",
         "seconds_per_step": "seconds per step",
         "tokens_per_second": "tokens per second",

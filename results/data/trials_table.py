@@ -24,7 +24,8 @@ _INTEGERS = (
     "total_parameters", "peak_memory_bytes", "devices", "attempts", "duplicate_of", "seed",
     "confirms",
 )  # fmt: skip
-_TEXTS = ("state", "device", "cause_kind", "cause", "problem", "data_hash", "model_hash", "group")
+_TEXTS = ("state", "device", "cause_kind", "cause", "problem", "data_hash", "model_hash", "group",
+          "measured_on")  # fmt: skip
 _FLOATS = (
     "value", "eval_loss", "initial_eval_loss", "scale", "repeated_seconds", "finished",
     "seconds_per_step", "tokens_per_second", "seconds_total", "device_seconds",
@@ -41,6 +42,8 @@ _FURTHER_METRICS = tuple(
 
 _RESERVED_COLUMNS = frozenset((*_INTEGERS, *_TEXTS, *_FLOATS, *_FURTHER_METRICS))
 
+MEASURED_ON = "measured_on"
+"""Column of what the objectives were measured on (`metrics.measured_on`)."""
 SEEDS = ("training.seed", "training.data_seed")
 """Keys in which repeats of one configuration may differ."""
 
@@ -79,6 +82,10 @@ def table_of(study: StudyRead) -> pd.DataFrame:
     keys = varied_keys(study.trials)
     varied = [column_of(key) for key in keys]
     rows = [_row(trial, keys, objectives[0]) for trial in study.trials]
+    results = {trial.number: trial.result for trial in study.trials if trial.result}
+    measured = metrics.measured_on(results, [item.metric for item in objectives])
+    for row in rows:
+        row[MEASURED_ON] = measured.get(row["number"])
     columns = [*_leading(varied), *_trailing(), *_further(study.trials)]
     table = pd.DataFrame(rows, columns=columns, dtype=object)
     for name in table.columns:

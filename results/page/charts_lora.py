@@ -65,7 +65,7 @@ def _rates(analysis: StudyAnalysis) -> Chart | None:
     for index, (name, part) in enumerate(_by_rank(rows)):
         series += _rate_series(analysis, name, part, index, thinning)
     best = best_of_each(analysis, RANK) if _has(analysis, RANK) else analysis.configurations.head(1)
-    pruned = ranked_trials(analysis.table, "pruned").dropna(subset=["value", RATE])
+    pruned = ranked_trials(analysis.alike, "pruned").dropna(subset=["value", RATE])
     pruned = pruned.iloc[thinning.indices(len(pruned), 400, always=20)]
     series.append(
         Series("pruned, last value", list(pruned[RATE]), list(pruned["value"]), tone="muted",

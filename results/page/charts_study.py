@@ -55,7 +55,8 @@ def study_charts(analysis: StudyAnalysis) -> list[Chart]:
 
 
 def _curves(analysis: StudyAnalysis) -> Chart | None:
-    trials = [trial for trial in analysis.study.trials if len(trial.curve)]
+    alike = set(analysis.alike["number"])
+    trials = [t for t in analysis.study.trials if len(t.curve) and t.number in alike]
     if not trials:
         return None
     order = {int(n): place for place, n in enumerate(analysis.complete["number"])}
@@ -172,7 +173,7 @@ def _history(analysis: StudyAnalysis) -> Chart | None:
     values = rows["value"].to_numpy()
     limits = robust_limits(values)
     best = np.minimum.accumulate(analysis.sign * values) * analysis.sign
-    pruned = ranked_trials(analysis.table, "pruned").dropna(subset="value").sort_values("number")
+    pruned = ranked_trials(analysis.alike, "pruned").dropna(subset="value").sort_values("number")
     thinning = Thinning(what="trials")
     dots, grey = (part.iloc[thinning.indices(len(part))] for part in (rows, pruned))
     series = (

@@ -8,12 +8,16 @@ from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any
 
+import pandas as pd
+
 from results.analysis import cost, zero_stages
 from results.analysis.importance import ENOUGH, MAX_FANOVA_TRIALS
 from results.analysis.study_analysis import CPU_MEMORY, RANK, StudyAnalysis, best_of_each
 from results.data import format
 from results.data.folders import TrialRead
+from results.data.measured import measured_groups, not_compared
 from results.data.naming import ranked_trials
+from results.data.trials_table import MEASURED_ON
 from results.page import summary
 from results.page import tables as grids
 from results.page.charts_cost import cost_charts, zero_charts
@@ -94,6 +98,8 @@ def _leaderboard(analysis: StudyAnalysis) -> PageSection:
     if not analysis.board.standings:
         return PageSection("leaderboard", "Leaderboard")
     blocks: list[Block] = []
+    if words := not_compared(analysis.table):
+        blocks += [Text(words, "warn"), grids.groups(analysis)]
     if analysis.front:
         blocks += [grids.front(analysis, analysis.front), grids.leaders(analysis, analysis.front)]
     return PageSection("leaderboard", "Leaderboard",
@@ -162,7 +168,9 @@ def _cost(analysis: StudyAnalysis) -> PageSection:
 
 
 def _pruned(analysis: StudyAnalysis) -> PageSection:
-    rows = ranked_trials(analysis.table, "pruned")
+    rows = ranked_trials(analysis.alike, "pruned")
+    others = ranked_trials(analysis.table, "pruned")
+    rows = pd.concat([rows, others[~others["number"].isin(rows["number"])]])
     names = ["number", "value", *analysis.searched, "steps", "max_steps", "device_seconds"]
     grid = grids.grid_of(
         analysis, "pruned", "Stopped early; the value is the last one seen", rows, names
@@ -179,16 +187,27 @@ def _trials(analysis: StudyAnalysis) -> PageSection:
     if analysis.table.empty:
         return PageSection("trials", "All trials")
     order = {state: place for place, state in enumerate(("complete", "unfinished", "pruned"))}
+    # Those of other groups that were measured on the same things follow the largest one.
+    behind = {name: place for place, name in enumerate(measured_groups(analysis.table))}
     place = analysis.table["state"].map(lambda state: order.get(state, 9))
+    place = place + analysis.table[MEASURED_ON].map(behind).fillna(0) / (len(behind) + 1)
     key = analysis.table["value"] * analysis.sign
     rows = analysis.table.assign(place=place, key=key).sort_values(["place", "key", "number"])
     others = [column for _, column in analysis.objectives[1:]]
-    names = ["number", "state", "value", *others, *analysis.table.attrs["varied"]]
+    names = [
+        "number",
+        "state",
+        "value",
+        *[MEASURED_ON] * (len(behind) > 1),
+        *others,
+        *analysis.table.attrs["varied"],
+    ]
     names += ["scale", "best_step"]
     names += ["steps", "trainable_parameters", "seconds_per_step", "device_seconds"]
     names += ["peak_memory_bytes", "device", "attempts", "duplicate_of"]
     names = list(dict.fromkeys(names))
-    grid = grids.grid_of(analysis, "trials", "All trials, best first", rows, names)
+    alone = " within each evaluation set" if len(behind) > 1 else ""
+    grid = grids.grid_of(analysis, "trials", f"All trials, best first{alone}", rows, names)
     return PageSection("trials", "All trials", (grid,))
 
 

@@ -16,8 +16,10 @@ from results.analysis.study_analysis import (
     StudyAnalysis,
     best_of_each,
     better_when_pruned,
+    settings,
 )
 from results.data import format
+from results.data.measured import not_compared
 from results.data.naming import join_words, short_name
 from results.page.summary_winner import winner_sentences
 
@@ -27,7 +29,10 @@ DOMINATES = 0.6
 
 
 def sentences(analysis: StudyAnalysis) -> list[str]:
-    """Three to seven sentences; the first one answers the study's question."""
+    """Three to seven sentences; the first one answers the study's question.
+
+    Where trials were measured on unlike things, those that say so come before it.
+    """
     if analysis.complete.empty:
         texts = [
             _nothing(analysis.table),
@@ -37,6 +42,8 @@ def sentences(analysis: StudyAnalysis) -> list[str]:
         ]
         return [text for text in texts if text]
     texts = [
+        not_compared(analysis.table),
+        *_best_of_groups(analysis),
         *winner_sentences(analysis),
         _rates(analysis),
         _underrated(analysis),
@@ -47,6 +54,25 @@ def sentences(analysis: StudyAnalysis) -> list[str]:
         *_next(analysis),
     ]
     return [text for text in texts if text]
+
+
+MOST_GROUPS = 6
+"""Groups whose best the summary names; a table has them all."""
+
+
+def _best_of_groups(analysis: StudyAnalysis) -> list[str]:
+    """The best trial of each group that was measured on the same things, in one sentence."""
+    groups = analysis.measured
+    if len(groups) < 2:
+        return []
+    parts = [
+        f"{settings(item.row, item.names) or item.label} {analysis.value(item.row['value'])} "
+        f"(trial {item.row['number']} of {item.trials})"
+        for item in groups[:MOST_GROUPS]
+    ]
+    more = len(groups) - MOST_GROUPS
+    also = f", and {more} more in the table" if more > 0 else ""
+    return [f"The best {analysis.metric} of each, not to be compared: {'; '.join(parts)}{also}."]
 
 
 # Why
@@ -67,9 +93,9 @@ def _rates(analysis: StudyAnalysis) -> str:
 
 def _searched_ranks(analysis: StudyAnalysis, best: pd.DataFrame) -> pd.DataFrame:
     """Ranks at which more than one learning rate was tried."""
-    if best.empty or RATE not in analysis.table:
+    if best.empty or RATE not in analysis.alike:
         return best.iloc[:0]
-    judged = analysis.table[analysis.table["state"].isin(["complete", "pruned"])]
+    judged = analysis.alike[analysis.alike["state"].isin(["complete", "pruned"])]
     rates = judged.groupby(RANK)[RATE].nunique()
     return best[best[RANK].map(rates) > 1]
 
@@ -173,7 +199,7 @@ def edges(analysis: StudyAnalysis) -> list[str]:
     alike = [item.group for item in analysis.board.tied] or [best]
     texts = []
     for name in analysis.searched:
-        tried = tried_values(analysis.table, name, analysis.spec)
+        tried = tried_values(analysis.alike, name, analysis.spec)
         if len(tried) < 3:
             continue
         side = _side(best.row[name], tried)

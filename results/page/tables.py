@@ -15,6 +15,7 @@ from results.analysis.study_analysis import StudyAnalysis, settings
 from results.analysis.worker_time import KINDS, Worker, WorkerTimeBreakdown
 from results.data import format
 from results.data.naming import short_name
+from results.data.trials_table import MEASURED_ON
 from results.page.page import Cell, Grid, Head
 
 MOST_ROWS = 1_000
@@ -106,6 +107,26 @@ def leaderboard(analysis: StudyAnalysis) -> Grid:
         "leaderboard", f"Configurations, best first{by}", [heads[i] for i in kept],
         [[row[i] for i in kept] for row in rows], marked, note=note,
     )  # fmt: skip
+
+
+def groups(analysis: StudyAnalysis) -> Grid:
+    """The best trial of every group that was measured on the same things."""
+    names = list(dict.fromkeys(name for item in analysis.measured for name in item.names))
+    heads = [Head("group", False), *(Head(short_name(name), False) for name in names),
+             Head("complete trials"), Head("best trial"), Head(f"best {analysis.metric}"),
+             Head("measured on", False)]  # fmt: skip
+    rows = [
+        [
+            Cell(item.label),
+            *(_cell(name, item.row[name] if name in item.names else None, format.number)
+              for name in names),
+            Cell(str(item.trials), item.trials), _cell("number", item.row["number"], str),
+            Cell(analysis.value(item.row["value"]), item.row["value"]),
+            Cell(item.row[MEASURED_ON]),
+        ]
+        for item in analysis.measured[:MOST_ROWS]
+    ]  # fmt: skip
+    return Grid("groups", "Best of each group; their values are not compared", heads, rows)
 
 
 def _interval(analysis: StudyAnalysis, ends: Interval | None) -> str:

@@ -16,6 +16,7 @@ from rich.text import Text
 from results.analysis.worker_time import KINDS, WorkerTimeBreakdown, worker_time_breakdown
 from results.data import format
 from results.data.folders import read_study
+from results.data.measured import best_of_groups, measured_alike, not_compared
 from results.data.naming import (
     first_objective,
     metric_formatter,
@@ -58,8 +59,13 @@ _MEASURES = (
 
 
 def print_table(table: pd.DataFrame, console: Console) -> None:
-    """Print a study's trials: complete ones best first, then pruned, failed and others."""
+    """Print a study's trials: complete ones best first, then pruned, failed and others.
+
+    Complete ones are ranked among those that were measured on the same things only.
+    """
     width = min(WIDTH, console.width)
+    if words := not_compared(table):
+        console.print(Text(words), width=width)
     for title, rows, columns in _parts(table):
         searched = table.attrs.get("searched", ())
         console.print(_drawn(title, rows, columns, searched, width), width=width)
@@ -89,11 +95,22 @@ def _parts(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame, list[_Column]]]
     others = [_Column(metric_column(metric), metric_name(metric), metric_formatter(metric), True)
               for metric, _ in table.attrs.get("objectives", ())[1:]]  # fmt: skip
     complete, pruned, failed = (ranked_trials(table, s) for s in ("complete", "pruned", "failed"))
+    groups = best_of_groups(table)
+    each = complete.iloc[:0]
+    if len(groups) > 1:
+        numbers = [item.row["number"] for item in groups]
+        each = complete.set_index("number", drop=False).loc[numbers]
+        complete = ranked_trials(measured_alike(table))
     best = f"Complete, best first{_of(len(complete))}"
     stopped = f"Pruned (value when stopped){_of(len(pruned))}"
     cause = [_Column("cause_kind", "cause", str), _Column("cause", "first line", _clip)]
     parts = [
         (best, complete, [value, *others, *settings, *_measures(others)]),
+        (
+            "Best of each group, the largest first: not to be compared",
+            each,
+            [value, *others, *settings, *_measures(others)],
+        ),
         (stopped, pruned, [value, *settings, _Column("steps", "stopped at"), _MEASURES[4]]),
         (f"Failed{_of(len(failed))}", failed, [*settings, *cause]),
         ("Unreadable", ranked_trials(table, "unreadable"), [_Column("problem", "problem", str)]),

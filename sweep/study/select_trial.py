@@ -5,6 +5,7 @@ from __future__ import annotations
 from sweep.spec.spec import SweepSpec
 from trial.store import metrics
 from trial.store.folders import StudyFolder, TrialFolder
+from trial.store.records import Result
 
 
 def select_trial(study: StudyFolder, which: str) -> TrialFolder:
@@ -26,9 +27,11 @@ def _trial_with_number(study: StudyFolder, which: str) -> TrialFolder:
 
 
 def _best_trial(study: StudyFolder) -> TrialFolder:
-    goal = SweepSpec.from_content(study.read_record().spec).objectives[0]
+    goals = SweepSpec.from_content(study.read_record().spec).objectives
+    goal = goals[0]
     sign = -1.0 if goal.direction == "maximize" else 1.0
-    complete: list[tuple[float, int]] = []
+    complete: dict[int, float] = {}
+    results: dict[int, Result] = {}
     for number, folder in study.all_trials():
         try:
             result = folder.read_result()
@@ -36,7 +39,11 @@ def _best_trial(study: StudyFolder) -> TrialFolder:
             continue
         objective = metrics.of_result(result, goal.metric) if result else None
         if result and result.state == "complete" and objective is not None:
-            complete.append((sign * objective, number))
+            complete[number], results[number] = sign * objective, result
     if not complete:
         raise ValueError(f"{study.path}: no trial is complete yet")
-    return study.trial(min(complete)[1])
+    # Of several groups that were measured on unlike things, as in the report: the largest.
+    measured = metrics.measured_on(results, [item.metric for item in goals])
+    largest = metrics.by_size(measured.values())[0]
+    alike = [(value, n) for n, value in complete.items() if measured[n] == largest]
+    return study.trial(min(alike)[1])

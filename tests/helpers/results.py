@@ -58,6 +58,9 @@ def make_config(number: int, study: str = "s", **params: Any) -> TrialConfig:
     model = {k.removeprefix("model."): v for k, v in drawn.items() if k.startswith("model.")}
     content: dict[str, Any] = {"lora": lora, "training": training, "model": model}
     content |= {k: v for k, v in drawn.items() if "." not in k}
+    for section in ("data", "model"):
+        own = {k.partition(".")[2]: v for k, v in drawn.items() if k.startswith(f"{section}.")}
+        content |= {section: own} if own else {}
     drawn.pop("training.seed", None)
     origin = Origin(study=study, number=number, params=drawn)
     return TrialConfig.model_validate({**content, "origin": origin.model_dump()})
