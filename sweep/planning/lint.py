@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from sweep.spec import hpu_shapes
 from sweep.spec.dimension import Choices, Derived, Dimension, Range
 from sweep.spec.spec import SweepSpec
+from trial.store import metrics
 from trial.store.metrics import EVALUATED, METRICS
 
 _DECADE = 10
@@ -98,6 +99,57 @@ def _objective(spec: SweepSpec) -> Iterator[str]:
         yield "training.eval_strategy is `no`: the pruner sees nothing before a trial ends"
 
 
+def _measured(spec: SweepSpec) -> Iterator[str]:
+    """A searched key changes what is evaluated: the study ranks what cannot be compared."""
+    kind = metrics.depends_on(goal.metric for goal in spec.objectives)
+    if not kind:
+        return
+    data = spec.base.get("data") or {}
+    separate = any(data.get(key) for key in ("eval_path", "eval_split"))
+    separate = separate or any(spec.varies(f"data.{key}") for key in ("eval_path", "eval_split"))
+    for key in (*_ROWS, *([] if separate else _SPLIT)):
+        if spec.varies(f"data.{key}"):
+            what = "the rows that are evaluated"
+            yield _unlike(f"data.{key}", what, "" if separate or key in _ROWS else _EVAL_PATH)
+    for path in _TEXT_TO_TOKENS:
+        if not spec.varies(path):
+            continue
+        if kind == "tokens":
+            yield _unlike(path, _TEXT_TO_TOKENS[path], _PER_BYTE)
+        elif path == "data.max_length":
+            yield f"{path} varies: eval_loss_per_byte compares only lengths that cut no eval row"
+
+
+_PER_BYTE = "say `objective: eval_loss_per_byte`"
+_EVAL_PATH = "give `data.eval_path` a held-out file that all of them are evaluated on"
+_ROWS = (
+    "eval_path", "eval_split", "max_eval_samples", "train_on", "forget_path", "forget_split",
+    "completion_column", "messages_column",
+)  # fmt: skip
+"""Keys of `data` that change what counts in an eval set, even one in a file of its own."""
+_SPLIT = ("path", "name", "split", "split_seed", "eval_fraction")
+"""Keys of `data` that change the eval set where that is held out of the same rows."""
+_TEXT_TO_TOKENS = {
+    "data.max_length": "where eval rows are cut",
+    "data.prompt_format": "the tokens around the eval rows",
+    "data.prompt_column": "the prompts of the eval rows",
+    "data.system_column": "the prompts of the eval rows",
+    "data.context_column": "the prompts of the eval rows",
+    "data.tokenize": "the tokens of the eval rows",
+    "model.name_or_path": "the eval rows' tokens where tokenizers or their templates are unlike",
+    "model.tokenizer_name_or_path": "the tokens of the eval rows",
+}
+"""Keys that change the tokens of the same text, and what they change."""
+
+
+def _unlike(path: str, what: str, instead: str) -> str:
+    return (
+        f"{path} changes {what}: trials are ranked only among those that were evaluated on the"
+        " same, while the sampler and the pruner see one objective"
+        + (f"; {instead}" if instead else "; leave it out of the search")
+    )
+
+
 def _shapes(spec: SweepSpec) -> Iterator[str]:
     """On HPU, many tensor shapes mean many compilations."""
     if not hpu_shapes.is_for_hpu(spec):
@@ -141,4 +193,4 @@ def _has_choices(dimension: Dimension) -> bool:
     return any(isinstance(branch, Choices) for branch in dimension)
 
 
-_RULES = (_scale, _one_rate, _noise, _ranges, _sampler, _objective, _shapes, _gaudi)
+_RULES = (_scale, _one_rate, _noise, _ranges, _sampler, _objective, _measured, _shapes, _gaudi)

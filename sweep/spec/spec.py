@@ -20,8 +20,8 @@ class ObjectiveSpec(Section):
     """A metric to minimise or maximise."""
 
     metric: str = Field(default="eval_loss", min_length=1)
-    """`eval_loss`, `seconds`, `seconds_per_step`, `peak_memory_bytes`, `trainable_parameters`,
-    `tokens_per_second`, or another metric that trials report."""
+    """`eval_loss`, `eval_loss_per_byte`, `seconds`, `seconds_per_step`, `peak_memory_bytes`,
+    `trainable_parameters`, `tokens_per_second`, or another metric that trials report."""
     direction: Direction = "minimize"
     """`minimize` or `maximize`."""
 

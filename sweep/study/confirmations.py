@@ -18,6 +18,8 @@ from sweep.spec.spec import ConfirmSpec, SweepSpec
 from trial.config.trial_config import TrialConfig
 from trial.store import metrics
 
+MEASURED_ON = "measured_on"
+"""User attribute of a complete trial: what it was measured on (`metrics.measured_on`)."""
 OUTSIDE_SEARCH = {"confirms", "continues"}
 """User attributes of trials that are no part of the search: never pruned, never repeated."""
 
@@ -57,7 +59,10 @@ def missing_repeats(
 def best_trials(
     trials: Sequence[FrozenTrial], confirm: ConfirmSpec, spec: SweepSpec, space: Space
 ) -> list[FrozenTrial]:
-    """The best trials of the search; with `confirm.per`, of each value of what it names."""
+    """The best trials of the search; with `confirm.per`, of each value of what it names.
+
+    Among trials that were measured on unlike things, those of the largest such group.
+    """
     groups: dict[str, list[FrozenTrial]] = {}
     for trial in trials:
         searched = is_feasible(trial) and not OUTSIDE_SEARCH & trial.user_attrs.keys()
@@ -67,10 +72,21 @@ def best_trials(
             groups.setdefault(group, []).append(trial)
     signs = [-1.0 if goal.direction == "maximize" else 1.0 for goal in spec.objectives]
     best = []
-    for group_trials in groups.values():
+    for group_trials in map(_measured_alike, groups.values()):
         points = [[s * v for s, v in zip(signs, t.values, strict=True)] for t in group_trials]
         best += [group_trials[index] for index in metrics.best_of(points, confirm.top)]
     return best
+
+
+def _measured_alike(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """The largest group of trials that were measured on the same things.
+
+    All trials, where one was told before it was noted what they were measured on.
+    """
+    if any(MEASURED_ON not in trial.user_attrs for trial in trials):
+        return trials
+    largest = metrics.by_size(trial.user_attrs[MEASURED_ON] for trial in trials)[0]
+    return [trial for trial in trials if trial.user_attrs[MEASURED_ON] == largest]
 
 
 def with_seed(config: TrialConfig, confirms: int, seed: int) -> TrialConfig:

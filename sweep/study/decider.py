@@ -31,7 +31,7 @@ from sweep.spec import hpu_shapes
 from sweep.spec.space import Space
 from sweep.spec.spec import SweepSpec
 from sweep.storage import compat
-from sweep.study.confirmations import OUTSIDE_SEARCH, missing_repeats, with_seed
+from sweep.study.confirmations import MEASURED_ON, OUTSIDE_SEARCH, missing_repeats, with_seed
 from trial.config import earlier
 from trial.config.errors import ConfigError
 from trial.config.trial_config import TrialConfig
@@ -250,12 +250,19 @@ class OptunaDecider:
         elif result.state == "complete" and len(values) == len(measured):
             # GPSampler wants the same constraints of all trials.
             set_memory_constraint(trial, FEASIBLE)
+            self._note_measured(trial, result)
             self.study.tell(trial, values)
         elif result.state == "pruned" or kind == "diverged":
             # Samplers ignore failed trials, and a divergence says something of the parameters.
             self.study.tell(trial, state=self._pruned_state())
         else:
             self.study.tell(trial, state=TrialState.FAIL)
+
+    def _note_measured(self, trial: Trial, result: Result) -> None:
+        """Note what the trial was measured on, for the choice of what is confirmed."""
+        if self.spec.confirm is not None and result.data is not None:
+            names = [goal.metric for goal in self.spec.objectives]
+            trial.set_user_attr(MEASURED_ON, metrics.measured_on({0: result}, names)[0])
 
     def _tell_infeasible(self, trial: Trial) -> None:
         """Tell a violated constraint with the worst values so far.

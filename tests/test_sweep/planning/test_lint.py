@@ -15,6 +15,10 @@ ALPHA = {"lora.lora_alpha": {"expression": "2 * lora.r"}}
 LOSS_AND_TIME = (ObjectiveSpec(), ObjectiveSpec(metric="seconds"))
 
 
+OWN_SET = {"data": {"eval_path": "held_out.jsonl"}}
+PER_BYTE = {"objectives": (ObjectiveSpec(metric="eval_loss_per_byte"),)}
+
+
 ADVICE = [
     ({"lora.r": [4, 8], **ALPHA, **RATE}, {}, []),
     ({"lora.r": [4, 8], **RATE}, {}, ["effective scale"]),
@@ -35,6 +39,19 @@ ADVICE = [
         ["draws choices at random: lora.bias"],
     ),
     (RATE, {"objectives": (ObjectiveSpec(metric="rouge"),)}, ["`rouge` is none of"]),
+    ({"data.split_seed": [0, 1], **RATE}, {}, ["data.split_seed changes the rows that"]),
+    ({"data.split_seed": [0, 1], **RATE}, {"base": OWN_SET}, []),
+    ({"data.path": ["a", "b"], **RATE}, {}, ["give `data.eval_path` a held-out file"]),
+    ({"data.path": ["a", "b"], **RATE}, {"base": OWN_SET}, []),
+    ({"data.eval_path": ["a", "b"], **RATE}, {"base": OWN_SET}, ["leave it out of the search"]),
+    ({"data.split_seed": [0, 1], **RATE}, PER_BYTE, ["data.split_seed changes the rows that"]),
+    ({"data.split_seed": [0, 1], **RATE}, {"objectives": LOSS_AND_TIME[1:]}, []),
+    ({"data.max_length": [64, 99], **RATE}, {}, ["say `objective: eval_loss_per_byte`"]),
+    ({"data.max_length": [64, 99], **RATE}, PER_BYTE, ["only lengths that cut no eval row"]),
+    ({"model.name_or_path": ["a", "b"], **RATE}, {}, ["where tokenizers or their templates"]),
+    ({"model.name_or_path": ["a", "b"], **RATE}, PER_BYTE, []),
+    ({"data.prompt_format": ["phi", "plain"], **RATE}, {}, ["data.prompt_format changes"]),
+    ({"data.max_train_samples": [64, 99], **RATE}, {}, []),
     (
         RATE,
         {"base": {"training": {"eval_strategy": "no"}}, "pruner": PrunerSpec(name="median")},

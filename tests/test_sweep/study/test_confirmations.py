@@ -14,7 +14,7 @@ from sweep.storage.open import in_memory, open_storage
 from sweep.study.decider import OptunaDecider
 from trial.store import metrics
 from trial.store.folders import StudyFolder
-from trial.store.records import Evaluation, Result, Seconds
+from trial.store.records import DataSummary, Evaluation, Result, Seconds
 
 RANKS = (Choices(choices=(2, 4, 8)),)
 
@@ -119,3 +119,15 @@ def test_the_best_are_repeated_over_the_same_seeds_and_never_pruned(tmp_path):
     again = OptunaDecider(spec, "study", open_storage(folder))
     assert [p.config.training["seed"] for p in again.pending()] == [9, 8, 9]
     assert list(again.confirmations()) == []
+
+
+def test_the_best_of_those_measured_alike_are_repeated():
+    decider = make_decider(confirm=ConfirmSpec(top=1, seeds=2))
+
+    def measured(value: float, on: str) -> Result:
+        data = DataSummary(train_rows=1, eval_rows=1, eval_hash=on)
+        return Result(state="complete", eval_loss=value, steps=10, data=data)
+
+    tried = [(1.0, "small"), (2.5, "large"), (2.0, "large"), (3.0, "large"), (1.5, "small")]
+    searched(decider, [(4, 10.0**-n, measured(*each)) for n, each in enumerate(tried, 1)])
+    assert [p.config.origin.confirms for p in decider.confirmations()] == [2]
