@@ -76,7 +76,9 @@ TOPICS = {
     "test_trial/packed": {
         "failures", "graphs", "independence", "ranks", "refill", "solo_equality",
     },
-    "test_trial/training": {"failures", "one_trial", "ranks", "resume", "trackers"},
+    "test_trial/training": {
+        "failures", "loss_per_byte", "one_trial", "ranks", "resume", "trackers",
+    },
 }  # fmt: skip
 """Test files, by folder, that hold several modules to one promise; others test the module whose
 name they have."""
