@@ -250,7 +250,9 @@ def best_per(analysis: StudyAnalysis, name: str, rows: pd.DataFrame) -> Grid:
     others = [other for other in analysis.searched if other != name]
     names = [name, "value", "runs", *others, "number", "trainable_parameters"]
     names += ["warm_device_seconds"]
-    return grid_of(analysis, f"best_{name}", f"Best trial at each {short_name(name)}", rows, names)
+    return grid_of(
+        analysis, f"best_{name}", f"Best configuration at each {short_name(name)}", rows, names
+    )
 
 
 def spending(analysis: StudyAnalysis) -> Grid:

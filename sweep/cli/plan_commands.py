@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from sweep.planning.data_view import DataSet
 
 
-def check(space: SpaceArgument, overrides: SetOption = None) -> None:
+def check(
+    space: SpaceArgument,
+    overrides: SetOption = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Do not tokenize the data.")] = False,
+) -> None:
     """Check a sweep file, its model and its data; train nothing."""
     from sweep.planning import data_view, memory_check
     from sweep.planning.lint import advice
@@ -24,7 +28,7 @@ def check(space: SpaceArgument, overrides: SetOption = None) -> None:
 
     with exit_on_bad_input():
         spec, source = load_sweep_file(space, overrides, planning=True)
-        counts = data_view.lines(spec)
+        counts = [] if quick else data_view.lines(spec)
     size = grid_size(Space.of(spec))
     count = "continuous" if size is None else f"{size} configurations"
     out.print(f"{source}: ok ({count}; sampler {spec.sampler.name}; pruner {spec.pruner.name})")

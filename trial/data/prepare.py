@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from trial.config.errors import ConfigError, Problem
 from trial.config.sections import DataConfig
 from trial.data.prompts import choose_format
-from trial.data.split import Split, count_across, count_repeated, read_split
+from trial.data.split import Split, read_split, summary_of_rows
 from trial.data.token_cache import TokenCache, digest, measured_hash
 from trial.data.tokens import TokenDataset, Tokens, TokenSettings
 from trial.store.records import DataSummary
@@ -97,27 +97,19 @@ def _summary(
 ) -> DataSummary:
     """The summary; `hashes` are `data_hash`, `eval_hash` and `eval_text_hash`."""
     data_hash, eval_hash, eval_text_hash = hashes
-    return DataSummary(
-        train_rows=len(split.train),
-        eval_rows=len(split.eval),
-        skipped=split.skipped,
-        overlapping=split.overlapping,
-        duplicates=count_repeated(split.train) + count_repeated(split.eval),
-        duplicates_across=count_across(split.train, split.eval),
-        truncated=train.truncated + held_out.truncated,
-        answers_cut=train.lost + held_out.lost,
-        used_columns=split.used_columns,
-        unused_columns=split.unused_columns,
-        prompt_format=prompt_format,
-        train_on=config.train_on,
-        tokenize=config.tokenize,
-        train_tokens=train.counted(),
-        eval_tokens=held_out.counted(),
-        eval_bytes=held_out.text_bytes,
-        date=train.date or held_out.date,
-        data_hash=data_hash,
-        eval_hash=eval_hash,
-        eval_text_hash=eval_text_hash,
+    return summary_of_rows(config, split).model_copy(
+        update={
+            "truncated": train.truncated + held_out.truncated,
+            "answers_cut": train.lost + held_out.lost,
+            "prompt_format": prompt_format,
+            "train_tokens": train.counted(),
+            "eval_tokens": held_out.counted(),
+            "eval_bytes": held_out.text_bytes,
+            "date": train.date or held_out.date,
+            "data_hash": data_hash,
+            "eval_hash": eval_hash,
+            "eval_text_hash": eval_text_hash,
+        }
     )
 
 

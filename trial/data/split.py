@@ -15,6 +15,7 @@ from trial.config.errors import ConfigError, Problem
 from trial.config.sections import DataConfig
 from trial.data.examples import Row, Rows, read_forget, read_rows
 from trial.data.readers import refuse
+from trial.store.records import DataSummary
 
 _ALTERNATIVES = "data.alternatives"
 REFUSALS = (
@@ -161,6 +162,23 @@ def hold_out_answers(
             break
         held_out = end
     return ordered[held_out:], ordered[:held_out] or ordered[:1]
+
+
+def summary_of_rows(config: DataConfig, split: Split) -> DataSummary:
+    """What can be counted without a tokenizer; the summary's tokens and hashes stay empty."""
+    return DataSummary(
+        train_rows=len(split.train),
+        eval_rows=len(split.eval),
+        skipped=split.skipped,
+        overlapping=split.overlapping,
+        duplicates=count_repeated(split.train) + count_repeated(split.eval),
+        duplicates_across=count_across(split.train, split.eval),
+        used_columns=split.used_columns,
+        unused_columns=split.unused_columns,
+        prompt_format=config.prompt_format,
+        train_on=config.train_on,
+        tokenize=config.tokenize,
+    )
 
 
 def count_repeated(rows: Sequence[Row]) -> int:

@@ -91,8 +91,11 @@ def _view(request: ViewRequest) -> DataView:
     if problems:
         raise ConfigError(problems)
     if folder is None or tokenizer_folder is None:
+        from trial.data.split import read_split, summary_of_rows
+
         absent = model.name_or_path if folder is None else str(name)
-        return DataView(summary=_rows_alone(request.data), absent=absent)
+        rows = summary_of_rows(request.data, read_split(request.data))
+        return DataView(summary=rows, absent=absent)
     from trial.devices.compat import skip_optional_imports
 
     skip_optional_imports(UNUSED)
@@ -105,26 +108,6 @@ def _view(request: ViewRequest) -> DataView:
     if request.row is not None:
         row = row_view(prepared.train.tokens, request.row, tokenizer)
     return DataView(summary=prepared.summary, row=row)
-
-
-def _rows_alone(config: DataConfig) -> DataSummary:
-    """What can be counted without a tokenizer."""
-    from trial.data.split import count_across, count_repeated, read_split
-
-    split = read_split(config)
-    return DataSummary(
-        train_rows=len(split.train),
-        eval_rows=len(split.eval),
-        skipped=split.skipped,
-        overlapping=split.overlapping,
-        duplicates=count_repeated(split.train) + count_repeated(split.eval),
-        duplicates_across=count_across(split.train, split.eval),
-        used_columns=split.used_columns,
-        unused_columns=split.unused_columns,
-        prompt_format=config.prompt_format,
-        train_on=config.train_on,
-        tokenize=config.tokenize,
-    )
 
 
 def row_view(tokens: Tokens, number: int, tokenizer: Any) -> RowView:
