@@ -22,6 +22,8 @@ PREFLIGHT_KEYS = (
     "device",
     "lora.target_modules",
     "lora.modules_to_save",
+    "training.optim",
+    "zero_stage",
 )
 """Parameters that the preflight depends on; others cannot change its result."""
 
@@ -111,7 +113,8 @@ def _variants(spec: SweepSpec) -> Iterator[TrialConfig]:
     seen: set[str] = set()
     for values in variants(space, PREFLIGHT_KEYS):
         config = space.configure_values(values)
-        key = config.model_dump_json(include={"model", "data", "deepspeed", "device", "lora"})
+        sections = {"model", "data", "deepspeed", "device", "lora", "zero_stage"}
+        key = config.model_dump_json(include=sections) + str(config.training["optim"])
         if key not in seen and len(seen) < VARIANTS:
             seen.add(key)
             yield config

@@ -1,8 +1,8 @@
 """The DeepSpeed configuration of a trial, as a pure function of its own configuration.
 
-The user's DeepSpeed file is kept except for what the trial decides: the stage (`zero_stage` wins,
-so that a search over it is effective) and the batch sizes ("auto", so that DeepSpeed accumulates
-gradients as the training arguments say).
+The user's DeepSpeed file is kept except for what the trial decides: the stage (`zero_stage`), the
+batch sizes and clipping, the learning rate's schedule, AdamW's hyperparameters and bfloat16. There
+the trial's own keys win, so that a search over them has an effect.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trial.config.errors import ConfigError, Problem
 from trial.config.trial_config import TrialConfig
 
 AUTO = "auto"
@@ -30,15 +31,19 @@ HPU_STAGES: dict[int, dict[str, bool]] = {
 """Values that Gaudi's documentation asks for, by stage; the user's own win."""
 OFFLOADS = {"offload_optimizer": 1, "offload_param": 3}
 """The lowest stage of each kind of offload; below it the setting has no effect."""
+HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay")
+"""Parameters of an optimizer section that transformers fills in from the training arguments."""
 OPTIMIZER: dict[str, Any] = {
     "type": "AdamW",
     "params": {
-        **dict.fromkeys(("lr", "betas", "eps", "weight_decay"), AUTO),
+        **dict.fromkeys(HYPERPARAMETERS, AUTO),
         # torch's AdamW: DeepSpeed's own is compiled on first use, which takes minutes.
         "torch_adam": True,
     },
 }
 """Section added with offload: without it the learning rate stays constant after a resume."""
+ADAMW_ARGUMENTS = ("adamw_torch", "adamw_torch_fused")
+"""Values of `training.optim` that an AdamW of DeepSpeed computes too."""
 
 
 def user_config(config: str | Mapping[str, Any] | None) -> dict[str, Any]:
@@ -67,19 +72,82 @@ def deepspeed_config(
         config: The trial.
         device: `hpu`, `cuda` or `cpu`.
         user: `user_config(config.deepspeed.config)`; kept except for what the trial decides.
+
+    Raises:
+        ConfigError: the file trains by another optimizer than the trial names.
     """
     if config.zero_stage is None:
         return None
     merged = copy.deepcopy(dict(user or {}))
+    if problems := optimizer_problems(config, merged):
+        raise ConfigError(problems)
+    merged.pop("scheduler", None)
     merged.update(dict.fromkeys(FROM_ARGUMENTS, AUTO))
     merged["zero_optimization"] = _zero(config, device, merged.get("zero_optimization") or {})
-    merged.setdefault("bf16", {"enabled": wants_bf16(config)})
+    merged["bf16"] = {**(merged.get("bf16") or {}), "enabled": wants_bf16(config)}
     merged.setdefault("steps_per_print", 10**9)
-    if _offloads(merged["zero_optimization"], "offload_optimizer"):
-        merged.setdefault("optimizer", copy.deepcopy(OPTIMIZER))
+    own = merged.pop("optimizer", None) if _steps_by_adamw(config) else None
+    if own:
+        parameters = {**(own.get("params") or {}), **dict.fromkeys(HYPERPARAMETERS, AUTO)}
+        merged["optimizer"] = {**own, "params": parameters}
+    elif _offloads(merged["zero_optimization"], "offload_optimizer"):
+        merged["optimizer"] = copy.deepcopy(OPTIMIZER)
         # Without this DeepSpeed refuses an optimizer of another library together with offload.
         merged.setdefault("zero_force_ds_cpu_optimizer", False)
+    else:
+        merged.pop("optimizer", None)
     return merged
+
+
+def replaced_parts(config: TrialConfig, user: Mapping[str, Any]) -> list[str]:
+    """Dotted keys of the user's configuration whose values the trial's own keys replace."""
+    found = ["scheduler"] if user.get("scheduler") else []
+    section = user.get("optimizer") or {}
+    parameters = section.get("params") or {}
+    if section and not _steps_by_adamw(config):
+        return [*found, "optimizer"]
+    found += [
+        f"optimizer.params.{name}"
+        for name in HYPERPARAMETERS
+        if parameters.get(name, AUTO) != AUTO
+    ]
+    enabled = (user.get("bf16") or {}).get("enabled", AUTO)
+    return [*found, *(["bf16.enabled"] if enabled not in (AUTO, wants_bf16(config)) else [])]
+
+
+def optimizer_problems(config: TrialConfig, user: Mapping[str, Any]) -> list[Problem]:
+    """Where DeepSpeed would train by another optimizer than `training.optim` names.
+
+    An AdamW in the user's configuration is one of the ways to compute `adamw_torch`. Optimizer
+    states on the host need DeepSpeed's own AdamW.
+    """
+    if config.zero_stage is None:
+        return []
+    problems = []
+    section = user.get("optimizer") or {}
+    name, optim = str(section.get("type", "")), str(config.training["optim"])
+    if section and _steps_by_adamw(config) and not _is_adamw(section):
+        rule = (
+            "an optimizer of type AdamW, or none: the optimizer is `training.optim`, its "
+            "hyperparameters are keys of `training`"
+        )
+        problems.append(Problem("deepspeed.config", rule, f"optimizer.type {name!r}"))
+    zero = _zero(config, "cpu", user.get("zero_optimization") or {})
+    if _offloads(zero, "offload_optimizer") and not _steps_by_adamw(config):
+        rule = f"{' or '.join(ADAMW_ARGUMENTS)} where optimizer states are offloaded"
+        problems.append(Problem("training.optim", rule, repr(optim), ADAMW_ARGUMENTS[0]))
+    return problems
+
+
+def _steps_by_adamw(config: TrialConfig) -> bool:
+    return config.training["optim"] in ADAMW_ARGUMENTS
+
+
+def _is_adamw(section: Mapping[str, Any]) -> bool:
+    """Whether an optimizer section means AdamW; DeepSpeed's `Adam` does unless told otherwise."""
+    name = str(section.get("type", "")).lower()
+    parameters = section.get("params") or {}
+    return name == "adamw" or (name == "adam" and bool(parameters.get("adam_w_mode", True)))
 
 
 def wants_bf16(config: TrialConfig) -> bool:

@@ -18,6 +18,7 @@ from trial.config.trial_config import TrialConfig
 from trial.data.prompts import format_problem
 from trial.data.readers import missing
 from trial.data.split import read_split
+from trial.devices.deepspeed_config import optimizer_problems
 from trial.devices.detect import detected_device, has_cuda_device, has_gaudi_software
 from trial.devices.optimum_habana import PUBLISHED_CONFIGS
 from trial.model import hub
@@ -121,19 +122,18 @@ def _retain_model_problems(config: TrialConfig) -> Sequence[Problem]:
 
 
 def _deepspeed_problems(config: TrialConfig) -> list[Problem]:
-    """A DeepSpeed configuration file that is missing or no JSON object."""
+    """A DeepSpeed configuration file that cannot be read, or names another optimizer."""
     path = config.deepspeed.config
     if not isinstance(path, str):
-        return []
+        return optimizer_problems(config, path or {})
     file = Path(path).expanduser()
     if not file.is_file():
         found = missing(path, "deepspeed.config").problems[0]
         return [Problem("deepspeed.config", "an existing JSON file", found.got, found.near)]
     try:
-        read_object(file)
+        return optimizer_problems(config, read_object(file))
     except ValueError as error:
         return [Problem("deepspeed.config", f"a JSON object ({error})", repr(path))]
-    return []
 
 
 def _gaudi_config_is_hub_id(config: TrialConfig) -> bool:

@@ -59,6 +59,10 @@ def training_keywords(
     user = deepspeed_config.user_config(config.deepspeed.config)
     if (deepspeed := deepspeed_config.deepspeed_config(config, device.name, user)) is not None:
         keywords["deepspeed"] = deepspeed
+        # transformers wants both to say the same; a bfloat16 base implies it for DeepSpeed.
+        keywords["bf16"] = deepspeed["bf16"]["enabled"]
+        if replaced := deepspeed_config.replaced_parts(config, user):
+            logger.warning("the trial's own keys replace of deepspeed.config: %s", replaced)
     return keywords
 
 

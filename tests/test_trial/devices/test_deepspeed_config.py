@@ -4,14 +4,18 @@ import json
 
 import pytest
 
+from trial.config.errors import ConfigError
+from trial.config.sections import DeepSpeedSection
 from trial.config.trial_config import parse
 from trial.devices.deepspeed_config import (
     AUTO,
     FROM_ARGUMENTS,
     OPTIMIZER,
     deepspeed_config,
+    replaced_parts,
     user_config,
 )
+from trial.preflight.checks import preflight
 
 SEEDS_OWN = {
     "zero_optimization": {
@@ -97,7 +101,8 @@ def test_batch_sizes_and_clipping_come_from_the_arguments(user):
         ({}, "float32", {}, {"enabled": False}),
         ({"bf16": True}, "float32", {}, {"enabled": True}),
         ({}, "bfloat16", {}, {"enabled": True}),
-        ({"bf16": True}, "float32", {"bf16": {"enabled": False}}, {"enabled": False}),
+        ({"bf16": True}, "float32", {"bf16": {"enabled": False}}, {"enabled": True}),
+        ({}, "float32", {"bf16": {"enabled": True, "x": 1}}, {"enabled": False, "x": 1}),
     ],
 )
 def test_bf16_is_written_out(training, dtype, user, expected):
@@ -112,8 +117,50 @@ def test_an_optimizer_section_comes_with_offload_alone():
     found = deepspeed_config(offloaded, "cpu", {})
     assert found["optimizer"] == OPTIMIZER
     assert found["zero_force_ds_cpu_optimizer"] is False
-    own = {"optimizer": {"type": "Adagrad", "params": {"lr": AUTO}}}
-    assert deepspeed_config(offloaded, "cpu", own)["optimizer"] == own["optimizer"]
+
+
+WARMUP = {"type": "WarmupLR", "params": {"warmup_max_lr": 1e-3, "warmup_num_steps": 5}}
+FIXED_ADAMW = {"type": "AdamW", "params": {"lr": 1e-3, "betas": [0.8, 0.9], "adam_w_mode": True}}
+
+
+def test_the_trials_schedule_and_hyperparameters_win_over_the_files():
+    user = {"scheduler": WARMUP, "optimizer": FIXED_ADAMW, "bf16": {"enabled": True}}
+    trial = config(zero_stage=2)
+    found = deepspeed_config(trial, "cpu", user)
+    assert "scheduler" not in found
+    kept = {**dict.fromkeys(("lr", "betas", "eps", "weight_decay"), AUTO), "adam_w_mode": True}
+    assert found["optimizer"] == {"type": "AdamW", "params": kept}
+    replaced = ["scheduler", "optimizer.params.lr", "optimizer.params.betas", "bf16.enabled"]
+    assert replaced_parts(trial, user) == replaced
+    assert replaced_parts(trial, {"optimizer": OPTIMIZER, "bf16": {"enabled": AUTO}}) == []
+
+
+def test_the_trials_optimizer_wins_over_an_adamw_of_the_file():
+    sgd = config(zero_stage=2, training={"optim": "sgd"})
+    assert "optimizer" not in deepspeed_config(sgd, "cpu", {"optimizer": FIXED_ADAMW})
+    assert replaced_parts(sgd, {"optimizer": FIXED_ADAMW}) == ["optimizer"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "user", "key"),
+    [
+        ({}, {"optimizer": {"type": "Adagrad"}}, "deepspeed.config"),
+        ({}, {"optimizer": {"type": "Adam", "params": {"adam_w_mode": False}}}, "deepspeed.config"),
+        ({"training": {"optim": "sgd"}, "deepspeed": {"offload_optimizer": "cpu"}}, {},
+         "training.optim"),
+        ({"training": {"optim": "adafactor"}},
+         {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, "training.optim"),
+    ],
+)  # fmt: skip
+def test_an_optimizer_other_than_the_trials_is_refused_by_name(sections, user, key):
+    trial = config(zero_stage=2, **sections)
+    with pytest.raises(ConfigError) as refused:
+        deepspeed_config(trial, "cpu", user)
+    assert [problem.key for problem in refused.value.problems] == [key]
+    settings = {**trial.deepspeed.model_dump(), "config": user}
+    checked = trial.model_copy(update={"deepspeed": DeepSpeedSection(**settings)})
+    assert [problem.key for problem in preflight(checked)] == [key]
+    assert preflight(checked.model_copy(update={"zero_stage": None})) == []
 
 
 def test_the_arguments_are_not_modified(tmp_path):
