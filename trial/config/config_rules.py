@@ -77,6 +77,27 @@ _RANDOM_START = "pissa_niter_"
 """Prefix of PEFT's `pissa_niter_N`: its approximate SVD draws random numbers, and PEFT draws others
 when it loads the adapter."""
 
+_UNMET_STARTS: dict[str, str] = {
+    "corda": "needs PEFT's preprocess_corda before the adapter is made",
+    "loftq": "prepares a quantised base model",
+    "lora_ga": "needs PEFT's preprocess_loraga before the adapter is made",
+}
+"""Values of `init_lora_weights` that their name alone does not bring about, and why."""
+_UNMET_KEYS: dict[str, str] = {
+    "arrow_config": "it routes between adapters that are trained already",
+    "megatron_config": "it needs Megatron's parallel layers",
+    "megatron_core": "it needs Megatron's parallel layers",
+    "monteclora_config": "it adds a loss of its own, which no trainer here computes",
+    "use_qalora": "it needs a base model quantised by GPTQ",
+    "qalora_group_size": "it needs a base model quantised by GPTQ",
+    "loftq_config": "it prepares a quantised base model",
+    "corda_config": "it needs PEFT's preprocess_corda before the adapter is made",
+    "lora_ga_config": "it needs PEFT's preprocess_loraga before the adapter is made",
+    "runtime_config": "it is about loading, and PEFT does not save it",
+}
+"""Keys of `lora` that are refused unless null, and why."""
+EVA = "eva"
+"""The `init_lora_weights` that takes the adapter's start from the training rows."""
 _CHANGES_BASE_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Prefixes of `init_lora_weights` methods that change the base weights."""
 
@@ -141,18 +162,36 @@ def _reporter_problems(given: Any) -> list[Problem]:
 def lora_problems(lora: Mapping[str, Any]) -> list[Problem]:
     """Every mistake in keys of `lora` that are no `LoraSection` fields; pydantic checks those."""
     extra = {name: value for name, value in lora.items() if name not in LoraSection.model_fields}
+    problems = []
     start = extra.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(_RANDOM_START):
         del extra["init_lora_weights"]
         rule = "pissa: a random start is another one when the adapter is loaded"
         problems = [Problem("lora.init_lora_weights", rule, repr(start), "pissa")]
-        return [*problems, *lora_argument_problems(extra)]
-    return lora_argument_problems(extra)
+    if isinstance(start, str) and (reason := _UNMET_STARTS.get(start.lower())):
+        del extra["init_lora_weights"]
+        rule = f"a start that its name alone brings about: {start} {reason}"
+        problems.append(Problem("lora.init_lora_weights", rule, repr(start), EVA))
+    for name, reason in _UNMET_KEYS.items():
+        if extra.get(name):
+            rule = f"null: {reason}"
+            problems.append(Problem(f"lora.{name}", rule, repr(extra.pop(name))))
+    return [*problems, *lora_argument_problems(extra)]
 
 
 def lora_argument_problems(arguments: Mapping[str, Any]) -> list[Problem]:
     """Names that PEFT's `LoraConfig` does not have, and values of another type than it takes."""
     return _argument_problems("lora", arguments, library_arguments.lora_arguments())
+
+
+def adapter_problems(content: Mapping[str, Any]) -> list[Problem]:
+    """What keys of `lora` and `training` need of other sections of a whole configuration."""
+    lora = section if isinstance(section := content.get("lora"), Mapping) else {}
+    problems = []
+    if lora.get("init_lora_weights") == EVA and content.get("zero_stage") == 3:
+        rule = "at most 2: eva runs the base model, whose weights stage 3 has partitioned by then"
+        problems.append(Problem("zero_stage", rule, "3"))
+    return problems
 
 
 def gaudi_config_problems(given: Mapping[str, Any]) -> list[Problem]:

@@ -174,6 +174,7 @@ def validate(content: Mapping[str, Any]) -> tuple[TrialConfig | None, list[Probl
         rest.pop("gaudi_config")
         rule = "a GaudiConfig as a mapping, a hub id or a folder"
         problems.append(Problem("gaudi_config", rule, repr(given)))
+    problems += config_rules.adapter_problems(rest)
     found = config_rules.objective_problems(rest)
     if found:
         # Left in, `ObjectiveSection` would report its mistakes a second time.

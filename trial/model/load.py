@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,11 +95,25 @@ def lora_config(lora: LoraSection) -> Any:
     return LoraConfig(**{**lora.model_dump(), "task_type": "CAUSAL_LM"})
 
 
-def attach_adapter(base: Any, config: TrialConfig, positions: BatchPositions) -> Any:
+def attach_adapter(
+    base: Any,
+    config: TrialConfig,
+    positions: BatchPositions,
+    *,
+    start: Callable[[Any], None] | None = None,
+    settings: Any = None,
+) -> Any:
     """The model to train: `base` with a new float32 adapter, or `base` itself for `r: 0`.
 
     Draws from torch's global generator: seed it first. The adapter's dropout mask is hashed from
     `positions`, which the trainer sets for each batch.
+
+    Args:
+        base: The base model.
+        config: The trial.
+        positions: Of the current batch's rows and columns.
+        start: Called with the PEFT model to replace the adapter's initial values.
+        settings: PEFT's `LoraConfig`, where it is not the one that `config.lora` describes.
     """
     if config.training.get("gradient_checkpointing"):
         # Checkpointed blocks need an input that requires a gradient; a frozen embedding gives none.
@@ -109,7 +124,9 @@ def attach_adapter(base: Any, config: TrialConfig, positions: BatchPositions) ->
 
     from trial.model.lora_dropout import install_hash_dropout
 
-    model = get_peft_model(base, lora_config(config.lora))
+    model = get_peft_model(base, settings or lora_config(config.lora))
+    if start is not None:
+        start(model)
     install_hash_dropout(model, positions)
     return model
 

@@ -17,8 +17,10 @@ from typing import Any
 
 import transformers
 
+from trial.data.prepare import PreparedData
 from trial.devices.device import Device
 from trial.distributed import rank_env
+from trial.model.eva import initialize, saved_lora_config, wants_eva
 from trial.model.load import attach_adapter, count_parameters, model_hash
 from trial.model.weights import copy_folder, save_weights
 from trial.store.records import Attempt, State
@@ -27,6 +29,7 @@ from trial.training.callbacks import TrialCallback
 from trial.training.checkpoints import Checkpoints, TrialProgress
 from trial.training.context import AttemptContext
 from trial.training.run_state import RunState, Stopped
+from trial.training.trainer import collator
 from trial.training.trainer_setup import trainer_setup
 
 logger = logging.getLogger(__name__)
@@ -46,7 +49,7 @@ def run_attempt(context: AttemptContext, device: Device) -> State | None:
     try:
         if reason := run.poll_stop():
             raise Stopped(reason)
-        context.trainer = _build_trainer(context, device, run, resumed=checkpoint is not None)
+        context.trainer = _build_trainer(context, device, run, checkpoint)
         context.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except Stopped as stopped:
         run.stop = stopped.reason
@@ -111,15 +114,17 @@ def _version(name: str) -> str:
         return ""
 
 
-def _build_trainer(context: AttemptContext, device: Device, run: RunState, *, resumed: bool) -> Any:
-    """Build model, data and trainer.
+def _build_trainer(
+    context: AttemptContext, device: Device, run: RunState, checkpoint: Path | None
+) -> Any:
+    """Build model, data and trainer; `checkpoint` is the one that the trial goes on from.
 
     The training arguments come first: creating them sets up the device and announces ZeRO-3, which
     partitions weights while they are loaded.
     """
     config, process_cache = context.config, context.process_cache
     device.reset_peak()
-    keywords = training_keywords(config, device, context.folder, resumed=resumed)
+    keywords = training_keywords(config, device, context.folder, resumed=checkpoint is not None)
     arguments = build_arguments(keywords, device, tracker_labels(config))
     if context.rank_group.size > 1 and config.zero_stage is not None:
         rank_env.init_deepspeed_comm(device.backend)
@@ -130,7 +135,7 @@ def _build_trainer(context: AttemptContext, device: Device, run: RunState, *, re
     context.model_hash = model_hash(config.model.name_or_path, config.model.revision)
     # Here, since loading a model takes a varying number of draws from the generator.
     transformers.set_seed(config.training["seed"])
-    context.model = attach_adapter(base, config, run.positions)
+    context.model = _attach_adapter(base, data, arguments.device, run, checkpoint)
     context.parameters = count_parameters(context.model)
     logger.info("%d of %d parameters are trained", *context.parameters)
     setup = trainer_setup(config, device, data, tokenizer, arguments.label_smoothing_factor)
@@ -143,6 +148,22 @@ def _build_trainer(context: AttemptContext, device: Device, run: RunState, *, re
         **setup.arguments,
         **device.trainer_arguments(config),
     )
+
+
+def _attach_adapter(
+    base: Any, data: PreparedData, to: Any, run: RunState, checkpoint: Path | None
+) -> Any:
+    """The model to train; an EVA adapter's ranks are those of its checkpoint, else of the data."""
+    config = run.config
+    if not wants_eva(config):
+        return attach_adapter(base, config, run.positions)
+    if (settings := saved_lora_config(checkpoint)) is not None:
+        return attach_adapter(base, config, run.positions, settings=settings)
+
+    def start(model: Any) -> None:
+        initialize(model, data.train, collator(run.device), config, to)
+
+    return attach_adapter(base, config, run.positions, start=start)
 
 
 def save_result_weights(
