@@ -190,16 +190,20 @@ class HashDropout(nn.Module):
         self.register_buffer("factor", factor.view(1, 1, 1).view(torch.int32), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Drop elements of `x` [rows, columns, features]; another shape gets torch's dropout."""
+        """Drop elements of `x` [rows, columns, features], or [rows * columns, features] as in OPT.
+
+        An input of other positions gets torch's dropout.
+        """
         if not self.training or not self.p:
             return x
         positions = self.positions.keys
-        if positions is None or x.shape[:-1] != positions.shape[:-1]:
+        if positions is None or x.shape[:-1].numel() != positions.numel():
             return torch.nn.functional.dropout(x, self.p)
         keys, limit, factor = (buffer.to(x.device) for buffer in self.buffers())
         rows = (len(positions), 1, 1)
         limits, factors = limit.expand(rows), factor.view(torch.float32).expand(rows)
-        return apply_dropout(x, dropout_mask(positions, keys, limits, factors))
+        mask = dropout_mask(positions, keys, limits, factors)
+        return apply_dropout(x.reshape(*positions.shape[:2], -1), mask).view_as(x)
 
     def extra_repr(self) -> str:
         """The text in parentheses of the module's repr, like that of torch's dropout."""

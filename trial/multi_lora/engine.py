@@ -32,7 +32,12 @@ from trial.multi_lora.linear_cross_entropy import (
     LinearCrossEntropy,
     extract_output_layer,
 )
-from trial.multi_lora.packable import refuse_own_dropout, refuse_routed_layers
+from trial.multi_lora.packable import (
+    refuse_own_dropout,
+    refuse_random_passes,
+    refuse_routed_layers,
+    refuse_router_loss,
+)
 from trial.multi_lora.slot_linear import install, uninstall
 from trial.training.loss import sum_losses, summed_loss, target_cross_entropy
 
@@ -102,6 +107,7 @@ class Engine:
             NotPackableError: slots would not stay independent over this model.
         """
         refuse_own_dropout(base)
+        refuse_router_loss(base)
         self.settings = settings or EngineSettings()
         self.device = device
         self.base = base.to(args.device).requires_grad_(False)
@@ -111,7 +117,10 @@ class Engine:
         flat = not device.fixed_shapes
         self.bank = AdapterBank(initial, slots, rank, args.device, flat=flat, cast=self._cast)
         self.adamw = SlotAdamW(
-            self.bank.blocks, masked=device.fixed_shapes, fused=device.reads_without_sync
+            self.bank.blocks,
+            masked=device.fixed_shapes,
+            fused=device.reads_without_sync,
+            b_parts=self.bank.b_parts,
         )
         self._model_inputs = device.evaluation_inputs(SimpleNamespace(model=base, args=args))
         self._loss: LinearCrossEntropy | None = None
@@ -129,6 +138,7 @@ class Engine:
         if not self.device.fixed_shapes:
             names = [layer.name for layer in initial.layers]
             refuse_routed_layers(self.base, names, self._model_inputs)
+            refuse_random_passes(self.base, self._model_inputs)
             if self.settings.chunked_loss:
                 extracted = extract_output_layer(
                     self.base, initial, self._cast, self._model_inputs,

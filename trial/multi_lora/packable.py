@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 
+from trial.model.router_loss import router_loss_factor
+
 
 class NotPackableError(ValueError):
     """The base model or the trial's adapter cannot be trained in a packed job."""
+
+
+OF_CLASSIFIERS = ("classifier", "summary", "cls_")
+"""Parts of the names of dropout settings that a causal language model does not use."""
+PROBE_TOKENS = 16
+"""Tokens of the pass that looks for random numbers."""
+
+
+def refuse_router_loss(base: Any) -> None:
+    """Refuse a mixture whose router has a loss of its own: it is one mean over all slots' tokens.
+
+    Raises:
+        NotPackableError: its configuration asks for such a loss.
+    """
+    if router_loss_factor(base):
+        raise NotPackableError("the loss of the base model's router is one mean over all slots")
 
 
 def refuse_own_dropout(base: Any) -> None:
@@ -19,10 +37,51 @@ def refuse_own_dropout(base: Any) -> None:
     Raises:
         NotPackableError: it has dropout.
     """
-    config = base.config
     modules = any(isinstance(part, torch.nn.Dropout) and part.p for part in base.modules())
-    if modules or getattr(config, "attention_dropout", None) or getattr(config, "attn_pdrop", None):
-        raise NotPackableError("the base model has dropout of its own")
+    if modules or (settings := own_dropout(base.config.get_text_config().to_dict())):
+        name = "" if modules else f" ({settings[0]})"
+        raise NotPackableError(f"the base model has dropout of its own{name}")
+
+
+def own_dropout(settings: Mapping[str, Any]) -> list[str]:
+    """Names of a model configuration's dropout probabilities that are not 0.
+
+    Models that call torch's dropout function have no dropout module: OPT, Bloom, Falcon.
+    """
+    return [
+        name
+        for name, value in settings.items()
+        if "drop" in name
+        and not any(part in name for part in OF_CLASSIFIERS)
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and value > 0
+    ]
+
+
+def refuse_random_passes(base: Any, inputs: dict[str, Any]) -> None:
+    """Refuse a base model whose training passes depend on random numbers, whatever they are for.
+
+    Two passes over a few tokens, with other seeds, find it.
+
+    Args:
+        base: The base model.
+        inputs: What the model gets besides the batch.
+
+    Raises:
+        NotPackableError: the passes differ.
+    """
+    ids = torch.arange(PROBE_TOKENS, device=base.device).unsqueeze(0) % base.config.vocab_size
+    base.train()
+    with torch.random.fork_rng(), torch.no_grad():
+        outputs = []
+        for seed in range(2):
+            torch.manual_seed(seed)
+            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            outputs.append(base(**batch, **inputs).logits.float())
+    first, second = outputs
+    if float((first - second).abs().max()) > 1e-3 * float(first.abs().max()):
+        raise NotPackableError("the base model draws random numbers in training")
 
 
 def refuse_routed_layers(base: Any, names: Iterable[str], inputs: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from trial.devices.device import Device
 from trial.distributed import rank_env
 from trial.model.eva import initialize, saved_lora_config, wants_eva
 from trial.model.load import attach_adapter, count_parameters, model_hash
+from trial.model.router_loss import router_loss_factor
 from trial.model.weights import copy_folder, save_weights
 from trial.store.records import Attempt, State
 from trial.training.arguments import build_arguments, tracker_labels, training_keywords
@@ -138,7 +139,14 @@ def _build_trainer(
     context.model = _attach_adapter(base, data, arguments.device, run, checkpoint)
     context.parameters = count_parameters(context.model)
     logger.info("%d of %d parameters are trained", *context.parameters)
-    setup = trainer_setup(config, device, data, tokenizer, arguments.label_smoothing_factor)
+    setup = trainer_setup(
+        config,
+        device,
+        data,
+        tokenizer,
+        smoothing=arguments.label_smoothing_factor,
+        router_factor=router_loss_factor(context.model),
+    )
     return setup.trainer_class(
         run=run,
         model=context.model,

@@ -80,11 +80,15 @@ def count_targets(batch: Batch) -> torch.Tensor:
 class TrainingLoss:
     """A trainer's `compute_loss_func`: mean cross-entropy over the tokens of an optimizer step.
 
-    Models' own losses differ in how they treat gradient accumulation, and some ignore it.
+    Models' own losses differ in how they treat gradient accumulation, and some ignore it. The loss
+    of a mixture's router is added as the models do; over several batches of a step it is their
+    mean, weighted by their labelled tokens.
     """
 
     dense: bool
     smoothing: float
+    router_factor: float = 0.0
+    """`trial.model.router_loss.router_loss_factor`."""
 
     def __call__(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int
@@ -98,6 +102,9 @@ class TrainingLoss:
         """
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         total = summed_loss(logits, labels, dense=self.dense, smoothing=self.smoothing)
+        if self.router_factor:
+            targets = count_targets({"labels": labels})
+            total = total + self.router_factor * outputs["aux_loss"].to(total.device) * targets
         return total / num_items_in_batch
 
 

@@ -58,15 +58,23 @@ class ObjectiveTrainer(TrialTrainer):
         if num_items_in_batch is None:
             num_items_in_batch = step_counts([columns], self.batch_parts)
         batch = divide(columns, self.part_names, num_items_in_batch.to(columns["labels"].device))
+        router_losses: list[torch.Tensor] = []
 
         def forward(batch_inputs: dict[str, torch.Tensor]) -> torch.Tensor:
             # What is left in `inputs` are flags of GaudiTrainer.
-            logits: torch.Tensor = model(**batch_inputs, **inputs).logits
+            outputs = model(**batch_inputs, **inputs)
+            if self.router_factor and torch.is_grad_enabled():
+                router_losses.append(outputs.aux_loss)
+            logits: torch.Tensor = outputs.logits
             return logits
 
         loss = losses.compute(
             self.objective, config.name, Model(forward, self.model), batch, config.arguments
         )
+        if router_losses:
+            targets = step_counts([columns], self.batch_parts)[1].sum().to(loss.device)
+            share = targets / num_items_in_batch[1].sum().to(loss.device)
+            loss = loss + self.router_factor * torch.stack(router_losses).mean() * share
         # The counts are those of all ranks, and the gradients of ranks are averaged.
         averaged = self.args.average_tokens_across_devices
         return loss * self.accelerator.num_processes if averaged else loss

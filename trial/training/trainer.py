@@ -37,17 +37,24 @@ class TrialTrainer(Base):
     """Parts of a batch: an objective has forget, retain or alternative rows; `sft` has one part."""
 
     def __init__(
-        self, *, run: RunState, evaluator: UnlearningEvaluator | None = None, **arguments: Any
+        self,
+        *,
+        run: RunState,
+        evaluator: UnlearningEvaluator | None = None,
+        router_factor: float = 0.0,
+        **arguments: Any,
     ) -> None:
         """Construct the trainer.
 
         Args:
             run: state of the trial.
             evaluator: measures what is reported beside the eval loss.
+            router_factor: of the loss of a mixture's router; 0 where there is none.
             **arguments: go to the trainer class.
         """
         self.run = run
         self.evaluator = evaluator
+        self.router_factor = router_factor
         self._micro_batches = 0
         """Batches of the current optimizer step so far."""
         super().__init__(**arguments)
@@ -129,7 +136,8 @@ class TrialTrainer(Base):
         """
         self.run.count_tokens(inputs["attention_mask"].sum())
         self._set_batch_positions(inputs["input_ids"])
-        if not self.run.device.fixed_shapes:
+        # A router's loss is a mean over tokens, of which padding is none.
+        if not self.run.device.fixed_shapes and not self.router_factor:
             inputs = with_full_attention(inputs)
         loss: torch.Tensor = super().training_step(model, inputs, *rest, **named)
         if self.run.device.reads_without_sync:

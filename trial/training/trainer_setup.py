@@ -26,34 +26,43 @@ class TrainerSetup:
 
 
 def trainer_setup(
-    config: TrialConfig, device: Device, data: PreparedData, tokenizer: Any, smoothing: float
+    config: TrialConfig,
+    device: Device,
+    data: PreparedData,
+    tokenizer: Any,
+    *,
+    smoothing: float,
+    router_factor: float,
 ) -> TrainerSetup:
     """The ordinary trainer for `sft`, else the one that trains with an objective.
 
-    `smoothing` is the label smoothing of the ordinary loss.
+    `smoothing` is the label smoothing of the ordinary loss, `router_factor` that of the loss of a
+    mixture's router.
     """
-    make = _plain_setup if config.objective.is_plain else _objective_setup
-    setup = make(config, device, data, smoothing)
+    if config.objective.is_plain:
+        loss = TrainingLoss(
+            dense=device.fixed_shapes, smoothing=smoothing, router_factor=router_factor
+        )
+        setup = _plain_setup(device, data, loss)
+    else:
+        setup = _objective_setup(config, device, data)
+    setup.arguments["router_factor"] = router_factor
     setup.arguments["evaluator"] = _evaluator(config, data, tokenizer)
     return setup
 
 
-def _plain_setup(
-    config: TrialConfig, device: Device, data: PreparedData, smoothing: float
-) -> TrainerSetup:
+def _plain_setup(device: Device, data: PreparedData, loss: TrainingLoss) -> TrainerSetup:
     return TrainerSetup(
         trainer_class(device),
         {
             "data_collator": collator(device),
-            "compute_loss_func": TrainingLoss(dense=device.fixed_shapes, smoothing=smoothing),
+            "compute_loss_func": loss,
             "train_dataset": data.train,
         },
     )
 
 
-def _objective_setup(
-    config: TrialConfig, device: Device, data: PreparedData, smoothing: float
-) -> TrainerSetup:
+def _objective_setup(config: TrialConfig, device: Device, data: PreparedData) -> TrainerSetup:
     from trial.data.unlearning import PairedCollator, paired_dataset
     from trial.objectives import losses
     from trial.training.objective_trainer import objective_trainer_class
