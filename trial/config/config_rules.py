@@ -39,6 +39,10 @@ SET_BY_HARNESS: dict[str, str] = {
 }
 """Training arguments that the harness sets itself, and what to say instead."""
 
+_REFUSED: dict[str, tuple[Any, str]] = {
+    "save_only_model": (True, "a trial resumes exactly, from the optimizer's state too"),
+}
+"""Values of training arguments that are refused in a new configuration, and why."""
 _MINIMUM: dict[str, tuple[float, bool]] = {
     "learning_rate": (0, False),
     "per_device_train_batch_size": (1, True),
@@ -139,6 +143,16 @@ def training_problems(training: Mapping[str, Any]) -> list[Problem]:
             rule = "a whole number of steps, or below 1 a share of all"
             problems.append(Problem(f"training.{name}", rule, repr(value)))
     return [*problems, *_scheduler_problems(rest)]
+
+
+def new_training_problems(training: Mapping[str, Any]) -> list[Problem]:
+    """Every mistake under `training` of a configuration that no trial has been trained with yet."""
+    refused = [
+        Problem(f"training.{name}", f"not {value!r}: {reason}", repr(value))
+        for name, (value, reason) in _REFUSED.items()
+        if training.get(name) == value
+    ]
+    return [*training_problems(training), *refused]
 
 
 def _scheduler_problems(training: Mapping[str, Any]) -> list[Problem]:
@@ -297,8 +311,10 @@ def _argument_problems(
 
 
 SECTION_RULES: dict[str, Callable[[Mapping[str, Any]], list[Problem]]] = {
-    "training": training_problems,
+    "training": new_training_problems,
     "lora": lora_problems,
     "gaudi_config": gaudi_config_problems,
 }
-"""The rules of a section alone, by its name."""
+"""The rules of a section alone, by its name, for a new configuration.
+
+A trial's own folder is read by fewer rules: it may be older than one of these."""

@@ -14,6 +14,8 @@ REQUIRED: dict[str, Any] = {
     "remove_unused_columns": False,
     "label_names": ["labels"],
     "do_eval": True,
+    # Exact resumption needs the optimizer's state.
+    "save_only_model": False,
 }
 """Used whatever the trial's configuration says."""
 DEFAULTS: dict[str, Any] = {

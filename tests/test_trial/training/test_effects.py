@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from helpers.packed import StopsAfter
 from helpers.train import Material
+
+from trial.config.trial_config import problems_of
+from trial.train import train
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +59,18 @@ def test_deepspeed_computes_in_bfloat16_where_base_or_arguments_say_so(material,
     assert found == pytest.approx(plain, abs=1e-4 if dtype == "float32" else 0.05)
     if dtype == "bfloat16":
         assert found != pytest.approx(plain, abs=1e-6)
+
+
+def test_save_only_model_is_refused_and_an_older_trial_with_it_resumes_exactly(material):
+    (problem,) = problems_of({"training": {"save_only_model": True}})
+    assert problem.key == "training.save_only_model"
+    assert problems_of({"training": {"save_only_model": False}}) == []
+    config = material.config()
+    older = config.model_copy(update={"training": {**config.training, "save_only_model": True}})
+    whole, _ = material.train(older)
+    folder = material.folder(older)
+    assert folder.read_config() == older
+    assert train(folder, StopsAfter("interrupt", 10), material.process_cache()) is None
+    train(folder, None, material.process_cache())
+    both = [[row.eval_loss for row in one.read_evaluations()] for one in (whole, folder)]
+    assert both[0] == both[1]
