@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.utils.checkpoint
@@ -32,3 +35,18 @@ def checkpoint_generator_stops_early() -> bool:
     """Whether the generator behind torch's gradient checkpointing has a parameter `early_stop`."""
     generator = torch.utils.checkpoint._checkpoint_without_reentrant_generator
     return "early_stop" in inspect.signature(generator).parameters
+
+
+@contextmanager
+def parameters_replaced(module: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """A module whose own parameters are other tensors, which need not be parameters, inside.
+
+    `torch.func.functional_call` does the same, and calls the module too, hooks included.
+    """
+    own = module._parameters
+    held = {name: own[name] for name in tensors}
+    own.update(tensors)
+    try:
+        yield
+    finally:
+        own.update(held)

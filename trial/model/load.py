@@ -14,6 +14,7 @@ from trial.builtin import resolve_model
 from trial.config.sections import LoraSection, ModelConfig
 from trial.config.trial_config import TrialConfig
 from trial.devices.compat import whole_size
+from trial.devices.deepspeed_config import wants_bf16
 from trial.model.hub import HUB_ID
 
 if TYPE_CHECKING:
@@ -105,6 +106,8 @@ def attach_adapter(
 ) -> Any:
     """The model to train: `base` with a new float32 adapter, or `base` itself for `r: 0`.
 
+    All that is trained is in float32: also `modules_to_save`, biases, and for `r: 0` every weight.
+
     Draws from torch's global generator: seed it first. The adapter's dropout mask is hashed from
     `positions`, which the trainer sets for each batch.
 
@@ -119,7 +122,7 @@ def attach_adapter(
         # Checkpointed blocks need an input that requires a gradient; a frozen embedding gives none.
         base.enable_input_require_grads()
     if not config.lora.r:
-        return base
+        return _hold_in_float32(base, config)
     from peft import get_peft_model
 
     from trial.model.lora_dropout import install_hash_dropout
@@ -128,6 +131,15 @@ def attach_adapter(
     if start is not None:
         start(model)
     install_hash_dropout(model, positions)
+    return _hold_in_float32(model, config)
+
+
+def _hold_in_float32(model: Any, config: TrialConfig) -> Any:
+    """The model with its trained weights in float32, unless DeepSpeed does so itself."""
+    if config.zero_stage is None or not wants_bf16(config):
+        from trial.model.float32_weights import hold_in_float32
+
+        hold_in_float32(model)
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,11 +18,14 @@ from trial.distributed import rank_env
 StateDict = dict[str, torch.Tensor]
 
 
-def save_weights(model: Any, folder: Path, tokenizer: Any | None = None) -> None:
+def save_weights(
+    model: Any, folder: Path, tokenizer: Any | None = None, *, dtype: str | None = None
+) -> None:
     """Save a PEFT adapter, or a model without one, atomically.
 
     `model` is not wrapped (by DDP or DeepSpeed). Under ZeRO-3 every rank must call this; rank 0
-    writes.
+    writes. An adapter is saved in float32; a model in the type called `dtype`, or in those that its
+    weights are held in.
     """
     state = trained_state(model)
     if rank_env.rank():
@@ -30,7 +34,7 @@ def save_weights(model: Any, folder: Path, tokenizer: Any | None = None) -> None
         if hasattr(model, "peft_config"):
             _save_adapter(model, state, temporary)
         else:
-            model.save_pretrained(temporary, state_dict=state, safe_serialization=True)
+            _save_model(model, state, temporary, dtype)
             if tokenizer is not None:
                 tokenizer.save_pretrained(temporary)
 
@@ -38,7 +42,9 @@ def save_weights(model: Any, folder: Path, tokenizer: Any | None = None) -> None
 def trained_state(model: Any) -> StateDict:
     """Trainable parameters of a PEFT model, or all of another, gathered from ZeRO, on the CPU."""
     if hasattr(model, "peft_config"):
-        tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        # With all its names: PEFT asks for each module that shares a weight.
+        parameters = model.named_parameters(remove_duplicate=False)
+        tensors = {name: p for name, p in parameters if p.requires_grad}
     else:
         tensors = model.state_dict(keep_vars=True)
     with _gather_from_zero(list(filter(is_zero_parameter, tensors.values()))):
@@ -59,6 +65,19 @@ def write_adapter(tensors: StateDict, config: Any, folder: Path) -> None:
         return
     with _atomic_folder(folder) as temporary:
         _write_adapter(tensors, config, temporary)
+
+
+def _save_model(model: Any, state: StateDict, folder: Path, dtype: str | None) -> None:
+    if dtype is not None:
+        kind = getattr(torch, dtype)
+        state = {name: t.to(kind) if t.is_floating_point() else t for name, t in state.items()}
+    model.save_pretrained(folder, state_dict=state, safe_serialization=True)
+    if dtype is not None:
+        # transformers wrote the type of the weights in memory.
+        file = folder / "config.json"
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings["torch_dtype"] = dtype
+        file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _save_adapter(model: Any, state: StateDict, folder: Path) -> None:

@@ -124,6 +124,14 @@ class _TrialSizes:
     zero: Mapping[str, Any]
     """DeepSpeed's `zero_optimization` section."""
 
+    @property
+    def trained_bytes(self) -> int:
+        """Bytes per trained weight of the base model: held in float32, unless DeepSpeed casts all.
+
+        It then keeps float32 copies beside them.
+        """
+        return self.base_bytes if self.mixed else FLOAT32
+
     def shards(self, stage: int) -> int:
         """Number of ranks that share what ZeRO shards from `stage` on."""
         return self.ranks if self.stage is not None and self.stage >= stage else 1
@@ -170,28 +178,32 @@ def _persistent_parts(sizes: _TrialSizes) -> list[MemoryPart]:
 
 
 def _weights(sizes: _TrialSizes) -> MemoryPart:
-    formula = f"{sizes.base_parameters:,} x {sizes.base_bytes} bytes{_shard_text(sizes, 3)}"
+    each = sizes.base_bytes if sizes.config.lora.r else sizes.trained_bytes
+    formula = f"{sizes.base_parameters:,} x {each} bytes{_shard_text(sizes, 3)}"
     if sizes.offloads("offload_param"):
         return MemoryPart("weights", 0.0, 0.0, f"{formula}, kept on the host")
-    size = sizes.base_parameters * sizes.base_bytes / sizes.shards(3)
-    return MemoryPart("weights", size, size, formula)
+    size = sizes.base_parameters * each / sizes.shards(3)
+    # Passes take copies in the type of the base model, where that is a lower one.
+    copies = sizes.base_parameters * sizes.base_bytes if each > sizes.base_bytes else 0
+    return MemoryPart("weights", size, size + copies, formula)
 
 
 def _adapter(sizes: _TrialSizes) -> MemoryPart:
     """The low-rank matrices, and the parts of the base model that are trained whole."""
     copies = sizes.trained_parameters - sizes.lora_parameters
-    size = (sizes.lora_parameters * sizes.lora_bytes + copies * sizes.base_bytes) / sizes.shards(3)
+    whole = sizes.lora_parameters * sizes.lora_bytes + copies * sizes.trained_bytes
+    size = whole / sizes.shards(3)
     formula = f"{sizes.lora_parameters:,} x {sizes.lora_bytes} bytes"
-    formula += f" and {copies:,} x {sizes.base_bytes}" if copies else ""
+    formula += f" and {copies:,} x {sizes.trained_bytes}" if copies else ""
     return MemoryPart("adapter", size, size, formula + _shard_text(sizes, 3))
 
 
 def _trained_bytes(sizes: _TrialSizes) -> int:
     """Bytes of all trained parameters, in the types of their weights."""
     if not sizes.config.lora.r:
-        return sizes.base_parameters * sizes.base_bytes
+        return sizes.base_parameters * sizes.trained_bytes
     copies = sizes.trained_parameters - sizes.lora_parameters
-    return sizes.lora_parameters * sizes.lora_bytes + copies * sizes.base_bytes
+    return sizes.lora_parameters * sizes.lora_bytes + copies * sizes.trained_bytes
 
 
 def _gradients(sizes: _TrialSizes) -> MemoryPart:

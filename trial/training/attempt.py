@@ -59,7 +59,8 @@ def run_attempt(context: AttemptContext, device: Device) -> State | None:
         return "pruned" if run.stop == "prune" else None
 
     def save(folder: Path) -> None:
-        save_weights(context.model, folder, context.process_cache.tokenizer(context.config))
+        tokenizer = context.process_cache.tokenizer(context.config)
+        save_weights(context.model, folder, tokenizer, dtype=context.config.model.dtype)
 
     save_result_weights(context, run, save)
     return "complete"

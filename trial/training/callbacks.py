@@ -141,4 +141,4 @@ class TrialCallback(TrainerCallback):
             control.should_save = inside or last
 
     def _save(self, folder: Path) -> None:
-        save_weights(self.model, folder, self.tokenizer)
+        save_weights(self.model, folder, self.tokenizer, dtype=self.run.config.model.dtype)

@@ -30,5 +30,16 @@ def test_onednns_product_is_the_linear_layers():
         torch.testing.assert_close(compat_torch.mkldnn_linear(x, weight, constant), expected)
 
 
+def test_a_module_computes_with_other_tensors_and_gets_its_parameters_back():
+    linear = torch.nn.Linear(3, 2)
+    weight, x = linear.weight, torch.ones(1, 3)
+    with compat_torch.parameters_replaced(linear, {"weight": torch.zeros(2, 3)}):
+        torch.testing.assert_close(linear(x), linear.bias.unsqueeze(0))
+    assert linear.weight is weight
+    with pytest.raises(ZeroDivisionError), compat_torch.parameters_replaced(linear, {"bias": x}):
+        raise ZeroDivisionError
+    assert isinstance(linear.bias, torch.nn.Parameter)
+
+
 def test_torchs_checkpointing_has_the_parameter_that_optimum_habanas_copy_lacks():
     assert compat_torch.checkpoint_generator_stops_early()

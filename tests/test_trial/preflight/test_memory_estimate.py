@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import get_peft_model
 
+from trial.model.float32_weights import hold_in_float32
 from trial.model.known_shapes import known_settings, shapes_of
 from trial.model.load import lora_config
 from trial.preflight.memory_estimate import estimate
@@ -29,6 +30,9 @@ def test_weights_gradients_and_states_are_those_of_a_real_model(dtype, lora):
     base = bytes_of(model.parameters())
     if config.lora.r:
         model = get_peft_model(model, lora_config(config.lora))
+    hold_in_float32(model)
+    if not config.lora.r:
+        base = bytes_of(model.parameters())
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
     model(input_ids=torch.ones(1, 8, dtype=torch.long)).logits.sum().backward()
