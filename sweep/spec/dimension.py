@@ -122,11 +122,23 @@ class Range(Conditional):
         if self.type == "int":
             low, high = int(self.low), int(self.high)
             return trial.suggest_int(name, low, high, step=int(self.step or 1), log=self.log)
-        return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
+        drawn = trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
+        return self.canonical(drawn)
+
+    def canonical(self, value: Scalar) -> Scalar:
+        """A drawn number by its shortest decimal form: 0.3, and not the sum 0.30000000000000004.
+
+        A number between the steps stays as it is.
+        """
+        if self.type == "int" or self._step is None or not isinstance(value, int | float):
+            return value
+        steps = round((exact(value) - exact(self.low)) / self._step)
+        nearest = float(exact(self.low) + steps * self._step)
+        return nearest if self._is_on_step(value) else value
 
     def decode(self, drawn: Scalar) -> Any:
-        """The number itself: Optuna stores numbers as they are."""
-        return drawn
+        """The number in its canonical form; a journal may hold Optuna's binary sum."""
+        return self.canonical(drawn)
 
     def encode(self, value: Any) -> Scalar:
         """The number itself, in the type of the range.
@@ -139,7 +151,7 @@ class Range(Conditional):
             raise ValueError(f"{value!r} is not of type {self.type}")
         if not self.low <= value <= self.high or not self._is_on_step(value):
             raise ValueError(f"{value!r} is not in {self.describe()}")
-        return int(value) if self.type == "int" else float(value)
+        return int(value) if self.type == "int" else self.canonical(float(value))
 
     def count(self) -> int | None:
         """The number of values; None for a float range without a step."""

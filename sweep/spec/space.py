@@ -112,6 +112,16 @@ class Space:
         self.resolve(suggest)
         return params
 
+    def canonical(self, params: Mapping[str, Scalar]) -> Params:
+        """Parameters with each number in its canonical form; a journal may hold another."""
+        distributions = dict(self.parameters())
+        return {
+            name: found.canonical(value)
+            if isinstance(found := distributions.get(name), Range)
+            else value
+            for name, value in params.items()
+        }
+
     # From parameters to a configuration
 
     def values(self, params: Mapping[str, Scalar]) -> dict[str, Any]:

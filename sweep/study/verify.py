@@ -11,6 +11,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.sampling.constraints import is_feasible
+from sweep.spec.space import Space
 from sweep.spec.spec import SweepSpec
 from trial.store import metrics
 from trial.store.folders import StudyFolder, TrialFolder
@@ -44,6 +45,7 @@ def verify(folder: StudyFolder, storage: BaseStorage) -> list[Finding]:
     """
     record = folder.read_record()
     spec = SweepSpec.from_content(record.spec)
+    space = Space.of(spec)
     try:
         study = optuna.load_study(study_name=record.name, storage=storage)
     except KeyError:
@@ -57,7 +59,7 @@ def verify(folder: StudyFolder, storage: BaseStorage) -> list[Finding]:
         elif number not in folders:
             found += _without_folder(trials[number])
         else:
-            found += _compare(trials[number], folders[number], spec)
+            found += _compare(trials[number], folders[number], spec, space)
     return found
 
 
@@ -67,7 +69,9 @@ def _without_folder(trial: FrozenTrial) -> Iterator[Finding]:
     yield Finding(trial.number, text, wrong=not running)
 
 
-def _compare(trial: FrozenTrial, folder: TrialFolder, spec: SweepSpec) -> Iterator[Finding]:
+def _compare(
+    trial: FrozenTrial, folder: TrialFolder, spec: SweepSpec, space: Space
+) -> Iterator[Finding]:
     number = trial.number
     try:
         result, config = folder.read_result(), None
@@ -76,8 +80,10 @@ def _compare(trial: FrozenTrial, folder: TrialFolder, spec: SweepSpec) -> Iterat
     except (OSError, ValueError) as error:
         yield Finding(number, str(error))
         return
-    if config and config.origin and config.origin.params != trial.params:
-        yield Finding(number, f"drew {trial.params}, its folder says {config.origin.params}")
+    if config and config.origin:
+        drawn, told = space.canonical(trial.params), space.canonical(config.origin.params)
+        if drawn != told:
+            yield Finding(number, f"drew {drawn}, its folder says {told}")
     if result is None:
         yield from _without_result(trial)
         return

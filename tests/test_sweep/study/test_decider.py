@@ -6,13 +6,14 @@ import math
 
 import optuna
 from helpers.sweeps.decider import complete, learning_rate, make_spec
+from helpers.sweeps.studies import findings
 
-from sweep.spec.dimension import Choices, Derived
-from sweep.spec.spec import ObjectiveSpec, SamplerSpec
+from sweep.spec.dimension import Choices, Derived, Range
+from sweep.spec.spec import ObjectiveSpec, SamplerSpec, StopSpec
 from sweep.storage.open import in_memory, open_storage
 from sweep.study.decider import OptunaDecider
-from trial.store.folders import StudyFolder
-from trial.store.records import Cause, Evaluation, Result
+from trial.store.folders import StudyFolder, TrialFolder
+from trial.store.records import Cause, Evaluation, Result, StudyRecord
 
 
 def test_draws_after_a_resume_are_not_the_draws_before_it(tmp_path):
@@ -120,3 +121,54 @@ def test_an_impossible_draw_is_a_problem_and_no_exception():
         problems.setdefault(proposal.params["lora.r"], proposal.problem)
     assert "lora.lora_alpha" in problems[2]
     assert problems[4] == ""
+
+
+DROPOUT = Range(type="float", low=0.0, high=0.4, step=0.1)
+
+
+def stepped_spec(**changes):
+    """Ranks are drawn at a dropout of 0.3 only."""
+    ranks = Range(type="int", low=2, high=64, when={"lora.lora_dropout": (0.3,)})
+    space = {"lora.lora_dropout": (DROPOUT,), "lora.r": (ranks,)}
+    sampler = SamplerSpec(name="random", seed=1)
+    return make_spec(space=space, sampler=sampler, stop=StopSpec(trials=40), **changes)
+
+
+def test_a_condition_on_a_stepped_number_holds_and_its_branch_is_drawn():
+    decider = OptunaDecider(stepped_spec(), "study", in_memory())
+    proposals = [decider.ask() for _ in range(30)]
+    dropouts = {proposal.params["lora.lora_dropout"] for proposal in proposals}
+    assert dropouts == {0.0, 0.1, 0.2, 0.3, 0.4}
+    for proposal in proposals:
+        drawn = proposal.params["lora.lora_dropout"]
+        assert proposal.config.lora.lora_dropout == drawn
+        assert proposal.config.origin.params == proposal.params
+        assert ("lora.r" in proposal.params) == (drawn == 0.3)
+
+
+def test_a_journal_with_binary_sums_goes_on_and_agrees_with_its_folders(tmp_path):
+    """Trials of an earlier version: the folder has the sum that Optuna drew."""
+    study = StudyFolder(tmp_path / "study")
+    spec = make_spec(name="study", space={"lora.lora_dropout": (DROPOUT,)})
+    study.write_record(StudyRecord(name="study", spec=spec.content()))
+    decider = OptunaDecider(spec, "study", open_storage(study))
+    decider.study.enqueue_trial({"lora.lora_dropout": 0.1 + 0.2})
+    proposal = decider.ask()
+    assert decider.study.trials[0].params == {"lora.lora_dropout": 0.1 + 0.2}
+    lora = proposal.config.lora.model_copy(update={"lora_dropout": 0.1 + 0.2})
+    origin = proposal.config.origin.model_copy(update={"params": {"lora.lora_dropout": 0.1 + 0.2}})
+    older = proposal.config.model_copy(update={"lora": lora, "origin": origin})
+    folder = TrialFolder.create(study.trial(0).path, older)
+    after = OptunaDecider(spec, "study", open_storage(study))
+    (pending,) = after.pending()
+    assert pending.params == {"lora.lora_dropout": 0.3}
+    assert pending.duplicate_of is None
+    folder.write_result(complete(1.0))
+    after.tell(0, complete(1.0))
+    assert findings(study) == []
+    assert space_values(after) == [{"lora.lora_dropout": 0.3}]
+
+
+def space_values(decider):
+    """The values of a study's trials as `confirm: {per: ...}` groups them."""
+    return [decider.space.values(trial.params) for trial in decider.study.trials]
