@@ -61,8 +61,8 @@ TEMPLATE = """\
 # Every key of a sweep file
 
 Written by `python -m sweep.loading.key_reference docs/keys.md`; a test keeps it current.
-`base.training` takes any `TrainingArguments` or `GaudiTrainingArguments` name, `base.lora` any PEFT
-`LoraConfig` name.
+`base.training` takes any `TrainingArguments` or `GaudiTrainingArguments` name and PEFT's
+`loraplus_lr_ratio`, `base.lora` any PEFT `LoraConfig` name.
 {% for title, rows in sections.items() %}
 ## {{ title }}
 

@@ -23,6 +23,7 @@ PREFLIGHT_KEYS = (
     "lora.target_modules",
     "lora.modules_to_save",
     "training.optim",
+    "training.loraplus_lr_ratio",
     "zero_stage",
 )
 """Parameters that the preflight depends on; others cannot change its result."""
@@ -114,7 +115,8 @@ def _variants(spec: SweepSpec) -> Iterator[TrialConfig]:
     for values in variants(space, PREFLIGHT_KEYS):
         config = space.configure_values(values)
         sections = {"model", "data", "deepspeed", "device", "lora", "zero_stage"}
-        key = config.model_dump_json(include=sections) + str(config.training["optim"])
+        optimizer = [config.training.get(name) for name in ("optim", "loraplus_lr_ratio")]
+        key = config.model_dump_json(include=sections) + str(optimizer)
         if key not in seen and len(seen) < VARIANTS:
             seen.add(key)
             yield config

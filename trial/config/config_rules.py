@@ -13,7 +13,7 @@ from typing import Any
 
 from trial.config import library_arguments, objective_registry
 from trial.config.errors import Problem, nearest_choice, unknown
-from trial.config.sections import LoraSection
+from trial.config.sections import TRAINING_DEFAULTS, LoraSection
 
 SET_BY_HARNESS: dict[str, str] = {
     "output_dir": "the trial folder is the output",
@@ -61,8 +61,11 @@ _MINIMUM: dict[str, tuple[float, bool]] = {
     "label_smoothing_factor": (0, True),
     "adam_beta1": (0, True),
     "adam_beta2": (0, True),
+    library_arguments.LORAPLUS_RATIO: (1, True),
 }
 """The least value of a training argument, and whether that value itself is allowed."""
+_OWN_GROUPS = ("galore", "lomo", "apollo", "layerwise")
+"""Parts of the names of optimizers that group the weights themselves."""
 _STEPS = ("logging_steps", "eval_steps", "save_steps")
 """Arguments that are a number of steps, or a fraction of all steps if below 1."""
 _NEEDED_BY_SCHEDULER = {
@@ -118,7 +121,8 @@ def training_problems(training: Mapping[str, Any]) -> list[Problem]:
         if name in SET_BY_HARNESS
     ]
     rest = {name: value for name, value in training.items() if name not in SET_BY_HARNESS}
-    problems += _argument_problems("training", rest, library_arguments.training_arguments())
+    known = library_arguments.training_arguments() | library_arguments.optimizer_arguments()
+    problems += _argument_problems("training", rest, known)
     problems += _reporter_problems(rest.get("report_to"))
     if isinstance(seed := rest.get("seed"), int) and seed >= _SEED_LIMIT:
         problems.append(Problem("training.seed", "must be below 2**32", repr(seed)))
@@ -205,6 +209,16 @@ def adapter_problems(content: Mapping[str, Any]) -> list[Problem]:
     if lora.get("init_lora_weights") == EVA and content.get("zero_stage") == 3:
         rule = "at most 2: eva runs the base model, whose weights stage 3 has partitioned by then"
         problems.append(Problem("zero_stage", rule, "3"))
+    training = section if isinstance(section := content.get("training"), Mapping) else {}
+    if training.get(library_arguments.LORAPLUS_RATIO) is None:
+        return problems
+    optim = training.get("optim", TRAINING_DEFAULTS["optim"])
+    if lora.get("r") == 0:
+        rule = f"at least 1: {library_arguments.LORAPLUS_RATIO} is about A and B"
+        problems.append(Problem("lora.r", rule, "0"))
+    if any(part in str(optim) for part in _OWN_GROUPS):
+        rule = f"an optimizer whose rates {library_arguments.LORAPLUS_RATIO} can set"
+        problems.append(Problem("training.optim", rule, repr(optim), "adamw_torch"))
     return problems
 
 

@@ -137,6 +137,26 @@ def reporters() -> tuple[str, ...]:
     raise LookupError(f"no {_TRACKERS}")
 
 
+LORAPLUS_RATIO = "loraplus_lr_ratio"
+"""PEFT's name for the learning rate of every B over that of every A."""
+
+
+@cache
+def optimizer_arguments() -> dict[str, Argument]:
+    """Arguments of PEFT's LoRA+ optimizer that a trial's `training` section may have, by name.
+
+    Raises:
+        LookupError: the installed PEFT names them otherwise.
+    """
+    for node in _source("peft.optimizers", "loraplus.py").body:
+        if isinstance(node, ast.FunctionDef) and node.name == "create_loraplus_optimizer":
+            for argument in node.args.kwonlyargs:
+                if argument.arg == LORAPLUS_RATIO and argument.annotation is not None:
+                    kind = ast.unparse(argument.annotation)
+                    return {LORAPLUS_RATIO: Argument(LORAPLUS_RATIO, kind, float | None)}
+    raise LookupError(f"no {LORAPLUS_RATIO}")
+
+
 @cache
 def lora_arguments() -> dict[str, Argument]:
     """PEFT's `LoraConfig` fields by name."""

@@ -10,6 +10,7 @@ import hashlib
 import json
 from typing import Any
 
+from trial.config.library_arguments import LORAPLUS_RATIO
 from trial.config.sections import TRAINING_DEFAULTS
 from trial.config.trial_config import TrialConfig
 
@@ -39,6 +40,7 @@ VARIED = frozenset(
         "logging_steps",
         "logging_first_step",
         "save_steps",
+        LORAPLUS_RATIO,
     }
 )
 """Training arguments in which trials of one job may differ."""

@@ -60,7 +60,8 @@ class ModelConfig(Section):
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of the base weights; adapters stay float32."""
+    """Type of the base weights. What is trained is held in float32: adapters, `modules_to_save`,
+    for `r: 0` every weight (16 bytes each with gradient and AdamW)."""
     attn_implementation: str | None = None
     """`eager`, `sdpa`, `gaudi_fused_sdpa`, ...; the model's own default when null."""
     tokenizer_name_or_path: str | None = None
@@ -176,7 +177,9 @@ class DeepSpeedSection(Section):
     """DeepSpeed settings besides `zero_stage`."""
 
     config: str | dict[str, Any] | None = None
-    """The user's own `ds_config.json`: a path or the mapping itself."""
+    """The user's own `ds_config.json`: a path or the mapping itself. The trial's own keys win over
+    its stage, batch sizes, scheduler, bf16 and AdamW's hyperparameters; another optimizer than
+    `training.optim` is refused."""
     offload_optimizer: Literal["none", "cpu"] = "none"
     """Where optimizer states live (stages 1 to 3)."""
     offload_param: Literal["none", "cpu"] = "none"

@@ -53,7 +53,8 @@ class TrialConfig(Section):
     lora: LoraSection = LoraSection()
     """The adapter."""
     training: dict[str, Any] = Field(default_factory=dict)
-    """`TrainingArguments` and `GaudiTrainingArguments` keys by their own names."""
+    """`TrainingArguments` and `GaudiTrainingArguments` keys by their own names, and PEFT's
+    `loraplus_lr_ratio`: LoRA+ trains every B at that many times the learning rate of every A."""
     objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
     """What training minimises: a name, or `{name: ..., its arguments}`."""
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
@@ -137,7 +138,10 @@ def known_keys() -> dict[str, tuple[str, ...]]:
     known["lora"] = tuple(dict.fromkeys([*known["lora"], *library_arguments.lora_arguments()]))
     known["training"] = tuple(
         name
-        for name in library_arguments.training_arguments()
+        for name in (
+            *library_arguments.training_arguments(),
+            *library_arguments.optimizer_arguments(),
+        )
         if name not in config_rules.SET_BY_HARNESS
     )
     known["objective"] = ("name", *objective_registry.all_arguments())

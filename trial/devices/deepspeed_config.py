@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trial.config.errors import ConfigError, Problem
+from trial.config.library_arguments import LORAPLUS_RATIO
 from trial.config.trial_config import TrialConfig
 
 AUTO = "auto"
@@ -86,7 +87,7 @@ def deepspeed_config(
     merged["zero_optimization"] = _zero(config, device, merged.get("zero_optimization") or {})
     merged["bf16"] = {**(merged.get("bf16") or {}), "enabled": wants_bf16(config)}
     merged.setdefault("steps_per_print", 10**9)
-    own = merged.pop("optimizer", None) if _steps_by_adamw(config) else None
+    own = merged.pop("optimizer", None) if _leaves_it_to_deepspeed(config) else None
     if own:
         parameters = {**(own.get("params") or {}), **dict.fromkeys(HYPERPARAMETERS, AUTO)}
         merged["optimizer"] = {**own, "params": parameters}
@@ -104,12 +105,10 @@ def replaced_parts(config: TrialConfig, user: Mapping[str, Any]) -> list[str]:
     found = ["scheduler"] if user.get("scheduler") else []
     section = user.get("optimizer") or {}
     parameters = section.get("params") or {}
-    if section and not _steps_by_adamw(config):
+    if section and not _leaves_it_to_deepspeed(config):
         return [*found, "optimizer"]
     found += [
-        f"optimizer.params.{name}"
-        for name in HYPERPARAMETERS
-        if parameters.get(name, AUTO) != AUTO
+        f"optimizer.params.{name}" for name in HYPERPARAMETERS if parameters.get(name, AUTO) != AUTO
     ]
     enabled = (user.get("bf16") or {}).get("enabled", AUTO)
     return [*found, *(["bf16.enabled"] if enabled not in (AUTO, wants_bf16(config)) else [])]
@@ -126,21 +125,30 @@ def optimizer_problems(config: TrialConfig, user: Mapping[str, Any]) -> list[Pro
     problems = []
     section = user.get("optimizer") or {}
     name, optim = str(section.get("type", "")), str(config.training["optim"])
-    if section and _steps_by_adamw(config) and not _is_adamw(section):
+    if section and _leaves_it_to_deepspeed(config) and not _is_adamw(section):
         rule = (
             "an optimizer of type AdamW, or none: the optimizer is `training.optim`, its "
             "hyperparameters are keys of `training`"
         )
         problems.append(Problem("deepspeed.config", rule, f"optimizer.type {name!r}"))
     zero = _zero(config, "cpu", user.get("zero_optimization") or {})
-    if _offloads(zero, "offload_optimizer") and not _steps_by_adamw(config):
+    offloads = _offloads(zero, "offload_optimizer")
+    if offloads and _loraplus(config) is not None:
+        rule = "null where optimizer states are offloaded: DeepSpeed's AdamW has one rate"
+        problems.append(Problem(f"training.{LORAPLUS_RATIO}", rule, repr(_loraplus(config))))
+    if offloads and optim not in ADAMW_ARGUMENTS:
         rule = f"{' or '.join(ADAMW_ARGUMENTS)} where optimizer states are offloaded"
         problems.append(Problem("training.optim", rule, repr(optim), ADAMW_ARGUMENTS[0]))
     return problems
 
 
-def _steps_by_adamw(config: TrialConfig) -> bool:
-    return config.training["optim"] in ADAMW_ARGUMENTS
+def _leaves_it_to_deepspeed(config: TrialConfig) -> bool:
+    """Whether an AdamW of DeepSpeed can stand for the trial's optimizer."""
+    return config.training["optim"] in ADAMW_ARGUMENTS and _loraplus(config) is None
+
+
+def _loraplus(config: TrialConfig) -> float | None:
+    return config.training.get(LORAPLUS_RATIO)
 
 
 def _is_adamw(section: Mapping[str, Any]) -> bool:

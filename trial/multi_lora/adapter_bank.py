@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
@@ -92,6 +93,8 @@ class AdapterBank:
             for layer in initial.layers
             for shape in ((rank, layer.a.shape[1]), (layer.b.shape[0], rank))
         ]
+        self.b_parts = _parts_of_b(shapes, flat=flat)
+        """Of each block, the parts along its second dimension that belong to a B."""
         tensors = list(self._flat_tensors(shapes) if flat else self._separate_tensors(shapes))
         self.scales = torch.zeros(len(initial.layers), slots, 1, 1, device=device)
         self.layers = [
@@ -216,6 +219,14 @@ class AdapterBank:
         slots = self.view.slot_slice
         if self._cast_block is not None and slots is not None:
             self.blocks[0][1][slots].add_(self._cast_block[1][slots])
+
+
+def _parts_of_b(shapes: Sequence[Shape], *, flat: bool) -> list[list[slice]]:
+    """Where the B of each layer lies in every block; `shapes` are those of A and B in turns."""
+    if not flat:
+        return [[slice(0, rows)] if number % 2 else [] for number, (rows, _) in enumerate(shapes)]
+    ends = list(accumulate(rows * columns for rows, columns in shapes))
+    return [[slice(ends[b - 1], ends[b]) for b in range(1, len(ends), 2)]]
 
 
 def _with_grad(value: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:

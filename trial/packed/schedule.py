@@ -16,7 +16,7 @@ import torch
 from trial.config.trial_config import TrialConfig
 from trial.multi_lora.adamw import StepSettings
 from trial.multi_lora.packable import NotPackableError
-from trial.training.arguments import saves_with_each_evaluation
+from trial.training.arguments import loraplus_ratio, saves_with_each_evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,8 @@ class TrialSchedule:
     lr_factor: Callable[[int], float]
     """Factor of the learning rate as a function of the number of steps done."""
     ranks: int = 1
+    lr_ratio: float = 1.0
+    """Rate of every B over that of every A (LoRA+)."""
 
     @property
     def step_rows(self) -> int:
@@ -59,6 +61,7 @@ class TrialSchedule:
             betas=(args.adam_beta1, args.adam_beta2),
             eps=args.adam_epsilon,
             max_grad_norm=args.max_grad_norm or 0.0,
+            lr_ratio=self.lr_ratio,
         )
 
     def logs(self, step: int) -> bool:
@@ -100,6 +103,7 @@ def make_schedule(args: Any, config: TrialConfig, rows: int, ranks: int = 1) -> 
         ),
         lr_factor=_lr_factor(args, max_steps),
         ranks=ranks,
+        lr_ratio=loraplus_ratio(config) or 1.0,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from trial.config import library_arguments
 from trial.config.trial_config import TrialConfig
 from trial.devices import compat, deepspeed_config
 from trial.devices.device import Device
@@ -47,7 +48,8 @@ def training_keywords(
     ignored = sorted(device.ignored_arguments() & set(config.training))
     if ignored:
         logger.warning("no effect on %s: %s", device.name, ", ".join(ignored))
-    configured = {name: value for name, value in config.training.items() if name not in ignored}
+    left_out = {*ignored, *library_arguments.optimizer_arguments()}
+    configured = {name: value for name, value in config.training.items() if name not in left_out}
     keywords = {**DEFAULTS, **configured, **REQUIRED, **device.arguments(config)}
     keywords["output_dir"] = str(folder.checkpoints)
     keywords["logging_dir"] = str(folder.path / "logs")
@@ -68,12 +70,19 @@ def training_keywords(
     return keywords
 
 
+def loraplus_ratio(config: TrialConfig) -> float | None:
+    """The rate of every B over that of every A; None where all have one rate."""
+    return config.training.get(library_arguments.LORAPLUS_RATIO)
+
+
 def tracker_labels(config: TrialConfig) -> dict[str, Any]:
     """What goes to experiment trackers (`report_to`) beside the trainer's own arguments."""
     labels = {f"lora.{name}": value for name, value in config.lora.model_dump().items()}
     if config.origin:
         labels |= {"study": config.origin.study, "trial": config.origin.number}
         labels |= {f"drawn.{name}": value for name, value in config.origin.params.items()}
+    if (ratio := loraplus_ratio(config)) is not None:
+        labels[library_arguments.LORAPLUS_RATIO] = ratio
     return {**labels, "zero_stage": config.zero_stage, "model": config.model.name_or_path}
 
 

@@ -17,6 +17,7 @@ from trial.devices.compat import patch_trainer
 from trial.devices.device import Device
 from trial.model.dropout_hash import row_key
 from trial.model.weights import save_weights
+from trial.training.arguments import loraplus_ratio
 from trial.training.loss import count_targets, exact_loss
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class TrialTrainer(Base):
     """A mixin over a trainer class; `trainer_class` combines the two."""
 
     control: Any
+    optimizer: Any
     batch_parts = 1
     """Parts of a batch: an objective has forget, retain or alternative rows; `sft` has one part."""
 
@@ -189,12 +191,31 @@ class TrialTrainer(Base):
         return 0
 
     def create_optimizer(self) -> Any:
-        """The trainer's own optimizer without empty parameter groups, which break ZeRO 1 and 3."""
+        """The trainer's own optimizer, or PEFT's LoRA+ with it, without empty parameter groups.
+
+        Those break ZeRO 1 and 3.
+        """
+        ratio = loraplus_ratio(self.run.config)
+        if self.optimizer is None and ratio is not None:
+            self.optimizer = self._loraplus_optimizer(ratio)
         optimizer = super().create_optimizer()
         # accelerate's placeholder for an optimizer that DeepSpeed makes has no groups yet.
         if (groups := getattr(optimizer, "param_groups", None)) is not None:
             groups[:] = [group for group in groups if group["params"]]
         return optimizer
+
+    def _loraplus_optimizer(self, ratio: float) -> Any:
+        from peft.optimizers import create_loraplus_optimizer
+
+        kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        return create_loraplus_optimizer(
+            self.model,
+            kind,
+            lr=settings.pop("lr"),
+            loraplus_lr_ratio=ratio,
+            loraplus_weight_decay=self.args.weight_decay,
+            **settings,
+        )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
         return self.epoch_sampler(train_dataset or self.train_dataset)

@@ -10,22 +10,34 @@ import torch
 
 from trial.multi_lora.adamw import SlotAdamW, StepSettings
 
+B_PARTS = [slice(10, 25), slice(38, 40)]
+"""Elements that belong to a B."""
 
+
+@pytest.mark.parametrize("ratio", [1.0, 8.0])
 @pytest.mark.parametrize("how", [{}, {"masked": True}, {"fused": True}], ids=str)
-def test_slots_step_as_torchs_own_adamw(how):
+def test_slots_step_as_torchs_own_adamw(how, ratio):
     torch.manual_seed(0)
     settings = [
-        StepSettings(1, 1e-2, 0.1, (0.9, 0.999), 1e-8, 1.0),
+        StepSettings(1, 1e-2, 0.1, (0.9, 0.999), 1e-8, 1.0, ratio),
         StepSettings(1, 1e-3, 0.0, (0.8, 0.95), 1e-6, 0.0),
         None,
     ]
     value, grad = torch.randn(3, 40), torch.zeros(3, 40)
-    ours = SlotAdamW([(value, grad)], **how)
-    singles = [torch.nn.Parameter(value[slot].clone()) for slot in range(2)]
+    ours = SlotAdamW([(value, grad)], b_parts=[B_PARTS], **how)
+    of_b = torch.zeros(40, dtype=torch.bool)
+    for part in B_PARTS:
+        of_b[part] = True
+    singles = [
+        [torch.nn.Parameter(value[slot][mask].clone()) for mask in (~of_b, of_b)]
+        for slot in range(2)
+    ]
     theirs = [
-        torch.optim.AdamW([p], lr=one.lr, betas=one.betas, eps=one.eps,
-                          weight_decay=one.weight_decay)
-        for p, one in zip(singles, settings[:2], strict=True)
+        torch.optim.AdamW(
+            [{"params": a, "lr": one.lr}, {"params": b, "lr": one.lr * one.lr_ratio}],
+            betas=one.betas, eps=one.eps, weight_decay=one.weight_decay,
+        )
+        for (a, b), one in zip(singles, settings[:2], strict=True)
     ]  # fmt: skip
     untouched = value[2].clone()
     for step in range(1, 6):
@@ -34,12 +46,15 @@ def test_slots_step_as_torchs_own_adamw(how):
         grad.copy_(fresh)
         norms = ours.step([one and dataclasses.replace(one, step=step) for one in settings])
         for slot, (single, optimizer) in enumerate(zip(singles, theirs, strict=True)):
-            single.grad = fresh[slot].clone()
+            for parameter, mask in zip(single, (~of_b, of_b), strict=True):
+                parameter.grad = fresh[slot][mask].clone()
             limit = settings[slot].max_grad_norm or math.inf
-            expected = torch.nn.utils.clip_grad_norm_([single], limit)
+            expected = torch.nn.utils.clip_grad_norm_(single, limit)
             optimizer.step()
             assert norms[slot] == pytest.approx(expected.item(), rel=1e-5)
-            torch.testing.assert_close(value[slot], single.detach(), atol=1e-6, rtol=1e-5)
+            for parameter, mask in zip(single, (~of_b, of_b), strict=True):
+                stepped = parameter.detach()
+                torch.testing.assert_close(value[slot][mask], stepped, atol=1e-6, rtol=1e-5)
     assert torch.equal(value[2], untouched)
     assert torch.equal(grad[2], fresh[2])
     assert not grad[:2].any()
