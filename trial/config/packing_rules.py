@@ -40,6 +40,8 @@ VARIED = frozenset(
         "logging_steps",
         "logging_first_step",
         "save_steps",
+        "report_to",
+        "run_name",
         LORAPLUS_RATIO,
     }
 )
@@ -49,8 +51,7 @@ SHARED = frozenset({"per_device_train_batch_size", "per_device_eval_batch_size",
 """Training arguments in which the trials of one job must agree."""
 
 FIXED: dict[str, Any] = {
-    name: TRAINING_DEFAULTS[name]
-    for name in ("eval_strategy", "save_strategy", "report_to", "optim")
+    name: TRAINING_DEFAULTS[name] for name in ("eval_strategy", "save_strategy", "optim")
 }
 """Training arguments that must have this value in a packed job."""
 

@@ -213,6 +213,7 @@ def _end_trial(
     step = context.run.steps if context.run else None
     result = context.result("failed", failure_kinds.cause_of(error, step))
     commit_result(context, result)
+    context.report_end(failed=True)
     source.ended(trial, result)
 
 

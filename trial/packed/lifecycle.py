@@ -109,6 +109,7 @@ class TrialLifecycle:
         commit_result(slot.context, result)
         self.pool.remove(slot)
         write_log(slot.run.folder, f"{state}: {result.eval_loss}")
+        slot.context.report_end(failed=False)
         self.source.ended(slot.trial, result)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from types import SimpleNamespace
+
 from trial.model.load import model_hash
 from trial.multi_lora.packable import NotPackableError
 from trial.packed.setup import PackedSetup
@@ -10,6 +13,7 @@ from trial.packed.trial_source import PackedTrial
 from trial.store.phase_timer import SharedPhaseTimer
 from trial.training.attempt import record_attempt, restore_run_state
 from trial.training.context import AttemptContext
+from trial.training.trackers import TrackerRun
 
 
 def load_trial(
@@ -34,6 +38,11 @@ def load_trial(
     schedule = setup.schedule(config, trial.folder)
     initial = setup.initializer.create(config)
     context.parameters = initial.parameters
+    described = SimpleNamespace(
+        config=setup.engine.base.config, peft_config={"default": initial.config}
+    )
+    tracker_run = TrackerRun(config, trial.folder, schedule.args)
+    context.report = partial(tracker_run.write, described)
     checkpoint, run = restore_run_state(context, setup.device)
     if checkpoint is not None and not (checkpoint / STATE_FILE).is_file():
         raise NotPackableError("its checkpoint is a trainer's own")

@@ -26,7 +26,26 @@ from trial.model.model_folder import read_object
 from trial.preflight.model_checks import model_problems
 from trial.store.reference_ratios import read_ratios
 
-TRACKERS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
+TRACKERS = {
+    **{
+        name: name
+        for name in (
+            "clearml",
+            "codecarbon",
+            "comet_ml",
+            "dagshub",
+            "dvclive",
+            "mlflow",
+            "neptune",
+            "swanlab",
+            "tensorboard",
+            "trackio",
+            "wandb",
+        )
+    },
+    "azure_ml": "azureml",
+    "flyte": "flytekit",
+}
 """Values of `training.report_to` and the package that each needs."""
 
 KEYS_AFTER_READING = ("prompt_format", "max_length", "max_train_samples", "max_eval_samples")

@@ -53,8 +53,7 @@ def training_keywords(
     keywords = {**DEFAULTS, **configured, **REQUIRED, **device.arguments(config)}
     keywords["output_dir"] = str(folder.checkpoints)
     keywords["logging_dir"] = str(folder.path / "logs")
-    if config.origin:
-        keywords.setdefault("run_name", f"{config.origin.study}/{config.origin.number}")
+    keywords["run_name"] = _run_name(config, folder)
     if saves_with_each_evaluation(config):
         keywords["save_strategy"] = "no"
     if resumed:
@@ -68,6 +67,14 @@ def training_keywords(
         if replaced := deepspeed_config.replaced_parts(config, user):
             logger.warning("the trial's own keys replace of deepspeed.config: %s", replaced)
     return keywords
+
+
+def _run_name(config: TrialConfig, folder: TrialFolder) -> str:
+    """The name of the trial's runs with its trackers; each trial of a study has its own."""
+    given = config.training.get("run_name")
+    if config.origin is None:
+        return given or folder.path.name
+    return f"{given or config.origin.study}/{config.origin.number}"
 
 
 def loraplus_ratio(config: TrialConfig) -> float | None:

@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +31,7 @@ from trial.training.callbacks import TrialCallback
 from trial.training.checkpoints import Checkpoints, TrialProgress
 from trial.training.context import AttemptContext
 from trial.training.run_state import RunState, Stopped
+from trial.training.trackers import TrackerRun
 from trial.training.trainer import collator
 from trial.training.trainer_setup import trainer_setup
 
@@ -51,7 +53,8 @@ def run_attempt(context: AttemptContext, device: Device) -> State | None:
         if reason := run.poll_stop():
             raise Stopped(reason)
         context.trainer = _build_trainer(context, device, run, checkpoint)
-        context.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with _tracker_run(context):
+            context.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except Stopped as stopped:
         run.stop = stopped.reason
     run.update_progress()
@@ -64,6 +67,13 @@ def run_attempt(context: AttemptContext, device: Device) -> State | None:
 
     save_result_weights(context, run, save)
     return "complete"
+
+
+def _tracker_run(context: AttemptContext) -> AbstractContextManager[None]:
+    """The trial's own runs with its trackers; the first rank reports."""
+    if context.rank_group.rank:
+        return nullcontext()
+    return TrackerRun(context.config, context.folder, context.trainer.args).open()
 
 
 def restore_run_state(context: AttemptContext, device: Device) -> tuple[Path | None, RunState]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,13 @@ class AttemptContext:
     model_hash: str = ""
     parameters: tuple[int, int] = (0, 0)
     """Trainable and all parameters."""
+    report: Callable[..., None] | None = None
+    """Writes a packed trial to its trackers (`TrackerRun.write`)."""
+
+    def report_end(self, *, failed: bool) -> None:
+        """Write a packed trial that has ended to its trackers; the first rank does."""
+        if self.report is not None and not self.rank_group.rank:
+            self.report(failed=failed)
 
     def result(self, state: State, cause: Cause | None = None) -> Result:
         """The trial's result record, from what is known."""
