@@ -39,10 +39,27 @@ SET_BY_HARNESS: dict[str, str] = {
 }
 """Training arguments that the harness sets itself, and what to say instead."""
 
-_REFUSED: dict[str, tuple[Any, str]] = {
-    "save_only_model": (True, "a trial resumes exactly, from the optimizer's state too"),
+_SHARDED = "weights are sharded by `zero_stage`"
+_OWN_EVALUATION = "evaluations are the trial's own, in the type that it trains in"
+_WITHOUT_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {
+    "save_only_model": ((False,), "a trial resumes exactly, from the optimizer's state too"),
+    "accelerator_config": ((None,), "batches and accumulation have keys of their own here"),
+    "bf16_full_eval": ((False,), _OWN_EVALUATION),
+    "fp16_full_eval": ((False,), _OWN_EVALUATION),
+    "jit_mode_eval": ((False,), _OWN_EVALUATION),
+    "fsdp": ((None, "", []), _SHARDED),
+    "fsdp_config": ((None,), _SHARDED),
+    "fsdp_min_num_params": ((0,), _SHARDED),
+    "fsdp_transformer_layer_cls_to_wrap": ((None,), _SHARDED),
+    "length_column_name": (("length",), "`group_by_length` counts tokens itself"),
+    "past_index": ((-1,), "rows are trained whole"),
+    "per_gpu_train_batch_size": ((None,), "say `per_device_train_batch_size`"),
+    "per_gpu_eval_batch_size": ((None,), "say `per_device_eval_batch_size`"),
 }
-"""Values of training arguments that are refused in a new configuration, and why."""
+"""Training arguments that would not do here what they say: the values that are accepted in a new
+configuration, their defaults, and why no other is."""
+_TAKES_NO_OPTIM_ARGS = ("adamw_torch", "adamw_torch_fused", "adafactor", "adagrad", "sgd")
+"""Values of `optim` for which transformers ignores `optim_args`."""
 _MINIMUM: dict[str, tuple[float, bool]] = {
     "learning_rate": (0, False),
     "per_device_train_batch_size": (1, True),
@@ -103,6 +120,7 @@ _UNMET_KEYS: dict[str, str] = {
     "runtime_config": "it is about loading, and PEFT does not save it",
 }
 """Keys of `lora` that are refused unless null, and why."""
+_PARTITIONING_STAGE = 3
 EVA = "eva"
 """The `init_lora_weights` that takes the adapter's start from the training rows."""
 _CHANGES_BASE_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -152,11 +170,27 @@ def training_problems(training: Mapping[str, Any]) -> list[Problem]:
 def new_training_problems(training: Mapping[str, Any]) -> list[Problem]:
     """Every mistake under `training` of a configuration that no trial has been trained with yet."""
     refused = [
-        Problem(f"training.{name}", f"not {value!r}: {reason}", repr(value))
-        for name, (value, reason) in _REFUSED.items()
-        if training.get(name) == value
+        Problem(f"training.{name}", f"{_plain(accepted[0])}: {reason}", _plain(training[name]))
+        for name, (accepted, reason) in _WITHOUT_EFFECT.items()
+        if name in training and training[name] not in accepted
     ]
+    optim = training.get("optim", TRAINING_DEFAULTS["optim"])
+    if training.get("optim_args") and optim in _TAKES_NO_OPTIM_ARGS:
+        rule = f"null: transformers' {optim} takes none"
+        refused.append(Problem("training.optim_args", rule, repr(training["optim_args"])))
     return [*training_problems(training), *refused]
+
+
+def refused_training_arguments() -> frozenset[str]:
+    """Training arguments of which a new configuration may give the default only."""
+    return frozenset(_WITHOUT_EFFECT)
+
+
+def _plain(value: Any) -> str:
+    """A value as a YAML file has it, where that differs from Python's."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _scheduler_problems(training: Mapping[str, Any]) -> list[Problem]:
@@ -197,6 +231,11 @@ def lora_problems(lora: Mapping[str, Any]) -> list[Problem]:
     return [*problems, *lora_argument_problems(extra)]
 
 
+def refused_lora_fields() -> tuple[str, ...]:
+    """Fields of PEFT's `LoraConfig` that a new configuration may set to null only."""
+    return tuple(_UNMET_KEYS)
+
+
 def lora_argument_problems(arguments: Mapping[str, Any]) -> list[Problem]:
     """Names that PEFT's `LoraConfig` does not have, and values of another type than it takes."""
     return _argument_problems("lora", arguments, library_arguments.lora_arguments())
@@ -206,8 +245,11 @@ def adapter_problems(content: Mapping[str, Any]) -> list[Problem]:
     """What keys of `lora` and `training` need of other sections of a whole configuration."""
     lora = section if isinstance(section := content.get("lora"), Mapping) else {}
     problems = []
-    if lora.get("init_lora_weights") == EVA and content.get("zero_stage") == 3:
+    if lora.get("init_lora_weights") == EVA and content.get("zero_stage") == _PARTITIONING_STAGE:
         rule = "at most 2: eva runs the base model, whose weights stage 3 has partitioned by then"
+        problems.append(Problem("zero_stage", rule, "3"))
+    if content.get("zero_stage") == _PARTITIONING_STAGE and _trains_base_weights(content, lora):
+        rule = "at most 2: stage 3 takes adapter and base weights of one type only"
         problems.append(Problem("zero_stage", rule, "3"))
     training = section if isinstance(section := content.get("training"), Mapping) else {}
     if training.get(library_arguments.LORAPLUS_RATIO) is None:
@@ -220,6 +262,15 @@ def adapter_problems(content: Mapping[str, Any]) -> list[Problem]:
         rule = f"an optimizer whose rates {library_arguments.LORAPLUS_RATIO} can set"
         problems.append(Problem("training.optim", rule, repr(optim), "adamw_torch"))
     return problems
+
+
+def _trains_base_weights(content: Mapping[str, Any], lora: Mapping[str, Any]) -> bool:
+    """Whether weights of a base model in a lower type are trained beside an adapter."""
+    model = section if isinstance(section := content.get("model"), Mapping) else {}
+    beside = lora.get("modules_to_save") or lora.get("trainable_token_indices")
+    has_bias = lora.get("bias", "none") != "none"
+    lower = model.get("dtype", "float32") != "float32"
+    return bool(lower and lora.get("r", 8) and (beside or has_bias))
 
 
 def gaudi_config_problems(given: Mapping[str, Any]) -> list[Problem]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from trial.config import library_arguments
 from trial.config.trial_config import TrialConfig
-from trial.devices import gaudi_release, optimum_habana, peak_memory
+from trial.devices import deepspeed_config, gaudi_release, optimum_habana, peak_memory
 from trial.devices.detect import has_gaudi_software
 from trial.devices.environment import BEFORE_START
 
@@ -134,7 +134,11 @@ def _hpu_environment(config: TrialConfig) -> dict[str, str]:
 
 
 def _hpu_trainer_arguments(config: TrialConfig) -> dict[str, Any]:
-    return {"gaudi_config": optimum_habana.gaudi_config(config.gaudi_config)}
+    found = optimum_habana.gaudi_config(config.gaudi_config)
+    if config.training["optim"] not in deepspeed_config.ADAMW_ARGUMENTS:
+        # GaudiTrainer would take Habana's AdamW whatever `optim` says.
+        found.use_fused_adam = False
+    return {"gaudi_config": found}
 
 
 def _hpu_log_settings(trainer: Any, config: TrialConfig) -> None:

@@ -122,3 +122,10 @@ def test_a_worker_imports_no_framework_that_it_does_not_use():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip().splitlines()[-1] == "[] Trainer"
+
+
+@pytest.mark.parametrize(("optim", "fused"), [("adamw_torch", True), ("sgd", False)])
+def test_on_hpu_another_optimizer_than_adamw_is_not_replaced_by_habanas(optim, fused):
+    config = parse({"training": {"optim": optim}})
+    found = DEVICES["hpu"].trainer_arguments(config)["gaudi_config"]
+    assert found.use_fused_adam is fused

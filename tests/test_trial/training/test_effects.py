@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from helpers.packed import StopsAfter
-from helpers.train import Material
+from helpers.training.packed import StopsAfter
+from helpers.training.train import Material
 
 from trial.config.trial_config import problems_of
 from trial.train import train
@@ -74,3 +74,19 @@ def test_save_only_model_is_refused_and_an_older_trial_with_it_resumes_exactly(m
     train(folder, None, material.process_cache())
     both = [[row.eval_loss for row in one.read_evaluations()] for one in (whole, folder)]
     assert both[0] == both[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("accelerator_config", {"split_batches": True}),
+        ("bf16_full_eval", True),
+        ("fsdp", "full_shard"),
+        ("length_column_name", "tokens"),
+        ("per_gpu_train_batch_size", 4),
+        ("optim_args", "beta3=0.9"),
+    ],
+)
+def test_what_would_not_act_is_refused_by_name(name, value):
+    (problem,) = problems_of({"training": {name: value}})
+    assert problem.key == f"training.{name}"
