@@ -13,7 +13,7 @@ from sweep.study.decider import OptunaDecider, renumbered
 from trial.config import yaml_file
 from trial.config.errors import ConfigError, Problem
 from trial.config.trial_config import TrialConfig, parse
-from trial.store.disk_full import sync_tree
+from trial.store.files import sync_tree
 from trial.store.folders import StudyFolder, TrialFolder
 
 

@@ -110,6 +110,10 @@ PRIVATE_NAMES = (
         "devices.compat: read by packed jobs",
     ),
     PrivateName(
+        "transformers", "transformers", "PreTrainedModel._tied_weights_keys",
+        "devices.compat: names of tensors that are saved once",
+    ),
+    PrivateName(
         "optimum-habana", "optimum.habana.transformers.trainer",
         "GaudiTrainer.get_batch_samples_transformers", "training.trainer: overridden",
     ),
@@ -247,6 +251,11 @@ def set_attention_name(model: Any, name: str) -> None:
 def looks_attention_up(model: Any) -> bool:
     """Whether a model's layers look their attention function up by its name, at every call."""
     return bool(getattr(model, "_supports_attention_backend", False))
+
+
+def tied_names(model: Any) -> list[str]:
+    """Regular expressions of the names of tensors that a model's class may tie to others."""
+    return list(getattr(model, "_tied_weights_keys", None) or [])
 
 
 def is_zero_parameter(parameter: Any) -> bool:

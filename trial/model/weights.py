@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,8 @@ import torch
 
 from trial.devices.compat import is_zero_parameter
 from trial.distributed import rank_env
+from trial.model.whole_model import save_model
+from trial.store.files import atomic_folder
 
 StateDict = dict[str, torch.Tensor]
 
@@ -30,32 +30,47 @@ def save_weights(
     state = trained_state(model)
     if rank_env.rank():
         return
-    with _atomic_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         if hasattr(model, "peft_config"):
             _save_adapter(model, state, temporary)
         else:
-            _save_model(model, state, temporary, dtype)
+            save_model(model, temporary, state, dtype)
             if tokenizer is not None:
                 tokenizer.save_pretrained(temporary)
 
 
 def trained_state(model: Any) -> StateDict:
-    """Trainable parameters of a PEFT model, or all of another, gathered from ZeRO, on the CPU."""
+    """Trainable parameters of a PEFT model, or all of another, gathered from ZeRO, on the CPU.
+
+    Every name has a tensor of its own, except that tensors which a whole model ties stay shared.
+    """
     if hasattr(model, "peft_config"):
-        # With all its names: PEFT asks for each module that shares a weight.
-        parameters = model.named_parameters(remove_duplicate=False)
-        tensors = {name: p for name, p in parameters if p.requires_grad}
+        # With the second name of a shared parameter (`ensure_weight_tying`): PEFT asks for both.
+        named = model.named_parameters(remove_duplicate=False)
+        tensors = {name: p for name, p in named if p.requires_grad}
+        shared: dict[int, torch.Tensor] | None = None
     else:
-        tensors = model.state_dict(keep_vars=True)
-    with _gather_from_zero(list(filter(is_zero_parameter, tensors.values()))):
-        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+        tensors, shared = model.state_dict(keep_vars=True), {}
+    partitioned = {id(tensor): tensor for tensor in tensors.values() if is_zero_parameter(tensor)}
+    with _gather_from_zero(list(partitioned.values())):
+        return {name: _copy(tensor, shared) for name, tensor in tensors.items()}
+
+
+def _copy(tensor: torch.Tensor, copies: dict[int, torch.Tensor] | None) -> torch.Tensor:
+    """A copy on the CPU; the earlier one of the same tensor, if `copies` has it."""
+    copy = copies.get(id(tensor)) if copies is not None else None
+    if copy is None:
+        copy = tensor.detach().cpu().clone()
+        if copies is not None:
+            copies[id(tensor)] = copy
+    return copy
 
 
 def copy_folder(source: Path, target: Path) -> None:
     """Copy a folder of weights atomically; files are hard links where the file system allows it."""
     if rank_env.rank():
         return
-    with _atomic_folder(target) as temporary:
+    with atomic_folder(target) as temporary:
         shutil.copytree(source, temporary, copy_function=_link, dirs_exist_ok=True)
 
 
@@ -63,21 +78,8 @@ def write_adapter(tensors: StateDict, config: Any, folder: Path) -> None:
     """Write tensors by their saved names, and PEFT's `config`, atomically; rank 0 writes."""
     if rank_env.rank():
         return
-    with _atomic_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         _write_adapter(tensors, config, temporary)
-
-
-def _save_model(model: Any, state: StateDict, folder: Path, dtype: str | None) -> None:
-    if dtype is not None:
-        kind = getattr(torch, dtype)
-        state = {name: t.to(kind) if t.is_floating_point() else t for name, t in state.items()}
-    model.save_pretrained(folder, state_dict=state, safe_serialization=True)
-    if dtype is not None:
-        # transformers wrote the type of the weights in memory.
-        file = folder / "config.json"
-        settings = json.loads(file.read_text(encoding="utf-8"))
-        settings["torch_dtype"] = dtype
-        file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _save_adapter(model: Any, state: StateDict, folder: Path) -> None:
@@ -107,22 +109,6 @@ def _gather_from_zero(parameters: list[torch.Tensor]) -> Any:
     import deepspeed
 
     return deepspeed.zero.GatheredParameters(parameters)
-
-
-@contextmanager
-def _atomic_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that replaces `folder` if no error occurs."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _link(source: str, target: str) -> str:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from pathlib import Path
-
-from trial.store.files import sync_folder
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """The `errno`s of an OSError that mean a full disk."""
@@ -54,12 +51,3 @@ def refuse_if_full(error: BaseException, folder: Path) -> None:
     """
     if is_full(error, folder):
         raise DiskFullError(f"the disk of {folder} is full: {error}") from error
-
-
-def sync_tree(folder: Path) -> None:
-    """Write every file below a folder to disk (fsync), where a full disk may first show."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-    sync_folder(folder)

@@ -1,10 +1,13 @@
-"""Crash-safe files: atomic writes, appended lines, repair of torn last lines."""
+"""Crash-safe files and folders: atomic writes, appended lines, repair of torn last lines."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,78 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `folder` if no error occurs; it is on disk then.
+
+    A folder that is replaced is first renamed to `.NAME.old`: at any moment the old one or the new
+    one is whole, and the next call puts back what a kill between the renames has left. It also
+    removes the temporary folders of processes of this host that are no longer alive.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(f".{folder.name}.old")
+    if aside.exists() and not folder.exists():
+        os.replace(aside, folder)
+    _remove_abandoned(folder)
+    temporary = folder.with_name(f"{_temporary_prefix(folder)}{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        sync_tree(temporary)
+        shutil.rmtree(aside, ignore_errors=True)
+        _take_place(temporary, folder, aside)
+        sync_folder(folder.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take_place(temporary: Path, folder: Path, aside: Path) -> None:
+    is_replaced = folder.exists()
+    if is_replaced:
+        os.replace(folder, aside)
+    try:
+        os.replace(temporary, folder)
+    except BaseException:
+        if is_replaced:
+            os.replace(aside, folder)
+        raise
+
+
+def _temporary_prefix(folder: Path) -> str:
+    return f".{folder.name}.{socket.gethostname()}."
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove temporary folders that killed processes of this host have left."""
+    prefix = _temporary_prefix(folder)
+    for path in folder.parent.iterdir():
+        pid = path.name.removeprefix(prefix).removesuffix(".tmp")
+        is_one = path.name == f"{prefix}{pid}.tmp" and pid.isdecimal()
+        if is_one and not _is_alive(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def sync_tree(folder: Path) -> None:
+    """Write every file below a folder to disk (fsync), where a full disk may first show."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    sync_folder(folder)
 
 
 def sync_folder(path: Path) -> None:

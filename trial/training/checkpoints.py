@@ -19,8 +19,7 @@ from pathlib import Path
 from pydantic import Field
 
 from trial.distributed import rank_env
-from trial.store.disk_full import sync_tree
-from trial.store.files import write_atomically
+from trial.store.files import sync_tree, write_atomically
 from trial.store.folders import TrialFolder
 from trial.store.records import Record, Seconds
 
