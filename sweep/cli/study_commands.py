@@ -62,6 +62,12 @@ def export(
         str, typer.Option(help="A number, or `best`: what the report recommends.")
     ] = "best",
     merge: Annotated[bool, typer.Option("--merge", help="The merged model.")] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="Type of merged weights, if not the base model's.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option(help="Load it again in a fresh process and measure its loss.")
+    ] = True,
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Write a trial's adapter (or merged model), its model card and its configuration."""
@@ -72,12 +78,15 @@ def export(
         source = find_study(study, runs)
         best = recommended(source) if trial == "best" else None
         folder = select_trial(source, trial if best is None else str(best))
-        # A process of its own: only merging needs torch, and this process never loads it.
+        # A process of its own: it needs torch, and this process never loads it.
         words = [sys.executable, "-m", "trial.export", str(folder.path), str(target)]
-        done = subprocess.run(words + ["--merge"] * merge, capture_output=True, text=True)
+        words += ["--merge"] * merge + ["--no-verify"] * (not verify)
+        words += ["--dtype", dtype] if dtype else []
+        done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode:
             raise ValueError(done.stderr.strip())
     out.print(f"trial {folder.path.name} is in {target}")
+    out.print(f"loss, loaded again: {done.stdout.strip().splitlines()[-1]}", markup=False)
 
 
 def compare(

@@ -48,7 +48,7 @@ def load_tokenizer(model: ModelConfig) -> Any:
 
     tokenizer = AutoTokenizer.from_pretrained(
         pretrained_path(model.tokenizer_name_or_path or model.name_or_path),
-        **_source_arguments(model),
+        **source_arguments(model),
     )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -71,13 +71,13 @@ def load_base(model: ModelConfig, attn_implementation: str | None) -> Any:
         pretrained_path(model.name_or_path),
         torch_dtype=getattr(torch, model.dtype),
         **extra,
-        **_source_arguments(model),
+        **source_arguments(model),
     )
     base.config.use_cache = False
     return base
 
 
-def _source_arguments(model: ModelConfig) -> dict[str, Any]:
+def source_arguments(model: ModelConfig) -> dict[str, Any]:
     """Arguments of `from_pretrained` on revision, remote code and network."""
     if model.trust_remote_code:
         logger.warning("running Python files that come with %s", model.name_or_path)
