@@ -145,9 +145,13 @@ def test_the_exported_template_writes_what_was_trained_on(material, tmp_path, na
     ))  # fmt: skip
     config = material.config(
         data={
-            "path": str(rows), "prompt_format": name, "max_length": 400, "eval_fraction": 0.9,
-            "tokenize": tokenize, "train_on": "last",
-        }  # fmt: skip
+            "path": str(rows),
+            "prompt_format": name,
+            "max_length": 400,
+            "eval_fraction": 0.9,
+            "tokenize": tokenize,
+            "train_on": "last",
+        }
     )
     trained = load_tokenizer(config.model)
     held_out = prepare(config.data, trained).eval
