@@ -66,6 +66,7 @@ def _drive(
         goal.direction == "maximize",
         planned=spec.stop.trials,
         at_most=cost.known_trials(spec),
+        base_models=cost.base_models(spec),
         devices_per_trial=spec.resources.devices_per_trial,
         same_failure_limit=spec.failures.alike,
     )

@@ -82,6 +82,12 @@ class SweepProgress:
     """So many trials in a row that fail in the same way end the sweep."""
     same_failure: tuple[str, int] = ("", 0)
     """The failure that the last trials share, and how many trials in a row have it."""
+    base_models: int = 1
+    """Base models that the search may draw."""
+    failed_base_models: set[str] = field(default_factory=set)
+    """The different base models of the trials that share `same_failure`."""
+    base_model_of: dict[int, str] = field(default_factory=dict)
+    """The base model of each trial, by its number."""
 
     def __post_init__(self) -> None:
         self.started_at = self.clock()
@@ -130,9 +136,12 @@ class SweepProgress:
         left = max(0.0, (self.total - self.ended) * mean - begun)
         return left / max(1, self.capacity)
 
-    def add_trial(self, number: int, params: Mapping[str, Any], repeat: bool = False) -> None:
+    def add_trial(
+        self, number: int, params: Mapping[str, Any], repeat: bool = False, base_model: str = ""
+    ) -> None:
         """Note what the sampler drew for a trial, and whether it repeats another one."""
         self.params[number] = params
+        self.base_model_of[number] = base_model
         if repeat:
             self.repeats.add(number)
 
@@ -165,7 +174,7 @@ class SweepProgress:
         if row:
             self.timed += 1
             self.seconds_of_timed += self.clock() - row.since
-        self._compare_failure(result)
+        self._compare_failure(number, result)
         if number not in self.repeats:
             self._compare_with_best(number, result)
 
@@ -179,11 +188,18 @@ class SweepProgress:
             self.best = BestTrial(number, objective, self.params.get(number, {}))
             self.since_best = 0
 
-    def _compare_failure(self, result: Result) -> None:
+    def forget_failures(self) -> None:
+        """Count equal failures in a row from zero."""
+        self.same_failure = ("", 0)
+        self.failed_base_models.clear()
+
+    def _compare_failure(self, number: int, result: Result) -> None:
         expected = self.best and result.cause and result.cause.kind in CAUSED_BY_PARAMETERS
         if result.state == "failed" and result.cause and not expected:
             failure = NUMBERS.sub("#", f"{result.cause.kind}: {result.cause.message}")
-            before, count = self.same_failure
-            self.same_failure = (failure, count + 1 if failure == before else 1)
+            if failure != self.same_failure[0]:
+                self.forget_failures()
+            self.same_failure = (failure, self.same_failure[1] + 1)
+            self.failed_base_models.add(self.base_model_of.get(number, ""))
         else:
-            self.same_failure = ("", 0)
+            self.forget_failures()

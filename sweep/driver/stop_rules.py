@@ -24,8 +24,13 @@ Rule = Callable[[StopSpec, SweepProgress], StopDecision | None]
 
 def _same_failure(stop: StopSpec, progress: SweepProgress) -> StopDecision | None:
     cause, count = progress.same_failure
+    limit = progress.same_failure_limit
     # Trials of the first round fail together: let every device report once.
-    if not count or count < max(progress.same_failure_limit, progress.capacity):
+    if not count or count < max(limit, progress.capacity):
+        return None
+    # One bad base model among many is no reason to leave the others untried.
+    many = min(limit, progress.base_models)
+    if many > 1 and len(progress.failed_base_models) < many:
         return None
     reason = f"the last {count} trials failed alike: {cause}"
     return StopDecision(SweepOutcome(reason, OutcomeKind.FAILED), SweepState.STOPPING)

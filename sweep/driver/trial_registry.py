@@ -89,7 +89,7 @@ class TrialRegistry:
                 if origin:
                     self.progress.add_trial(number, origin.params, repeat=not origin.searched)
                 self._count(number, result)
-        self.progress.same_failure = ("", 0)
+        self.progress.forget_failures()
 
     def restore_pending(self) -> Iterator[tuple[int, Job | Result]]:
         """Trials that were in flight when the study was last left: each one's result, or its job.
@@ -104,9 +104,10 @@ class TrialRegistry:
                 yield proposal.number, found
 
     def _add_to_progress(self, proposal: Proposal) -> TrialFolder:
-        origin = proposal.config.origin if proposal.config else None
-        repeat = origin is not None and not origin.searched
-        self.progress.add_trial(proposal.number, proposal.params, repeat=repeat)
+        config = proposal.config
+        repeat = config is not None and config.origin is not None and not config.origin.searched
+        base = config.model.name_or_path if config else ""
+        self.progress.add_trial(proposal.number, proposal.params, repeat, base)
         return self.study.trial(proposal.number)
 
     def _with_run_settings(self, config: TrialConfig) -> TrialConfig:

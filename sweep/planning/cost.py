@@ -105,6 +105,12 @@ def known_trials(spec: SweepSpec) -> int | None:
     return min((count for count in (spec.stop.trials, size) if count is not None), default=None)
 
 
+def base_models(spec: SweepSpec) -> int:
+    """Number of different base models that the search may draw."""
+    name = "model.name_or_path"
+    return len({values.get(name) for values in variants(Space.of(spec), (name,))})
+
+
 def evaluations_of(spec: SweepSpec, steps: int) -> int:
     """Evaluations of one whole trial."""
     config = base_config(spec)

@@ -152,9 +152,10 @@ class FailuresSpec(Section):
     error_retries: int = Field(default=0, ge=0)
     """Number of tries after any other exception, which usually only the user can mend."""
     alike: int = Field(default=3, ge=1)
-    """Number of trials in a row that fail in the same way after which the sweep ends. Those that
-    diverged or ran out of memory count only until a trial is complete: the sampler learns to avoid
-    them."""
+    """Number of trials in a row that fail in the same way after which the sweep ends. Where the
+    base model is searched, they must be of as many different base models (or of all, where there
+    are fewer): one bad base model ends no sweep. Those that diverged or ran out of memory count
+    only until a trial is complete: the sampler learns to avoid them."""
 
 
 class SweepSpec(BaseModel):

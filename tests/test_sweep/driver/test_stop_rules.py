@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from helpers.sweeps import fakes
@@ -41,6 +42,60 @@ def test_failures_are_the_same_that_differ_in_process_and_actor_ids_alone():
 
 CLOSING, STOPPING = SweepState.CLOSING, SweepState.STOPPING
 DONE, FAILED = OutcomeKind.DONE, OutcomeKind.FAILED
+BASES = tuple(f"base {number}" for number in range(28))
+
+
+class FailsOn(fakes.ScriptedExecutor):
+    """Every trial of some base models fails alike; a base model has three trials in a row."""
+
+    def __init__(self, bad, **arguments):
+        super().__init__(fakes.falling, **arguments)
+        self.bad = bad
+
+    def advance(self, number):
+        if BASES[number // 3] not in self.bad:
+            return super().advance(number)
+        cause = Cause(kind="error", message=f"{number}: no LM head")
+        return [self.finish(number, Result(state="failed", cause=cause))]
+
+
+class OverBases(fakes.ScriptedDecider):
+    """Proposes three trials for each base model."""
+
+    def ask(self):
+        proposal = super().ask()
+        config = proposal.config
+        model = config.model.model_copy(update={"name_or_path": BASES[proposal.number // 3]})
+        return replace(proposal, config=config.model_copy(update={"model": model}))
+
+
+@pytest.mark.parametrize(
+    ("bad", "told", "kind"),
+    [
+        # One or two bad base models are no reason to leave the others untried.
+        (BASES[4:5], 84, DONE),
+        (BASES[4:6], 84, DONE),
+        # The third in a row is: it is not the base model that they share.
+        (BASES[4:7], 12 + 2 * 3 + 1, FAILED),
+        (BASES, 2 * 3 + 1, FAILED),
+    ],
+)
+def test_equal_failures_of_one_base_model_end_no_sweep_over_many(tmp_path, bad, told, kind):
+    decider, executor = OverBases(), FailsOn(bad, width=1)
+    driver = fakes.make_driver(tmp_path, decider, executor, trials=84)
+    driver.progress.base_models = len(BASES)
+    ending = driver.run()
+    assert (len(decider.told), ending.kind) == (told, kind)
+
+
+def test_a_sweep_over_two_base_models_that_both_fail_ends_early(tmp_path):
+    decider, executor = OverBases(), FailsOn(BASES[:2], width=1)
+    driver = fakes.make_driver(tmp_path, decider, executor, trials=6)
+    driver.progress.base_models = 2
+    assert driver.run().kind is FAILED
+    assert len(decider.told) == 4
+
+
 BUSY = {"planned": 9, "same_failure": ("error: boom", 2), "since_best": 2}
 """A progress that no rule ends."""
 
