@@ -54,9 +54,22 @@ def _is_plain(arguments: list[str]) -> bool:
     return all(word in PLAIN_ARGUMENTS for word in arguments if word.startswith(SETUP_ARGUMENTS))
 
 
-def request_worker(path: str, arguments: list[str]) -> int | None:
-    """Have the fork server at `path` start a worker; returns its exit code, None if it cannot."""
-    request = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
+def request_worker(
+    path: str,
+    arguments: list[str],
+    files: tuple[int, int, int] = (0, 1, 2),
+    environment: dict[str, str] | None = None,
+) -> int | None:
+    """Have the fork server at `path` run a script; returns its exit code, None if it cannot.
+
+    Args:
+        path: The server's socket.
+        arguments: The script and its words.
+        files: Standard input, output and error, as file descriptors.
+        environment: All variables; None: this process's own.
+    """
+    variables = dict(os.environ) if environment is None else environment
+    request = {"arguments": arguments, "environment": variables, "folder": os.getcwd()}
     try:
         with open(OOM_SCORE) as file:
             # Ray lets the kernel end workers first when memory runs out.
@@ -64,7 +77,7 @@ def request_worker(path: str, arguments: list[str]) -> int | None:
         message = json.dumps(request).encode()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.connect(path)
-            socket.send_fds(connection, [len(message).to_bytes(4, "big")], [0, 1, 2])
+            socket.send_fds(connection, [len(message).to_bytes(4, "big")], list(files))
             connection.sendall(message)
             if not connection.recv(1):
                 return None

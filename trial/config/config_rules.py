@@ -159,6 +159,10 @@ def training_problems(training: Mapping[str, Any]) -> list[Problem]:
         if value > 1 or (is_below and value == 1):
             rule = "must be below 1" if is_below else "must be at most 1"
             problems.append(Problem(f"training.{name}", rule, repr(value)))
+    steps = rest.get("max_steps")
+    if isinstance(steps, int) and (steps == 0 or steps < -1) and "training.max_steps" not in named:
+        rule = "at least 1, or -1 to train for num_train_epochs"
+        problems.append(Problem("training.max_steps", rule, repr(steps)))
     for name in _STEPS:
         value = rest.get(name)
         if isinstance(value, float) and value > 1 and not value.is_integer():

@@ -86,8 +86,8 @@ PRIVATE_NAMES = (
             "transformers", "transformers", f"Trainer.{name}", "training.trainer: overridden"
         )
         for name in (
-            "_get_train_sampler", "_rotate_checkpoints", "_save_checkpoint", "_wrap_model",
-            "floating_point_ops", "get_batch_samples",
+            "_get_train_sampler", "_move_model_to_device", "_rotate_checkpoints",
+            "_save_checkpoint", "_wrap_model", "floating_point_ops", "get_batch_samples",
         )
     ),
     # Methods of the Trainer that ours calls.
@@ -99,6 +99,11 @@ PRIVATE_NAMES = (
     PrivateName(
         "transformers", "transformers.utils.chat_template_utils", "render_jinja_template",
         "data.text.chat_template: where each answer is in the text",
+    ),
+    # The state dict of a checkpoint file on the meta device.
+    PrivateName(
+        "transformers", "transformers.modeling_utils", "load_state_dict",
+        "model.load: names and shapes",
     ),
     # Attention of packed jobs.
     PrivateName(

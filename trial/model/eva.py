@@ -73,6 +73,9 @@ def initialize(
         collate,
         _row_groups(rows, components, config, counted=counted),
     )
+    if next(model.parameters()).is_meta:
+        # A model without weights (trial.rehearsal) has no inputs to take a start from.
+        return
     model.to(device)
     # Every rank computes the same from the same rows.
     initialize_lora_eva_weights(

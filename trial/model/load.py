@@ -7,15 +7,19 @@ import json
 import logging
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trial.builtin import resolve_model
+from trial.config.errors import ConfigError, Problem
 from trial.config.sections import LoraSection, ModelConfig
 from trial.config.trial_config import TrialConfig
 from trial.devices.compat import whole_size
 from trial.devices.deepspeed_config import wants_bf16
 from trial.model.hub import HUB_ID
+from trial.model.lora_targets import layer_of
+from trial.model.model_folder import ModelFolder
 
 if TYPE_CHECKING:
     from trial.model.lora_dropout import BatchPositions
@@ -25,6 +29,8 @@ BLOCK = 1 << 16
 """Bytes of a block that `model_hash` reads."""
 BLOCKS = 16
 """Blocks of each weight file that it reads."""
+MAX_LISTED = 3
+"""Names of weights in a message."""
 logger = logging.getLogger(__name__)
 
 
@@ -55,26 +61,116 @@ def load_tokenizer(model: ModelConfig) -> Any:
     return tokenizer
 
 
-def load_base(model: ModelConfig, attn_implementation: str | None) -> Any:
+def load_base(
+    model: ModelConfig, attn_implementation: str | None, *, without_weights: bool = False
+) -> Any:
     """Load the base model, with the key-value cache off.
+
+    Args:
+        model: The `model` section of the trial.
+        attn_implementation: Of transformers; None: the model's own default.
+        without_weights: Read names and shapes of the weights alone; all lie on the meta device.
 
     Raises:
         ValueError: there is no such folder, and the name is no hub id.
+        ConfigError: what is there is no whole causal language model.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     if not is_local(model) and not HUB_ID.fullmatch(model.name_or_path):
         raise ValueError(f"model.name_or_path: no such folder: {model.name_or_path!r}")
-    extra = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    base = AutoModelForCausalLM.from_pretrained(
-        pretrained_path(model.name_or_path),
-        torch_dtype=getattr(torch, model.dtype),
-        **extra,
-        **source_arguments(model),
-    )
+    folder = ModelFolder(_model_folder(model.name_or_path, model.revision))
+    if rules := folder.refusals():
+        raise ConfigError(_model_problem(rule, model) for rule in rules)
+    extra: dict[str, Any] = {}
+    if attn_implementation:
+        extra["attn_implementation"] = attn_implementation
+    extra |= {"torch_dtype": getattr(torch, model.dtype), "output_loading_info": True}
+    if without_weights and (state := _names_and_shapes(folder)):
+        base, loading = _load_without_weights(model, state, extra)
+    else:
+        path = pretrained_path(model.name_or_path)
+        source = source_arguments(model)
+        base, loading = AutoModelForCausalLM.from_pretrained(path, **extra, **source)
+    _refuse_incomplete(base, loading, model)
     base.config.use_cache = False
     return base
+
+
+def _names_and_shapes(folder: ModelFolder) -> dict[str, Any]:
+    """The tensors of a checkpoint on the meta device, by name; empty where there is none."""
+    from transformers.modeling_utils import load_state_dict
+
+    state: dict[str, Any] = {}
+    for file in folder.checkpoint_files():
+        state |= load_state_dict(str(file), map_location="meta")
+    return state
+
+
+def _load_without_weights(
+    model: ModelConfig, state: dict[str, Any], extra: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """What `AutoModelForCausalLM.from_pretrained` returns, with all weights on the meta device.
+
+    With a path it would read the values of all weights even for that device.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    path, source = pretrained_path(model.name_or_path), source_arguments(model)
+    config = AutoConfig.from_pretrained(path, **source)
+    with torch.device("meta"):
+        kind = type(
+            AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+        )
+    loaded: tuple[Any, dict[str, Any]] = kind.from_pretrained(
+        None, config=config, state_dict=state, device_map={"": "meta"}, **extra
+    )
+    with suppress(OSError):
+        # A model without the file gets its generation settings from `config.json`.
+        loaded[0].generation_config = GenerationConfig.from_pretrained(path, **source)
+    return loaded
+
+
+def _model_problem(rule: str, model: ModelConfig) -> Problem:
+    return Problem("model.name_or_path", rule, repr(model.name_or_path))
+
+
+def _refuse_incomplete(base: Any, loading: dict[str, Any], model: ModelConfig) -> None:
+    """Refuse a model of which a part would be trained with random weights, or sees the future.
+
+    Args:
+        base: The loaded model.
+        loading: Names that `from_pretrained` missed in the weight files, and that it did not use.
+        model: The `model` section of the trial.
+
+    Raises:
+        ConfigError: a parameter is in no weight file, or attention is not causal.
+    """
+    names = dict(base.named_parameters(remove_duplicate=False))
+    missing = {name for name in loading["missing_keys"] if name in names}
+    loaded = {id(parameter) for name, parameter in names.items() if name not in missing}
+    # Tied parameters are in the files under one of their names.
+    if absent := sorted(name for name in missing if id(names[name]) not in loaded):
+        kind = type(base).__name__
+        rule = f"weights of a whole {kind}: {_listed(absent)} would be random"
+        if unused := sorted(loading["unexpected_keys"]):
+            rule += f"; {_listed(unused)} would not be used"
+        raise ConfigError([_model_problem(rule, model)])
+    encoders = [part for part in base.modules() if getattr(part, "is_decoder", None) is False]
+    if encoders and not base.config.is_decoder:
+        rule = (
+            f"a causal language model: in {type(base).__name__} every token sees the ones after it "
+            "(`is_decoder` in config.json is false)"
+        )
+        raise ConfigError([_model_problem(rule, model)])
+
+
+def _listed(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - MAX_LISTED
+    return ", ".join(names[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def source_arguments(model: ModelConfig) -> dict[str, Any]:
@@ -127,7 +223,10 @@ def attach_adapter(
 
     from trial.model.lora_dropout import install_hash_dropout
 
-    model = get_peft_model(base, settings or lora_config(config.lora))
+    without_weights = next(base.parameters()).is_meta
+    settings = settings or lora_config(config.lora)
+    model = get_peft_model(base, settings, low_cpu_mem_usage=without_weights)
+    _refuse_idle_layers(model, config.lora)
     if start is not None:
         start(model)
     install_hash_dropout(model, positions)
@@ -141,6 +240,22 @@ def _hold_in_float32(model: Any, config: TrialConfig) -> Any:
 
         hold_in_float32(model)
     return model
+
+
+def _refuse_idle_layers(model: Any, lora: LoraSection) -> None:
+    """Refuse numbers in `layers_to_transform` that no adapted layer has: PEFT ignores them.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    given = (lora.model_extra or {}).get("layers_to_transform")
+    if given is None:
+        return
+    adapted = {layer_of(name) for name, _ in model.named_modules() if name.endswith(".lora_A")}
+    wanted = {given} if isinstance(given, int) else set(given)
+    if idle := sorted(wanted - adapted):
+        rule = f"numbers of layers that the adapter reaches; no module was found in {idle}"
+        raise ConfigError([Problem("lora.layers_to_transform", rule, repr(given))])
 
 
 def unload_restores_base(config: TrialConfig) -> bool:

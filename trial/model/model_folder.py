@@ -22,6 +22,7 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
 )
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
+ADAPTER_FILE = "adapter_config.json"
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 MAX_HEADER = 100_000_000
 """Bytes; the safetensors format allows no longer header."""
@@ -44,6 +45,24 @@ class ModelFolder:
             raise ValueError(f"{self.path / 'config.json'}: `model_type` is missing")
         return settings
 
+    def refusals(self) -> list[str]:
+        """Why the folder is no base model to train, as what it should be instead.
+
+        Raises:
+            ValueError: `config.json` cannot be read.
+        """
+        if (self.path / ADAPTER_FILE).is_file():
+            rule = f"a base model alone: {ADAPTER_FILE} lies beside it, and would be loaded into it"
+            return [rule]
+        settings, rules = self.settings(), []
+        if settings.get("quantization_config"):
+            rules.append(
+                "a base model that is not quantised (`quantization_config` in config.json)"
+            )
+        if settings.get("is_encoder_decoder"):
+            rules.append("a causal language model alone, without an encoder (`is_encoder_decoder`)")
+        return rules
+
     def max_positions(self) -> int | None:
         """The longest sequence that the model supports, where its settings say so."""
         settings = self.settings()
@@ -64,6 +83,17 @@ class ModelFolder:
                 weight_map = read_object(self.path / name).get("weight_map", {})
                 return weight_map if isinstance(weight_map, dict) else {}
         return {}
+
+    def checkpoint_files(self) -> list[Path]:
+        """The files that `from_pretrained` reads: safetensors before pickles, one before shards."""
+        for index in INDEXES:
+            whole = self.path / index.removesuffix(".index.json")
+            if whole.is_file():
+                return [whole]
+            if (self.path / index).is_file():
+                shards = read_object(self.path / index).get("weight_map", {})
+                return [self.path / name for name in sorted(set(shards.values()))]
+        return []
 
     def missing_shards(self) -> list[str]:
         """Files that the index names and that do not exist."""

@@ -101,7 +101,7 @@ def open_setup(
     args = _arguments(config, device, folder)
     device.reset_peak()
     base = process_cache.take_base(config, device)
-    data = process_cache.prepared(config, base.config.model_type)
+    data = process_cache.prepared(config, base)
     initializer = AdapterInitializer(base)
     initial = initializer.create(config)
     build = partial(

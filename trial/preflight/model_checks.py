@@ -108,10 +108,14 @@ def _hub_problems(name: str, revision: str | None, key: str) -> list[Problem]:
 
 
 def _folder_problems(folder: ModelFolder, config: TrialConfig) -> list[Problem]:
+    name = repr(config.model.name_or_path)
     try:
+        refusals = folder.refusals()
         model_type = folder.settings()["model_type"]
     except ValueError as error:
-        return [Problem(MODEL_KEY, f"a model folder ({error})", repr(config.model.name_or_path))]
+        return [Problem(MODEL_KEY, f"a model folder ({error})", name)]
+    if refusals:
+        return [Problem(MODEL_KEY, rule, name) for rule in refusals]
     positions = folder.max_positions()
     problems = [*_type_problems(model_type, config), *_length_problems(positions, config)]
     if not folder.weight_files():

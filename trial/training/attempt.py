@@ -52,7 +52,7 @@ def run_attempt(context: AttemptContext, device: Device) -> State | None:
     try:
         if reason := run.poll_stop():
             raise Stopped(reason)
-        context.trainer = _build_trainer(context, device, run, checkpoint)
+        context.trainer = build_trainer(context, device, run, checkpoint)
         with _tracker_run(context):
             context.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except Stopped as stopped:
@@ -126,7 +126,7 @@ def _version(name: str) -> str:
         return ""
 
 
-def _build_trainer(
+def build_trainer(
     context: AttemptContext, device: Device, run: RunState, checkpoint: Path | None
 ) -> Any:
     """Build model, data and trainer; `checkpoint` is the one that the trial goes on from.
@@ -142,7 +142,7 @@ def _build_trainer(
         rank_env.init_deepspeed_comm(device.backend)
     tokenizer = process_cache.tokenizer(config)
     base = process_cache.take_base(config, device)
-    data = process_cache.prepared(config, base.config.model_type)
+    data = process_cache.prepared(config, base)
     context.data, run.tokens_per_byte = data.summary, data.summary.tokens_per_byte
     context.model_hash = model_hash(config.model.name_or_path, config.model.revision)
     # Here, since loading a model takes a varying number of draws from the generator.

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from trial.config.sections import ModelConfig
 from trial.config.trial_config import TrialConfig
 from trial.devices import detect, optimum_habana
 from trial.devices.device import DEVICES, Device, apply_environment, select_device
@@ -101,14 +102,17 @@ class ProcessCache:
             self._tokenizers = {key: load_tokenizer(config.model)}
         return self._tokenizers[key]
 
-    def prepared(self, config: TrialConfig, model_family: str) -> PreparedData:
-        """The trial's tokenised data."""
-        from trial.data.prepare import prepare
+    def prepared(self, config: TrialConfig, base: Any) -> PreparedData:
+        """The trial's tokenised data, for its base model.
+
+        Raises:
+            ConfigError: the data cannot be read or tokenised, or has ids without an embedding.
+        """
+        from trial.training.trial_data import prepare_for
 
         key = config.model.model_dump_json() + config.data.model_dump_json()
         if key not in self._prepared:
-            tokenizer = self.tokenizer(config)
-            self._prepared = {key: prepare(config.data, tokenizer, model_family=model_family)}
+            self._prepared = {key: prepare_for(base, config, self.tokenizer(config))}
         return self._prepared[key]
 
     def take_base(self, config: TrialConfig, device: Device) -> Any:
@@ -122,10 +126,14 @@ class ProcessCache:
         if attention == optimum_habana.FUSED_SDPA and device.name != "hpu":
             logger.warning("no effect on %s: attn_implementation %s", device.name, attention)
             attention = None
-        fresh = load_base(config.model, attention)
+        fresh = self.load_base(config.model, attention)
         optimum_habana.add_missing_generation_flags(fresh)
         self._base_key = key
         return _with_attention(fresh, config, device)
+
+    def load_base(self, model: ModelConfig, attention: str | None) -> Any:
+        """Load a base model; see `trial.model.load`."""
+        return load_base(model, attention)
 
     def give_back(self, model: Any, config: TrialConfig) -> None:
         """Unload the adapter and keep the base model, if that restores it bit for bit."""

@@ -232,6 +232,11 @@ class TrialTrainer(Base):
             drop_last=args.dataloader_drop_last,
         )
 
+    def _move_model_to_device(self, model: Any, device: Any) -> None:
+        # In a rehearsal the weights have no values: there is nothing to move.
+        if not next(model.parameters()).is_meta:
+            super()._move_model_to_device(model, device)
+
     def _wrap_model(self, model: Any, *rest: Any, **named: Any) -> Any:
         # DeepSpeed takes the model over in here.
         self.run.device.repair_checkpointing(self)

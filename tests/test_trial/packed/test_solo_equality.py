@@ -217,7 +217,7 @@ def test_a_packed_trial_equals_a_plain_peft_and_adamw_loop(material):
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=rate, eps=1e-6, weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(0.25 * steps), steps)
-    data = process_cache.prepared(config, "").train
+    data = process_cache.prepared(config, base).train
     order: list[int] = []
     for epoch in range(5):
         # The last step of an epoch is filled up with rows drawn anew.
