@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,8 @@ class RunOptions:
     ray_address: str | None = None
     command: Sequence[str] = ()
     """Words of the command line, for the study's provenance."""
+    quick: bool = False
+    """Start a new study without a rehearsal."""
 
 
 def study_folder(spec_name: str, options: RunOptions) -> StudyFolder:
@@ -190,6 +193,15 @@ def write_record(
     if source != folder.sweep_file:
         write_atomically(folder.sweep_file, source.read_text(encoding="utf-8"))
     return record
+
+
+def withdraw(folder: StudyFolder) -> None:
+    """Remove the record of a study that is refused before its first trial: it is no study then."""
+    for file in (folder.record, folder.sweep_file):
+        file.unlink(missing_ok=True)
+    with suppress(OSError):
+        # It stays where it is not empty: copies of earlier studies, a log.
+        folder.path.rmdir()
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[Problem]:

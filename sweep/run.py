@@ -26,8 +26,10 @@ from sweep.open_study import (
     open_folder,
     study_folder,
     with_stored_data,
+    withdraw,
 )
 from sweep.planning import cost
+from sweep.planning.rehearsal import Rehearsal, RehearsalError, request_for
 from sweep.ray_backend.cluster import RaySettings
 from sweep.ray_backend.executor import RayExecutor
 from sweep.signals import graceful_interrupt, raise_keyboard_interrupt
@@ -73,7 +75,7 @@ def _drive(
     executor = make_executor(spec, options, folder)
     with _explained_errors(folder), _closing(executor):
         with console.status("starting Ray ..."):
-            decider = _start(executor, spec, folder, options)
+            decider = _start(executor, spec, folder, options, console)
         console.print(f"study {folder.path}: {executor.describe()}")
         with open_view(console, goal.metric) as view:
             driver = Driver(
@@ -121,15 +123,49 @@ def make_executor(spec: SweepSpec, options: RunOptions, folder: StudyFolder) -> 
 
 
 def _start(
-    executor: RayExecutor, spec: SweepSpec, folder: StudyFolder, options: RunOptions
+    executor: RayExecutor,
+    spec: SweepSpec,
+    folder: StudyFolder,
+    options: RunOptions,
+    console: Console,
 ) -> OptunaDecider:
-    """Start the workers; the study is loaded while they import torch."""
+    """Start the workers; a new study is rehearsed, and loaded, while they import torch.
+
+    Raises:
+        RehearsalError: a worker could not train.
+    """
     executor.start()
     # Not earlier: this thread would compete with Ray's start for the GIL.
     threading.Thread(target=results.preload, daemon=True).start()
     # Ray has installed its own handler, which ends the process without a message.
     signal.signal(signal.SIGTERM, raise_keyboard_interrupt)
+    rehearsal = _start_rehearsal(executor, spec, folder, options)
+    if rehearsal is not None:
+        # Imports Optuna meanwhile.
+        import sweep.study.decider  # noqa: F401
+
+        try:
+            rehearsal.refuse()
+        except RehearsalError:
+            withdraw(folder)
+            raise
+        if rehearsal.failure:
+            console.print(rehearsal.failure, style="yellow", markup=False, soft_wrap=True)
     return open_decider(spec, folder, options)
+
+
+def _start_rehearsal(
+    executor: RayExecutor, spec: SweepSpec, folder: StudyFolder, options: RunOptions
+) -> Rehearsal | None:
+    """Start to rehearse a study without trials; None where that is known to go well."""
+    if options.quick or folder.all_trials():
+        return None
+    rehearsal = Rehearsal(request_for(spec, here=options.ray_address is None))
+    if rehearsal.known:
+        return None
+    server = executor.cluster.fork_server
+    rehearsal.start(server.path if server is not None else None)
+    return rehearsal
 
 
 @contextmanager

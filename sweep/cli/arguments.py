@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,6 +32,10 @@ StorageOption = Annotated[
         envvar="GAUDI_SWEEP_STORAGE",
         help="Optuna storage URL; a journal file else. Kept without its password: give it again.",
     ),
+]
+QuickOption = Annotated[
+    bool,
+    typer.Option("--quick", help="No rehearsal: build no model, tokenise nothing beforehand."),
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", file_okay=False, help="Folder of all studies.")]
 StudyArgument = Annotated[
@@ -68,6 +74,24 @@ def load_sweep_file(
     for problem in checked.locate(absent):
         out.print(f"not on this machine: {problem}", style="yellow", markup=False, soft_wrap=True)
     return checked.spec, source
+
+
+@contextmanager
+def located(space: str, overrides: Sequence[str]) -> Iterator[None]:
+    """Give the mistakes that a rehearsal finds the key and the line of the sweep file.
+
+    Raises:
+        ConfigError: what a rehearsal has found.
+    """
+    from sweep.loading.loader import examine
+    from sweep.loading.sweep_files import find
+    from sweep.planning.rehearsal import RehearsalError
+
+    try:
+        yield
+    except RehearsalError as error:
+        checked = examine(find(space), overrides)
+        raise ConfigError(checked.locate(error.problems)) from None
 
 
 def find_study(study: str, runs: Path) -> StudyFolder:

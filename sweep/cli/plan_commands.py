@@ -3,38 +3,72 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sweep.cli.arguments import RunsOption, SetOption, SpaceArgument, load_sweep_file
+from sweep.cli.arguments import (
+    QuickOption,
+    RunsOption,
+    SetOption,
+    SpaceArgument,
+    load_sweep_file,
+    located,
+)
 from sweep.cli.output import exit_on_bad_input, out
+from trial.config.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from sweep.planning.data_view import DataSet
+    from sweep.spec.spec import SweepSpec
 
 
-def check(
-    space: SpaceArgument,
-    overrides: SetOption = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Do not tokenize the data.")] = False,
-) -> None:
-    """Check a sweep file, its model and its data; train nothing."""
-    from sweep.planning import data_view, memory_check
+def check(space: SpaceArgument, overrides: SetOption = None, quick: QuickOption = False) -> None:
+    """Check a sweep file, its model and its data, and rehearse its trials; train nothing."""
+    from sweep.planning import memory_check
     from sweep.planning.lint import advice
     from sweep.spec.grid import grid_size
     from sweep.spec.space import Space
 
     with exit_on_bad_input():
         spec, source = load_sweep_file(space, overrides, planning=True)
-        counts = [] if quick else data_view.lines(spec)
+        told = [] if quick else _rehearse_and_count(spec, space, overrides or ())
     size = grid_size(Space.of(spec))
     count = "continuous" if size is None else f"{size} configurations"
     out.print(f"{source}: ok ({count}; sampler {spec.sampler.name}; pruner {spec.pruner.name})")
-    notes = [*counts, *memory_check.lines(spec), *(f"advice: {line}" for line in advice(spec))]
+    notes = [*told, *memory_check.lines(spec), *(f"advice: {line}" for line in advice(spec))]
     for line in notes:
         out.print(f"  {line}", markup=False, soft_wrap=True)
+
+
+def _rehearse_and_count(spec: SweepSpec, space: str, overrides: Sequence[str]) -> list[str]:
+    """Rehearse the trials of a sweep and count its data, in two processes at once.
+
+    Returns:
+        Lines about the data, and why there is no verdict where the rehearsal died.
+
+    Raises:
+        ConfigError: what keeps a worker from training.
+    """
+    from sweep.planning import data_view
+    from sweep.planning.rehearsal import Rehearsal, RehearsalError, request_for
+
+    counts: list[str] = []
+    refused: tuple[Problem, ...] = ()
+    rehearsal = Rehearsal(request_for(spec))
+    with out.status("rehearsing ..."), located(space, overrides):
+        if not rehearsal.known:
+            rehearsal.start()
+        try:
+            counts = data_view.lines(spec)
+        except ConfigError as error:
+            refused = error.problems
+        rehearsal.refuse()
+        if refused:
+            raise RehearsalError(refused)
+    return [*counts, *([rehearsal.failure] if rehearsal.failure else [])]
 
 
 def plan(

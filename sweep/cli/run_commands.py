@@ -10,6 +10,7 @@ import typer
 
 from sweep.cli.arguments import (
     AddressOption,
+    QuickOption,
     RunsOption,
     SetOption,
     SpaceArgument,
@@ -17,6 +18,7 @@ from sweep.cli.arguments import (
     StudyArgument,
     find_study,
     load_sweep_file,
+    located,
 )
 from sweep.cli.output import err, exit_on_bad_input, out, print_report
 from trial.config.errors import ConfigError, Problem
@@ -40,6 +42,7 @@ def run(
     ] = None,
     storage: StorageOption = None,
     ray_address: AddressOption = None,
+    quick: QuickOption = False,
 ) -> None:
     """Start a sweep, or go on with it."""
     from sweep.open_study import RunOptions
@@ -47,11 +50,20 @@ def run(
     named = {"stop.trials": trials, "resources.concurrency": workers, "base.device": device}
     extra = [f"{key}={value}" for key, value in named.items() if value is not None]
     with exit_on_bad_input():
-        spec, source = load_sweep_file(space, [*(overrides or ()), *extra], ray_address)
+        given = [*(overrides or ()), *extra]
+        spec, source = load_sweep_file(space, given, ray_address)
         options = RunOptions(
-            runs, study, fresh, fork, storage=storage, ray_address=ray_address, command=sys.argv
+            runs,
+            study,
+            fresh,
+            fork,
+            storage=storage,
+            ray_address=ray_address,
+            command=sys.argv,
+            quick=quick,
         )
-        _run_and_report(spec, source, options)
+        with located(space, given):
+            _run_and_report(spec, source, options)
 
 
 def _run_and_report(spec: SweepSpec, source: Path, options: RunOptions) -> None:
@@ -144,5 +156,7 @@ def resume(
             storage=storage,
             ray_address=ray_address,
             command=sys.argv,
+            # The study was accepted when it was started.
+            quick=True,
         )
         _run_and_report(spec, folder.sweep_file, options)
