@@ -134,7 +134,7 @@ TEXTS = {
     ),
     "template with a mistake": World("data.prompt_format", model=template("{% for m in %}")),
     "chat without a template": World(rows=records({"messages": CHAT})),
-    "one prompt": World("data.path", rows=records({"question": "why", "answer": "a"})),
+    "one prompt": World(rows=records({"question": "why", "answer": "a"})),
     "no completion": World("data.path", rows=records({"question": "what", "answer": ""})),
     "longer than allowed": World(rows=records({"question": "what " * 90, "answer": "b " * 90})),
 }
