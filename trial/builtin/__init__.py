@@ -1,21 +1,22 @@
-"""Built-in model and datasets: a tiny Llama, and questions about Python's standard library.
+"""Built-in model and datasets: a tiny Llama, questions about this project, and code to unlearn.
 
-`python -m trial.builtin.make_tiny_llama` trains the model anew. All but that is torch-free.
+Both are files that come along, the same on every Python and platform. `make_tiny_llama` and
+`make_rows` made them; all but that is torch-free.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
-from trial.builtin import code_dataset, docs_dataset
+from trial.builtin import frozen_rows
 
 MODELS: dict[str, Path] = {"builtin:tiny-llama": Path(__file__).with_name("tiny-llama")}
 DATASETS: dict[str, Callable[[], list[Mapping[str, str]]]] = {
-    "builtin:python-docs": docs_dataset.read,
-    "builtin:code-forget": code_dataset.read_forget,
-    "builtin:code-retain": code_dataset.read_retain,
+    f"builtin:{name}": partial(frozen_rows.read, name)
+    for name in ("python-docs", "code-forget", "code-retain")
 }
 TINY_LLAMA_HASH = "631b87f93041e6f6"
 """`content_hash` of the shipped folder; `make_tiny_llama` prints the one to write here."""

@@ -3,8 +3,8 @@
     python -m trial.builtin.make_tiny_llama [FOLDER]
 
 A byte-level BPE tokenizer and a Llama of a million parameters, trained on the source of the
-installed Python's standard library. All docstrings are removed first, and the modules that
-`builtin:python-docs` asks about are left out: fine-tuning meets a new task.
+standard library of Python 3.11.7. All docstrings are removed first, and the modules of `HELD_OUT`
+are left out. Only this program reads the standard library: the model comes with the project.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from trial.builtin import content_hash, docs_dataset, model_path
+from trial.builtin import content_hash, model_path
+from trial.builtin.docs_rows import Definition
 
 VOCABULARY = 2048
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
@@ -43,6 +44,28 @@ LEARNING_RATE = 4e-3
 
 EXCLUDED = ("test", "tests", "encodings", "site-packages", "config-", "turtledemo", "__phello__")
 """Prefixes of names of folders and files that are left out."""
+
+_NAMES = """
+abc argparse ast asyncio.base_events asyncio.events asyncio.futures asyncio.locks
+asyncio.protocols asyncio.queues asyncio.runners asyncio.streams asyncio.tasks asyncio.transports
+base64 bdb bz2 calendar cmd code codecs collections concurrent.futures._base configparser
+contextlib copy csv dataclasses difflib dis doctest email.charset email.generator email.header
+email.message email.policy email.utils enum filecmp fileinput fnmatch fractions ftplib functools
+glob gzip hashlib heapq hmac html.parser http.client http.cookiejar http.cookies http.server
+imaplib inspect ipaddress json.decoder json.encoder linecache logging logging.config
+logging.handlers lzma mailbox mimetypes multiprocessing.connection multiprocessing.context
+multiprocessing.managers multiprocessing.pool multiprocessing.process
+multiprocessing.shared_memory numbers operator optparse os pdb pickle pickletools pkgutil platform
+plistlib poplib pprint pstats pyclbr pydoc queue random sched secrets selectors shelve shlex
+shutil smtplib socket socketserver ssl statistics string subprocess symtable sysconfig tarfile
+tempfile textwrap threading timeit tokenize trace traceback tracemalloc turtle types typing
+unittest.case unittest.loader unittest.mock unittest.result unittest.suite urllib.parse
+urllib.request urllib.robotparser uuid warnings wave weakref webbrowser wsgiref.handlers
+wsgiref.headers wsgiref.util xml.dom.minidom xml.etree.ElementTree xml.sax.handler
+xml.sax.xmlreader xmlrpc.client xmlrpc.server zipapp zipfile zipimport zoneinfo
+"""
+HELD_OUT = tuple(_NAMES.split())
+"""Modules that are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +99,13 @@ def main(folder: Path, recipe: Recipe = RECIPE, texts: list[str] | None = None) 
 
 
 def corpus() -> list[str]:
-    """Source, without docstrings, of the standard library modules that no question is about."""
+    """Source, without docstrings, of the standard library but for `HELD_OUT`."""
     root = Path(sysconfig.get_path("stdlib"))
-    in_docs = {docs_dataset.source_file(module) for module in docs_dataset.MODULES}
+    held_out = {source_file(root, module) for module in HELD_OUT}
     texts = []
     for file in sorted(root.rglob("*.py")):
         parts = file.relative_to(root).parts
-        if file in in_docs or any(part.startswith(EXCLUDED) for part in parts):
+        if file in held_out or any(part.startswith(EXCLUDED) for part in parts):
             continue
         try:
             texts.append(without_docstrings(file.read_text(encoding="utf-8")))
@@ -92,11 +115,18 @@ def corpus() -> list[str]:
     return texts
 
 
+def source_file(root: Path, module: str) -> Path | None:
+    """Where the standard library at `root` keeps a module's source; None where it has none."""
+    stem = root.joinpath(*module.split("."))
+    candidates = (stem.with_suffix(".py"), stem / "__init__.py")
+    return next((file for file in candidates if file.is_file()), None)
+
+
 def without_docstrings(source: str) -> str:
     """The source without the lines of its docstrings."""
     docstring_lines: set[int] = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, docs_dataset.Definition | ast.Module) and ast.get_docstring(node):
+        if isinstance(node, Definition | ast.Module) and ast.get_docstring(node):
             docstring = node.body[0]
             docstring_lines.update(range(docstring.lineno, (docstring.end_lineno or 0) + 1))
     lines = source.splitlines(keepends=True)

@@ -6,7 +6,8 @@ import shutil
 from transformers import AutoModelForCausalLM
 
 from trial import builtin
-from trial.builtin import make_tiny_llama
+from trial.builtin import frozen_rows, make_tiny_llama
+from trial.builtin.code_rows import flat
 
 
 def test_docstrings_are_removed():
@@ -25,3 +26,11 @@ def test_the_model_can_be_made(tmp_path, capsys, one_thread):
     assert config.vocab_size <= make_tiny_llama.VOCABULARY
     names = {file.name for file in tmp_path.iterdir()}
     assert names == {file.name for file in builtin.model_path().iterdir()}
+
+
+def test_the_answers_of_the_rows_were_not_in_the_pretraining_text():
+    text = flat(" ".join(make_tiny_llama.corpus()))
+    assert len(text) > 2e6
+    for dataset in ("python-docs", "code-forget", "code-retain"):
+        seen = [row for row in frozen_rows.read(dataset) if flat(row["answer"]) in text]
+        assert seen == []
