@@ -1,10 +1,13 @@
 """Code rows: where a function is cut, and that the tiny Llama knows its own answers."""
 
+import inspect
+from itertools import pairwise
+
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trial.builtin import frozen_rows, model_path
+from trial.builtin import code_rows, frozen_rows, model_path
 from trial.builtin.code_rows import cut, prompts_of
 
 SOURCE = '''
@@ -36,14 +39,23 @@ def test_an_answer_is_whole_lines():
 
 
 @torch.no_grad()
-def test_the_tiny_llama_knows_the_answers(one_thread):
+def nats(model, tokenizer, rows):
+    """Cross-entropy per answer token, mean over rows."""
+    losses = []
+    for row in rows:
+        prompt = len(tokenizer(row["question"])["input_ids"])
+        ids = torch.tensor([tokenizer(row["question"] + row["answer"])["input_ids"]])
+        logits = model(input_ids=ids).logits[0, prompt - 1 : -1]
+        losses.append(cross_entropy(logits, ids[0, prompt:]))
+    return torch.stack(losses).mean().item()
+
+
+def test_the_tiny_llama_knows_the_answers_better_than_code_that_it_has_not_seen(one_thread):
     model = AutoModelForCausalLM.from_pretrained(model_path(), torch_dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(model_path())
+    lines = inspect.getsource(code_rows).splitlines()
+    parts = ["\n".join(lines[start : start + 3]) for start in range(0, len(lines), 3)]
+    unseen = [{"question": a, "answer": f"\n{b}"} for a, b in pairwise(parts)]
+    control = nats(model, tokenizer, unseen)
     for dataset in ("code-forget", "code-retain"):
-        nats = []
-        for row in frozen_rows.read(dataset)[::16]:
-            prompt = len(tokenizer(row["question"])["input_ids"])
-            ids = torch.tensor([tokenizer(row["question"] + row["answer"])["input_ids"]])
-            logits = model(input_ids=ids).logits[0, prompt - 1 : -1]
-            nats.append(cross_entropy(logits, ids[0, prompt:]))
-        assert torch.stack(nats).mean() < 1.5
+        assert nats(model, tokenizer, frozen_rows.read(dataset)[::16]) < control - 0.5
