@@ -10,8 +10,8 @@ import torch
 from helpers.training.models import make_model
 from helpers.training.train import DEVICE, Material
 
-from trial.model.dropout_hash import KEEP_ALL, row_key, threshold
-from trial.model.lora_dropout import (
+from trial.model.dropout.dropout_hash import KEEP_ALL, row_key, threshold
+from trial.model.dropout.lora_dropout import (
     BatchPositions,
     HashDropout,
     TensorMask,

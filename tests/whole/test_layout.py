@@ -73,11 +73,13 @@ TOPICS = {
     "test_sweep/storage": {"storage"},
     "test_trial/builtin": {"builtin"},
     "test_trial/devices": {"optimum_habana_internals"},
+    "test_trial/effects": {"effects", "lora_fields", "training_arguments"},
+    "test_trial/export": {"lora_fields"},
     "test_trial/packed": {
-        "failures", "graphs", "independence", "ranks", "refill", "solo_equality",
+        "failures", "graphs", "independence", "own_randomness", "ranks", "refill", "solo_equality",
     },
     "test_trial/training": {
-        "failures", "loss_per_byte", "one_trial", "ranks", "resume", "trackers",
+        "failures", "loraplus", "loss_per_byte", "one_trial", "ranks", "resume",
     },
 }  # fmt: skip
 """Test files, by folder, that hold several modules to one promise; others test the module whose

@@ -22,7 +22,7 @@ from trial.model.lora_targets import layer_of
 from trial.model.model_folder import ModelFolder
 
 if TYPE_CHECKING:
-    from trial.model.lora_dropout import BatchPositions
+    from trial.model.dropout.lora_dropout import BatchPositions
 
 WEIGHTS = ("*.safetensors", "*.bin")
 BLOCK = 1 << 16
@@ -221,7 +221,7 @@ def attach_adapter(
         return _hold_in_float32(base, config)
     from peft import get_peft_model
 
-    from trial.model.lora_dropout import install_hash_dropout
+    from trial.model.dropout.lora_dropout import install_hash_dropout
 
     without_weights = next(base.parameters()).is_meta
     settings = settings or lora_config(config.lora)

@@ -13,7 +13,7 @@ from itertools import accumulate
 
 import torch
 
-from trial.model.lora_dropout import feature_keys
+from trial.model.dropout.lora_dropout import feature_keys
 from trial.multi_lora.adapter_init import InitialAdapter
 from trial.multi_lora.batch_view import ALL_SLOTS, BatchView
 from trial.multi_lora.fused_lora import GradBuffers

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from trial.config.trial_config import TrialConfig
+from trial.model.dropout.lora_dropout import lora_layers
 from trial.model.load import count_parameters, lora_config
-from trial.model.lora_dropout import lora_layers
 from trial.multi_lora.packable import NotPackableError
 
 

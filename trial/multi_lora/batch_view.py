@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from trial.model.dropout_hash import KEEP_ALL, threshold
-from trial.model.lora_dropout import BatchPositions, DropoutMask, dropout_mask
+from trial.model.dropout.dropout_hash import KEEP_ALL, threshold
+from trial.model.dropout.lora_dropout import BatchPositions, DropoutMask, dropout_mask
 from trial.multi_lora.cuda_graphs import Inputs
 
 ALL_SLOTS = slice(None)

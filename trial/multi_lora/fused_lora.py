@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from trial.model.lora_dropout import DropoutMask
+from trial.model.dropout.lora_dropout import DropoutMask
 from trial.multi_lora import onednn_linear
 
 OptionalTensor = torch.Tensor | None

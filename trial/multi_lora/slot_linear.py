@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trial.model.lora_dropout import DropoutMask, apply_dropout
+from trial.model.dropout.lora_dropout import DropoutMask, apply_dropout
 from trial.multi_lora.adapter_bank import AdapterBank, LayerBuffers, SlotLayer
 from trial.multi_lora.fused_lora import lora_linear
 from trial.multi_lora.onednn_linear import is_plain_linear

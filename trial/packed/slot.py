@@ -14,7 +14,7 @@ import torch
 from trial.data.collate import Batch
 from trial.data.epoch_sampler import EpochSampler
 from trial.data.tokens import IGNORE_INDEX
-from trial.model.dropout_hash import row_key
+from trial.model.dropout.dropout_hash import row_key
 from trial.model.weights import StateDict, write_adapter
 from trial.multi_lora.adapter_init import InitialAdapter
 from trial.multi_lora.engine import Engine, MicroBatch

@@ -12,8 +12,8 @@ from trial.config.sections import TRAINING_DEFAULTS, DeepSpeedSection
 from trial.config.trial_config import TrialConfig
 from trial.devices.device import DEVICES, Device
 from trial.distributed import rank_env
+from trial.model.dropout.lora_dropout import BatchPositions
 from trial.model.load import attach_adapter
-from trial.model.lora_dropout import BatchPositions
 from trial.preflight.model_checks import MODEL_KEY, TARGETS_KEY, TOKENIZER_KEY
 from trial.rehearsal.blame import problems_of_error
 from trial.rehearsal.weightless import WeightlessCache, give_values

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from trial.config.errors import ConfigError, Problem
 from trial.config.sections import ModelConfig
 from trial.config.trial_config import TrialConfig
 from trial.devices import detect, optimum_habana
@@ -21,6 +22,7 @@ from trial.store.records import Seconds
 
 if TYPE_CHECKING:
     from trial.data.prepare import PreparedData
+    from trial.data.tokens import TokenDataset
 
 logger = logging.getLogger(__name__)
 
@@ -108,11 +110,14 @@ class ProcessCache:
         Raises:
             ConfigError: the data cannot be read or tokenised, or has ids without an embedding.
         """
-        from trial.training.trial_data import prepare_for
+        from trial.data.prepare import prepare
 
         key = config.model.model_dump_json() + config.data.model_dump_json()
         if key not in self._prepared:
-            self._prepared = {key: prepare_for(base, config, self.tokenizer(config))}
+            tokenizer = self.tokenizer(config)
+            data = prepare(config.data, tokenizer, model_family=base.config.model_type)
+            _check_ids(data, tokenizer, _embeddings(base), config)
+            self._prepared = {key: data}
         return self._prepared[key]
 
     def take_base(self, config: TrialConfig, device: Device) -> Any:
@@ -179,3 +184,33 @@ def _with_attention(base: Any, config: TrialConfig, device: Device) -> Any:
     if device.name == "hpu":
         optimum_habana.enable_fused_attention(base, config)
     return base
+
+
+def _embeddings(base: Any) -> int:
+    """Number of the model's input embeddings; ZeRO stage 3 keeps the whole shape aside."""
+    weight = base.get_input_embeddings().weight
+    return int(getattr(weight, "ds_shape", weight.shape)[0])
+
+
+def _check_ids(data: PreparedData, tokenizer: Any, size: int, config: TrialConfig) -> None:
+    """Refuse ids at or beyond the number of embeddings, which no forward pass can look up.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    pad = data.train.pad_id
+    largest = max(pad, *(int(found.tokens.ids.max(initial=0)) for found in _datasets(data)))
+    if largest < size:
+        return
+    token = tokenizer.convert_ids_to_tokens(largest)
+    what = "pad token" if largest == pad else "token"
+    rule = f"a tokenizer for this model, which has {size} embeddings"
+    tokenizer_key = "model.tokenizer_name_or_path"
+    key = tokenizer_key if config.model.tokenizer_name_or_path else "model.name_or_path"
+    raise ConfigError([Problem(key, rule, f"id {largest} of the {what} {token!r}")])
+
+
+def _datasets(data: PreparedData) -> Iterator[TokenDataset]:
+    yield from (data.train, data.eval)
+    if data.unlearning is not None:
+        yield from (data.unlearning.forget, data.unlearning.alternatives)

@@ -14,7 +14,7 @@ from trial.config.objective_registry import TRADE_OFF
 from trial.config.trial_config import TrialConfig
 from trial.devices.device import Device
 from trial.distributed.rank_group import RankGroup, TrialTakenOver
-from trial.model.lora_dropout import BatchPositions
+from trial.model.dropout.lora_dropout import BatchPositions
 from trial.store.control import Control, StopReason
 from trial.store.failure_kinds import check_loss
 from trial.store.folders import TrialFolder

@@ -15,7 +15,7 @@ from trial.data.collate import Collator, evaluation_batches, with_full_attention
 from trial.data.epoch_sampler import EpochSampler
 from trial.devices.compat import patch_trainer
 from trial.devices.device import Device
-from trial.model.dropout_hash import row_key
+from trial.model.dropout.dropout_hash import row_key
 from trial.model.weights import save_weights
 from trial.training.arguments import loraplus_ratio
 from trial.training.loss import count_targets, exact_loss

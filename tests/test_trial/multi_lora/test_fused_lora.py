@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trial.model.lora_dropout import TensorMask
+from trial.model.dropout.lora_dropout import TensorMask
 from trial.multi_lora.fused_lora import GradBuffers, lora_linear
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from helpers.effects import training_arguments as effects
 from helpers.paths import ROOT
-from helpers.training import effects
 from helpers.training.packed import BFLOAT16, FLOAT32, deviation, pack
 from helpers.training.train import Material
 

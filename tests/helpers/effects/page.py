@@ -1,6 +1,6 @@
 """Writes docs/effects.md: what each key of `training` and `lora` does, measured.
 
-PYTHONPATH=.:tests .venv/bin/python -m helpers.training.effects_page docs/effects.md
+PYTHONPATH=.:tests .venv/bin/python -m helpers.effects.page docs/effects.md
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers.training import effects, lora_effects
+from helpers.effects import lora_fields, training_arguments
 from helpers.training.train import Material
 
 from trial.config import config_rules
@@ -21,8 +21,8 @@ from trial.config.packing_rules import SHARED, VARIED
 
 HEAD = """# What each key of `training` and `lora` does
 
-Written by `PYTHONPATH=.:tests .venv/bin/python -m helpers.training.effects_page docs/effects.md`.
-`tests/test_trial/training/test_training_arguments.py` and `test_lora_fields.py` beside it
+Written by `PYTHONPATH=.:tests .venv/bin/python -m helpers.effects.page docs/effects.md`.
+`tests/test_trial/effects/test_training_arguments.py` and `test_lora_fields.py` beside it
 measure the same.
 
 ## Training arguments that act on the losses
@@ -48,19 +48,19 @@ REFUSED = "A new configuration may give the default of these, or leave them out:
 
 def render(material: Material) -> str:
     """The page."""
-    lines = [HEAD, _row("(none)", effects.BASE, _train(material, {}), "")]
-    for name, values in sorted(effects.ACTING.items()):
-        needs = effects.NEED_A_PACKAGE.get(name)
+    lines = [HEAD, _row("(none)", training_arguments.BASE, _train(material, {}), "")]
+    for name, values in sorted(training_arguments.ACTING.items()):
+        needs = training_arguments.NEED_A_PACKAGE.get(name)
         found = f"not measured: needs {needs}" if needs else _train(material, values)
         lines.append(_row(f"`{name}`", values, found, _packs(name)))
-    lines += ["", "## Refused", "", REFUSED, _names(effects.refused_arguments()) + "."]
+    lines += ["", "## Refused", "", REFUSED, _names(training_arguments.refused_arguments()) + "."]
     lines += ["", "## Without effect on the losses", "", "| arguments | about |", "|---|---|"]
-    lines.append(f"| {_names(effects.SAME)} | measured: the same losses |")
+    lines.append(f"| {_names(training_arguments.SAME)} | measured: the same losses |")
     by_reason: dict[str, list[str]] = {}
-    for name, reason in effects.WITHOUT_EFFECT.items():
+    for name, reason in training_arguments.WITHOUT_EFFECT.items():
         by_reason.setdefault(reason, []).append(name)
     lines += [f"| {_names(names)} | {reason} |" for reason, names in by_reason.items()]
-    lines.append(f"| {_names(effects.hpu_arguments())} | a Gaudi alone; not measured |")
+    lines.append(f"| {_names(training_arguments.hpu_arguments())} | a Gaudi alone; not measured |")
     return "\n".join([*lines, *_lora_lines(material), ""])
 
 
@@ -79,19 +79,19 @@ def _row(name: str, values: Mapping[str, Any], found: str, packs: str) -> str:
 
 
 def _train(material: Material, values: Mapping[str, Any]) -> str:
-    folder, result = material.train(material.config(training={**effects.BASE, **values}))
-    shown = " ".join(f"{loss:.4f}" for loss in effects.losses(folder))
+    folder, result = material.train(material.config(training={**training_arguments.BASE, **values}))
+    shown = " ".join(f"{loss:.4f}" for loss in training_arguments.losses(folder))
     return shown if result.state == "complete" else f"{result.state}: {result.cause}"
 
 
 def _lora_lines(material: Material) -> list[str]:
     """The table of the fields of LoraConfig."""
     lines = [LORA_HEAD]
-    for name, values in lora_effects.LORA.items():
+    for name, values in lora_fields.LORA.items():
         cells = [
             _cell(material, name, family, dtype)
-            for family in lora_effects.FAMILIES
-            for dtype in lora_effects.DTYPES
+            for family in lora_fields.FAMILIES
+            for dtype in lora_fields.DTYPES
         ]
         lines.append(f"| `{name}` | `{json.dumps(values)}` | {' | '.join(cells)} |")
     refused = _names(config_rules.refused_lora_fields())
@@ -103,7 +103,7 @@ def _lora_lines(material: Material) -> list[str]:
 
 
 def _cell(material: Material, name: str, family: str, dtype: str) -> str:
-    measured = lora_effects.measure_lora(material, name, family, dtype, setattr)
+    measured = lora_fields.measure_lora(material, name, family, dtype, setattr)
     if measured.refused:
         return "refused"
     problems = [] if measured.types == {torch.float32} else ["not float32"]

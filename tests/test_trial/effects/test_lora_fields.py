@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.training import lora_effects as effects
+from helpers.effects import lora_fields as effects
 from helpers.training.train import Material
 
 from trial.config import config_rules, library_arguments

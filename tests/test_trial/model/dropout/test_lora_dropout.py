@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from trial.model import lora_dropout
-from trial.model.dropout_hash import KEEP_ALL, row_key, threshold
-from trial.model.lora_dropout import BatchPositions, HashDropout, feature_keys, keep_mask
+from trial.model.dropout import lora_dropout
+from trial.model.dropout.dropout_hash import KEEP_ALL, row_key, threshold
+from trial.model.dropout.lora_dropout import BatchPositions, HashDropout, feature_keys, keep_mask
 
 CPU = torch.device("cpu")
 

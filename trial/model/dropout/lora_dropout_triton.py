@@ -1,6 +1,6 @@
 """The LoRA dropout mask and its product as one Triton kernel; Triton comes with torch for GPUs.
 
-The tensor operations of `trial.model.lora_dropout.keep_mask` write every hash to the device's
+The tensor operations of `trial.model.dropout.lora_dropout.keep_mask` write every hash to the device's
 memory and read it back, eight times in all; here a hash stays in registers. Hashes and products are
 the same to the bit.
 """
@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from trial.model.dropout_hash import XXH_PRIME32_4, XXH_PRIME32_5
+from trial.model.dropout.dropout_hash import XXH_PRIME32_4, XXH_PRIME32_5
 
 _PRIME_4, _PRIME_5 = tl.constexpr(XXH_PRIME32_4), tl.constexpr(XXH_PRIME32_5)
 _MAX_BLOCK = 1024

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from trial.model.dropout_hash import (
+from trial.model.dropout.dropout_hash import (
     UINT32_RANGE,
     XXH_PRIME32_1,
     XXH_PRIME32_4,
@@ -139,11 +139,11 @@ def dropout_mask(
 
 @cache
 def triton_kernel(device: torch.device) -> ModuleType | None:
-    """`trial.model.lora_dropout_triton`; None where it cannot be built and run."""
+    """`trial.model.dropout.lora_dropout_triton`; None where it cannot be built and run."""
     if device.type != "cuda":
         return None
     try:
-        from trial.model import lora_dropout_triton
+        from trial.model.dropout import lora_dropout_triton
 
         one = torch.ones(1, 1, 1, device=device)
         key = one.int()

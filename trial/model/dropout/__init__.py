@@ -1,0 +1,1 @@
+"""LoRA dropout whose draws depend on trial, step and position alone."""
