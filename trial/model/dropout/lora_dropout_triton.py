@@ -1,6 +1,6 @@
 """The LoRA dropout mask and its product as one Triton kernel; Triton comes with torch for GPUs.
 
-The tensor operations of `trial.model.dropout.lora_dropout.keep_mask` write every hash to the device's
+The tensor operations of `keep_mask` in `lora_dropout` write every hash to the device's
 memory and read it back, eight times in all; here a hash stays in registers. Hashes and products are
 the same to the bit.
 """
