@@ -163,8 +163,7 @@ def _start_rehearsal(
     rehearsal = Rehearsal(request_for(spec, here=options.ray_address is None))
     if rehearsal.known:
         return None
-    server = executor.cluster.fork_server
-    rehearsal.start(server.path if server is not None else None)
+    rehearsal.start(executor.fork_server)
     return rehearsal
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 from sweep.driver.executor import Event, Evicted, Finished, Interrupted, Job, Lost, SlotsChanged
@@ -36,6 +37,12 @@ class RayExecutor:
     def device(self) -> str:
         """The device of the workers; "auto" may stay until `start`."""
         return self.cluster.device
+
+    @property
+    def fork_server(self) -> Path | None:
+        """Socket of the process that forks workers of a local Ray; None where there is none."""
+        server = self.cluster.fork_server
+        return server.path if server is not None else None
 
     def start(self) -> None:
         """Connect to Ray or start one; begin to start and warm the first workers."""

@@ -178,14 +178,18 @@ ARGUMENTS = {
     "fused": World(sections=training(optim="adamw_torch_fused")),
     "adafactor": World(sections=training(optim="adafactor")),
     "sgd": World(sections=training(optim="sgd")),
-    "optim_args": World(sections=training(optim="adamw_torch", optim_args="amsgrad=True")),
     "unknown lr_scheduler_kwargs": World(
         "training.lr_scheduler_kwargs", training(lr_scheduler_kwargs={"num_cycle": 2})
     ),
     "lr_scheduler_kwargs": World(sections=training(lr_scheduler_kwargs={"num_cycles": 0.4})),
+    "polynomial without a step after the warm-up": World(
+        "training.lr_scheduler_type", training(lr_scheduler_type="polynomial", warmup_ratio=1.0)
+    ),
     "polynomial above its start": World(
         "training.lr_scheduler_kwargs",
-        training(lr_scheduler_type="polynomial", lr_scheduler_kwargs={"lr_end": 1.0}),
+        training(
+            lr_scheduler_type="polynomial", warmup_ratio=0.0, lr_scheduler_kwargs={"lr_end": 1.0}
+        ),
     ),
     "min_lr missing": World(
         "training.lr_scheduler_kwargs", training(lr_scheduler_type="cosine_with_min_lr")
@@ -213,7 +217,7 @@ ARGUMENTS = {
         "training.accelerator_config", training(accelerator_config={"split_batch": True})
     ),
     "a fixed rate for DeepSpeed": World(
-        "deepspeed.config",
+        "",
         {
             "zero_stage": 1,
             "deepspeed": {

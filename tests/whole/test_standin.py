@@ -191,6 +191,7 @@ class InProcess:
     def __init__(self, process_cache) -> None:
         self.process_cache = process_cache
         self.happened: list[Event] = []
+        self.fork_server = None
 
     def start(self) -> None:
         pass

@@ -258,18 +258,28 @@ def _refuse_idle_layers(model: Any, lora: LoraSection) -> None:
         raise ConfigError([Problem("lora.layers_to_transform", rule, repr(given))])
 
 
+_LEAVES_BASE = {
+    "alpha_pattern", "ensure_weight_tying", "exclude_modules", "init_lora_weights",
+    "layers_pattern", "layers_to_transform", "lora_bias", "rank_pattern", "use_dora",
+}  # fmt: skip
+"""Fields of `LoraConfig`, beside those of the section, that add to the base model and change none
+of its modules and weights. KaSA takes a part off the weights; `layer_replication` adds layers."""
+
+
 def unload_restores_base(config: TrialConfig) -> bool:
     """Whether unloading the adapter leaves the base model with the same bits as before."""
     lora = config.lora
-    extra = lora.model_extra or {}
+    given = {
+        name
+        for name, value in (lora.model_extra or {}).items()
+        if value is not None and value is not False
+    }
     return bool(
         lora.r
         and lora.bias == "none"
-        and not extra.get("modules_to_save")
-        and not extra.get("trainable_token_indices")
-        and not extra.get("target_parameters")
+        and given <= _LEAVES_BASE
         # Other initialisations (PiSSA, OLoRA, CorDA, LoftQ) write into the base weights.
-        and isinstance(extra.get("init_lora_weights", True), bool)
+        and isinstance((lora.model_extra or {}).get("init_lora_weights", True), bool)
         and config.zero_stage != 3
         and not config.training.get("gradient_checkpointing")
         and not config.training.get("torch_compile")

@@ -135,6 +135,9 @@ def make_ready(trainer: Any) -> None:
     if trainer.is_deepspeed_enabled:
         trainer.optimizer, trainer.lr_scheduler = deepspeed_init(trainer, num_training_steps=steps)
     trainer.create_optimizer_and_scheduler(num_training_steps=steps)
+    for factor in getattr(trainer.lr_scheduler, "lr_lambdas", ()):
+        # Of the last step: a polynomial schedule divides by the steps after the warm-up.
+        factor(steps)
     if args.gradient_checkpointing:
         keywords = args.gradient_checkpointing_kwargs
         trainer.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=keywords)

@@ -163,7 +163,8 @@ def measure_lora(
         setattr_(attempt, "attach_adapter", attach)
     if result.state != "complete":
         raise AssertionError(f"{name}: {result.cause}")
-    rows = material.process_cache().prepared(config, "llama").eval
+    base = AutoModelForCausalLM.from_pretrained(path)
+    rows = material.process_cache().prepared(config, base).eval
     return Measured(
         types=frozenset(p.dtype for p in trained.values()),
         still=tuple(n for n, p in trained.items() if torch.equal(p, before[n])),

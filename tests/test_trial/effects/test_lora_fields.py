@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from helpers.effects import lora_fields as effects
@@ -9,6 +11,9 @@ from helpers.training.train import Material
 
 from trial.config import config_rules, library_arguments
 from trial.config.trial_config import problems_of
+from trial.preload import finish_imports
+from trial.train import train
+from trial.training.process_cache import ProcessCache
 
 BOUND = 2e-3
 """Largest difference between the table's eval loss and that of the reloaded adapter, in nats."""
@@ -49,3 +54,22 @@ def test_what_is_trained_moves_and_plain_peft_reads_its_loss(
     assert measured.types == {torch.float32}
     assert measured.still == ()
     assert measured.reloaded == pytest.approx(measured.table, abs=BOUND)
+
+
+@pytest.fixture(scope="module")
+def in_a_new_process_cache(material) -> tuple[dict[str, Any], float]:
+    """Sections of a plain trial, and its eval loss as the first one of a process."""
+    model = {"name_or_path": str(effects.model_of(material, "untied")), "dtype": "float32"}
+    plain = {"model": model, "training": effects.LORA_TRAINING, "keep": "last"}
+    result = train(material.folder(material.config(**plain)), None, ProcessCache(finish_imports))
+    return plain, result.eval_loss
+
+
+@pytest.mark.parametrize("name", effects.LORA)
+def test_the_next_trial_of_the_process_is_as_the_first(material, in_a_new_process_cache, name):
+    """The base model is kept for it only where taking the adapter off restores all of it."""
+    plain, expected = in_a_new_process_cache
+    cache = ProcessCache(finish_imports)
+    train(material.folder(material.config(**plain, lora=effects.LORA[name])), None, cache)
+    after = train(material.folder(material.config(**plain)), None, cache)
+    assert after.eval_loss == expected

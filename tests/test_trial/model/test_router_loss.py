@@ -54,8 +54,8 @@ def configuration(material: Material, mixture: Path, **sections):
 
 def plain_losses(material: Material, mixture: Path, config) -> tuple[list[float], float]:
     """transformers' own training losses, with the router's, and the cross-entropy at the end."""
-    data = material.process_cache().prepared(config, "mixtral")
     base = AutoModelForCausalLM.from_pretrained(mixture)
+    data = material.process_cache().prepared(config, base)
     set_seed(42)
     lora = LoraConfig(r=4, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM")
     model = get_peft_model(base, lora).train()

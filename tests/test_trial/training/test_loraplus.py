@@ -36,8 +36,8 @@ def configuration(material: Material, **sections: Any):
 @pytest.fixture(scope="module")
 def plain(material) -> dict[str, torch.Tensor]:
     """The adapter that a plain loop trains, by its names in a saved one."""
-    data = material.process_cache().prepared(configuration(material), "llama").train
     base = AutoModelForCausalLM.from_pretrained(material.model)
+    data = material.process_cache().prepared(configuration(material), base).train
     set_seed(42)
     lora = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(base, lora).train()
