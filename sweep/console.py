@@ -123,8 +123,20 @@ def trial_line(
         text.append(f"  {result.cause.kind}: {result.cause.message}")
     text.append(f"  {result.seconds.total:.1f} s", style="dim")
     if progress.best and progress.best.number == number:
-        text.append("  best so far", style="bold green")
+        among = " of the largest group" if progress.measured.groups > 1 else ""
+        text.append(f"  best so far{among}", style="bold green")
     return text
+
+
+def compared(progress: SweepProgress) -> str:
+    """Among which trials the best one is; empty where all were measured on the same things."""
+    measured = progress.measured
+    if measured.groups < 2:
+        return ""
+    return (
+        f" among {measured.largest.complete} of {measured.complete} complete trials: the largest of"
+        f" {measured.groups} groups that were measured on the same evaluation set"
+    )
 
 
 def summary(progress: SweepProgress) -> str:
@@ -136,7 +148,8 @@ def summary(progress: SweepProgress) -> str:
     if progress.best:
         best = progress.best
         value = number_text(best.value)
-        parts.append(f"best {value} (trial {best.number}: {params_text(best.params)})")
+        shown = f"best {value} (trial {best.number}: {params_text(best.params)})"
+        parts.append(shown + compared(progress))
     parts.append(f"{duration_text(progress.elapsed)} elapsed")
     if (left := progress.remaining_seconds) is not None:
         parts.append(f"about {duration_text(left)} left")

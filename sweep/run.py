@@ -66,6 +66,7 @@ def _drive(
     progress = SweepProgress(
         goal.metric,
         goal.direction == "maximize",
+        tuple(other.metric for other in spec.objectives[1:]),
         planned=spec.stop.trials,
         at_most=cost.known_trials(spec),
         base_models=cost.base_models(spec),

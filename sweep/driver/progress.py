@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from trial.store import metrics
+from sweep.driver.best_trials import BestTrial, BestTrials
 from trial.store.records import CauseKind, Evaluation, Result
 
 CAUSED_BY_PARAMETERS: tuple[CauseKind, ...] = ("diverged", "out_of_memory")
@@ -34,21 +34,14 @@ class RunningTrial:
     """Why it was told to stop; empty as long as it was not."""
 
 
-@dataclass(frozen=True, slots=True)
-class BestTrial:
-    """The best finished trial by the first objective."""
-
-    number: int
-    value: float
-    params: Mapping[str, Any]
-
-
 @dataclass(slots=True)
 class SweepProgress:
     """The state of a sweep as its driver has seen it."""
 
     metric: str = "eval_loss"
     maximize: bool = False
+    further_metrics: tuple[str, ...] = ()
+    """The sweep's other objectives: what they depend on decides too which trials are compared."""
     planned: int | None = None
     """Trials to run in all; None when another condition ends the sweep."""
     at_most: int | None = None
@@ -67,8 +60,9 @@ class SweepProgress:
     params: dict[int, Mapping[str, Any]] = field(default_factory=dict)
     """What the sampler drew, by trial."""
     best: BestTrial | None = None
+    """The best trial; of trials that were measured on unlike things, that of the largest group."""
     since_best: int = 0
-    """Trials finished since the best one."""
+    """Trials finished since the best one that could have been better: those of its group."""
     devices_per_trial: int = 1
     device_seconds_done: float = 0.0
     """Device-seconds of ended trials, all their attempts."""
@@ -89,8 +83,12 @@ class SweepProgress:
     base_model_of: dict[int, str] = field(default_factory=dict)
     """The base model of each trial, by its number."""
 
+    measured: BestTrials = field(init=False)
+    """The best trials by what they were measured on."""
+
     def __post_init__(self) -> None:
         self.started_at = self.clock()
+        self.measured = BestTrials((self.metric, *self.further_metrics), self.maximize)
 
     @property
     def ended(self) -> int:
@@ -175,18 +173,9 @@ class SweepProgress:
             self.timed += 1
             self.seconds_of_timed += self.clock() - row.since
         self._compare_failure(number, result)
-        if number not in self.repeats:
-            self._compare_with_best(number, result)
-
-    def _compare_with_best(self, number: int, result: Result) -> None:
-        self.since_best += 1
-        objective = metrics.of_result(result, self.metric)
-        if result.state != "complete" or objective is None:
-            return
-        sign = -1.0 if self.maximize else 1.0
-        if self.best is None or sign * objective < sign * self.best.value:
-            self.best = BestTrial(number, objective, self.params.get(number, {}))
-            self.since_best = 0
+        repeat = number in self.repeats
+        self.measured.add(number, result, self.params.get(number, {}), repeat)
+        self.best, self.since_best = self.measured.largest.best, self.measured.since_best
 
     def forget_failures(self) -> None:
         """Count equal failures in a row from zero."""

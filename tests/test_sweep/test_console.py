@@ -8,7 +8,7 @@ from sweep import console
 from sweep.driver.progress import SweepProgress
 from sweep.planning import cost
 from sweep.spec.spec import SweepSpec
-from trial.store.records import Evaluation, Result, Seconds
+from trial.store.records import DataSummary, Evaluation, Result, Seconds
 
 
 def table_text(progress: SweepProgress, metric: str) -> str:
@@ -30,6 +30,22 @@ def test_a_line_shows_the_value_that_is_optimised():
         line = console.trial_line(0, result, {"zero_stage": 2}, progress).plain
         assert f"complete  {shown}  zero_stage=2" in line
         assert f"best {shown} (trial 0" in console.summary(progress)
+
+
+def test_the_best_trial_is_one_of_the_largest_group_and_the_line_says_so():
+    progress = SweepProgress()
+    for number, (on, loss) in enumerate([("a", 3.0), ("a", 2.0), ("b", 0.5)]):
+        data = DataSummary(train_rows=1, eval_rows=1, eval_hash=on)
+        result = Result(state="complete", eval_loss=loss, data=data)
+        progress.add_trial(number, {})
+        progress.add_result(number, result)
+        line = console.trial_line(number, result, {}, progress).plain
+        assert line.endswith("best so far") is (number < 2)
+    summary = console.summary(progress)
+    assert "best 2.0000 (trial 1:" in summary
+    assert (
+        ") among 2 of 3 complete trials: the largest of 2 groups that were measured on" in summary
+    )
 
 
 def test_the_table_names_the_metric_it_shows():

@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 from helpers.sweeps import fakes
 
+from sweep.driver.best_trials import BestTrial
 from sweep.driver.interfaces import OutcomeKind, SweepState
-from sweep.driver.progress import BestTrial, SweepProgress
+from sweep.driver.progress import SweepProgress
 from sweep.driver.stop_rules import stop_decision
 from sweep.spec.spec import FailuresSpec, StopSpec
-from trial.store.records import Cause, Result
+from trial.store.records import Cause, DataSummary, Result
 
 
 def test_a_sweep_whose_trials_all_fail_alike_stops_and_says_why(tmp_path):
@@ -174,6 +175,63 @@ def test_stop_conditions(tmp_path, stop, started, reason):
     executor = fakes.ScriptedExecutor(fakes.falling, width=1)
     outcome = fakes.make_driver(tmp_path, fakes.ScriptedDecider(), executor, **stop).run()
     assert (len(executor.submitted), outcome.reason) == (started, reason)
+
+
+END = ("a", 0.0)
+"""A trial that is not reached."""
+
+
+class MeasuredOn(fakes.ScriptedExecutor):
+    """Trial by trial, the eval set that it is measured on and its eval loss."""
+
+    def __init__(self, script):
+        super().__init__(fakes.falling, width=1)
+        self.script = script
+
+    def advance(self, number):
+        on, loss = self.script[number]
+        data = DataSummary(train_rows=1, eval_rows=1, eval_hash=on)
+        result = Result(state="complete", eval_loss=loss, data=data, data_hash=on)
+        return [self.finish(number, result)]
+
+
+@pytest.mark.parametrize(
+    ("script", "stop", "reason"),
+    [
+        # Losses of b are lower numbers: neither the best of a, nor a target that a has reached.
+        (
+            [
+                ("a", 3.0),
+                ("a", 2.0),
+                ("b", 0.5),
+                ("b", 0.4),
+                ("a", 1.0),
+                ("a", 1.1),
+                ("a", 1.2),
+                END,
+            ],
+            {"no_improvement": 2},
+            "no improvement in 2 trials in the largest group measured on the same evaluation set",
+        ),
+        # Trials of b can neither improve on a's best nor fail to.
+        (
+            [("a", 3.0), ("a", 2.0), ("b", 5.0), ("b", 6.0), ("a", 1.0)],
+            {"no_improvement": 2},
+            "all 5 trials are done",
+        ),
+        ([("a", 3.0), ("a", 2.0), ("b", 0.5)], {"target": 1.0}, "all 3 trials are done"),
+        (
+            [("b", 3.0), ("a", 4.0), ("a", 0.9), END],
+            {"target": 1.0},
+            "the target 1 is reached in the largest group measured on the same evaluation set",
+        ),
+    ],
+)
+def test_rules_go_by_the_largest_group_measured_alike(tmp_path, script, stop, reason):
+    decider, executor = fakes.ScriptedDecider(), MeasuredOn(script)
+    driver = fakes.make_driver(tmp_path, decider, executor, trials=len(script), **stop)
+    assert driver.run().reason == reason
+    assert len(decider.told) == len(script) - (END in script)
 
 
 @pytest.mark.parametrize("limit", ["hours", "device_hours"])
