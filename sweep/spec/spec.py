@@ -73,10 +73,10 @@ class StopSpec(Section):
     device_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Number of devices held times hours, summed over all trials."""
     no_improvement: int | None = Field(default=None, ge=1)
-    """Finished trials in a row without a new best. Of trials that were measured on unlike evaluation
-    sets, those of the largest group count (docs/data.md)."""
+    """Finished trials in a row without a new best; where trials were measured on unlike evaluation
+    sets, trials of the largest group (docs/data.md)."""
     target: float | None = Field(default=None, allow_inf_nan=False)
-    """The sweep ends once the objective is at least as good as this; of trials that were measured on
+    """The sweep ends once the objective is at least as good as this; where trials were measured on
     unlike evaluation sets, in the largest group."""
 
 
