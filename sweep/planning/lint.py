@@ -144,8 +144,8 @@ _TEXT_TO_TOKENS = {
 
 def _unlike(path: str, what: str, instead: str) -> str:
     return (
-        f"{path} changes {what}: trials are ranked only among those that were evaluated on the"
-        " same, while the sampler and the pruner see one objective"
+        f"{path} changes {what}: trials are ranked and pruned only among those that were evaluated"
+        " on the same, while the sampler sees one objective"
         + (f"; {instead}" if instead else "; leave it out of the search")
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from weakref import WeakKeyDictionary
 
 from optuna.pruners import BasePruner, SuccessiveHalvingPruner
 from optuna.study import Study, StudyDirection
@@ -41,8 +42,9 @@ class CachedSuccessiveHalvingPruner(BasePruner):
         """Step of the first rung."""
         self.reduction_factor = reduction_factor
         self.bootstrap_count = bootstrap_count
-        self._rungs: dict[int, list[float]] | None = None
-        """By rung: the values that reached the rung, lower is better, ascending."""
+        self._rungs: WeakKeyDictionary[Study, dict[int, list[float]]] = WeakKeyDictionary()
+        """By study, of which one may show a part of another's trials, and rung: the values that
+        reached the rung, lower is better, ascending."""
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether the trial is not among the best 1/reduction_factor of a rung it has reached."""
@@ -69,11 +71,12 @@ class CachedSuccessiveHalvingPruner(BasePruner):
 
     def _rungs_of(self, study: Study, sign: float) -> dict[int, list[float]]:
         """The rungs so far; read from the study the first time."""
-        if self._rungs is None:
-            self._rungs = {}
+        if study not in self._rungs:
+            rungs: dict[int, list[float]] = {}
             for trial in study.get_trials(deepcopy=False):
                 for number, value in rung_values(trial).items():
-                    self._rungs.setdefault(number, []).append(sign * value)
-            for rung in self._rungs.values():
+                    rungs.setdefault(number, []).append(sign * value)
+            for rung in rungs.values():
                 rung.sort()
-        return self._rungs
+            self._rungs[study] = rungs
+        return self._rungs[study]

@@ -114,7 +114,8 @@ class ResourceSpec(Section):
     """Free disk space in GB (10^9 bytes) that the study's disk must have, beyond what the largest
     trial took, for a trial to start; 0 does not check."""
     keep_checkpoints: int = Field(default=1, ge=0)
-    """Number of the best finished trials that keep their last checkpoint, to be trained longer."""
+    """Number of the best finished trials that keep their last checkpoint, to be trained longer; of
+    each group (the largest eight) where trials were measured on unlike evaluation sets."""
 
 
 class ConfirmSpec(Section):

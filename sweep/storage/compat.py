@@ -8,11 +8,11 @@ So are keys that Optuna keeps for itself and texts that it shows.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.storages.journal._storage import JournalOperation
@@ -23,7 +23,7 @@ WRITTEN_FOR = "5.0.0"
 
 PRIVATE_NAMES: Mapping[str, Collection[str]] = {
     "Study": ("_storage", "_study_id", "_get_trials"),
-    "Trial": ("_trial_id", "_cached_frozen_trial"),
+    "Trial": ("_trial_id", "_cached_frozen_trial", "_get_latest_trial"),
     "FrozenTrial": ("_trial_id",),
     "JournalFileBackend": ("_file_path",),
     "JournalStorage": ("_thread_lock", "_sync_with_backend", "_replay_result"),
@@ -139,6 +139,42 @@ class StudyWithPriorTrials:
     def trials(self) -> list[FrozenTrial]:
         """As `Study.trials`, over more trials."""
         return self._get_trials()
+
+
+class StorageOfSomeTrials:
+    """A storage that shows only some trials; all else is as in the storage."""
+
+    def __init__(self, storage: BaseStorage, shows: Callable[[FrozenTrial], bool]) -> None:
+        self._storage = storage
+        self._shows = shows
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Collection[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """As `BaseStorage.get_all_trials`, of fewer trials."""
+        found = self._storage.get_all_trials(study_id, deepcopy=deepcopy, states=states)
+        return [trial for trial in found if self._shows(trial)]
+
+    def get_best_trial(self, study_id: int) -> FrozenTrial:
+        """As `BaseStorage.get_best_trial`, of fewer trials."""
+        return BaseStorage.get_best_trial(cast("BaseStorage", self), study_id)
+
+
+def study_of_some(study: Study, shows: Callable[[FrozenTrial], bool]) -> Study:
+    """The same study, with only some of its trials.
+
+    Through its storage: `HyperbandPruner` makes studies of its own from that.
+    """
+    storage = cast("BaseStorage", StorageOfSomeTrials(study._storage, shows))
+    return Study(study.study_name, storage, study.sampler, study.pruner)
+
+
+def should_prune(study: Study, trial: Trial) -> bool:
+    """As `Trial.should_prune`, with the trials that `study` shows."""
+    return study.pruner.prune(study, trial._get_latest_trial())
 
 
 # The journal

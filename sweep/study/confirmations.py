@@ -13,13 +13,12 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.sampling.constraints import is_feasible
+from sweep.sampling.measured_alike import MEASURED_ON
 from sweep.spec.space import Space
 from sweep.spec.spec import ConfirmSpec, SweepSpec
 from trial.config.trial_config import TrialConfig
 from trial.store import metrics
 
-MEASURED_ON = "measured_on"
-"""User attribute of a complete trial: what it was measured on (`metrics.measured_on`)."""
 OUTSIDE_SEARCH = {"confirms", "continues"}
 """User attributes of trials that are no part of the search: never pruned, never repeated."""
 

@@ -24,6 +24,7 @@ from sweep.sampling.constraints import (
     worst_values,
 )
 from sweep.sampling.known_configurations import KnownConfigurations
+from sweep.sampling.measured_alike import AlikePruning
 from sweep.sampling.pruners import make_pruner
 from sweep.sampling.samplers import make_sampler
 from sweep.sampling.warm_start_sampler import PriorTrial, WarmStartSampler
@@ -31,7 +32,7 @@ from sweep.spec import hpu_shapes
 from sweep.spec.space import Space
 from sweep.spec.spec import SweepSpec
 from sweep.storage import compat
-from sweep.study.confirmations import MEASURED_ON, OUTSIDE_SEARCH, missing_repeats, with_seed
+from sweep.study.confirmations import OUTSIDE_SEARCH, missing_repeats, with_seed
 from trial.config import earlier
 from trial.config.errors import ConfigError
 from trial.config.trial_config import TrialConfig
@@ -65,6 +66,7 @@ class OptunaDecider:
         compat.ignore_cmaes_warning()
         self.spec = spec
         self.space = Space.of(spec)
+        self._metrics = tuple(goal.metric for goal in spec.objectives)
         self.study = optuna.create_study(
             storage=storage,
             study_name=name,
@@ -80,6 +82,7 @@ class OptunaDecider:
         sampler = make_sampler(spec, self._random.getrandbits(31))
         self.study.sampler = WarmStartSampler(sampler, prior, self.space) if prior else sampler
         self.study.pruner = make_pruner(spec)
+        self._pruning = AlikePruning(self.study, past)
         self.ask_seconds = ASK_SECONDS.get(spec.sampler.name, 0.0)
         self._in_flight: dict[int, Trial] = {}
         self._known = KnownConfigurations(spec, self.space, past)
@@ -216,7 +219,10 @@ class OptunaDecider:
     # Telling
 
     def report(self, number: int, evaluation: Evaluation) -> bool:
-        """Report an evaluation; True to prune. A step already known is not reported twice."""
+        """Report an evaluation; True to prune. A step already known is not reported twice.
+
+        The pruner compares the trial with those that were measured on the same things.
+        """
         if len(self.spec.objectives) > 1:
             return False
         trial = self._in_flight[number]
@@ -224,9 +230,10 @@ class OptunaDecider:
         # Before the first step all trials are the same model: nothing to prune by.
         if objective is None or evaluation.step <= 0:
             return False
+        self._pruning.note(trial, metrics.evaluation_measured_on(evaluation, self._metrics))
         if not compat.is_reported(trial, evaluation.step):
             trial.report(objective, evaluation.step)
-        return not OUTSIDE_SEARCH & trial.user_attrs.keys() and trial.should_prune()
+        return not OUTSIDE_SEARCH & trial.user_attrs.keys() and self._pruning.should_prune(trial)
 
     def tell(self, number: int, result: Result) -> None:
         """Tell Optuna how a trial ended: complete, pruned at its step, infeasible or failed.
@@ -243,26 +250,23 @@ class OptunaDecider:
             trial.set_user_attr("cause", f"{kind}: {result.cause.message}")
         if result.best_step is not None:
             trial.set_user_attr("best_step", result.best_step)
-        measured = [metrics.of_result(result, goal.metric) for goal in self.spec.objectives]
+        measured = [metrics.of_result(result, metric) for metric in self._metrics]
         values = [value for value in measured if value is not None and math.isfinite(value)]
         if kind == "out_of_memory":
             self._tell_infeasible(trial)
         elif result.state == "complete" and len(values) == len(measured):
             # GPSampler wants the same constraints of all trials.
             set_memory_constraint(trial, FEASIBLE)
-            self._note_measured(trial, result)
+            if result.data is not None:
+                # The choice of what is confirmed goes by it.
+                on = metrics.measured_on({number: result}, self._metrics)[number]
+                self._pruning.note(trial, on)
             self.study.tell(trial, values)
         elif result.state == "pruned" or kind == "diverged":
             # Samplers ignore failed trials, and a divergence says something of the parameters.
             self.study.tell(trial, state=self._pruned_state())
         else:
             self.study.tell(trial, state=TrialState.FAIL)
-
-    def _note_measured(self, trial: Trial, result: Result) -> None:
-        """Note what the trial was measured on, for the choice of what is confirmed."""
-        if self.spec.confirm is not None and result.data is not None:
-            names = [goal.metric for goal in self.spec.objectives]
-            trial.set_user_attr(MEASURED_ON, metrics.measured_on({0: result}, names)[0])
 
     def _tell_infeasible(self, trial: Trial) -> None:
         """Tell a violated constraint with the worst values so far.

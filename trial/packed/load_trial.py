@@ -48,7 +48,7 @@ def load_trial(
         raise NotPackableError("its checkpoint is a trainer's own")
     context.run = run
     run.max_steps = schedule.max_steps
-    run.tokens_per_byte = setup.data.summary.tokens_per_byte
+    run.data = setup.data.summary
     setup.engine.load(index, initial, config.lora.lora_dropout)
     slot = Slot(
         index,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from trial.config.objective_registry import METRICS as EVALUATED
-from trial.store.records import Evaluation, Result
+from trial.store.records import DataSummary, Evaluation, Result
 
 
 def seconds_per_step(result: Result) -> float:
@@ -109,10 +109,21 @@ def measured_on(results: Mapping[int, Result], metrics: Iterable[str]) -> dict[i
     }
 
 
+def evaluation_measured_on(evaluation: Evaluation, metrics: Iterable[str]) -> str:
+    """What an evaluation was measured on: as `measured_on` says of its trial's result.
+
+    Empty where nothing is known, and where no metric depends on the eval set.
+    """
+    kind = depends_on(metrics)
+    return _hash_of(evaluation, kind) if kind else ""
+
+
 def _eval_hash(result: Result, kind: str) -> str:
-    if result.data is None:
-        return ""
-    return result.data.eval_text_hash if kind == "text" else result.data.eval_hash
+    return "" if result.data is None else _hash_of(result.data, kind)
+
+
+def _hash_of(measured: DataSummary | Evaluation, kind: str) -> str:
+    return measured.eval_text_hash if kind == "text" else measured.eval_hash
 
 
 def by_size(groups: Iterable[str]) -> list[str]:

@@ -39,6 +39,9 @@ class Evaluation(Record):
     """Cross-entropy in nats per completion token over the whole eval set."""
     eval_loss_per_byte: float | None = None
     """The same sum of nats per UTF-8 byte of the text that counts, special tokens left out."""
+    eval_hash: str = ""
+    """As in `DataSummary`; empty in lines of earlier versions."""
+    eval_text_hash: str = ""
     metrics: dict[str, float] = Field(default_factory=dict)
     """Further metrics by name."""
     epoch: float = 0.0

@@ -143,7 +143,7 @@ def build_trainer(
     tokenizer = process_cache.tokenizer(config)
     base = process_cache.take_base(config, device)
     data = process_cache.prepared(config, base)
-    context.data, run.tokens_per_byte = data.summary, data.summary.tokens_per_byte
+    context.data = run.data = data.summary
     context.model_hash = model_hash(config.model.name_or_path, config.model.revision)
     # Here, since loading a model takes a varying number of draws from the generator.
     transformers.set_seed(config.training["seed"])

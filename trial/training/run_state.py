@@ -19,7 +19,7 @@ from trial.store.control import Control, StopReason
 from trial.store.failure_kinds import check_loss
 from trial.store.folders import TrialFolder
 from trial.store.phase_timer import PhaseTimer
-from trial.store.records import Evaluation, TrainLog
+from trial.store.records import DataSummary, Evaluation, TrainLog
 from trial.training.checkpoints import Checkpoints, Measurement, TrialProgress
 
 logger = logging.getLogger(__name__)
@@ -54,8 +54,8 @@ class RunState:
     """Optimizer step of the newest checkpoint of this attempt."""
     max_steps: int = 0
     """Optimizer steps planned; 0 until the trainer has computed it."""
-    tokens_per_byte: float | None = None
-    """Of what counts in the eval loss; None until the data are read."""
+    data: DataSummary | None = None
+    """What the eval loss is measured on, among others; None until the data are read."""
     attempts_size: int | None = None
     """Bytes of `attempts.jsonl` after this attempt's line."""
     _tokens: torch.Tensor | None = None
@@ -163,10 +163,13 @@ class RunState:
             Diverged: the eval loss is not finite or, after training began, above `diverged_above`.
         """
         self.update_progress()
+        tokens_per_byte = self.data and self.data.tokens_per_byte
         evaluation = Evaluation(
             step=step,
             eval_loss=eval_loss,
-            eval_loss_per_byte=self.tokens_per_byte and eval_loss * self.tokens_per_byte,
+            eval_loss_per_byte=tokens_per_byte and eval_loss * tokens_per_byte,
+            eval_hash=self.data.eval_hash if self.data else "",
+            eval_text_hash=self.data.eval_text_hash if self.data else "",
             metrics=metrics or {},
             epoch=epoch,
             tokens=self.progress.tokens,
