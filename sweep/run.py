@@ -87,7 +87,7 @@ def _drive(
                 view,
                 progress,
                 failures=spec.failures,
-                disk=DiskGuard(folder, spec.resources, goal),
+                disk=DiskGuard(folder, spec.resources, spec.objectives),
                 ask_ahead=spec.resources.ask_ahead,
                 packed=spec.resources.pack != 1,
             )

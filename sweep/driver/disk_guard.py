@@ -1,6 +1,7 @@
 """Disk space of a study: trials start only while there is enough, old checkpoints are removed.
 
-A finished trial that may be trained for longer needs its last checkpoint: the best few keep theirs.
+A finished trial that may be trained for longer needs its last checkpoint: the best few keep theirs,
+of each group that was measured on the same things.
 Checkpoints of pruned and failed trials are removed.
 """
 
@@ -8,6 +9,8 @@ from __future__ import annotations
 
 import shutil
 from bisect import insort
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sweep.spec.spec import ObjectiveSpec, ResourceSpec
@@ -17,6 +20,10 @@ from trial.store.records import Result
 
 GB = 10**9
 
+MAX_GROUPS = 8
+"""Of at most so many groups, the largest, do the best keep their checkpoints: a search over
+`data.split_seed` may have as many groups as trials."""
+
 
 @dataclass(slots=True)
 class DiskGuard:
@@ -24,12 +31,14 @@ class DiskGuard:
 
     study: StudyFolder
     resources: ResourceSpec = field(default_factory=ResourceSpec)
-    goal: ObjectiveSpec = field(default_factory=ObjectiveSpec)
+    objectives: Sequence[ObjectiveSpec] = (ObjectiveSpec(),)
     largest: int = 0
     """Bytes of the largest folder of a trial that has ended in this run."""
-    _best: list[tuple[float, int]] = field(default_factory=list)
-    """Loss (the objective, negated when maximised) and number of the trials that keep their
-    checkpoint, ascending."""
+    _best: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
+    """By what trials were measured on: loss (the first objective, negated when maximised) and
+    number of those that keep their checkpoint, ascending."""
+    _complete: Counter[str] = field(default_factory=Counter)
+    """Number of complete trials by what they were measured on."""
 
     def refusal(self) -> str:
         """Why no further trial may start; empty when there is space for one."""
@@ -49,15 +58,24 @@ class DiskGuard:
         """Remove the checkpoints that no longer have to stay, after a trial was committed."""
         folder = self.study.trial(number)
         self.largest = max(self.largest, folder_bytes(folder))
-        objective = metrics.of_result(result, self.goal.metric)
+        goal = self.objectives[0]
+        objective = metrics.of_result(result, goal.metric)
         if result.state != "complete" or objective is None:
             remove_checkpoints(folder)
             return
-        loss = -objective if self.goal.direction == "maximize" else objective
-        insort(self._best, (loss, number))
-        for _, worse in self._best[self.resources.keep_checkpoints :]:
-            remove_checkpoints(self.study.trial(worse))
-        del self._best[self.resources.keep_checkpoints :]
+        loss = -objective if goal.direction == "maximize" else objective
+        names = [one.metric for one in self.objectives]
+        group = metrics.measured_on({number: result}, names)[number]
+        self._complete[group] += 1
+        best = self._best.setdefault(group, [])
+        insort(best, (loss, number))
+        worse = best[self.resources.keep_checkpoints :]
+        del best[self.resources.keep_checkpoints :]
+        largest = [name for name, _ in self._complete.most_common(MAX_GROUPS)]
+        for name in self._best.keys() - set(largest):
+            worse += self._best.pop(name)
+        for _, left in worse:
+            remove_checkpoints(self.study.trial(left))
 
 
 def remove_checkpoints(folder: TrialFolder) -> None:

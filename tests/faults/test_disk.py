@@ -23,7 +23,7 @@ from sweep.driver.progress import SweepProgress
 from sweep.spec.spec import ObjectiveSpec, ResourceSpec, StopSpec
 from trial.store.disk_full import DiskFullError, is_full, refuse_if_full
 from trial.store.folders import StudyFolder, TrialFolder
-from trial.store.records import Cause, Result
+from trial.store.records import Cause, DataSummary, Result
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -61,7 +61,7 @@ KEPT = [
 @pytest.mark.parametrize(("values", "keep", "direction", "kept"), KEPT)
 def test_the_best_keep_their_checkpoint(values, keep, direction, kept, study):
     resources = ResourceSpec(keep_checkpoints=keep)
-    disk = DiskGuard(study, resources, ObjectiveSpec(direction=direction))
+    disk = DiskGuard(study, resources, (ObjectiveSpec(direction=direction),))
     for number, value in enumerate(values):
         with_checkpoint(study, number)
         cause = Cause(kind="error", message="boom")
@@ -73,6 +73,27 @@ def test_the_best_keep_their_checkpoint(values, keep, direction, kept, study):
     found = [number for number in range(len(values)) if study.trial(number).checkpoints.exists()]
     assert found == kept
     assert disk.largest >= 1000
+
+
+UNLIKE = [
+    # what trials are measured on, their losses, who keeps a checkpoint
+    ("aba", [2.0, 1.0, 3.0], [0, 1]),
+    ("abab", [2.0, 5.0, 1.0, 4.0], [2, 3]),
+    # One group more than may keep checkpoints, the smallest: it has none.
+    ("aabbccddeeffgghhi", [*range(16), 0.0], [0, 2, 4, 6, 8, 10, 12, 14]),
+    ("abcdefghij", [*range(10)], [0, 1, 2, 3, 4, 5, 6, 7]),
+]
+
+
+@pytest.mark.parametrize(("on", "losses", "kept"), UNLIKE)
+def test_the_best_of_each_group_measured_alike_keep_theirs(on, losses, kept, study):
+    disk = DiskGuard(study)
+    for number, (group, loss) in enumerate(zip(on, losses, strict=True)):
+        with_checkpoint(study, number)
+        data = DataSummary(train_rows=1, eval_rows=1, eval_hash=group)
+        disk.trial_ended(number, Result(state="complete", eval_loss=loss, data=data))
+    found = [number for number in range(len(losses)) if study.trial(number).checkpoints.exists()]
+    assert found == kept
 
 
 # Low space

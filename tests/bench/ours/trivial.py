@@ -110,7 +110,7 @@ def main() -> None:
         watch = Watch()
         progress = SweepProgress("eval_loss", False, planned=asked.trials)
         decider = OptunaDecider(asked_spec, "trivial", open_storage(study))
-        disk = DiskGuard(study, asked_spec.resources, asked_spec.objectives[0])
+        disk = DiskGuard(study, asked_spec.resources, asked_spec.objectives)
         Driver(study, decider, executor, asked_spec.stop, watch, progress, disk=disk).run()
     finally:
         executor.close()

@@ -99,7 +99,7 @@ def no_curve(number: int, config: TrialConfig) -> Any:
 def _drive(spec: SweepSpec, study: StudyFolder, executor: Any, view: Any, count: int) -> Any:
     decider = OptunaDecider(spec, "trivial", open_storage(study))
     progress = SweepProgress("eval_loss", False, planned=count)
-    disk = DiskGuard(study, spec.resources, spec.objectives[0])
+    disk = DiskGuard(study, spec.resources, spec.objectives)
     return Driver(study, decider, executor, spec.stop, view, progress, disk=disk).run()
 
 
