@@ -6,7 +6,7 @@ journal and none in tables.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from optuna.study import Study
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from sweep.sampling.constraints import FEASIBLE, MEMORY
+from sweep.sampling.measured_alike import MEASURED_ON
 from sweep.spec.space import Space
 from sweep.storage import compat
 from trial.store.records import Record
@@ -31,7 +32,10 @@ class PriorTrial(Record):
     values: tuple[float, ...]
     """By objective, as measured in the earlier study."""
     alike: bool
-    """Whether that study had the same `base`: then the values are used as they are."""
+    """Whether that study had the same `base`: then the values are used as they are, unless the
+    trials of both studies were measured on unlike things."""
+    measured_on: str = ""
+    """What it was measured on (`trial.store.metrics.measured_on`); empty where nothing is known."""
 
 
 class WarmStartSampler(BaseSampler):
@@ -39,7 +43,7 @@ class WarmStartSampler(BaseSampler):
 
     def __init__(self, inner: BaseSampler, prior: Sequence[PriorTrial], space: Space) -> None:
         self.inner = inner
-        self.prior = prior
+        self.prior = on_one_scale(prior)
         self._distributions = [_distributions(space, trial.params) for trial in prior]
 
     def reseed_rng(self) -> None:
@@ -88,8 +92,9 @@ class WarmStartSampler(BaseSampler):
 
     def _prior_trials(self, study: Study) -> list[FrozenTrial]:
         """The earlier trials, numbered -n to -1: before the study's first."""
-        own = [trial.values for trial in compat.complete_trials(study)]
-        values = match_quantiles(self.prior, own)
+        complete = compat.complete_trials(study)
+        measured_on = {trial.user_attrs.get(MEASURED_ON, "") for trial in complete} - {""}
+        values = match_quantiles(self.prior, [trial.values for trial in complete], measured_on)
         count = len(self.prior)
         found = []
         for index, (trial, distributions) in enumerate(
@@ -112,8 +117,31 @@ def _distributions(space: Space, params: dict[str, Any]) -> dict[str, BaseDistri
     return dict(draw.distributions)
 
 
+def on_one_scale(prior: Sequence[PriorTrial]) -> list[PriorTrial]:
+    """Earlier trials, those of each study as if measured on what its largest group was measured on.
+
+    Trials of a smaller group get values at their quantiles of the largest group's.
+    """
+    found = list(prior)
+    for study in {trial.study for trial in prior}:
+        groups: dict[str, list[int]] = {}
+        for index, trial in enumerate(prior):
+            if trial.study == study:
+                groups.setdefault(trial.measured_on, []).append(index)
+        largest = max(groups, key=lambda group: len(groups[group]))
+        scale = [prior[index].values for index in groups.pop(largest)]
+        for indices in groups.values():
+            values = _matched([prior[index].values for index in indices], scale)
+            for index, row in zip(indices, values, strict=True):
+                changed = {"values": row, "measured_on": largest}
+                found[index] = prior[index].model_copy(update=changed)
+    return found
+
+
 def match_quantiles(
-    prior: Sequence[PriorTrial], own: Sequence[Sequence[float]]
+    prior: Sequence[PriorTrial],
+    own: Sequence[Sequence[float]],
+    measured_on: Collection[str] = (),
 ) -> list[tuple[float, ...]]:
     """Objective values of earlier trials, mapped to the range of a study's own (quantile matching).
 
@@ -121,24 +149,37 @@ def match_quantiles(
     trials of its study, no more: such a trial gets the value at its quantile of the study's own.
 
     Args:
-        prior: Earlier trials; those that are `alike` keep their values.
+        prior: Earlier trials; those that are `alike` keep their values, if the study's own trials
+            were measured on the same things as far as is known.
         own: Objective values of the study's complete trials, [trials][objectives].
+        measured_on: What these were measured on; empty where nothing is known.
 
     Returns:
         Values by earlier trial and objective.
     """
     found = [trial.values for trial in prior]
-    for study in {trial.study for trial in prior if not trial.alike}:
+    for study in {trial.study for trial in prior if not _comparable(trial, measured_on)}:
         indices = [index for index, trial in enumerate(prior) if trial.study == study]
         if own:
-            table = np.array([found[index] for index in indices])
-            columns = [
-                _at_same_quantiles(table[:, goal], np.array(own)[:, goal])
-                for goal in range(table.shape[1])
-            ]
-            for index, row in zip(indices, np.stack(columns, axis=1), strict=True):
-                found[index] = tuple(float(value) for value in row)
+            values = _matched([found[index] for index in indices], own)
+            for index, row in zip(indices, values, strict=True):
+                found[index] = row
     return found
+
+
+def _comparable(trial: PriorTrial, measured_on: Collection[str]) -> bool:
+    """Whether the value of an earlier trial can stand beside those of the study's own."""
+    unknown = not measured_on or not trial.measured_on
+    return trial.alike and (unknown or trial.measured_on in measured_on)
+
+
+def _matched(
+    values: Sequence[Sequence[float]], scale: Sequence[Sequence[float]]
+) -> list[tuple[float, ...]]:
+    """Objective values at their quantiles of other values; all [trials][objectives]."""
+    table, other = np.array(values), np.array(scale)
+    columns = [_at_same_quantiles(table[:, goal], other[:, goal]) for goal in range(table.shape[1])]
+    return [tuple(float(value) for value in row) for row in np.stack(columns, axis=1)]
 
 
 def _at_same_quantiles(values: Any, own: Any) -> Any:

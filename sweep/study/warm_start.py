@@ -19,6 +19,7 @@ from trial.config.errors import ConfigError, Problem
 from trial.store import metrics
 from trial.store.files import read_lines, write_atomically
 from trial.store.folders import StudyFolder, TrialFolder
+from trial.store.records import Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,24 +64,32 @@ def collect_prior_studies(
 def _read_study(spec: SweepSpec, study: StudyFolder) -> PriorStudy:
     before, after = SweepSpec.from_content(study.read_record().spec), Space.of(spec)
     trials: list[PriorTrial] = []
+    results: dict[int, Result] = {}
     dropped: Counter[str] = Counter()
     for number, folder in study.all_trials():
         try:
-            trials += _read_trial(number, folder, spec, before, after)
+            result = folder.read_result()
+            if result is not None and result.state == "complete":
+                trials += _read_trial(number, folder, result, spec, before, after)
+                results[number] = result
         except ConfigError as error:
             dropped[str(error.problems[0])] += 1
         except (OSError, ValueError) as error:
             dropped[str(error)] += 1
-    return PriorStudy(study.name, tuple(trials), dropped)
+    on = metrics.measured_on(results, [goal.metric for goal in spec.objectives])
+    found = (trial.model_copy(update={"measured_on": on[trial.number]}) for trial in trials)
+    return PriorStudy(study.name, tuple(found), dropped)
 
 
 def _read_trial(
-    number: int, folder: TrialFolder, spec: SweepSpec, before: SweepSpec, after: Space
+    number: int,
+    folder: TrialFolder,
+    result: Result,
+    spec: SweepSpec,
+    before: SweepSpec,
+    after: Space,
 ) -> Iterator[PriorTrial]:
-    """The trial as a point of the new space; nothing when it is no complete trial of a search."""
-    result = folder.read_result()
-    if result is None or result.state != "complete":
-        return
+    """A complete trial as a point of the new space; nothing when it is no trial of a search."""
     config = folder.read_config()
     if config.origin is not None and not config.origin.searched:
         return

@@ -6,12 +6,19 @@ import math
 import random
 
 import numpy as np
+import optuna
 import pytest
 
 from sweep.loading.loader import load
-from sweep.sampling.warm_start_sampler import PriorTrial, match_quantiles
+from sweep.sampling.warm_start_sampler import (
+    PriorTrial,
+    WarmStartSampler,
+    match_quantiles,
+    on_one_scale,
+)
 from sweep.spec.dimension import Choices, Range
-from sweep.spec.spec import SamplerSpec, SweepSpec
+from sweep.spec.space import Space
+from sweep.spec.spec import ObjectiveSpec, SamplerSpec, SweepSpec
 from sweep.storage.open import in_memory, open_storage
 from sweep.study.decider import OptunaDecider
 from sweep.study.warm_start import (
@@ -21,7 +28,7 @@ from sweep.study.warm_start import (
 )
 from trial.config.errors import ConfigError
 from trial.store.folders import StudyFolder, TrialFolder
-from trial.store.records import Result, StudyRecord
+from trial.store.records import DataSummary, Result, StudyRecord
 
 RATE = Range(type="float", low=1e-5, high=1e-1, log=True)
 BEST = 1e-3
@@ -138,6 +145,44 @@ def test_values_of_another_setting_are_matched_by_quantile():
     mapped = [value for (value,) in match_quantiles(rows("other", values, False), [(7.0,)])]
     assert np.argsort(mapped).tolist() == np.argsort(values).tolist()
     assert mapped == pytest.approx([7.0] * 20, abs=1e-6)
+
+
+def test_values_on_another_eval_set_are_matched_by_quantile_in_a_study_of_the_same_base():
+    prior = [t.model_copy(update={"measured_on": "a"}) for t in rows("same", [6.0, 8.0], True)]
+    own = [(3.0,), (5.0,)]
+    assert match_quantiles(prior, own, {"a", "b"}) == [(6.0,), (8.0,)]
+    assert match_quantiles(prior, own) == [(6.0,), (8.0,)]
+    found = [value for (value,) in match_quantiles(prior, own, {"b"})]
+    assert found == pytest.approx([3.5, 4.5])
+
+
+def test_groups_of_an_earlier_study_are_not_ranked_against_each_other():
+    """The two trials on b have lower losses; they get the quartiles of the five on a."""
+    values = [5.0, 6.0, 7.0, 8.0, 9.0, 0.1, 0.2]
+    prior = [
+        trial.model_copy(update={"measured_on": "b" if trial.number > 4 else "a"})
+        for trial in rows("earlier", values, True)
+    ]
+    found = on_one_scale([*rows("other", [1.0], False), *prior])
+    assert [trial.values[0] for trial in found] == pytest.approx([1, 5, 6, 7, 8, 9, 6, 8])
+    assert [trial.measured_on for trial in found] == ["", *["a"] * 7]
+    sampler = WarmStartSampler(optuna.samplers.RandomSampler(), prior, Space("new", {}, {}, {}))
+    assert sampler.prior == found[1:]
+
+
+def test_what_earlier_trials_were_measured_on_is_kept(tmp_path):
+    study, spec = StudyFolder(tmp_path / "earlier"), make_spec()
+    study.write_record(StudyRecord(name=study.name, spec=spec.content()))
+    decider = OptunaDecider(spec, study.name, open_storage(study))
+    for on in "aba":
+        proposal = decider.ask()
+        folder = TrialFolder.create(study.trial(proposal.number).path, proposal.config)
+        data = DataSummary(train_rows=1, eval_rows=1, eval_hash=on, eval_text_hash="text")
+        folder.write_result(Result(state="complete", eval_loss=1.0, data=data))
+    for metric, expected in (("eval_loss", "aba"), ("seconds", ["", "", ""])):
+        new = make_spec(objectives=(ObjectiveSpec(metric=metric),))
+        (prior,) = collect_prior_studies(new, StudyFolder(tmp_path / "new"), [study])
+        assert [trial.measured_on for trial in prior.trials] == list(expected)
 
 
 def test_trials_that_do_not_fit_are_left_out_with_the_reason(tmp_path, old):
