@@ -44,20 +44,12 @@ class _Group:
     """Number of complete trials, repeats included."""
     first: int = 0
     """The lowest number of a complete trial."""
-    ended: int = 0
-    """Number of trials of the search that have ended."""
     best: BestTrial | None = None
-    ended_at_best: int = 0
-    """Number of trials that could have been the best when the best one ended, itself included."""
 
 
 @dataclass(slots=True)
 class BestTrials:
-    """The best trial of each group.
-
-    A trial that ended before it was known what it is measured on (its configuration was refused,
-    its model did not load) counts as ended in every group.
-    """
+    """The best trial of each group."""
 
     objectives: Sequence[str]
     """The sweep's metrics; values of the first one are compared."""
@@ -68,17 +60,14 @@ class BestTrials:
     """Number of complete trials of all groups."""
     groups: int = 0
     """Number of groups with a complete trial."""
+    since_best: int = 0
+    """Trials of the search in a row that were no improvement. An improvement is better than all
+    earlier trials that were measured on the same things; so is the first complete trial, but not
+    the first of a further group: where each trial has a group of its own, a sweep has to end."""
     _by_hash: dict[str, _Group] = field(default_factory=dict)
-    _unknown: int = 0
-    """Number of trials of the search that ended before it was known what they are measured on."""
     _rows: list[_Ended] = field(default_factory=list)
     _hash_of_data: dict[str, str] = field(default_factory=dict)
     """By the hash of all data: what trials with these data were measured on."""
-
-    @property
-    def since_best(self) -> int:
-        """Trials of the largest group that ended since its best one."""
-        return self.largest.ended + self._unknown - self.largest.ended_at_best
 
     def add(self, number: int, result: Result, params: Mapping[str, Any], repeat: bool) -> None:
         """Count a trial that has ended. A repeat is never the best, it only adds to its group."""
@@ -102,28 +91,24 @@ class BestTrials:
         self._count(row)
 
     def _count_anew(self) -> None:
-        self.largest, self.complete, self.groups = _Group(), 0, 0
+        self.largest, self.complete, self.groups, self.since_best = _Group(), 0, 0, 0
         self._by_hash.clear()
-        self._unknown = 0
         for row in self._rows:
             self._count(row)
 
     def _count(self, row: _Ended) -> None:
-        name = self._hash_of_data.get(row.group, row.group)
-        if row.value is None and not name:
-            self._unknown += not row.repeat
-            return
-        group = self._by_hash.setdefault(name, _Group())
-        group.ended += not row.repeat
+        self.since_best += not row.repeat
         if row.value is None:
             return
-        self.complete += 1
-        self.groups += not group.complete
+        group = self._by_hash.setdefault(self._hash_of_data.get(row.group, row.group), _Group())
         group.first = min(group.first, row.number) if group.complete else row.number
+        self.groups += not group.complete
         group.complete += 1
+        self.complete += 1
         if not row.repeat and self._is_better(row.value, group.best):
+            if group.best is not None or self.groups == 1:
+                self.since_best = 0
             group.best = BestTrial(row.number, row.value, row.params)
-            group.ended_at_best = group.ended + self._unknown
         # Only the group that has just grown can have become the largest.
         if (group.complete, -group.first) > (self.largest.complete, -self.largest.first):
             self.largest = group

@@ -62,7 +62,7 @@ class SweepProgress:
     best: BestTrial | None = None
     """The best trial; of trials that were measured on unlike things, that of the largest group."""
     since_best: int = 0
-    """Trials finished since the best one that could have been better: those of its group."""
+    """Trials finished since one was better than an earlier one that was measured alike."""
     devices_per_trial: int = 1
     device_seconds_done: float = 0.0
     """Device-seconds of ended trials, all their attempts."""

@@ -62,7 +62,9 @@ def _no_improvement(stop: StopSpec, progress: SweepProgress) -> StopDecision | N
     if progress.since_best < stop.no_improvement:
         return None
     reason = f"no improvement in {progress.since_best} trials"
-    return StopDecision(SweepOutcome(reason + _compared(progress)))
+    if progress.measured.groups > 1:
+        reason += " on trials measured on the same evaluation set"
+    return StopDecision(SweepOutcome(reason))
 
 
 def _target(stop: StopSpec, progress: SweepProgress) -> StopDecision | None:
@@ -71,14 +73,10 @@ def _target(stop: StopSpec, progress: SweepProgress) -> StopDecision | None:
     sign = -1.0 if progress.maximize else 1.0
     if sign * progress.best.value > sign * stop.target:
         return None
-    reason = f"the target {stop.target:g} is reached{_compared(progress)}"
+    reason = f"the target {stop.target:g} is reached"
+    if progress.measured.groups > 1:
+        reason += " in the largest group measured on the same evaluation set"
     return StopDecision(SweepOutcome(reason), SweepState.STOPPING)
-
-
-def _compared(progress: SweepProgress) -> str:
-    """Which trials the rule looked at; empty where all were measured on the same things."""
-    many = progress.measured.groups > 1
-    return " in the largest group measured on the same evaluation set" if many else ""
 
 
 RULES: tuple[Rule, ...] = (_same_failure, _target, _hours, _device_hours, _no_improvement, _trials)

@@ -57,33 +57,43 @@ class Profile:
 class Estimate:
     """Cost of a whole sweep as (low, high): low with pruning, high without it and with SPREAD."""
 
-    trials: int
+    trials: tuple[int, int]
+    """Fewest and most; equal where their number is known."""
     workers: int
     devices: int
     """Devices of each worker."""
     device_hours: tuple[float, float]
     hours: tuple[float, float]
+    by_time: bool = False
+    """Whether time alone bounds the number of trials."""
 
 
-def estimate(spec: SweepSpec, profile: Profile, steps: int, workers: int) -> Estimate:
+def estimate(spec: SweepSpec, profile: Profile, steps: int, workers: int) -> Estimate | None:
     """The cost of the trials a sweep plans, all of `steps` optimizer steps.
+
+    Where time alone bounds a sweep, that is its cost, and the number of trials is estimated.
 
     Args:
         spec: The sweep.
         profile: Seconds of one trial.
         steps: Optimizer steps of a trial.
         workers: Jobs that run at once.
+
+    Returns:
+        None where neither a number of trials nor time bounds the sweep.
     """
-    trials = planned_trials(spec)
+    trials = known_trials(spec)
+    if trials is None:
+        return _estimate_by_time(spec, profile, steps, workers)
     repeats = min(spec.confirmed_count(), trials) * (spec.confirm.seeds - 1) if spec.confirm else 0
     whole = profile.trial_seconds(steps, evaluations_of(spec, steps))
-    share = 1.0 if spec.pruner.name == "none" else 1 - PRUNED_SHARE * (1 - PRUNED_AT)
+    share = _share_with_pruning(spec)
     low, high = trials * whole * share + repeats * whole, (trials + repeats) * whole * SPREAD
     devices = spec.resources.devices_per_trial
     used = min(workers, trials)
     both = [(seconds + used * profile.startup) / 3600 for seconds in (low, high)]
     return Estimate(
-        trials=trials + repeats,
+        trials=(trials + repeats,) * 2,
         workers=used,
         devices=devices,
         device_hours=(both[0] * devices, both[1] * devices),
@@ -91,9 +101,40 @@ def estimate(spec: SweepSpec, profile: Profile, steps: int, workers: int) -> Est
     )
 
 
-def planned_trials(spec: SweepSpec) -> int:
-    """Trials that will run at most; a million when neither stop condition nor space says."""
-    return min(count for count in (known_trials(spec), 10**6) if count is not None)
+def _share_with_pruning(spec: SweepSpec) -> float:
+    """Assumed share of the seconds of whole trials that trials take with the sweep's pruner."""
+    return 1.0 if spec.pruner.name == "none" else 1 - PRUNED_SHARE * (1 - PRUNED_AT)
+
+
+def _estimate_by_time(
+    spec: SweepSpec, profile: Profile, steps: int, workers: int
+) -> Estimate | None:
+    """The cost of a sweep that time alone bounds; None where nothing does.
+
+    Time ends a sweep without the repeats of `confirm`.
+    """
+    devices, stop = spec.resources.devices_per_trial, spec.stop
+    held = None if stop.device_hours is None else stop.device_hours / (workers * devices)
+    hours = min((bound for bound in (stop.hours, held) if bound is not None), default=None)
+    if hours is None:
+        return None
+    whole = profile.trial_seconds(steps, evaluations_of(spec, steps))
+    return Estimate(
+        trials=(
+            trials_within(hours, whole * SPREAD, profile, workers),
+            trials_within(hours, whole * _share_with_pruning(spec), profile, workers),
+        ),
+        workers=workers,
+        devices=devices,
+        device_hours=(hours * workers * devices,) * 2,
+        hours=(hours, hours),
+        by_time=True,
+    )
+
+
+def trials_within(hours: float, trial_seconds: float, profile: Profile, workers: int) -> int:
+    """Trials of a length that workers complete in time, the start of the workers left out."""
+    return workers * int(max(0.0, hours * 3600 - profile.startup) / trial_seconds)
 
 
 def known_trials(spec: SweepSpec) -> int | None:

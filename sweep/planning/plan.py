@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sweep.planning import cost, memory_check
-from sweep.planning.cost import Profile
+from sweep.planning.cost import Estimate, Profile
 from sweep.spec.spec import SweepSpec
 from sweep.spec.text import params_text, value_text
 from trial.config.sections import TRAINING_DEFAULTS
@@ -69,22 +69,53 @@ def cost_lines(spec: SweepSpec, profile: Profile, workers: int, price: float | N
     steps = cost.steps_of(spec)
     found = cost.estimate(spec, profile, steps, workers)
     whole = profile.trial_seconds(steps, cost.evaluations_of(spec, steps))
-    low, high = found.device_hours
-    hours = " to ".join(map(_hours, found.hours))
+    devices = spec.resources.devices_per_trial
     lines = [
         f"cost, from {profile.source}: {whole:.3g} s a whole trial of {steps} steps "
-        f"({profile.step:.3g} s a step, {profile.evaluation:.3g} s an evaluation)",
-        f"  {found.trials} trials on {found.workers} workers of {found.devices} device(s): "
-        f"{low:.3g} to {high:.3g} device-hours, {hours}",
+        f"({profile.step:.3g} s a step, {profile.evaluation:.3g} s an evaluation)"
     ]
+    if found is None:
+        each = whole * devices / 3600
+        lines.append(
+            f"  neither trials nor time are bounded: {each:.3g} device-hours a whole trial; say"
+            " stop.trials, stop.hours or stop.device_hours"
+        )
+        return lines
+    low, high = found.device_hours
+    on = f"on {found.workers} workers of {devices} device(s)"
+    lines.append(
+        f"  {_trials_text(found)} {on}: {_span(low, high)} device-hours, {_hours_text(found)}"
+    )
     if price is not None:
-        money = f"{low * price:.2f} to {high * price:.2f} {spec.resources.currency}".rstrip()
+        money = _span(low * price, high * price, ".2f") + f" {spec.resources.currency}".rstrip()
         lines.append(f"  {money} at {price:g} per device-hour")
-    if spec.stop.device_hours is not None:
-        budget = spec.stop.device_hours
-        bought = int(budget / (whole * found.devices / 3600))
-        lines.append(f"  the budget of {budget:g} device-hours buys about {bought} whole trials")
+    stop = spec.stop
+    if stop.device_hours is not None:
+        bought = int(stop.device_hours / (whole * devices / 3600))
+        lines.append(
+            f"  the budget of {stop.device_hours:g} device-hours buys about {bought} whole trials"
+        )
+    if stop.hours is not None and stop.hours < found.hours[1]:
+        done = cost.trials_within(stop.hours, whole, profile, found.workers)
+        lines.append(f"  stop.hours {stop.hours:g} ends it after about {done} whole trials")
     return lines
+
+
+def _trials_text(found: Estimate) -> str:
+    fewest, most = found.trials
+    if not found.by_time:
+        return f"{most} trials"
+    return f"as many trials as fit into the time, about {_span(fewest, most, 'd')},"
+
+
+def _hours_text(found: Estimate) -> str:
+    low, high = map(_hours, found.hours)
+    return low if low == high else f"{low} to {high}"
+
+
+def _span(low: float, high: float, form: str = ".3g") -> str:
+    """`1 to 2`; one number where both ends are equal."""
+    return f"{low:{form}}" if low == high else f"{low:{form}} to {high:{form}}"
 
 
 def _hours(hours: float) -> str:

@@ -74,7 +74,7 @@ class StopSpec(Section):
     """Number of devices held times hours, summed over all trials."""
     no_improvement: int | None = Field(default=None, ge=1)
     """Finished trials in a row without a new best; where trials were measured on unlike evaluation
-    sets, trials of the largest group (docs/data.md)."""
+    sets, without one better than an earlier one of its group (docs/data.md)."""
     target: float | None = Field(default=None, allow_inf_nan=False)
     """The sweep ends once the objective is at least as good as this; where trials were measured on
     unlike evaluation sets, in the largest group."""

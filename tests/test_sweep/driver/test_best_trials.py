@@ -56,28 +56,27 @@ def test_after_each_result_the_best_trial_is_the_one_a_report_would_name(seed):
             assert found.largest.best.number == complete.iloc[0]["number"]
 
 
-def added(*script: tuple[str, float | None], repeats: tuple[int, ...] = ()) -> BestTrials:
+SCRIPTS = [
+    # what trials were measured on and their losses, repeats, best of the largest group, since when
+    ([("a", 2.0), ("a", 1.0), ("a", 1.5), ("a", None), ("", None)], (), 1, 3),
+    # Each group has improvements of its own; its first trial is none.
+    ([("a", 2.0), ("b", 0.5), ("a", 1.0)], (), 2, 0),
+    ([("a", 2.0), ("a", 1.0), ("b", 0.5), ("b", 0.4)], (), 1, 0),
+    ([("a", 2.0), ("a", 1.0), ("b", 0.5), ("b", 0.6), ("c", 0.1)], (), 1, 3),
+    # Where every trial has an eval set of its own nothing improves: the sweep must end.
+    ([("a", 2.0), ("b", 1.0), ("c", 0.5), ("d", 0.4)], (), 0, 3),
+    ([("", None), ("a", None), ("a", 2.0), ("a", 2.0)], (), 2, 1),
+    # A repeat adds to its group and is never the best.
+    ([("b", 3.0), ("a", 2.0), ("a", 1.0)], (2,), 1, 1),
+]
+
+
+@pytest.mark.parametrize(("script", "repeats", "best", "since"), SCRIPTS)
+def test_the_best_of_the_largest_group_and_trials_without_improvement(script, repeats, best, since):
     found = BestTrials(["eval_loss"])
     for number, (on, loss) in enumerate(script):
         found.add(number, result_of(on, loss), {}, repeat=number in repeats)
-    return found
-
-
-def test_trials_of_other_groups_do_not_count_as_without_improvement():
-    found = added(("a", 2.0), ("a", 1.0), ("b", 3.0), ("b", None), ("a", 1.5), ("a", None))
-    assert (found.largest.best.number, found.since_best) == (1, 2)
-
-
-def test_a_trial_that_ended_before_its_data_were_read_counts_in_every_group():
-    found = added(("b", 3.0), ("", None), ("a", 2.0), ("", None), ("a", 2.5))
-    assert (found.largest.best.number, found.since_best) == (2, 2)
-    found = added(("b", 3.0), ("", None), ("a", 2.0), ("", None), ("b", 3.5))
-    assert (found.largest.best.number, found.since_best) == (0, 3)
-
-
-def test_a_repeat_adds_to_its_group_and_is_never_the_best():
-    found = added(("b", 3.0), ("a", 2.0), ("a", 1.0), repeats=(2,))
-    assert (found.largest.best.number, found.since_best) == (1, 0)
+    assert (found.largest.best.number, found.since_best) == (best, since)
 
 
 def test_what_no_eval_set_decides_is_compared_whatever_was_measured():

@@ -44,7 +44,7 @@ def test_a_pruner_widens_the_range_and_repeats_are_counted_whole():
     assert pruned.device_hours[0] == pytest.approx((10 * 32 * 0.6 + 10) / 3600)
     confirmed = make(pruner=PrunerSpec(name="median"), confirm=ConfirmSpec(top=2, seeds=3))
     found = cost.estimate(confirmed, PROFILE, 40, workers=1)
-    assert found.trials == 14
+    assert found.trials == (14, 14)
     assert found.device_hours[0] == pytest.approx((10 * 32 * 0.6 + 4 * 32 + 10) / 3600)
 
 
@@ -78,7 +78,49 @@ def test_evaluations_that_are_named_are_counted():
 def test_a_grid_runs_no_more_than_it_has_points():
     space = {"lora.r": (Choices(choices=(2, 4, 8)),)}
     grid = make(space=space, sampler=SamplerSpec(name="grid"), stop=StopSpec())
-    assert cost.planned_trials(grid) == 3
+    assert cost.known_trials(grid) == 3
+
+
+BY_TIME = [
+    # stop, pruner, workers, fewest and most trials (40 s and 32 s or 19.2 s each), hours
+    ({"hours": 1.0}, "none", 1, (89, 112), 1.0),
+    ({"hours": 1.0}, "median", 1, (89, 186), 1.0),
+    ({"hours": 1.0}, "none", 4, (4 * 89, 4 * 112), 1.0),
+    ({"device_hours": 2.0}, "none", 4, (4 * 22, 4 * 27), 0.25),
+    ({"device_hours": 2.0, "hours": 0.1}, "none", 1, (8, 10), 0.1),
+    ({"hours": 0.001}, "none", 1, (0, 0), 0.001),
+]
+
+
+@pytest.mark.parametrize(("stop", "pruner", "workers", "trials", "hours"), BY_TIME)
+def test_a_sweep_bounded_by_time_alone_costs_its_time(stop, pruner, workers, trials, hours):
+    resources = ResourceSpec(devices_per_trial=2)
+    spec = make(stop=StopSpec(**stop), pruner=PrunerSpec(name=pruner), resources=resources)
+    found = cost.estimate(spec, PROFILE, 40, workers=workers)
+    assert (found.trials, found.workers) == (trials, workers)
+    assert found.hours == pytest.approx((hours, hours))
+    assert found.device_hours == pytest.approx((2 * hours * workers, 2 * hours * workers))
+    text = "\n".join(cost_lines(spec, PROFILE, workers=workers, price=10.0))
+    fewest, most = trials
+    count = f"{fewest} to {most}" if most else "0"
+    assert f"as many trials as fit into the time, about {count}, on {workers} workers" in text
+    assert f"\n  {20 * hours * workers:.2f} at 10 per device-hour" in text
+    assert "1000000" not in text
+
+
+def test_without_a_bound_a_plan_says_what_a_trial_costs():
+    spec = make(stop=StopSpec(no_improvement=5))
+    assert cost.estimate(spec, PROFILE, 40, workers=1) is None
+    text = "\n".join(cost_lines(spec, PROFILE, workers=1, price=10.0))
+    assert "neither trials nor time are bounded: 0.00889 device-hours a whole trial" in text
+
+
+def test_hours_that_end_a_sweep_before_its_trials_are_said():
+    for hours, said in ((0.05, True), (5.0, False)):
+        spec = make(stop=StopSpec(trials=10, hours=hours))
+        text = "\n".join(cost_lines(spec, PROFILE, workers=1, price=None))
+        assert ("stop.hours 0.05 ends it after about 5 whole trials" in text) is said
+        assert "  10 trials on 1 workers of 1 device(s): 0.0917 to 0.114 device-hours, " in text
 
 
 def test_epochs_become_steps_by_the_rows_there_are():
