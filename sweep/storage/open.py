@@ -32,12 +32,17 @@ def open_storage(
     return SingleDriverStorage(Journal(str(folder.journal)))
 
 
+def study_names(storage: BaseStorage) -> list[str]:
+    """Names of all studies in a storage."""
+    return list(optuna.get_all_study_names(storage))
+
+
 def rename_study(storage: BaseStorage, old: str, new: str) -> None:
     """Rename a study in its storage; does nothing when there is no study `old`.
 
     A kill may leave the study under both names: called again, it copies the old one again.
     """
-    names = optuna.get_all_study_names(storage)
+    names = study_names(storage)
     if old not in names:
         return
     if new in names:

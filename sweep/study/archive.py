@@ -7,8 +7,9 @@ finish it after a kill.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from trial.store.files import write_atomically
@@ -37,12 +38,29 @@ def archive_study(folder: StudyFolder, storage: Callable[[], BaseStorage]) -> St
     if not folder.exists():
         return None
     record = folder.read_record()
-    new = f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}"
-    note = ArchiveNote(old=record.name, new=new)
+    names: Collection[str] = ()
     if record.provenance.get("storage"):
-        storage()
+        from sweep.storage.open import study_names
+
+        names = study_names(storage())
+    note = ArchiveNote(old=record.name, new=free_name(folder, names))
+    if record.provenance.get("storage"):
         write_atomically(folder.path / NOTE, note.model_dump_json())
     return _move(folder, note, storage)
+
+
+def free_name(folder: StudyFolder, taken: Collection[str] = ()) -> str:
+    """The study's name with the time appended, and a number where that name is in use.
+
+    Args:
+        folder: The study.
+        taken: Names that are in use besides those of the folders beside it.
+    """
+    stem = f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}"
+    names = itertools.chain([stem], (f"{stem}-{count}" for count in itertools.count(2)))
+    return next(
+        name for name in names if name not in taken and not folder.path.with_name(name).exists()
+    )
 
 
 def finish_archiving(folder: StudyFolder, storage: Callable[[], BaseStorage]) -> StudyFolder | None:

@@ -16,11 +16,10 @@ A study's lock needs no repair: the operating system releases it (`sweep.study.s
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sweep.study.archive import finish_archiving
+from sweep.study.archive import finish_archiving, free_name
 from trial.store.folders import StudyFolder
 
 if TYPE_CHECKING:
@@ -37,8 +36,7 @@ def repair_folder(folder: StudyFolder, storage: Callable[[], BaseStorage]) -> St
 def archive_cut_fork(folder: StudyFolder) -> None:
     """Rename the folder of a fork that was cut short; a fork writes its record last."""
     if folder.path.exists() and not folder.exists():
-        time_of_move = time.strftime("%Y%m%d-%H%M%S")
-        folder.path.rename(folder.path.with_name(f"{folder.name}.{time_of_move}"))
+        folder.path.rename(folder.path.with_name(free_name(folder)))
 
 
 def repair_study(folder: StudyFolder, decider: OptunaDecider) -> None:
