@@ -55,7 +55,7 @@ def hours(value: Any) -> str:
 
 
 def size(value: Any) -> str:
-    """Bytes: `350 MB`, `1.2 GB` (powers of 1000, as devices are sold)."""
+    """Bytes: `350 MB`, `1.2 GB` (powers of 1000)."""
     return _scaled(value, ("B", "kB", "MB", "GB", "TB"))
 
 

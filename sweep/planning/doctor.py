@@ -134,7 +134,7 @@ def _describe_cards(rows: list[str]) -> Diagnosis:
     names = [row.rpartition(",")[2].strip() for row in rows]
     known = {card for name in names if (card := card_generation(name))}
     if not rows or len(known) != 1:
-        advice = "say resources.memory_per_device_gb: no plan can know their memory"
+        advice = "say resources.memory_per_device_gb (in GiB): no plan can know their memory"
         found = f"{len(rows)} cards: {', '.join(sorted(set(names))) or 'no name'}"
         return Diagnosis("warning", "hl-smi", found, advice)
     card = known.pop()

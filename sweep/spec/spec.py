@@ -108,8 +108,8 @@ class ResourceSpec(Section):
     currency: str = Field(default="", max_length=20)
     """Currency shown with amounts of money, such as `EUR`."""
     memory_per_device_gb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Memory of one device in GiB, where this machine cannot tell; trials that certainly need more
-    are refused."""
+    """Memory of one device in GiB (2^30 bytes, as device tools count, not GB as the key's name may
+    suggest), where this machine cannot tell; trials that certainly need more are refused."""
     min_free_gb: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """Free disk space in GB (10^9 bytes) that the study's disk must have, beyond what the largest
     trial took, for a trial to start; 0 does not check."""

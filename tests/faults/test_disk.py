@@ -137,6 +137,13 @@ def test_when_space_is_freed_meanwhile_the_sweep_goes_on(study, monkeypatch):
     assert executor.submitted == [0, 1, 2]
 
 
+@pytest.mark.parametrize(("free", "refused"), [(10**9, False), (10**9 - 1, True)])
+def test_min_free_gb_is_in_gb_of_1000_million_bytes(free, refused, study, monkeypatch):
+    monkeypatch.setattr(sweep_disk.shutil, "disk_usage", lambda path: Usage(2 * GB, 0, free))
+    refusal = DiskGuard(study, ResourceSpec(min_free_gb=1.0)).refusal()
+    assert bool(refusal) is refused
+
+
 def test_min_free_gb_zero_never_refuses(study, monkeypatch):
     monkeypatch.setattr(sweep_disk.shutil, "disk_usage", lambda path: Usage(1, 1, 0))
     driver, executor = drive(study, DiskGuard(study, ResourceSpec(min_free_gb=0)), 2)

@@ -44,7 +44,9 @@ class MemoryFit:
     def device_text(self) -> str:
         """The device in words, and where its card is assumed, the cards that are too small."""
         if self.capacity is None:
-            return "of a device whose memory is not known; say resources.memory_per_device_gb"
+            return (
+                "of a device whose memory is not known; say resources.memory_per_device_gb (in GiB)"
+            )
         text = f"of {self.capacity.bytes / GIB:.0f} GiB ({self.capacity.what})"
         if self.capacity.assumed:
             small = [

@@ -64,12 +64,18 @@ def test_the_refusal_names_the_key_of_the_largest_part():
     assert fit_on(96, whole, "meta-llama/Llama-2-13b-hf").problem().key == "lora.r"
 
 
+def test_memory_per_device_gb_is_in_gib():
+    given = fit_on(24, llama_trial(), "huggyllama/llama-7b").capacity
+    assert given.bytes == 24 * 1024**3
+    assert given.what == "resources.memory_per_device_gb"
+
+
 def test_a_trial_that_nearly_fills_its_device_is_not_refused():
     fit = MemoryFit(
         MemoryEstimate(fit_on(96, llama_trial(), "huggyllama/llama-7b").estimate.parts), None
     )
     assert not fit.nearly_full
-    assert "not known" in fit.device_text()
+    assert fit.device_text().endswith("not known; say resources.memory_per_device_gb (in GiB)")
     likely = fit.estimate.likely / GIB
     assert fit_on(likely / 0.95, llama_trial(), "huggyllama/llama-7b").nearly_full
     assert not fit_on(likely / 0.85, llama_trial(), "huggyllama/llama-7b").nearly_full
