@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sweep.driver.best_trials import BestTrial, BestTrials
+from results.data.best_trials import BestTrial, BestTrials
 from trial.store.records import CauseKind, Evaluation, Result
 
 CAUSED_BY_PARAMETERS: tuple[CauseKind, ...] = ("diverged", "out_of_memory")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from helpers.sweeps import fakes
 
-from sweep.driver.best_trials import BestTrial
+from results.data.best_trials import BestTrial
 from sweep.driver.interfaces import OutcomeKind, SweepState
 from sweep.driver.progress import SweepProgress
 from sweep.driver.stop_rules import stop_decision

@@ -65,7 +65,7 @@ def test_the_refusal_names_the_key_of_the_largest_part():
 
 
 def test_memory_per_device_gb_is_in_gib():
-    given = fit_on(24, llama_trial(), "huggyllama/llama-7b").capacity
+    given = memory_fit(parse({"device": "hpu"}), device_gib=24, here=False).capacity
     assert given.bytes == 24 * 1024**3
     assert given.what == "resources.memory_per_device_gb"
 

@@ -1,7 +1,7 @@
-"""The best trial among those that were measured on the same things, as results come in.
+"""The best trial among those that were measured on the same things, while a sweep runs.
 
-The groups are those of `metrics.measured_on`, by which a report ranks: the largest one decides, of
-equally large ones that with the earliest trial.
+The groups, and which of them comes first, are those of `results.data.measured` for a table: the
+largest one decides, of equally large ones that with the earliest trial. Results come in one by one.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ import random
 import pandas as pd
 import pytest
 
+from results.data.best_trials import BestTrials
 from results.data.measured import measured_alike, measured_groups
 from results.data.naming import ranked_trials
 from results.data.trials_table import MEASURED_ON
-from sweep.driver.best_trials import BestTrials
 from trial.store import metrics
 from trial.store.records import DataSummary, Result
 
