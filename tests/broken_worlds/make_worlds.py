@@ -22,6 +22,7 @@ from broken_worlds.material import (
     MODEL,
     REFUSES_SYSTEM,
     TOKENIZER,
+    TORCH_ADAM,
     Material,
     World,
     add_pad,
@@ -29,6 +30,7 @@ from broken_worlds.material import (
     another,
     changed_tokenizer,
     cut_short,
+    deepspeed,
     edit,
     lora,
     mixtral,
@@ -178,18 +180,21 @@ ARGUMENTS = {
     "fused": World(sections=training(optim="adamw_torch_fused")),
     "adafactor": World(sections=training(optim="adafactor")),
     "sgd": World(sections=training(optim="sgd")),
+    "optim_args that AdamW ignores": World(
+        "training.optim_args",
+        training(optim="adamw_torch", optim_args="amsgrad=True"),
+        idle=True,
+    ),
+    "save_only_model": World(
+        "training.save_only_model", training(save_only_model=True), idle=True
+    ),
     "unknown lr_scheduler_kwargs": World(
         "training.lr_scheduler_kwargs", training(lr_scheduler_kwargs={"num_cycle": 2})
     ),
     "lr_scheduler_kwargs": World(sections=training(lr_scheduler_kwargs={"num_cycles": 0.4})),
-    "polynomial without a step after the warm-up": World(
-        "training.lr_scheduler_type", training(lr_scheduler_type="polynomial", warmup_ratio=1.0)
-    ),
     "polynomial above its start": World(
         "training.lr_scheduler_kwargs",
-        training(
-            lr_scheduler_type="polynomial", warmup_ratio=0.0, lr_scheduler_kwargs={"lr_end": 1.0}
-        ),
+        training(lr_scheduler_type="polynomial", lr_scheduler_kwargs={"lr_end": 1.0}),
     ),
     "min_lr missing": World(
         "training.lr_scheduler_kwargs", training(lr_scheduler_type="cosine_with_min_lr")
@@ -217,15 +222,13 @@ ARGUMENTS = {
         "training.accelerator_config", training(accelerator_config={"split_batch": True})
     ),
     "a fixed rate for DeepSpeed": World(
-        "",
-        {
-            "zero_stage": 1,
-            "deepspeed": {
-                "config": {
-                    "optimizer": {"type": "AdamW", "params": {"lr": 0.5, "torch_adam": True}}
-                }
-            },
-        },
+        sections=deepspeed({"optimizer": {"type": "AdamW", "params": {"lr": 0.5, **TORCH_ADAM}}})
+    ),
+    "a schedule for DeepSpeed": World(
+        sections=deepspeed({"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 9}}})
+    ),
+    "another optimizer for DeepSpeed": World(
+        "deepspeed.config", deepspeed({"optimizer": {"type": "Lamb", "params": {"lr": 0.5}}})
     ),
     "DeepSpeed": World(sections={"zero_stage": 1}),
 }

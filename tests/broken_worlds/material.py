@@ -29,6 +29,9 @@ SMALL: dict[str, Any] = {
     "num_attention_heads": 2, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 1,
 }  # fmt: skip
 
+TORCH_ADAM = {"torch_adam": True}
+"""DeepSpeed's own Adam would be compiled first."""
+
 Change = Callable[[Path, "Material"], None]
 
 
@@ -44,6 +47,9 @@ class World:
     """Changes a copy of the model folder, or makes another one in its place."""
     rows: Callable[[Path], object] | None = None
     """Writes the file of rows."""
+    idle: bool = False
+    """Refused in a new configuration because it would not act: a worker, which also reads folders
+    of older studies, trains it."""
 
 
 class Material:
@@ -204,3 +210,8 @@ def lora(**values: Any) -> dict[str, Any]:
 
 def training(**values: Any) -> dict[str, Any]:
     return {"training": values}
+
+
+def deepspeed(config: dict[str, Any], stage: int = 1) -> dict[str, Any]:
+    """Sections of a trial with a DeepSpeed configuration of the user's."""
+    return {"zero_stage": stage, "deepspeed": {"config": config}}
