@@ -185,9 +185,7 @@ ARGUMENTS = {
         training(optim="adamw_torch", optim_args="amsgrad=True"),
         idle=True,
     ),
-    "save_only_model": World(
-        "training.save_only_model", training(save_only_model=True), idle=True
-    ),
+    "save_only_model": World("training.save_only_model", training(save_only_model=True), idle=True),
     "unknown lr_scheduler_kwargs": World(
         "training.lr_scheduler_kwargs", training(lr_scheduler_kwargs={"num_cycle": 2})
     ),

@@ -18,6 +18,7 @@ from trial.config.trial_config import TrialConfig
 from trial.devices.compat import whole_size
 from trial.devices.deepspeed_config import wants_bf16
 from trial.model.hub import HUB_ID
+from trial.model.known_faults import known_faults
 from trial.model.lora_targets import layer_of
 from trial.model.model_folder import ModelFolder
 
@@ -73,7 +74,8 @@ def load_base(
 
     Raises:
         ValueError: there is no such folder, and the name is no hub id.
-        ConfigError: what is there is no whole causal language model.
+        ConfigError: what is there is no whole causal language model, or transformers computes it
+            wrongly.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -94,6 +96,8 @@ def load_base(
         source = source_arguments(model)
         base, loading = AutoModelForCausalLM.from_pretrained(path, **extra, **source)
     _refuse_incomplete(base, loading, model)
+    if problems := known_faults(base, model):
+        raise ConfigError(problems)
     base.config.use_cache = False
     return base
 

@@ -33,6 +33,7 @@ from trial.multi_lora.linear_cross_entropy import (
     extract_output_layer,
 )
 from trial.multi_lora.packable import (
+    refuse_failing_passes,
     refuse_own_dropout,
     refuse_random_passes,
     refuse_routed_layers,
@@ -150,6 +151,14 @@ class Engine:
             onednn_linear.freeze_linears(self.base)
         changes.callback(uninstall, self.base, self.bank)
         install(self.base, self.bank)
+        if not self.device.fixed_shapes:
+            refuse_failing_passes(self.base, self._pass_of_one_slot)
+
+    def _pass_of_one_slot(self) -> None:
+        """A pass of a few tokens through the first slot's adapter."""
+        ids = torch.arange(4, device=self.bank.device).unsqueeze(0)
+        index = {name: x.to(ids.device) for name, x in slot_inputs([0], self.bank.slots).items()}
+        self._forward({"input_ids": ids, "attention_mask": torch.ones_like(ids), **index})
 
     def close(self) -> Any:
         """Undo all changes to the base model and return it."""

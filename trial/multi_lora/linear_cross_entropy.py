@@ -144,6 +144,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return scaled, None, None, None, None, None
 
 
+class _NoLayer(nn.Identity):
+    """Stands where an output layer was taken off; some models look at that layer's weight."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        # In a tuple, so that it is no part of the model twice.
+        self._layer = (layer,)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Of the layer."""
+        return self._layer[0].weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """Of the layer."""
+        return self._layer[0].bias
+
+
 @contextmanager
 def extract_output_layer(
     base: Any,
@@ -173,7 +192,7 @@ def extract_output_layer(
     try:
         with torch.no_grad():
             expected = base(**inputs).logits
-            setattr(parent, name, nn.Identity())
+            setattr(parent, name, _NoLayer(layer))
             hidden = base(**inputs).logits
             plain = hidden.dtype == layer.weight.dtype and torch.equal(layer(hidden), expected)
         if not plain:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 
 from trial.model.router_loss import router_loss_factor
+from trial.store import failure_kinds
 
 
 class NotPackableError(ValueError):
@@ -111,3 +112,28 @@ def refuse_routed_layers(base: Any, names: Iterable[str], inputs: dict[str, Any]
         base.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs)
     if partial:
         raise NotPackableError(f"{min(partial)} gets a part of the batch")
+
+
+def refuse_failing_passes(base: Any, run: Callable[[], object]) -> None:
+    """Refuse a base model that cannot work with slots in the place of its layers.
+
+    Some models look at more of a layer than its output. Where such a model fails without slots too,
+    the trainer that the trial then gets says so.
+
+    Args:
+        base: The base model with slots.
+        run: A pass through it.
+
+    Raises:
+        NotPackableError: it fails, in training or in evaluation, and not for memory.
+    """
+    for training in (True, False):
+        base.train(training)
+        try:
+            with torch.no_grad():
+                run()
+        except Exception as error:
+            if failure_kinds.classify(error) == "out_of_memory":
+                raise
+            reason = failure_kinds.cause_of(error, None).message
+            raise NotPackableError(f"the base model fails with slots: {reason}") from error

@@ -23,6 +23,18 @@ class SlotLinear(nn.Module):
         self.layer = layer
         self.bank = bank
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """The frozen layer's weight, as PEFT's adapted layers have it: some models look at it."""
+        weight: torch.Tensor = self.base.weight
+        return weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The frozen layer's bias."""
+        bias: torch.Tensor | None = self.base.bias
+        return bias
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The layer's output [slots * rows, columns, out] of `x` [slots * rows, columns, in].
 
