@@ -17,6 +17,7 @@ if __name__ == "__main__":
 import json
 from dataclasses import replace
 
+import torch
 from broken_worlds.material import (
     CHAT,
     MODEL,
@@ -34,17 +35,20 @@ from broken_worlds.material import (
     edit,
     lora,
     mixtral,
+    mixtral_with,
     pickled,
     records,
     sharded,
     template,
     training,
+    weights,
     without,
     without_eos,
 )
 
+NVME = {"device": "nvme"}
 NAMES = ["q_proj", "v_proj"]
-INIT = "lora.init_lora_weights"
+INIT, TOKENS = "lora.init_lora_weights", "lora.trainable_token_indices"
 BASES = {
     "sound": World(),
     "adapter beside the base": World(
@@ -94,6 +98,23 @@ BASES = {
         sections=lora(target_modules=["in_proj", "x_proj"]),
     ),
     "mixtral": World(model=mixtral),
+    "mixtral with the router's loss": World(model=mixtral_with(output_router_logits=True)),
+    "mixtral with the router's loss by no number": World(
+        MODEL, model=mixtral_with(output_router_logits=True, router_aux_loss_coef="much")
+    ),
+    "opt": World(model=another("OPTForCausalLM", "OPTConfig", ffn_dim=24, word_embed_proj_dim=16)),
+    "bloom with dropout": World(
+        model=another("BloomForCausalLM", "BloomConfig", n_layer=1, n_head=2, hidden_dropout=0.2)
+    ),
+    "falcon with dropout": World(
+        model=another("FalconForCausalLM", "FalconConfig", hidden_dropout=0.2)
+    ),
+    "recurrent gemma": World(
+        MODEL,
+        model=another(
+            "RecurrentGemmaForCausalLM", "RecurrentGemmaConfig", num_key_value_heads=2, lru_width=16
+        ),
+    ),
     "a layer is missing": World(MODEL, model=without("layers.1.mlp")),
     "the norm is missing": World(MODEL, model=without("model.norm")),
     "the head is missing": World(MODEL, model=without("lm_head")),
@@ -105,6 +126,13 @@ BASES = {
     "pickled": World(model=pickled),
     "a shard is missing": World(MODEL, model=sharded),
     "without architectures": World(model=edit("config.json", architectures=None)),
+    "flex attention": World(
+        "model.attn_implementation", {"model": {"attn_implementation": "flex_attention"}}
+    ),
+    "float8": World(
+        MODEL,
+        model=weights(lambda t: {name: x.to(torch.float8_e4m3fn) for name, x in t.items()}),
+    ),
     "unknown attention": World(
         "model.attn_implementation", {"model": {"attn_implementation": "flash_attention_9"}}
     ),
@@ -171,6 +199,33 @@ ADAPTERS = {
     "a norm as a target": World("lora.target_modules", lora(target_modules=["input_layernorm"])),
     "all biases": World(sections=lora(bias="all")),
     "rank pattern": World(sections=lora(rank_pattern={"q_proj": 4})),
+    "token beyond the embeddings": World(TOKENS, lora(trainable_token_indices=[999])),
+    "negative token": World(TOKENS, lora(trainable_token_indices=[-1])),
+    "no token": World(TOKENS, lora(trainable_token_indices=[])),
+    "a token of saved embeddings": World(
+        TOKENS, lora(trainable_token_indices=[3], modules_to_save=["embed_tokens"])
+    ),
+    "tokens": World(sections=lora(trainable_token_indices=[3, 5])),
+    "unknown parameter": World(
+        "lora.target_parameters",
+        lora(target_modules=NAMES, target_parameters=["nonsense"], lora_dropout=0.0),
+    ),
+    "parameter": World(
+        sections=lora(
+            target_modules=NAMES, target_parameters=["mlp.up_proj.weight"], lora_dropout=0.0
+        )
+    ),
+    "eva": World(sections=lora(init_lora_weights="eva")),
+    "eva of more components than tokens": World("lora.r", lora(init_lora_weights="eva", r=600)),
+    "eva with partitioned weights": World(
+        "zero_stage", {**lora(init_lora_weights="eva"), "zero_stage": 3}
+    ),
+    "mica beyond a layer's width": World("lora.r", lora(init_lora_weights="mica", r=17)),
+    "olora for transposed weights": World(
+        INIT, lora(init_lora_weights="olora"), another("GPT2LMHeadModel", "GPT2Config")
+    ),
+    "eva for experts": World(INIT, lora(init_lora_weights="eva"), mixtral),
+    "saved block": World(sections=lora(modules_to_save=["mlp"])),
     "megatron": World("lora.megatron_config", lora(megatron_config={"a": 1}, target_modules=NAMES)),
 }
 ARGUMENTS = {
@@ -192,10 +247,33 @@ ARGUMENTS = {
     "lr_scheduler_kwargs": World(sections=training(lr_scheduler_kwargs={"num_cycles": 0.4})),
     "polynomial above its start": World(
         "training.lr_scheduler_kwargs",
-        training(lr_scheduler_type="polynomial", lr_scheduler_kwargs={"lr_end": 1.0}),
+        training(
+            lr_scheduler_type="polynomial", lr_scheduler_kwargs={"lr_end": 1.0}, warmup_ratio=0.0
+        ),
     ),
     "min_lr missing": World(
         "training.lr_scheduler_kwargs", training(lr_scheduler_type="cosine_with_min_lr")
+    ),
+    "a word for a number in the schedule": World(
+        "training.lr_scheduler_kwargs",
+        training(lr_scheduler_kwargs={"num_cycles": "half"}, warmup_steps=0),
+    ),
+    "a decay in no step": World(
+        "training.lr_scheduler_type",
+        training(lr_scheduler_type="polynomial", warmup_steps=1),
+    ),
+    "min_lr twice": World(
+        "training.lr_scheduler_kwargs",
+        training(
+            lr_scheduler_type="cosine_with_min_lr",
+            lr_scheduler_kwargs={"min_lr": 1e-5, "min_lr_rate": 0.1},
+        ),
+    ),
+    "plateau with a word for a number": World(
+        "training.lr_scheduler_kwargs",
+        training(
+            lr_scheduler_type="reduce_lr_on_plateau", lr_scheduler_kwargs={"patience": "long"}
+        ),
     ),
     "plateau": World(sections=training(lr_scheduler_type="reduce_lr_on_plateau")),
     "prefetch_factor": World(
@@ -210,8 +288,19 @@ ARGUMENTS = {
     "tf32": World("training.tf32", training(tf32=True)),
     "liger": World("training.use_liger_kernel", training(use_liger_kernel=True)),
     "fsdp": World("training.fsdp", training(fsdp="full_shard")),
+    "long data_seed": World("training.data_seed", training(data_seed=2**70)),
     "no steps": World("training.max_steps", training(max_steps=0)),
     "checkpointing": World(sections=training(gradient_checkpointing=True)),
+    "unknown keyword of checkpointing": World(
+        "training.gradient_checkpointing_kwargs",
+        training(gradient_checkpointing=True, gradient_checkpointing_kwargs={"reentrant": True}),
+    ),
+    "compiler of a Gaudi": World("training.torch_compile", training(torch_compile=True)),
+    "checkpointing of a model that cannot": World(
+        "training.gradient_checkpointing",
+        training(gradient_checkpointing=True),
+        another("CTRLLMHeadModel", "CTRLConfig", n_embd=16, n_layer=1, n_head=2, n_positions=64),
+    ),
     "neftune": World(sections=training(neftune_noise_alpha=5.0)),
     "by length": World(sections=training(group_by_length=True)),
     "no evaluation": World(sections=training(eval_strategy="no")),
@@ -228,6 +317,21 @@ ARGUMENTS = {
     "another optimizer for DeepSpeed": World(
         "deepspeed.config", deepspeed({"optimizer": {"type": "Lamb", "params": {"lr": 0.5}}})
     ),
+    "a word for DeepSpeed's section": World(
+        "deepspeed.config", deepspeed({"zero_optimization": "all"})
+    ),
+    "unknown key for DeepSpeed": World(
+        "deepspeed.config", deepspeed({"zero_optimization": {"overlap": True}})
+    ),
+    "a disk for DeepSpeed without its path": World(
+        "deepspeed.config", deepspeed({"zero_optimization": {"offload_param": NVME}}, 3)
+    ),
+    "Apex for DeepSpeed": World("deepspeed.config", deepspeed({"amp": {"enabled": True}})),
+    "float16 for DeepSpeed": World("deepspeed.config", deepspeed({"fp16": {"enabled": True}})),
+    "unknown parameter of DeepSpeed's AdamW": World(
+        "deepspeed.config",
+        deepspeed({"optimizer": {"type": "AdamW", "params": {"momentum": 0.9, **TORCH_ADAM}}}),
+    ),
     "DeepSpeed": World(sections={"zero_stage": 1}),
 }
 PACKED = {
@@ -237,7 +341,8 @@ PACKED = {
     in (
         "sound", "mixtral", "mamba", "bare gpt2", "bare model", "pad beyond the embeddings",
         "lone surrogate", "rank pattern", "a norm as a target", "unknown lr_scheduler_kwargs",
-        "polynomial above its start",
+        "polynomial above its start", "eva", "opt", "bloom with dropout", "falcon with dropout",
+        "mixtral with the router's loss", "mamba with other targets", "no token",
     )
 }  # fmt: skip
 """Some of them in a slot of a packed job, which builds other things than a trial alone."""

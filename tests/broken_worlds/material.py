@@ -148,6 +148,16 @@ def mixtral(folder: Path, material: Material) -> None:
     make_mixtral(folder, like=material.model)
 
 
+def mixtral_with(**settings: Any) -> Change:
+    """A Mixtral with these keys in its config.json."""
+
+    def change(folder: Path, material: Material) -> None:
+        mixtral(folder, material)
+        edit("config.json", **settings)(folder, material)
+
+    return change
+
+
 def pickled(folder: Path, _: Material) -> None:
     import torch
     from safetensors.torch import load_file

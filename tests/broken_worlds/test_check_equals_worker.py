@@ -43,7 +43,10 @@ def trained(content: dict[str, Any], folder: Path) -> str:
         return str(error)
     result = train(TrialFolder.create(folder, config), None, ProcessCache(finish_imports))
     if result.state == "failed":
-        assert not result.cause.step
+        # A schedule is asked for the next rate at the end of a step, here of the only one.
+        assert (
+            not result.cause.step or "PLATEAU" in str(config.training["lr_scheduler_type"]).upper()
+        )
         return result.cause.message
     assert (result.state, result.steps) == ("complete", 1)
     return ""
@@ -63,3 +66,22 @@ def test_there_are_many_worlds_broken_and_sound():
     broken = sum(bool(world.refused) for world in WORLDS.values())
     assert broken >= 50
     assert len(WORLDS) - broken >= 30
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("checkpointing", "checkpointing of a model that cannot"),
+        ("eva", "eva of more components than tokens"),
+        ("mixtral", "mixtral with the router's loss by no number"),
+    ],
+)
+def test_what_depends_on_two_sections_is_found_in_a_later_trial_too(material, first, second):
+    configs = []
+    for name in (first, second):
+        config, problems = validate(material.content(f"later {name}", WORLDS[name]))
+        assert problems == []
+        configs.append(config)
+    rehearsal = Rehearsal("cpu")
+    assert rehearsal.problems(configs[:1]) == []
+    assert [problem.key for problem in rehearsal.problems(configs)] == [WORLDS[second].refused]

@@ -1,7 +1,8 @@
-"""`gaudi-sweep export` as people use it: files, card, measured loss, and nothing after a failure."""
+"""`gaudi-sweep export` as people use it: files, card, loss, and nothing after a failure."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -77,7 +78,8 @@ def stated(card: str) -> tuple[float, float]:
     again = re.search(
         r"\| measured again \| ([\d.]+) over \d+ tokens, by (PEFT|transformers)", card
     )
-    assert table and again
+    assert table is not None
+    assert again is not None
     return float(table[1]), float(again[1])
 
 
@@ -105,9 +107,8 @@ def test_an_export_is_the_trained_model_and_its_card_states_the_measured_loss(
     card = (target / "README.md").read_text()
     assert stated(card) == pytest.approx((expected, found), abs=6e-5)
     assert f"loss, loaded again: {stated(card)[1]:.4f} over" in done.stdout
-    assert folder.read_result().initial_eval_loss is None or found < 5.7
     template = AutoTokenizer.from_pretrained(target).apply_chat_template(
-        [{"role": "user", "content": "what is red?"}], tokenize=False, add_generation_prompt=True
+        [{"role": "user", "content": "QUESTION"}], tokenize=False, add_generation_prompt=True
     )
     assert template in card
 
@@ -124,6 +125,8 @@ def test_a_failed_export_leaves_nothing_and_the_same_command_works_later(study, 
     assert "Traceback" not in done.stderr
     assert os.listdir(tmp_path) == []
     assert export(study, target, 0, "--merge").returncode == 0
+    # Tied as the base is, since the adapter has changed neither embeddings nor output layer.
+    assert json.loads((target / "config.json").read_text())["tie_word_embeddings"]
     assert set(load_file(target / "model.safetensors")) == set(load_file(base))
 
 

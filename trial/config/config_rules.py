@@ -97,6 +97,8 @@ _BELOW_ONE = ("adam_beta1", "adam_beta2")
 """Arguments that torch's AdamW wants below 1."""
 _SEED_LIMIT = 2**32
 """Seeds are below this: numpy's generator takes no other."""
+_DATA_SEED_LIMIT = 2**63
+"""The order of the rows is drawn by torch's generator, which takes 64 bits."""
 _RANDOM_START = "pissa_niter_"
 """Prefix of PEFT's `pissa_niter_N`: its approximate SVD draws random numbers, and PEFT draws others
 when it loads the adapter."""
@@ -144,6 +146,8 @@ def training_problems(training: Mapping[str, Any]) -> list[Problem]:
     problems += _reporter_problems(rest.get("report_to"))
     if isinstance(seed := rest.get("seed"), int) and seed >= _SEED_LIMIT:
         problems.append(Problem("training.seed", "must be below 2**32", repr(seed)))
+    if isinstance(seed := rest.get("data_seed"), int) and abs(seed) >= _DATA_SEED_LIMIT:
+        problems.append(Problem("training.data_seed", "must be below 2**63", repr(seed)))
     named = {problem.key for problem in problems}
     for name, (low, inclusive) in _MINIMUM.items():
         value = rest.get(name)

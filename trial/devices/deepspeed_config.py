@@ -11,6 +11,7 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from trial.config.errors import ConfigError, Problem
@@ -32,6 +33,8 @@ HPU_STAGES: dict[int, dict[str, bool]] = {
 """Values that Gaudi's documentation asks for, by stage; the user's own win."""
 OFFLOADS = {"offload_optimizer": 1, "offload_param": 3}
 """The lowest stage of each kind of offload; below it the setting has no effect."""
+SECTIONS = ("zero_optimization", "optimizer", "scheduler", "bf16", "fp16")
+"""Keys of a DeepSpeed configuration whose values are JSON objects."""
 HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay")
 """Parameters of an optimizer section that transformers fills in from the training arguments."""
 OPTIMIZER: dict[str, Any] = {
@@ -62,6 +65,15 @@ def user_config(config: str | Mapping[str, Any] | None) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"deepspeed.config: {config} must hold a JSON object")
     return content
+
+
+def section_problems(user: Mapping[str, Any]) -> list[Problem]:
+    """Sections of the user's configuration that are no JSON objects."""
+    return [
+        Problem("deepspeed.config", f"a JSON object as its `{name}`", repr(user[name]))
+        for name in SECTIONS
+        if not isinstance(user.get(name, {}), Mapping | NoneType)
+    ]
 
 
 def deepspeed_config(
@@ -122,7 +134,8 @@ def optimizer_problems(config: TrialConfig, user: Mapping[str, Any]) -> list[Pro
     """
     if config.zero_stage is None:
         return []
-    problems = []
+    if problems := section_problems(user):
+        return problems
     section = user.get("optimizer") or {}
     name, optim = str(section.get("type", "")), str(config.training["optim"])
     if section and _leaves_it_to_deepspeed(config) and not _is_adamw(section):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 from trial.export.merge import DTYPES
@@ -23,6 +24,8 @@ def main() -> int:
     parser.add_argument("--dtype", choices=DTYPES, help="type of merged weights; the base's own")
     parser.add_argument("--no-verify", action="store_true", help="do not measure the loss again")
     given = parser.parse_args()
+    # What goes to standard error is why there is no export.
+    warnings.simplefilter("ignore")
     try:
         measured = export(
             TrialFolder(given.trial),

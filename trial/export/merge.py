@@ -39,8 +39,10 @@ def merged_model(config: TrialConfig, adapter: Path, dtype: str | None = None) -
     from peft import PeftModel
 
     from trial.model.load import load_base
+    from trial.model.whole_model import ties_embeddings
 
     base = load_base(config.model, None).to(getattr(torch, dtype or config.model.dtype))
+    was_tied = ties_embeddings(base)
     try:
         model = PeftModel.from_pretrained(base, str(adapter))
         _refuse_unmergeable(model)
@@ -55,7 +57,8 @@ def merged_model(config: TrialConfig, adapter: Path, dtype: str | None = None) -
         raise ValueError(
             f"{adapter}: PEFT cannot merge this adapter ({reason}); export it without --merge"
         ) from error
-    _tie_if_equal(merged)
+    if was_tied:
+        _tie_if_equal(merged)
     _replicate_layer_types(merged, (config.lora.model_extra or {}).get("layer_replication"))
     return merged
 
@@ -113,19 +116,20 @@ def _merge_layers(model: Any) -> None:
 
 
 def _tie_if_equal(model: Any) -> None:
-    """Keep input embeddings and output head tied only where they are still the same."""
+    """Tie input embeddings and output head again where they are still the same.
+
+    PEFT has set `tie_word_embeddings` to false, since each had a tensor of its own.
+    """
     import torch
 
-    from trial.model.whole_model import ties_embeddings
-
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-    if outputs is None or not ties_embeddings(model):
+    if outputs is None:
         return
-    if torch.equal(inputs.weight, outputs.weight):
+    equal = torch.equal(inputs.weight, outputs.weight)
+    if equal:
         outputs.weight = inputs.weight
-        return
     for part in (model.config, model.config.get_text_config()):
-        part.tie_word_embeddings = False
+        part.tie_word_embeddings = equal
 
 
 def _replicate_layer_types(model: Any, ranges: Sequence[tuple[int, int]] | None) -> None:

@@ -47,6 +47,7 @@ def export(
     Raises:
         ValueError: the trial has no result with weights, `target` exists, the adapter cannot be
             merged, or the export's loss is not the trial's.
+        OSError: the files cannot be written.
     """
     result, config, source = _trained(folder)
     if target.exists():
@@ -95,9 +96,16 @@ def _write_weights(
     if not merged:
         shutil.copytree(source, target, dirs_exist_ok=True)
         return
+    from safetensors import SafetensorError
+
     from trial.model.whole_model import save_model
 
-    save_model(merged_model(config, source, dtype), target)
+    model = merged_model(config, source, dtype)
+    try:
+        save_model(model, target)
+    except SafetensorError as error:
+        # A full disk, for one, is no OSError there.
+        raise OSError(f"{target}: the merged model cannot be written: {error}") from error
 
 
 def _write_tokenizer(config: TrialConfig, target: Path) -> tuple[Any, str]:

@@ -29,6 +29,10 @@ def known_faults(base: Any, model: ModelConfig) -> list[Problem]:
     if right is not None and attention != right:
         rule = f"{right} for a model of type {kind}: with others, tokens see the ones after them"
         problems.append(Problem("model.attn_implementation", rule, repr(attention), right))
+    kinds = {str(weight.dtype) for weight in base.parameters() if weight.dtype.itemsize == 1}
+    if kinds:
+        rule = f"weights of 16 or 32 bits, not {', '.join(sorted(kinds))}"
+        problems.append(Problem("model.name_or_path", rule, repr(model.name_or_path)))
     if any(hasattr(part, STATE) for part in base.modules()):
         rule = f"a model that starts each batch anew: {type(base).__name__} keeps the last one's"
         problems.append(Problem("model.name_or_path", f"{rule} state", repr(model.name_or_path)))

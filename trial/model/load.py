@@ -17,9 +17,9 @@ from trial.config.sections import LoraSection, ModelConfig
 from trial.config.trial_config import TrialConfig
 from trial.devices.compat import whole_size
 from trial.devices.deepspeed_config import wants_bf16
+from trial.model.adapter_checks import refuse_idle_keys, refuse_unknown_tokens
 from trial.model.hub import HUB_ID
 from trial.model.known_faults import known_faults
-from trial.model.lora_targets import layer_of
 from trial.model.model_folder import ModelFolder
 
 if TYPE_CHECKING:
@@ -229,8 +229,9 @@ def attach_adapter(
 
     without_weights = next(base.parameters()).is_meta
     settings = settings or lora_config(config.lora)
+    refuse_unknown_tokens(base, config.lora)
     model = get_peft_model(base, settings, low_cpu_mem_usage=without_weights)
-    _refuse_idle_layers(model, config.lora)
+    refuse_idle_keys(model, config.lora)
     if start is not None:
         start(model)
     install_hash_dropout(model, positions)
@@ -244,22 +245,6 @@ def _hold_in_float32(model: Any, config: TrialConfig) -> Any:
 
         hold_in_float32(model)
     return model
-
-
-def _refuse_idle_layers(model: Any, lora: LoraSection) -> None:
-    """Refuse numbers in `layers_to_transform` that no adapted layer has: PEFT ignores them.
-
-    Raises:
-        ConfigError: there are some.
-    """
-    given = (lora.model_extra or {}).get("layers_to_transform")
-    if given is None:
-        return
-    adapted = {layer_of(name) for name, _ in model.named_modules() if name.endswith(".lora_A")}
-    wanted = {given} if isinstance(given, int) else set(given)
-    if idle := sorted(wanted - adapted):
-        rule = f"numbers of layers that the adapter reaches; no module was found in {idle}"
-        raise ConfigError([Problem("lora.layers_to_transform", rule, repr(given))])
 
 
 _LEAVES_BASE = {

@@ -168,7 +168,14 @@ def _module_problems(modules: Modules, model_type: str, config: TrialConfig) -> 
     else:
         problems = _name_problems(TARGETS_KEY, targets, modules)
     saved = (config.lora.model_extra or {}).get("modules_to_save") or []
-    return problems + _name_problems("lora.modules_to_save", saved, modules)
+    # PEFT trains copies of whole blocks too, which have no weight of their own.
+    blocks = {
+        ".".join(parts[:size]): shape
+        for name, shape in modules.items()
+        for parts in [name.split(".")]
+        for size in range(1, len(parts) + 1)
+    }
+    return problems + _name_problems("lora.modules_to_save", saved, blocks)
 
 
 def _name_problems(key: str, names: Iterable[str], modules: Modules) -> list[Problem]:

@@ -35,11 +35,18 @@ def problems_of_error(
     if isinstance(error, ConfigError):
         return list(error.problems)
     rule = f"what a worker can train with ({reason(error)})"
+    needed: list[Problem] = []
     for section in sections:
         for name, value in _given(config, section).items():
+            problem = Problem(f"{section}.{name}", rule, repr(value))
             without = _without(config, section, name)
-            if without is not None and _succeeds(attempt, without):
-                return [Problem(f"{section}.{name}", rule, repr(value))]
+            if without is None:
+                needed.append(problem)
+            elif _succeeds(attempt, without):
+                return [problem]
+    if len(needed) == 1:
+        # The others are not to blame, and no configuration can do without this one.
+        return needed
     got: Any = config.model_dump()
     for part in otherwise.split("."):
         got = got.get(part) if isinstance(got, dict) else None
@@ -54,14 +61,18 @@ def reason(error: Exception) -> str:
 
 
 def _given(config: TrialConfig, section: str) -> dict[str, Any]:
-    """The keys of a section whose values are not the defaults, by name."""
+    """The keys of a section whose values are not the defaults, by name; mappings first.
+
+    A mapping is what another key is given besides: where both could be left out, it is to blame.
+    """
     values = config.model_dump()[section]
     defaults = TRAINING_DEFAULTS if section == "training" else TrialConfig().model_dump()[section]
-    return {
+    given = {
         name: value
         for name, value in values.items()
         if name not in defaults or defaults[name] != value
     }
+    return dict(sorted(given.items(), key=lambda item: not isinstance(item[1], dict)))
 
 
 def _without(config: TrialConfig, section: str, name: str) -> TrialConfig | None:

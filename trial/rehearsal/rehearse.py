@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from trial.config.errors import Problem
+import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.checkpoint import checkpoint
+
+from trial.config.errors import ConfigError, Problem
 from trial.config.sections import TRAINING_DEFAULTS, DeepSpeedSection
 from trial.config.trial_config import TrialConfig
 from trial.devices.device import DEVICES, Device
 from trial.distributed import rank_env
 from trial.model.dropout.lora_dropout import BatchPositions
+from trial.model.eva import wants_eva
 from trial.model.load import attach_adapter
+from trial.model.router_loss import router_loss_factor
 from trial.preflight.model_checks import MODEL_KEY, TARGETS_KEY, TOKENIZER_KEY
 from trial.rehearsal.blame import problems_of_error
 from trial.rehearsal.weightless import WeightlessCache, give_values
@@ -29,6 +36,8 @@ PORTABLE = (
     "num_train_epochs", "max_steps",
 )  # fmt: skip
 """Training arguments that mean the same on every device: of optimizer and schedule."""
+MOST_STEPS = 2000
+"""Steps at which a schedule is tried."""
 NO_STRUCTURE = frozenset({"lora_alpha", "lora_dropout"})
 """Keys of `lora` that change numbers of an adapter and not what it consists of."""
 
@@ -69,7 +78,11 @@ class Rehearsal:
         ]
         if parts:
             return parts
-        return self._once("trainer", f"{training} {config.lora.r > 0}", config, self._trainer)
+        key = f"{training} {model} {config.lora.r > 0}"
+        if wants_eva(config):
+            # The adapter's start is taken from the rows when the trainer is built.
+            key += lora + config.data.model_dump_json()
+        return self._once("trainer", key, config, self._trainer)
 
     def _once(
         self, step: str, key: str, config: TrialConfig, find: Callable[[TrialConfig], list[Problem]]
@@ -83,7 +96,10 @@ class Rehearsal:
         return _attempt(config, ("model",), self.cache.tokenizer, key)
 
     def _base(self, config: TrialConfig) -> list[Problem]:
-        return _attempt(config, ("model",), self._take_base, MODEL_KEY)
+        def take(trial: TrialConfig) -> object:
+            return router_loss_factor(self._take_base(trial))
+
+        return _attempt(config, ("model",), take, MODEL_KEY)
 
     def _take_base(self, config: TrialConfig) -> Any:
         return self.cache.take_base(config, self.device)
@@ -128,19 +144,68 @@ def make_ready(trainer: Any) -> None:
     from transformers.integrations.deepspeed import deepspeed_init
 
     args = trainer.args
+    attention = trainer.model.config.get_text_config()._attn_implementation
+    if attention == "flex_attention" and args.device.type == "cpu":
+        rule = "one that trains on a CPU: eager or sdpa"
+        raise ConfigError([Problem("model.attn_implementation", rule, repr(attention))])
     loader = trainer.get_train_dataloader()
     batch = trainer.get_total_train_batch_size(args)
     steps = trainer.set_initial_training_values(args, loader, batch)[-1]
     give_values(trainer.model)
     if trainer.is_deepspeed_enabled:
         trainer.optimizer, trainer.lr_scheduler = deepspeed_init(trainer, num_training_steps=steps)
+        try_deepspeed(trainer)
     trainer.create_optimizer_and_scheduler(num_training_steps=steps)
-    for factor in getattr(trainer.lr_scheduler, "lr_lambdas", ()):
-        # Of the last step: a polynomial schedule divides by the steps after the warm-up.
-        factor(steps)
+    try_schedule(trainer.lr_scheduler, steps)
+    if args.torch_compile:
+        torch.compile(torch.neg, backend=args.torch_compile_backend)
     if args.gradient_checkpointing:
         keywords = args.gradient_checkpointing_kwargs
         trainer.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=keywords)
+        # Unknown keywords are refused where a block is computed.
+        block = torch.zeros(1, requires_grad=True)
+        checkpoint(torch.neg, block, **{"use_reentrant": True, **(keywords or {})})
+
+
+def try_deepspeed(trainer: Any) -> None:
+    """Read the settings as DeepSpeed does, and make the optimizer that they name.
+
+    Raises:
+        Exception: of DeepSpeed, which names the setting.
+        ConfigError: the settings want float16 where the device has none.
+    """
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    settings = trainer.accelerator.state.deepspeed_plugin.hf_ds_config.config
+    DeepSpeedConfig(settings)
+    if (settings.get("fp16") or {}).get("enabled") is True and trainer.args.device.type == "cpu":
+        raise ConfigError([Problem("deepspeed.config", "no fp16 on a CPU", "fp16.enabled: true")])
+    for name, place in (settings.get("zero_optimization") or {}).items():
+        if isinstance(place, dict) and place.get("device") == "nvme" and not place.get("nvme_path"):
+            rule = f"an `nvme_path` in its `zero_optimization.{name}`"
+            raise ConfigError([Problem("deepspeed.config", rule, "none")])
+    section = settings.get("optimizer") or {}
+    if parameters := section.get("params"):
+        own = {"torch_adam", "adam_w_mode"}
+        keywords = {name: value for name, value in parameters.items() if name not in own}
+        torch.optim.AdamW([torch.zeros(1, requires_grad=True)], **keywords)
+
+
+def try_schedule(scheduler: Any, steps: int) -> None:
+    """Compute the learning rate of the steps of a trial, the first and the last included.
+
+    Args:
+        scheduler: Of torch; it has made no step.
+        steps: Optimizer steps of the trial; of more than `MOST_STEPS` some are left out.
+    """
+    if isinstance(scheduler, ReduceLROnPlateau):
+        for loss in (1.0, 2.0, 2.0):
+            scheduler.step(loss)
+    stride = max(1, steps // MOST_STEPS)
+    for rate in getattr(scheduler, "lr_lambdas", ()):
+        for step in (*range(0, steps, stride), steps):
+            if isinstance(factor := rate(step), complex) or not math.isfinite(factor):
+                raise ValueError(f"the learning rate of step {step} would be {factor} of the first")
 
 
 def _attempt(
