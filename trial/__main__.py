@@ -30,6 +30,7 @@ from trial.distributed import rank_env
 from trial.distributed.rank_group import PeerLost, folder_of_rank
 from trial.distributed.spawn import end_with_parent, spawn
 from trial.preflight.checks import preflight, rank_problems
+from trial.store.cache_dir import set_cache_folders
 from trial.store.control import NullControl, StopReason
 from trial.store.disk_full import DiskFullError
 from trial.store.folders import TrialFolder
@@ -86,6 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and train; returns the exit code."""
     given = _parser().parse_args(arguments)
     end_with_parent()
+    set_cache_folders()
     try:
         folder = folder_of_rank(_folder(given))
         config = _check(folder, given.world_size)

@@ -15,6 +15,7 @@ from functools import cache
 
 from trial.devices.compat import skip_optional_imports
 from trial.devices.device import DEVICES, Device
+from trial.store.cache_dir import set_cache_folders
 
 UNUSED = ("datasets", "scipy", "sklearn")
 """Packages that transformers imports, where installed, for classes that no trial uses."""
@@ -30,6 +31,7 @@ def preload(device: str) -> None:
     `trial.devices.environment.process_environment` must be set.
     """
     began = time.perf_counter()
+    set_cache_folders()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     with _no_garbage_collection():

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from sweep.cli import plan_commands, run_commands, study_commands
+from trial.store.cache_dir import set_cache_folders
 
 COMMANDS = (
     plan_commands.check,
@@ -65,4 +66,5 @@ def main() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
     # At exit the operating system frees the memory: no last collection is needed.
     atexit.register(gc.freeze)
+    set_cache_folders()
     app(prog_name="gaudi-sweep")

@@ -1,8 +1,8 @@
 """The Ray that jobs are placed on: a cluster to join, or a local Ray that is started here.
 
 A local Ray has a temporary folder that is locked while its driver lives, and a reaper process
-that removes it when the driver is killed. Where the reaper was killed too, the next driver on this
-machine removes the folder.
+that removes it when the driver is killed. Where the reaper was killed too, the next driver of the
+same user removes the folder.
 """
 
 from __future__ import annotations
@@ -10,11 +10,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,11 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from sweep.ray_backend import compat
+from sweep.ray_backend import compat, reaper
 from sweep.ray_backend.fork_client import FORK_SERVER
 from sweep.ray_backend.fork_server import ForkServerHandle
+from sweep.ray_backend.local.temp_folder import TempFolder
 from sweep.ray_backend.worker import TrialWorker
 from sweep.spec.hpu_groups import GROUP_SIZES, hpus_per_node
 from trial.devices.detect import detected_device, usable_cores
@@ -36,20 +32,14 @@ log = logging.getLogger(__name__)
 FORK_CLIENT = Path(__file__).with_name("fork_client.py")
 """Starts workers in the place of Ray's own script."""
 
+AGENT = Path(__file__).with_name("local") / "agent.py"
+"""Starts Ray's agents."""
+
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
 """Only small events pass through the object store."""
 
 RESOURCE = {"hpu": "HPU", "cuda": "GPU", "cpu": "CPU"}
 """Ray's resource name of each device."""
-
-TEMP_PREFIX = "gs-"
-"""Short: Ray's socket names must stay within 107 bytes."""
-
-LOCK_FILE = ".held"
-
-UNLOCKED_SECONDS = 3600.0
-"""Age in seconds at which a folder without a lock file is removed: a worker that outlived its Ray
-made it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,10 +264,10 @@ class LocalRay:
     """A Ray that is started on this machine: its folder, its reaper and its fork server."""
 
     def __init__(self, settings: RaySettings) -> None:
-        self.folder, self._lock = make_temp_folder()
+        self.folder = TempFolder.create()
         self.fork_server: ForkServerHandle | None = None
         self._settings = settings
-        self._reaper = _start_reaper(self.folder)
+        self._reaper = reaper.start(self.folder.path)
 
     def start(self, ray: Any, environment: Mapping[str, str], options: Mapping[str, Any]) -> None:
         """Start Ray and connect to it.
@@ -290,6 +280,8 @@ class LocalRay:
         settings, cores = self._settings, usable_cores()
         with (
             compat.loopback_only(),
+            compat.own_token(),
+            compat.agents_by(str(AGENT)),
             self.with_fork_server(environment) as start_server,
             compat.minimal_node(str(FORK_CLIENT), start_server),
         ):
@@ -300,7 +292,7 @@ class LocalRay:
                 num_cpus=max(cores, settings.cpus_per_trial * settings.devices_per_trial),
                 resources=dict(settings.resources),
                 object_store_memory=OBJECT_STORE_BYTES,
-                **compat.temp_dir_option(self.folder),
+                **compat.temp_dir_option(str(self.folder.ray)),
                 **options,
             )
 
@@ -315,8 +307,7 @@ class LocalRay:
             yield None
             return
         try:
-            path = Path(self.folder, "fork-server")
-            self.fork_server = ForkServerHandle(path, device, environment)
+            self.fork_server = ForkServerHandle(self.folder.fork_server, device, environment)
         except OSError as error:
             log.warning("workers are not forked, each imports by itself: %s", error)
             yield None
@@ -334,43 +325,5 @@ class LocalRay:
         if self._reaper.stdin:
             # Any byte: Ray is down, only its folder is left to remove.
             self._reaper.communicate(b".")
-
-
-def _start_reaper(folder: str) -> subprocess.Popen[bytes]:
-    """Start the process that cleans up after this one; see `sweep.ray_backend.reaper`."""
-    command = [sys.executable, "-m", "sweep.ray_backend.reaper", str(os.getpid()), folder]
-    # In a session of its own: it is needed most when the whole process group is killed.
-    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-
-
-def make_temp_folder() -> tuple[str, FileLock]:
-    """A new folder for Ray, and the lock that marks it as used until this process ends."""
-    remove_dead_folders()
-    folder = tempfile.mkdtemp(prefix=TEMP_PREFIX)
-    lock = FileLock(Path(folder, LOCK_FILE))
-    lock.acquire(timeout=0)
-    return folder, lock
-
-
-def remove_dead_folders() -> None:
-    """Remove the folders of drivers that are gone."""
-    root = Path(tempfile.gettempdir())
-    for folder in root.glob(f"{TEMP_PREFIX}*"):
-        if not (folder / LOCK_FILE).exists() and _age(folder) > UNLOCKED_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
-    for held in root.glob(f"{TEMP_PREFIX}*/{LOCK_FILE}"):
-        lock = FileLock(held)
-        try:
-            lock.acquire(timeout=0)
-        except (Timeout, OSError):
-            continue
-        shutil.rmtree(held.parent, ignore_errors=True)
-        lock.release()
-
-
-def _age(folder: Path) -> float:
-    """Seconds since a folder changed; 0 when it is gone."""
-    try:
-        return time.time() - folder.lstat().st_mtime
-    except OSError:
-        return 0.0
+        self.folder.release()
+        compat.forget_token()

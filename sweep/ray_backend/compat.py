@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -53,6 +55,26 @@ PROGRAM_FOLDERS = ("/ray/_private/", "/ray/core/", "/ray/dashboard/")
 CREATION_FAILED = "creation task"
 """In the first line of an `ActorDiedError` whose actor raised in its constructor."""
 
+SOCKET_BYTES = (104 if sys.platform == "darwin" else 108) - 1
+"""Longest path of a Unix socket that the kernel, and with it Ray, accepts."""
+
+SESSION = "session_0000-00-00_00-00-00_000000"
+"""As long as the name of a session's folder, to which Ray adds the driver's process id."""
+
+LONGEST_SOCKET = "sockets/plasma_store"
+"""Of a session's sockets the one with the longest path."""
+
+TOKEN = "RAY_AUTH_TOKEN"
+TOKEN_BYTES = 32
+"""Of the token without which no process may talk to a local Ray: `own_token`."""
+
+PYTHON_COMMAND = "_build_python_executable_command_memory_profileable"
+"""The function of `ray._private.services` that begins the commands of Ray's programs in Python;
+the first argument is the program's name."""
+
+AGENTS = ("dashboard_agent", "runtime_env_agent")
+"""Those that the raylet starts."""
+
 REGISTRATION_TIMEOUT_SECONDS = 30.0
 """Longest wait for a node here, in seconds; Ray itself then waits on, and reports what is wrong."""
 
@@ -69,6 +91,58 @@ def set_environment() -> None:
 def temp_dir_option(folder: str) -> dict[str, str]:
     """The argument of `ray.init` that says where Ray keeps its sockets and logs."""
     return {"_temp_dir": folder}
+
+
+def longest_socket() -> str:
+    """The longest path of a socket below Ray's temporary folder; digits stand for others."""
+    return f"{SESSION}_{os.getpid()}/{LONGEST_SOCKET}"
+
+
+@contextlib.contextmanager
+def own_token() -> Iterator[None]:
+    """Give a Ray that starts here a random token, which only the environment of processes holds.
+
+    Without one Ray makes a token by itself and keeps it in `~/.ray`, readable for everyone. A token
+    of the user's belongs to a cluster; it is set again afterwards.
+    """
+    users = os.environ.get(TOKEN)
+    os.environ[TOKEN] = secrets.token_hex(TOKEN_BYTES)
+    forget_token()
+    try:
+        yield
+    finally:
+        del os.environ[TOKEN]
+        if users is not None:
+            os.environ[TOKEN] = users
+
+
+def forget_token() -> None:
+    """Let this process read the token anew when it next needs one."""
+    from ray._raylet import AuthenticationTokenLoader
+
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextlib.contextmanager
+def agents_by(script: str) -> Iterator[None]:
+    """Have the agents of a Ray that starts here begun by a script: `SCRIPT PROGRAM ARGUMENTS`."""
+    from ray._private import services
+
+    begin: Any = getattr(services, PYTHON_COMMAND, None)
+    if begin is None:
+        yield
+        return
+
+    @wraps(begin)
+    def wrapped(component: str, *args: Any, **kwargs: Any) -> list[str]:
+        command: list[str] = begin(component, *args, **kwargs)
+        return [*command, script] if component in AGENTS else command
+
+    setattr(services, PYTHON_COMMAND, wrapped)
+    try:
+        yield
+    finally:
+        setattr(services, PYTHON_COMMAND, begin)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ if __name__ == "__main__":
 import json
 import os
 import socket
+import struct
 
 FORK_SERVER = "GAUDI_SWEEP_FORK_SERVER"
 """Environment variable: path of the fork server's socket."""
@@ -33,6 +34,9 @@ PLAIN_ARGUMENTS = ("--language=PYTHON", "--serialized-runtime-env-context={}")
 
 OOM_SCORE = "/proc/self/oom_score_adj"
 """How soon the kernel ends this process when memory runs out."""
+
+CREDENTIALS = struct.Struct("iII")
+"""Linux's `struct ucred`: process, user and group."""
 
 
 def main(arguments: list[str]) -> int:
@@ -77,6 +81,8 @@ def request_worker(
         message = json.dumps(request).encode()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.connect(path)
+            if not is_same_user(connection):
+                return None
             socket.send_fds(connection, [len(message).to_bytes(4, "big")], list(files))
             connection.sendall(message)
             if not connection.recv(1):
@@ -86,6 +92,13 @@ def request_worker(
             return code[0] if code else 0
     except OSError:
         return None
+
+
+def is_same_user(connection: socket.socket) -> bool:
+    """Whether the other end of a Unix socket was made by this user, as the kernel says."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+    _, user, _ = CREDENTIALS.unpack(credentials)
+    return bool(user == os.geteuid())
 
 
 if __name__ == "__main__":

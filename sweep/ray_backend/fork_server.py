@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sweep.ray_backend.fork_client import OOM_SCORE
+from sweep.ray_backend.fork_client import OOM_SCORE, is_same_user
 
 MAX_QUEUED = 128
 """Connections that may wait to be accepted: more workers than Ray starts at once."""
@@ -112,6 +112,9 @@ class ForkServer:
 
     def _fork_worker(self, connection: socket.socket) -> None:
         connection.settimeout(REQUEST_SECONDS)
+        if not is_same_user(connection):
+            connection.close()
+            return
         try:
             size, files, _, _ = socket.recv_fds(connection, 4, 3)
             request = json.loads(_read(connection, int.from_bytes(size, "big")))

@@ -14,14 +14,16 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 
 from sweep.ray_backend.compat import PROGRAM_FOLDERS
+from sweep.ray_backend.local.temp_folder import remove_known
 
 POLL_SECONDS = 1.0
 """Seconds between two looks at the driver's descendants."""
@@ -32,12 +34,27 @@ GRACE_SECONDS = 2.0
 MAX_ATTEMPTS = 20
 """How often the folder is removed again when some process makes it anew."""
 
+IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+"""Signals by which whole sessions, groups and services are ended; only the driver's end ends the
+reaper."""
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    """Start the reaper of this process; one byte to its standard input says that Ray is down."""
+    command = [sys.executable, "-m", "sweep.ray_backend.reaper", str(os.getpid()), str(folder)]
+    # A new process inherits what is blocked: no signal ends it before it ignores them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
+    try:
+        # In a session of its own: it is needed most when the whole process group is killed.
+        return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
 
 def main(driver_pid: int, folder: str) -> None:
     """Wait for the driver's end, then clean up after it."""
-    # Ctrl-C in a terminal reaches this process too; only the driver's end ends it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for name in IGNORED:
+        signal.signal(name, signal.SIG_IGN)
     seen: set[psutil.Process] = set()
     while (closed := _driver_closed()) is None:
         with contextlib.suppress(psutil.Error):
@@ -52,17 +69,19 @@ def remove(folder: str) -> None:
     for _ in range(MAX_ATTEMPTS):
         late = ray_processes(folder)
         _kill(late, 0.0)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_known(Path(folder))
         if not late and not os.path.lexists(folder):
             return
         time.sleep(0.05)
 
 
 def ray_processes(folder: str) -> set[psutil.Process]:
-    """Ray's processes with the folder in their command line; no others, such as a pager."""
+    """This user's processes of Ray with the folder in their command line; no others, as a pager."""
     found = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
+            if process.uids().real != os.getuid():
+                continue
             command = "\0".join(process.cmdline())
             is_ray = any(program in command for program in PROGRAM_FOLDERS)
             if folder in command and is_ray and process.pid != os.getpid():

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trial.store.cache_dir import make_private
+
 if TYPE_CHECKING:
     from trial.config.trial_config import TrialConfig
+
+logger = logging.getLogger(__name__)
 
 BEFORE_START: dict[str, dict[str, str]] = {
     # Always set: the default changed between releases of the Gaudi software, and optimum-habana
@@ -37,6 +42,8 @@ LAZY_ZERO_3 = {
 
 RECIPES = "PT_HPU_RECIPE_CACHE_CONFIG"
 """Habana's variable for the cache of compiled graphs, which it calls recipes."""
+RECIPES_PREFIX = "gaudi-sweep-recipes-"
+"""Of a cache's folder among the temporary files of all users."""
 RECIPES_MB = 1024
 """Size limit of the cache in MB, the default of Habana's documentation; the oldest go first."""
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "lustre", "ceph", "beegfs", "gpfs", "fuse.sshfs", "9p")
@@ -95,16 +102,25 @@ def recipe_cache(
     folder = study.resolve() / "recipes"
     if several_nodes or is_on_network(folder):
         mark = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
-        folder = Path(tempfile.gettempdir(), f"gaudi-sweep-recipes-{study.name}-{mark}")
+        folder = Path(tempfile.gettempdir(), f"{RECIPES_PREFIX}{os.geteuid()}-{study.name}-{mark}")
     # Every release reads these three fields. `false` keeps what earlier trials compiled.
     return f"{folder},false,{RECIPES_MB}"
 
 
 def make_recipe_folder() -> None:
-    """Make the cache's folder: Habana does not document that its software does."""
-    folder = os.environ.get(RECIPES, "").partition(",")[0]
-    if folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+    """Make the cache's folder: Habana does not document that its software does.
+
+    Among temporary files it must be this user's alone, since what it holds is run on the device;
+    where it is not, there is no cache.
+    """
+    folder = Path(os.environ.get(RECIPES, "").partition(",")[0])
+    if folder.name.startswith(RECIPES_PREFIX):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not make_private(folder):
+            logger.warning("no cache of compiled graphs: %s is another user's", folder)
+            del os.environ[RECIPES]
+    elif folder.name:
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def is_on_network(path: Path, mounts: Path = Path("/proc/mounts")) -> bool:
