@@ -17,6 +17,7 @@ import psutil
 from faults.sweeps.checks import Snapshot, check_metrics, curves, require, snapshot
 from faults.sweeps.ray_nodes import Nodes
 
+from sweep.ray_backend.local.temp_folder import PREFIX
 from sweep.storage.open import open_storage
 from sweep.storage.url import VARIABLE
 from sweep.study.verify import verify
@@ -105,7 +106,7 @@ class Sweep:
 
     def temporary_folders(self) -> list[str]:
         """Temporary folders of runs, but for those that only the next run can remove."""
-        there = {path.name for path in self.temporary.glob("gs-*")}
+        there = {path.name for path in self.temporary.glob(f"{PREFIX}*")}
         return sorted(there - self.orphans)
 
     def check(self) -> None:

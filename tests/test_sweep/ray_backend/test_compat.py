@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import ray
 from ray import _raylet
-from ray._private import node, parameter, ray_constants
+from ray._private import node, parameter, ray_constants, services
 from ray.exceptions import ActorDiedError
 
 from sweep.ray_backend import compat, fork_client
+from sweep.ray_backend.local import agent
 
 RAY = Path(ray.__file__).parent
 WORKERS = RAY / "_private" / "workers"
@@ -59,6 +60,19 @@ NAMES: dict[str, Callable[[], bool]] = {
         f'kwargs.pop("{name}"' in inspect.getsource(ray.init)
         for name in compat.temp_dir_option("folder")
     ),
+    "ray._private.services." + compat.PYTHON_COMMAND: lambda: hasattr(
+        services, compat.PYTHON_COMMAND
+    ),
+    "the names of the agents' programs": lambda: (
+        compat.AGENTS
+        == (
+            ray_constants.PROCESS_TYPE_DASHBOARD_AGENT,
+            ray_constants.PROCESS_TYPE_RUNTIME_ENV_AGENT,
+        )
+    ),
+    "ray._raylet.AuthenticationTokenLoader.reset_cache": lambda: hasattr(
+        _raylet.AuthenticationTokenLoader, "reset_cache"
+    ),
     "the words 'creation task' in ActorDiedError": lambda: (
         compat.CREATION_FAILED in inspect.getsource(ActorDiedError)
     ),
@@ -85,7 +99,13 @@ NAMES |= {
 }
 NAMES |= {
     f"the environment variable {name}": lambda name=name: is_read(name)
-    for name in (*compat.ENVIRONMENT, *compat.KEEP_MODULES, compat.CLUSTER_SWITCH)
+    for name in (
+        *compat.ENVIRONMENT,
+        *compat.KEEP_MODULES,
+        compat.CLUSTER_SWITCH,
+        compat.TOKEN,
+        agent.RAYLET,
+    )
 }
 NAMES |= {
     f"the argument {name} of setup_worker.py": lambda name=name: (

@@ -9,16 +9,18 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from helpers.other_user import as_nobody, needs_root, shared_folder
 from helpers.paths import TESTS
 from helpers.training.train import Material
 
 from sweep.driver.executor import Finished, Job, Lost, Started, TrialRef
-from sweep.ray_backend import fork_server
+from sweep.ray_backend import fork_client, fork_server
 from sweep.ray_backend.cluster import FORK_CLIENT, LocalRay, RaySettings
 from sweep.ray_backend.executor import RayExecutor
 from sweep.ray_backend.fork_client import FORK_SERVER
@@ -61,10 +63,13 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(home) -> Iterator[ForkServerHandle]:
-    made = ForkServerHandle(home / "socket", "cpu", {"OMP_NUM_THREADS": "1", "ONLY_SERVER": "yes"})
-    made.start()
-    yield made
-    made.close()
+    # Where another user could reach it, if its mode allowed that.
+    with shared_folder() as shared:
+        variables = {"OMP_NUM_THREADS": "1", "ONLY_SERVER": "yes"}
+        made = ForkServerHandle(shared / "socket", "cpu", variables)
+        made.start()
+        yield made
+        made.close()
 
 
 def client(
@@ -155,6 +160,37 @@ def test_it_ends_with_its_driver_and_leaves_nobody(home, tmp_path):
     worker.communicate(timeout=60)
 
 
+@needs_root
+def test_another_user_gets_no_worker(home, server):
+    """Even where the mode lets anybody connect: the kernel says whose end it is."""
+    server.path.chmod(0o777)
+    path, script = str(server.path), [str(home / "default_worker.py"), "0"]
+    assert as_nobody(lambda: fork_client.request_worker(path, script)) is None
+    with open(os.devnull, "r+b") as nothing:
+        assert fork_client.request_worker(path, script, (nothing.fileno(),) * 3) == 0
+
+
+@needs_root
+def test_no_environment_goes_to_another_users_server():
+    with shared_folder() as shared:
+        path = str(shared / "socket")
+        ready, go = os.pipe()
+
+        def listen() -> bytes:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+                listener.bind(path)
+                os.chmod(path, 0o777)
+                listener.listen()
+                os.write(go, b"+")
+                return listener.accept()[0].recv(1)
+
+        with ThreadPoolExecutor(1) as pool:
+            got = pool.submit(as_nobody, listen)
+            os.read(ready, 1)
+            assert fork_client.request_worker(path, ["script"]) is None
+            assert got.result(60) == b""
+
+
 # In a real Ray
 
 
@@ -225,10 +261,11 @@ def test_two_ends_at_once_are_one_end(tmp_path):
 
 def test_where_no_socket_can_be_made_workers_start_by_themselves(tmp_path, caplog):
     ray = LocalRay(RaySettings(device="cpu", fork_server=True))
-    ray.folder, own = str(tmp_path / "nowhere"), ray.folder
+    own = ray.folder.path
+    ray.folder.path = tmp_path / "nowhere"
     with ray.with_fork_server({}) as start_server:
         assert start_server is None
     ray.close()
     assert FORK_SERVER not in os.environ
-    assert not Path(own).exists()
+    assert not own.exists()
     assert "each imports by itself" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sweep.ray_backend import cluster, reaper
+from sweep.ray_backend import reaper
 
 # Like a worker that was just starting: no descendant of the driver, and makes its folder anew.
 LATE = """
@@ -28,7 +29,7 @@ def late(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
         sys.executable,
         "-c",
         LATE,
-        str(tmp_path / "gs-x"),
+        str(tmp_path / "gsweep-x"),
         "lib/ray/_private/default_worker.py",
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
@@ -52,15 +53,15 @@ def reap(folder: Path, word: bytes) -> None:
 
 @pytest.mark.parametrize("word", [b"", b"."])
 def test_a_worker_that_starts_late_leaves_neither_itself_nor_the_folder(late, tmp_path, word):
-    reap(tmp_path / "gs-x", word)
-    assert not (tmp_path / "gs-x").exists()
+    reap(tmp_path / "gsweep-x", word)
+    assert not (tmp_path / "gsweep-x").exists()
     assert late.wait(10) < 0
 
 
 def test_others_are_left_alone(late, tmp_path):
-    pager = [sys.executable, "-c", "input()", str(tmp_path / "gs-y")]
+    pager = [sys.executable, "-c", "input()", str(tmp_path / "gsweep-y")]
     with subprocess.Popen(pager, stdin=subprocess.PIPE) as looks:
-        reap(tmp_path / "gs-y", b"")
+        reap(tmp_path / "gsweep-y", b"")
         assert (late.poll(), looks.poll()) == (None, None)
         looks.communicate(b"\n")
 
@@ -72,7 +73,7 @@ def test_a_driver_that_closed_in_order_keeps_its_other_children(tmp_path):
         "-m",
         "sweep.ray_backend.reaper",
         str(os.getpid()),
-        str(tmp_path / "gs-z"),
+        str(tmp_path / "gsweep-z"),
     ]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as watcher:
         watcher.communicate(b".")
@@ -80,15 +81,13 @@ def test_a_driver_that_closed_in_order_keeps_its_other_children(tmp_path):
     child.communicate(b"\n")
 
 
-def test_the_next_driver_removes_what_nobody_holds(tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster.tempfile, "tempdir", str(tmp_path))
-    dead, bare, young = (tmp_path / f"gs-{name}" for name in ("dead", "bare", "young"))
-    for folder in (dead, bare, young):
-        (folder / "session").mkdir(parents=True)
-    (dead / cluster.LOCK_FILE).touch()
-    os.utime(bare, (0, 0))
-    mine, lock = cluster.make_temp_folder()
-    cluster.remove_dead_folders()
-    assert sorted(tmp_path.iterdir()) == sorted([young, Path(mine)])
-    lock.release()
-    assert reaper.ray_processes(mine) == set()
+@pytest.mark.parametrize("name", reaper.IGNORED)
+def test_no_signal_ends_it_not_even_in_its_first_moment(tmp_path, name):
+    folder = tmp_path / "gsweep-s"
+    folder.mkdir()
+    watcher = reaper.start(folder)
+    watcher.send_signal(name)
+    # The reaper reads this only once it ignores the signal, which came before.
+    watcher.communicate(b".")
+    assert (watcher.returncode, folder.exists()) == (0, False)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(reaper.IGNORED)
