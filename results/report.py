@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from results.analysis.study_analysis import ReportOptions, analyse
@@ -40,8 +39,11 @@ def write(study: StudyFolder) -> Path:
 def write_page(page: Page, folder: Path, name: str) -> Path:
     """Write `name`.html, `name`.md and the pictures; returns the path of the HTML."""
     pictures = folder / ("figures" if name == "report" else f"{name}-figures")
-    shutil.rmtree(pictures, ignore_errors=True)
-    pictures.mkdir(parents=True)
+    if pictures.is_symlink():
+        pictures.unlink()
+    pictures.mkdir(parents=True, exist_ok=True)
+    for earlier in pictures.glob("*.svg"):
+        earlier.unlink()
     for chart in page.charts():
         (pictures / f"{chart.key}.svg").write_text(matplotlib_svg.svg(chart), encoding="utf-8")
     write_atomically(folder / f"{name}.md", markdown.render(page, pictures.name))

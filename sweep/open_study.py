@@ -196,12 +196,25 @@ def write_record(
 
 
 def withdraw(folder: StudyFolder) -> None:
-    """Remove the record of a study that is refused before its first trial: it is no study then."""
+    """Remove the record of a study that is refused before its first trial: it is no study then.
+
+    It stays where the sweep file in the folder is no copy: the user has it nowhere else.
+    """
+    if not _is_copy(folder.sweep_file, Path(folder.read_record().source)):
+        return
     for file in (folder.record, folder.sweep_file):
         file.unlink(missing_ok=True)
     with suppress(OSError):
         # It stays where it is not empty: copies of earlier studies, a log.
         folder.path.rmdir()
+
+
+def _is_copy(file: Path, original: Path) -> bool:
+    """Whether another file has the same content."""
+    try:
+        return not file.samefile(original) and file.read_bytes() == original.read_bytes()
+    except OSError:
+        return False
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[Problem]:

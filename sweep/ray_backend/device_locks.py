@@ -103,16 +103,22 @@ class DeviceLocks:
             os.close(handle)
 
     def _open(self, name: str) -> int:
-        """Open a lock file; created unless it is there, perhaps made by another user."""
-        path = self.folder / name
+        """Open a lock file; created unless it is there, perhaps made by another user.
+
+        Neither the folder nor the file may be a link, which another user could have put there.
+        """
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         if not self.folder.is_dir():
             self.folder.mkdir(parents=True, exist_ok=True)
             with suppress(PermissionError):
                 self.folder.chmod(0o1777)
-        with suppress(FileNotFoundError):
-            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        handle = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        return handle
+        folder = os.open(self.folder, flags | os.O_DIRECTORY)
+        try:
+            with suppress(FileNotFoundError):
+                return os.open(name, flags, dir_fd=folder)
+            return os.open(name, flags | os.O_CREAT, 0o644, dir_fd=folder)
+        finally:
+            os.close(folder)
 
 
 def _try_lock(handle: int) -> bool:

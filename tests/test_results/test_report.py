@@ -250,3 +250,20 @@ def test_a_failing_import_ahead_of_time_prints_nothing(monkeypatch, capfd):
     monkeypatch.setattr(importlib, "import_module", fail)
     preload()
     assert not any(capfd.readouterr())
+
+
+def test_it_removes_its_own_earlier_figures_and_nothing_else(study, html, tmp_path):
+    copy = StudyFolder(tmp_path / study.name)
+    shutil.copytree(study.path, copy.path)
+    figures = copy.report / "figures"
+    (figures / "of-an-earlier-report.svg").touch()
+    (figures / "notes.txt").write_text("mine")
+    write_report(copy)
+    kept = {path.name for path in (study.report / "figures").iterdir()}
+    assert {path.name for path in figures.iterdir()} == kept | {"notes.txt"}
+    elsewhere = figures.rename(tmp_path / "elsewhere")
+    (elsewhere / "drawing.svg").touch()
+    figures.symlink_to(elsewhere)
+    write_report(copy)
+    assert (elsewhere / "drawing.svg").exists()
+    assert {path.name for path in figures.iterdir()} == kept

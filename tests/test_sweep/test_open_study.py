@@ -10,6 +10,7 @@ from sweep.open_study import (
     differences,
     stored_spec,
     with_stored_data,
+    withdraw,
 )
 from sweep.spec.dimension import Choices
 from sweep.spec.spec import ResourceSpec, StopSpec, SweepSpec
@@ -108,3 +109,20 @@ def test_a_study_of_an_earlier_version_keeps_its_defaults_of_data(tmp_path):
     assert with_stored_data(own, options) == own
     fork = with_stored_data(spec, RunOptions(runs=tmp_path, fork="other"))
     assert fork.base == kept.base
+
+
+@pytest.mark.parametrize("has_copy", [True, False])
+def test_a_refused_study_keeps_a_sweep_file_that_is_nowhere_else(tmp_path, has_copy):
+    folder, original = StudyFolder(tmp_path / "one"), tmp_path / "one.yaml"
+    folder.path.mkdir()
+    folder.sweep_file.write_text("space: {}")
+    original.write_text("space: {}" if has_copy else "space: {lora.r: [2]}")
+    folder.write_record(StudyRecord(name="one", spec={}, source=str(original)))
+    withdraw(folder)
+    assert original.is_file()
+    assert folder.path.exists() != has_copy
+    folder.path.mkdir(exist_ok=True)
+    folder.sweep_file.write_text("space: {}")
+    folder.write_record(StudyRecord(name="one", spec={}, source=str(folder.sweep_file)))
+    withdraw(folder)
+    assert folder.sweep_file.is_file()

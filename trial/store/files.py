@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
     A folder that is replaced is first renamed to `.NAME.old`: at any moment the old one or the new
     one is whole, and the next call puts back what a kill between the renames has left. It also
-    removes the temporary folders of processes of this host that are no longer alive.
+    removes the temporary folders of this user's processes that are no longer alive on this host.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}.old")
@@ -44,7 +45,10 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     temporary = folder.with_name(f"{_temporary_prefix(folder)}{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
+    lock = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
     try:
+        with suppress(OSError):  # Some network file systems do not lock folders.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield temporary
         sync_tree(temporary)
         shutil.rmtree(aside, ignore_errors=True)
@@ -53,6 +57,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
 
 
 def _take_place(temporary: Path, folder: Path, aside: Path) -> None:
@@ -77,8 +82,29 @@ def _remove_abandoned(folder: Path) -> None:
     for path in folder.parent.iterdir():
         pid = path.name.removeprefix(prefix).removesuffix(".tmp")
         is_one = path.name == f"{prefix}{pid}.tmp" and pid.isdecimal()
-        if is_one and not _is_alive(int(pid)):
+        if is_one and not _is_alive(int(pid)) and _is_own_and_unlocked(path):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_own_and_unlocked(folder: Path) -> bool:
+    """Whether a folder is this user's, and no process writes it.
+
+    A process id says nothing about a container that shares this host's name and files.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # As above: the process id has to do.
+    finally:
+        is_own = os.fstat(handle).st_uid == os.geteuid()
+        os.close(handle)
+    return is_own
 
 
 def _is_alive(pid: int) -> bool:

@@ -106,7 +106,7 @@ def _root() -> Path:
     root = next((root for root in short if is_safe(root)), short[0])
     if root != wanted:
         why = "not safe from other users" if wanted in short else "too long for Ray's sockets"
-        log.info("Ray's temporary folder is in %s: TMPDIR=%s is %s", root, wanted, why)
+        log.warning("Ray's temporary folder is in %s: TMPDIR=%s is %s", root, wanted, why)
     return root
 
 

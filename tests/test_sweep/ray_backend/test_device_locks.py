@@ -130,3 +130,11 @@ def test_the_modules_of_the_machine(monkeypatch):
     monkeypatch.delenv("HABANA_VISIBLE_MODULES")
     assert machine_modules(2, lambda: ["3", "1", "2"]) == ["3", "1"]
     assert machine_modules(3, list) == ["0", "1", "2"]
+
+
+def test_a_link_in_the_place_of_the_folder_is_not_followed(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "locks").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="locks"):
+        DeviceLocks(tmp_path / "locks").acquire(EIGHT, 1)
+    assert list((tmp_path / "elsewhere").iterdir()) == []

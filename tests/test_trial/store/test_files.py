@@ -1,9 +1,11 @@
 """A folder written through `atomic_folder` is whole or not there."""
 
+import fcntl
 import os
 import socket
 
 import pytest
+from helpers.other_user import NOBODY, needs_root
 
 from trial.store import files
 from trial.store.files import atomic_folder
@@ -76,3 +78,35 @@ def test_the_half_folder_of_a_dead_process_is_removed_and_that_of_a_living_one_i
         (tmp_path / f".out.{host}.{pid}.tmp").mkdir()
     write(tmp_path / "out", "one")
     assert sorted(os.listdir(tmp_path)) == [f".out.{host}.{os.getppid()}.tmp", "out"]
+
+
+def test_a_half_folder_that_is_being_written_elsewhere_stays(tmp_path):
+    """As from a container with a process table of its own, and this host's name and files."""
+    half = tmp_path / f".out.{socket.gethostname()}.{2**22 + 1}.tmp"
+    half.mkdir()
+    handle = os.open(half, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    write(tmp_path / "out", "one")
+    assert half.is_dir()
+    os.close(handle)
+    write(tmp_path / "out", "two")
+    assert not half.exists()
+
+
+def test_a_folder_is_locked_while_it_is_written(tmp_path):
+    with atomic_folder(tmp_path / "out") as temporary:
+        handle = os.open(temporary, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(handle)
+
+
+@needs_root
+def test_another_users_folder_and_a_link_stay(tmp_path):
+    theirs, link = (tmp_path / f".out.{socket.gethostname()}.{2**22 + more}.tmp" for more in (1, 2))
+    theirs.mkdir()
+    os.chown(theirs, NOBODY, NOBODY)
+    (tmp_path / "data").mkdir()
+    link.symlink_to(tmp_path / "data")
+    write(tmp_path / "out", "one")
+    assert sorted(tmp_path.iterdir()) == sorted([theirs, link, tmp_path / "data", tmp_path / "out"])
