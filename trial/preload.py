@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -19,6 +21,11 @@ from trial.store.cache_dir import set_cache_folders
 
 UNUSED = ("datasets", "scipy", "sklearn")
 """Packages that transformers imports, where installed, for classes that no trial uses."""
+SHORT_ROOTS = ("/tmp", "/var/tmp")
+"""Folders for temporary files whose paths are short."""
+LONGEST_TMPDIR = 103 - len("/pymp-12345678/listener-12345678")
+"""Bytes that a path may have so that `multiprocessing` can make its sockets below it; the path of a
+socket has at most 107 bytes on Linux and 103 on macOS."""
 _import_seconds: list[float] = []
 """Seconds of imports not yet charged to a trial."""
 
@@ -32,12 +39,26 @@ def preload(device: str) -> None:
     """
     began = time.perf_counter()
     set_cache_folders()
+    _shorten_temporary_folder()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     with _no_garbage_collection():
         _import_all(DEVICES[device])
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     _import_seconds.append(time.perf_counter() - began)
+
+
+def _shorten_temporary_folder() -> None:
+    """Use another folder for temporary files where the path of TMPDIR is too long for a socket.
+
+    A trial with `dataloader_num_workers` would wait for its first batch for ever.
+    """
+    if len(os.fsencode(tempfile.gettempdir())) <= LONGEST_TMPDIR:
+        return
+    for root in SHORT_ROOTS:
+        if os.access(root, os.W_OK | os.X_OK):
+            tempfile.tempdir = root
+            return
 
 
 def uncharged_seconds() -> float:
