@@ -29,7 +29,7 @@ import psutil
 import yaml
 from faults.sweeps.checks import EVERY, STEPS, LostError, curves, require
 from faults.sweeps.killed_sweep import Sweep
-from faults.sweeps.kills import ALONE, GENTLE, KILLS, ON_A_CLUSTER, SURVIVED
+from faults.sweeps.kills import ALONE, GENTLE, KILLS, ON_A_CLUSTER, SURVIVED, WITHOUT_REAPER
 from faults.sweeps.ray_nodes import Nodes
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
@@ -167,8 +167,7 @@ class Faults:
         # Before its handlers are installed, a signal ends the driver at once: nothing runs then.
         gentle = (130, 0, -signal.SIGTERM, -signal.SIGINT, 1)
         require(kind not in GENTLE or code in gentle, f"{kind} ended with {code}")
-        if kind == "tree":
-            # The reaper is dead too: only the next run can remove the folder.
+        if kind in WITHOUT_REAPER:
             sweep.check_clean(folders=False)
             sweep.orphans.update(sweep.temporary_folders())
         else:

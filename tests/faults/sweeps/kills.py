@@ -44,6 +44,18 @@ def kill_tree(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
             process.kill()
 
 
+def kill_with_reaper(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to the driver and its reaper, which has no moment to act."""
+    reapers = [process for process in sweep.ours() if _is_reaper(process)]
+    for process in reapers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.suspend()
+    driver.kill()
+    for process in reapers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def terminate(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
     """SIGTERM: checkpoint and leave."""
     driver.terminate()
@@ -71,11 +83,18 @@ def _is_worker(process: psutil.Process) -> bool:
     return False
 
 
+def _is_reaper(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return "sweep.ray_backend.reaper" in process.cmdline()
+    return False
+
+
 KILLS: dict[str, Callable[[Sweep, subprocess.Popen[bytes]], None]] = {
     "driver": kill_driver,
     "worker": kill_worker,
     "group": kill_group,
     "tree": kill_tree,
+    "reaper": kill_with_reaper,
     "node": kill_node,
     "sigterm": terminate,
     "sigint": interrupt,
@@ -83,6 +102,8 @@ KILLS: dict[str, Callable[[Sweep, subprocess.Popen[bytes]], None]] = {
 }
 GENTLE = ("sigterm", "sigint")
 """After these the driver writes checkpoints and exits by itself."""
+WITHOUT_REAPER = ("tree", "reaper")
+"""After these only the next run can remove the temporary folder."""
 SURVIVED = ("worker", "node")
 """After these the driver lives on."""
 ON_A_CLUSTER = ("node", "driver", "group", "sigterm", "sigint")
