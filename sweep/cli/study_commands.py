@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 
 def verify(
-    study: StudyArgument, runs: RunsOption = Path("runs"), storage: StorageOption = None
+    study: StudyArgument,
+    runs: RunsOption = Path("runs"),
+    storage: StorageOption = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read every file and compare its hash.")
+    ] = False,
 ) -> None:
     """Check a study's folders against its journal and say what differs."""
     from sweep.open_study import stored_storage
@@ -27,7 +32,7 @@ def verify(
 
     with exit_on_bad_input():
         folder = find_study(study, runs)
-        findings = compare_with_storage(folder, stored_storage(folder, storage))
+        findings = compare_with_storage(folder, stored_storage(folder, storage), deep=deep)
     for finding in findings:
         out.print(str(finding), style="red" if finding.wrong else "", markup=False, soft_wrap=True)
     wrong = sum(finding.wrong for finding in findings)

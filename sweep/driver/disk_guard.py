@@ -17,6 +17,7 @@ from sweep.spec.spec import ObjectiveSpec, ResourceSpec
 from trial.store import metrics
 from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.records import Result
+from trial.training.checkpoints import Checkpoints
 
 GB = 10**9
 
@@ -80,7 +81,7 @@ class DiskGuard:
 
 def remove_checkpoints(folder: TrialFolder) -> None:
     """Remove a trial's checkpoints, if it has any."""
-    shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    Checkpoints(folder).clear()
 
 
 def folder_bytes(folder: TrialFolder) -> int:

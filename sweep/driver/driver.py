@@ -310,9 +310,12 @@ class Driver:
         """Schedule another try of a failed trial; False to give the trial up."""
         if self._status.state is SweepState.STOPPING:
             return False
+        # An error may be one of reading it; out of memory, it is about to be halved.
+        reads_config = cause.kind in ("error", "out_of_memory")
+        repaired = reads_config and self._registry.repair_config(number)
         # A trial whose failure an earlier run has left was not submitted by this one.
         job = self._jobs.pop(number, None) or self._registry.job(number)
-        if not self._retries.schedule(job, cause):
+        if not self._retries.schedule(job, cause, free=repaired):
             return False
         self.progress.set_waiting(number)
         self.view.note(f"trial {number} is tried again after {cause.kind}: {cause.message}")

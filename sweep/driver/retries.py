@@ -6,7 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from sweep.driver.executor import Job
-from sweep.driver.retry_policy import count_tries, halve_micro_batch, is_halving, retry_action
+from sweep.driver.retry_policy import (
+    Retry,
+    count_halvings,
+    count_tries,
+    halve_micro_batch,
+    retry_action,
+)
 from sweep.spec.spec import FailuresSpec
 from trial.config.packing_rules import packing_key
 from trial.config.trial_config import TrialConfig
@@ -27,14 +33,17 @@ class Retries:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def schedule(self, job: Job, cause: Cause) -> bool:
+    def schedule(self, job: Job, cause: Cause, *, free: bool = False) -> bool:
         """Prepare a failed trial for its next try; False when the policy gives it up.
+
+        With `free` it is tried again whatever the policy says: the failure was not the trial's.
 
         The failure is noted before the smaller configuration is written: after a kill in between
         the halving is repeated, and does not count as one that was tried.
         """
         folder = TrialFolder(job.trials[0].folder)
         action = retry_action(self.policy, cause.kind, count_tries(_past_causes(folder), cause))
+        action = Retry() if action is None and free else action
         if action is None:
             return False
         smaller = self._halved(folder) if action.halve else None
@@ -65,8 +74,7 @@ class Retries:
     def _halved(self, folder: TrialFolder) -> TrialConfig | None:
         """The trial with half its micro-batch; None when it cannot be halved (again)."""
         config = folder.read_config()
-        changes = config.origin.changes if config.origin else []
-        if sum(map(is_halving, changes)) >= self.policy.out_of_memory_retries:
+        if count_halvings(config) >= self.policy.out_of_memory_retries:
             return None
         return halve_micro_batch(config)
 

@@ -76,3 +76,28 @@ def halve_micro_batch(config: TrialConfig) -> TrialConfig | None:
     change = f"{OUT_OF_MEMORY}: micro-batch {batch}, accumulation {accumulation}"
     origin = config.origin.model_copy(update={"changes": [*config.origin.changes, change]})
     return config.model_copy(update={"training": smaller, "origin": origin})
+
+
+def halved_as(config: TrialConfig, count: int) -> TrialConfig:
+    """A configuration whose micro-batch is halved so many times, or as often as it can be."""
+    for _ in range(count):
+        config = halve_micro_batch(config) or config
+    return config
+
+
+def count_halvings(config: TrialConfig) -> int:
+    """How often the micro-batch of a configuration has been halved."""
+    return sum(map(is_halving, config.origin.changes if config.origin else []))
+
+
+def config_difference(found: TrialConfig, proposed: TrialConfig) -> str:
+    """How a stored configuration differs from the proposed one, but for halved micro-batches."""
+    differs = found.difference(halved_as(proposed, count_halvings(found)))
+    for name in ("number", "confirms", "continues"):
+        here, there = (getattr(config.origin, name, None) for config in (found, proposed))
+        if differs is None and here != there:
+            differs = f"origin.{name}", here, there
+    if differs is None:
+        return ""
+    key, here, there = differs
+    return f"{key} is {here!r}, the study proposed {there!r}"

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sweep.driver.disk_guard import DiskGuard
 from sweep.driver.executor import Job, TrialRef
 from sweep.driver.interfaces import Decider, Proposal
 from sweep.driver.progress import SweepProgress
+from sweep.driver.retry_policy import config_difference, halved_as
 from trial.config.packing_rules import packing_key
 from trial.config.sections import Origin
 from trial.config.trial_config import TrialConfig
 from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.records import Cause, Result
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -30,6 +34,8 @@ class TrialRegistry:
     disk: DiskGuard | None = None
     packed: bool = False
     """Whether trials may share a job."""
+    _proposed: dict[int, TrialConfig] = field(default_factory=dict, init=False)
+    """Configurations of the trials in flight, by number, as they were proposed."""
 
     def create(self, proposal: Proposal) -> Job | None:
         """Write the configuration of a proposal into its folder.
@@ -41,15 +47,44 @@ class TrialRegistry:
         folder, config = self._add_to_progress(proposal), None
         if proposal.config is None:
             folder.path.mkdir(parents=True, exist_ok=True)
-        elif not folder.config.exists():
-            config = self._with_run_settings(proposal.config)
-            TrialFolder.create(folder.path, config)
+        else:
+            self._proposed[proposal.number] = proposal.config
+            if not folder.config.exists():
+                config = self._with_run_settings(proposal.config)
+                TrialFolder.create(folder.path, config)
         result = result_without_training(proposal)
         if result is None:
             return self.job(proposal.number, config)
         folder.write_result(result)
         self.commit(proposal.number, result)
         return None
+
+    def repair_config(self, number: int) -> bool:
+        """Write the configuration of a trial in flight anew where it is not as it was proposed.
+
+        One that is missing, cannot be read, or has other values is replaced; the trial's log and
+        the driver's say so. What the harness has changed, half a micro-batch, stays.
+
+        Returns:
+            Whether it was replaced.
+        """
+        folder, proposed = self.study.trial(number), self._proposed.get(number)
+        if proposed is None or not folder.path.exists():
+            return False
+        try:
+            wrong = config_difference(folder.read_config(), proposed)
+        except (OSError, ValueError) as error:
+            wrong = str(error)
+        if not wrong:
+            return False
+        causes = [failure.cause for failure in folder.read_failures() if failure.cause]
+        halvings = sum(cause.kind == "out_of_memory" for cause in causes)
+        config = halved_as(self._with_run_settings(proposed), halvings)
+        TrialFolder.create(folder.path, config)
+        text = f"config.json is made anew as the study proposed it: {wrong}"
+        folder.write_log(text)
+        logger.warning("trial %d: %s", number, text)
+        return True
 
     def job(self, number: int, config: TrialConfig | None = None) -> Job:
         """The job of one trial, with its packing key where trials may share a job.
@@ -67,6 +102,7 @@ class TrialRegistry:
 
     def commit(self, number: int, result: Result) -> None:
         """Tell the decider a result that is on disk, then count it."""
+        self._proposed.pop(number, None)
         self.decider.tell(number, result)
         self._count(number, result)
 
@@ -98,6 +134,9 @@ class TrialRegistry:
         """
         for proposal in self.decider.pending():
             folder = self._add_to_progress(proposal)
+            if proposal.config is not None and folder.config.exists():
+                self._proposed[proposal.number] = proposal.config
+                self.repair_config(proposal.number)
             found = folder.read_result() or self.create(proposal)
             if found:
                 self.report_evaluations(proposal.number)

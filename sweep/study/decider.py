@@ -32,8 +32,8 @@ from sweep.spec import hpu_shapes
 from sweep.spec.space import Space
 from sweep.spec.spec import SweepSpec
 from sweep.storage import compat
-from sweep.study.confirmations import OUTSIDE_SEARCH, missing_repeats, with_seed
-from trial.config import earlier
+from sweep.study.confirmations import OUTSIDE_SEARCH, missing_repeats
+from sweep.study.proposed import proposed_config, stored_config
 from trial.config.errors import ConfigError
 from trial.config.trial_config import TrialConfig
 from trial.store import metrics
@@ -140,16 +140,11 @@ class OptunaDecider:
     def _propose(self, trial: Trial) -> Proposal:
         params = self.space.suggest(trial)
         self._in_flight[trial.number] = trial
-        config, problem, marks = None, "", trial.user_attrs
-        if "config" in marks:
-            config = renumbered(_stored_config(marks["config"]), trial.number)
-        else:
-            try:
-                config = self.space.configure(params, trial.number)
-            except ConfigError as error:
-                problem = str(error)
-        if config and "confirms" in marks:
-            config = with_seed(config, marks["confirms"], marks["seed"])
+        config, problem = None, ""
+        try:
+            config = proposed_config(self.space, trial.number, params, trial.user_attrs)
+        except ConfigError as error:
+            problem = str(error)
         fingerprint = config.fingerprint() if config else _canonical(params)
         duplicate_of = self._known.add(fingerprint, trial.number)
         return Proposal(trial.number, params, config, duplicate_of, problem)
@@ -187,7 +182,7 @@ class OptunaDecider:
     def extensions(self, number: int) -> dict[int, TrialConfig]:
         """Trials that continue a finished one, by number, but for failed and pruned ones."""
         return {
-            trial.number: _stored_config(trial.user_attrs["config"])
+            trial.number: stored_config(trial.user_attrs["config"])
             for trial in self.study.get_trials(deepcopy=False)
             if trial.user_attrs.get("continues") == number
             and trial.state not in (TrialState.FAIL, TrialState.PRUNED)
@@ -283,17 +278,6 @@ class OptunaDecider:
     def _pruned_state(self) -> TrialState:
         """Optuna has no pruned trials with several objectives."""
         return TrialState.FAIL if len(self.spec.objectives) > 1 else TrialState.PRUNED
-
-
-def renumbered(config: TrialConfig, number: int) -> TrialConfig:
-    """The same configuration as that of another trial number."""
-    if config.origin is None:
-        return config
-    return config.model_copy(update={"origin": config.origin.model_copy(update={"number": number})})
-
-
-def _stored_config(text: str) -> TrialConfig:
-    return TrialConfig.model_validate_json(earlier.stored_config(text))
 
 
 def _canonical(params: Mapping[str, Any] | None) -> str:

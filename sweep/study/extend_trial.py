@@ -9,12 +9,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 
-from sweep.study.decider import OptunaDecider, renumbered
+from sweep.study.decider import OptunaDecider
+from sweep.study.proposed import renumbered
 from trial.config import yaml_file
 from trial.config.errors import ConfigError, Problem
 from trial.config.trial_config import TrialConfig, parse
 from trial.store.files import sync_tree
 from trial.store.folders import StudyFolder, TrialFolder
+from trial.training.checkpoints import Checkpoints
 
 
 def extend_trial(
@@ -38,18 +40,28 @@ def extend_trial(
     if not source.checkpoints.exists():
         rule = "resources.keep_checkpoints says how many of the best keep theirs"
         raise _refuse(f"a trial that has its last checkpoint, trial {number} has not: {rule}")
+    whole, damaged = Checkpoints(source).newest_whole()
+    if whole is None or damaged:
+        wrong = damaged[0] if damaged else "it was not written to its end"
+        raise _refuse(f"a trial whose last checkpoint is whole; that of trial {number}: {wrong}")
     new = decider.add_extension(number, config)
     _copy(source, study.trial(new), renumbered(config, new))
     return new
 
 
 def finish_extensions(study: StudyFolder, decider: OptunaDecider) -> None:
-    """Create the folders of longer trials that a kill has left with a number and without one."""
+    """Create the folders of longer trials that a kill has left with a number and without one.
+
+    A trial whose own checkpoints are damaged gets those of the trial that it continues once more.
+    """
     for proposal in decider.pending():
         origin = proposal.config.origin if proposal.config else None
         if proposal.config and origin and origin.continues is not None:
             source, folder = study.trial(origin.continues), study.trial(proposal.number)
-            if not folder.config.exists() and source.checkpoints.exists():
+            is_ready = folder.config.exists() and (
+                folder.result.exists() or Checkpoints(folder).newest_whole().checkpoint
+            )
+            if not is_ready and Checkpoints(source).newest_whole().checkpoint:
                 _copy(source, folder, proposal.config)
 
 

@@ -15,7 +15,7 @@ from sweep.spec.space import Space
 from sweep.spec.spec import SweepSpec
 from trial.config import dotted
 from trial.config.errors import ConfigError
-from trial.config.trial_config import NO_EFFECT, TrialConfig
+from trial.config.trial_config import TrialConfig
 from trial.store import metrics
 from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.records import Result
@@ -74,6 +74,8 @@ def _copy_trial(
         return Lineage(number, None, str(error))
     if result is None or result.state not in ("complete", "pruned"):
         return Lineage(number, None, result.state if result else "not finished")
+    if wrong := folder.damage(deep=True):
+        return Lineage(number, None, wrong[0])
     try:
         params = after.encode_point(point_of(config, before, after))
         fresh = after.configure(params, len(study.get_trials(deepcopy=False)))
@@ -101,17 +103,10 @@ def point_of(config: TrialConfig, before: SweepSpec, after: Space) -> dict[str, 
 
 
 def _difference(old: TrialConfig, new: TrialConfig) -> str:
-    left, right = (c.model_dump(mode="json", exclude=NO_EFFECT) for c in (old, new))
-    for section, content in left.items():
-        if content == right[section]:
-            continue
-        if not isinstance(content, dict):
-            return f"{section} was {content!r}, is {right[section]!r}"
-        for key in {**content, **right[section]}:
-            if content.get(key) != right[section].get(key):
-                was, now = content.get(key), right[section].get(key)
-                return f"{section}.{key} was {was!r}, is {now!r}"
-    return "its configuration differs"
+    if (found := old.difference(new)) is None:
+        return "its configuration differs"
+    key, was, now = found
+    return f"{key} was {was!r}, is {now!r}"
 
 
 def _frozen(

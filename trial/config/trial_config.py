@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from trial.config import config_rules, library_arguments, objective_registry
+from trial.config import config_rules, dotted, library_arguments, objective_registry
 from trial.config.errors import ConfigError, Problem, across, from_pydantic, raise_as_value_error
 from trial.config.sections import (
     TRAINING_DEFAULTS,
@@ -120,6 +121,23 @@ class TrialConfig(Section):
         """Hash of everything that has an effect on the result: equal means the same trial."""
         content = self.model_dump(mode="json", exclude=NO_EFFECT)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def difference(self, other: TrialConfig) -> tuple[str, Any, Any] | None:
+        """First key that has an effect and differs, its value here and there; None if none does.
+
+        Numbers that differ by their last binary digits are the same: stored values may be sums.
+        """
+        left, right = (c.model_dump(mode="json", exclude=NO_EFFECT) for c in (self, other))
+        here, there = dotted.flatten(left), dotted.flatten(right)
+        for key in {**here, **there}:
+            if not _same(here.get(key), there.get(key)):
+                return key, here.get(key), there.get(key)
+        return None
+
+
+def _same(left: Any, right: Any) -> bool:
+    numbers = all(isinstance(value, float) for value in (left, right))
+    return left == right or (numbers and math.isclose(left, right, rel_tol=1e-12))
 
 
 SECTIONS: dict[str, type[BaseModel]] = {

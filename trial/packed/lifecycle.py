@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 
 from trial.distributed.rank_group import RankGroup
@@ -12,7 +10,6 @@ from trial.packed.slot_pool import SlotPool
 from trial.packed.slot_trainer import SlotTrainer
 from trial.packed.trial_source import TrialSource
 from trial.store.control import StopReason
-from trial.store.folders import TrialFolder
 from trial.store.records import State
 from trial.training.attempt import save_result_weights
 from trial.training.context import commit_result
@@ -32,7 +29,7 @@ class TrialLifecycle:
     def report_start(self, slot: Slot) -> None:
         """Report that training is about to begin."""
         run, max_steps = slot.run, slot.schedule.max_steps
-        write_log(run.folder, f"training from step {run.steps} to {max_steps} in a packed job")
+        run.folder.write_log(f"training from step {run.steps} to {max_steps} in a packed job")
         slot.trial.control.started(run.folder, run.device.label(), max_steps)
 
     def stop_before_first_step(self, slot: Slot) -> None:
@@ -52,7 +49,7 @@ class TrialLifecycle:
         if schedule.logs(step):
             self.trainer.read_losses()
             slot.log(float(norms[slot.index]) if norms is not None else 0.0)
-            write_log(run.folder, f"step {step} of {schedule.max_steps}")
+            run.folder.write_log(f"step {step} of {schedule.max_steps}")
         if reason == "prune":
             self._stop(slot, reason)
             return
@@ -75,7 +72,7 @@ class TrialLifecycle:
             totals, counts = zip(*self.rank_group.all_gather(part), strict=True)
             value = sum(totals) / sum(counts)
         run.record_evaluation(run.steps, slot.epoch, value, slot.write_adapter)
-        write_log(run.folder, f"step {run.steps}: eval loss {value:.6f}")
+        run.folder.write_log(f"step {run.steps}: eval loss {value:.6f}")
 
     def save_newest(self, slot: Slot) -> None:
         """Write a checkpoint unless the newest one is of the current step."""
@@ -108,13 +105,6 @@ class TrialLifecycle:
         result = slot.context.result(state)
         commit_result(slot.context, result)
         self.pool.remove(slot)
-        write_log(slot.run.folder, f"{state}: {result.eval_loss}")
+        slot.run.folder.write_log(f"{state}: {result.eval_loss}")
         slot.context.report_end(failed=False)
         self.source.ended(slot.trial, result)
-
-
-def write_log(folder: TrialFolder, text: str) -> None:
-    """Append a line to the trial's log."""
-    stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-    with open(folder.log, "a", encoding="utf-8") as log:
-        log.write(f"{stamp} {text}\n")

@@ -22,9 +22,10 @@ from trial.packed.schedule import TrialSchedule
 from trial.packed.trial_source import PackedTrial
 from trial.store.phase_timer import SharedPhaseTimer
 from trial.store.records import TrainLog
+from trial.training.checkpoints import FILES_OF_A_SLOT
 from trial.training.context import AttemptContext
 
-STATE_FILE = "slot.safetensors"
+(STATE_FILE,) = FILES_OF_A_SLOT
 """Adapter and AdamW moments in a packed trial's checkpoint, at the trial's own rank."""
 
 
@@ -166,6 +167,7 @@ class Slot:
     def write_checkpoint(self) -> None:
         """Write all that exact continuation needs; of several ranks the first writes."""
         if not self.run.rank_group.rank:
+            self.run.checkpoints.make_room(self.run.progress)
             self._write_state()
         self.run.record_checkpoint(self.run.steps)
 

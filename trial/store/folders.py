@@ -11,6 +11,7 @@ A trial folder is the authority on what happened in the trial; the journal can b
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from trial.config import earlier
 from trial.config.trial_config import TrialConfig
+from trial.store import manifest
 from trial.store.files import append_line, read_lines, write_atomically
 from trial.store.records import Attempt, Evaluation, Record, Result, StudyRecord, TrainLog
 
@@ -65,8 +67,52 @@ class TrialFolder:
         return _read(self.result, Result) if self.result.exists() else None
 
     def write_result(self, result: Result) -> None:
-        """Write the result: after this the trial is never trained again."""
-        write_atomically(self.result, result.model_dump_json(indent=2) + "\n")
+        """Write the result: after this the trial is never trained again.
+
+        The file names size and hash of the trial's other files, and has a hash of itself.
+        """
+        content = json.loads(result.model_dump_json())
+        stamps = manifest.stamp_all(self.path, self._final_files())
+        files = {name: stamp.model_dump() for name, stamp in stamps.items()}
+        sealed = manifest.seal({**content, "files": files})
+        write_atomically(self.result, json.dumps(sealed, indent=2, ensure_ascii=False) + "\n")
+
+    def _final_files(self) -> tuple[Path, ...]:
+        """Files and folders that do not change any more once there is a result."""
+        records = (self.metrics, self.attempts, self.failures, self.truth_ratios)
+        return (*records, self.adapter, self.model)
+
+    def damage(self, *, deep: bool) -> list[str]:
+        """What is not as it was when the result was written; empty without a result.
+
+        A result of an earlier version names no files: then nothing is known.
+
+        Args:
+            deep: Whether to compare hashes; else only sizes are compared, and the result's own
+                hash.
+
+        Raises:
+            OSError: the result cannot be read.
+            ValueError: the result is no JSON object.
+        """
+        if not self.result.exists():
+            return []
+        stamps = _read(self.result, manifest.Manifest).files
+        content = json.loads(self.result.read_text(encoding="utf-8"))
+        edited = [] if manifest.is_sealed(content) else [f"{self.result.name} has been changed"]
+        return edited + manifest.damage(self.path, stamps, deep=deep)
+
+    def refuse_damaged_weights(self) -> None:
+        """Check the trained weights against the result.
+
+        Raises:
+            ValueError: a file of them is not as the trial wrote it.
+        """
+        stamps = _read(self.result, manifest.Manifest).files if self.result.exists() else {}
+        folders = (f"{self.adapter.name}/", f"{self.model.name}/")
+        weights = {name: stamp for name, stamp in stamps.items() if name.startswith(folders)}
+        if wrong := manifest.damage(self.path, weights, deep=True):
+            raise ValueError(f"{self.path}: {wrong[0]}: train the trial again")
 
     def move_result_to_failures(self) -> None:
         """Move a failed result to `failures.jsonl`, so that the trial can be tried again."""
@@ -89,15 +135,25 @@ class TrialFolder:
         """Append a line to `metrics.jsonl`; it is on disk when this returns."""
         append_line(self.metrics, line.model_dump_json())
 
+    def write_log(self, text: str) -> None:
+        """Append a line with the time to the trial's log."""
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        with open(self.log, "a", encoding="utf-8") as log:
+            log.write(f"{stamp} {text}\n")
+
     def append_attempt(self, attempt: Attempt) -> None:
         """Append a start of the trial to `attempts.jsonl`."""
         append_line(self.attempts, attempt.model_dump_json())
 
     def read_evaluations(self) -> list[Evaluation]:
         """Evaluations in step order; a step evaluated again after a resume counts once."""
-        rows = (row for row in read_lines(self.metrics) if row.get("kind") == "eval")
-        by_step = {row.step: row for row in _parse_all(rows, Evaluation)}
+        by_step = {row.step: row for row in self.read_all_evaluations()}
         return [by_step[step] for step in sorted(by_step)]
+
+    def read_all_evaluations(self) -> list[Evaluation]:
+        """Evaluations as they were written: a step evaluated again occurs again."""
+        rows = (row for row in read_lines(self.metrics) if row.get("kind") == "eval")
+        return list(_parse_all(rows, Evaluation))
 
     def read_train_logs(self) -> list[TrainLog]:
         """Training log entries in step order, each step once."""

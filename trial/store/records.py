@@ -82,6 +82,8 @@ class Attempt(Record):
     """Whether the process was new, so that it had to import the libraries and load the model."""
     slots: int = 1
     """Trials that the job can train at once; a trial's seconds are its share of the job's."""
+    damaged: tuple[str, ...] = ()
+    """What was wrong with newer checkpoints, from which it therefore did not go on."""
 
 
 class Cause(Record):

@@ -28,7 +28,7 @@ from trial.model.weights import copy_folder, save_weights
 from trial.store.records import Attempt, State
 from trial.training.arguments import build_arguments, tracker_labels, training_keywords
 from trial.training.callbacks import TrialCallback
-from trial.training.checkpoints import Checkpoints, TrialProgress
+from trial.training.checkpoints import Checkpoints, Newest, TrialProgress
 from trial.training.context import AttemptContext
 from trial.training.run_state import RunState, Stopped
 from trial.training.trackers import TrackerRun
@@ -77,11 +77,14 @@ def _tracker_run(context: AttemptContext) -> AbstractContextManager[None]:
 
 
 def restore_run_state(context: AttemptContext, device: Device) -> tuple[Path | None, RunState]:
-    """The newest checkpoint if there is one, and the trial's state at it; all ranks agree."""
+    """The newest whole checkpoint if there is one, and the state at it; all ranks agree.
+
+    Raises:
+        ValueError: a checkpoint file is a link or belongs to another user; or the trial continues
+            another one, and no checkpoint of it is whole.
+    """
     checkpoints = Checkpoints(context.folder)
-    local = checkpoints.newest()
-    name = context.rank_group.broadcast(local.name if local else None)
-    newest = checkpoints.path / name if name else None
+    newest, damaged = _agree_on_checkpoint(context, checkpoints)
     progress = checkpoints.read_progress(newest) if newest else TrialProgress()
     checkpoints.tidy(progress)
     context.clock.restore(progress.seconds)
@@ -95,8 +98,32 @@ def restore_run_state(context: AttemptContext, device: Device) -> tuple[Path | N
         checkpoints=checkpoints,
         progress=progress,
         steps=progress.step,
+        damaged=damaged,
     )
     return newest, run
+
+
+def _agree_on_checkpoint(
+    context: AttemptContext, checkpoints: Checkpoints
+) -> tuple[Path | None, tuple[str, ...]]:
+    """The checkpoint that every rank goes on from, and what is wrong with newer ones.
+
+    The first rank reads them; it removes the damaged ones and says so in the trial's log.
+    """
+    found = Newest(None, ()) if context.rank_group.rank else checkpoints.newest_whole()
+    local = found.checkpoint.name if found.checkpoint else None
+    name, damaged = context.rank_group.broadcast([local, list(found.damaged)])
+    origin = context.config.origin
+    if name is None and origin is not None and origin.continues is not None:
+        because = f": {damaged[0]}" if damaged else ""
+        raise ValueError(f"no whole checkpoint of trial {origin.continues} to go on from{because}")
+    if damaged and not context.rank_group.rank:
+        checkpoints.refuse_foreign()
+        checkpoints.remove_newer_than(found.checkpoint)
+        follows = f"goes on from {name}" if name else "starts anew"
+        for text in damaged:
+            context.folder.write_log(f"damaged checkpoint: {text}; the trial {follows}")
+    return checkpoints.path / name if name else None, tuple(damaged)
 
 
 def record_attempt(context: AttemptContext, device: Device, run: RunState, slots: int = 1) -> None:
@@ -113,6 +140,7 @@ def record_attempt(context: AttemptContext, device: Device, run: RunState, slots
             versions={name: found for name in RECORDED_VERSIONS if (found := _version(name))},
             cold=context.process_cache.cold,
             slots=slots,
+            damaged=run.damaged,
         )
     )
     run.attempts_size = folder.attempts.stat().st_size if folder.attempts.exists() else None

@@ -93,6 +93,6 @@ def commit_result(context: AttemptContext, result: Result) -> None:
     context.folder.write_result(result)
     checkpoints = Checkpoints(context.folder)
     if result.state == "complete" and context.config.keep_checkpoint and context.run:
-        checkpoints.complete(context.run.progress)
+        checkpoints.complete(context.run.progress, kept=1)
     else:
         checkpoints.clear()

@@ -56,6 +56,8 @@ class RunState:
     """Optimizer steps planned; 0 until the trainer has computed it."""
     data: DataSummary | None = None
     """What the eval loss is measured on, among others; None until the data are read."""
+    damaged: tuple[str, ...] = ()
+    """What was wrong with newer checkpoints than the one that this attempt goes on from."""
     attempts_size: int | None = None
     """Bytes of `attempts.jsonl` after this attempt's line."""
     _tokens: torch.Tensor | None = None
@@ -194,9 +196,8 @@ class RunState:
         self._update(best=measured)
         if self.config.keep == "best":
             with self.clock.during("save"):
+                self.checkpoints.make_room(self.progress)
                 save(self.checkpoints.best(measured.step))
-            if self.checkpoints.newest() is None:
-                self.checkpoints.tidy(self.progress)
 
     def _rank_value(self, measured: Measurement) -> float:
         """The value that `keep: best` minimises: the eval loss, or minus the trade-off.

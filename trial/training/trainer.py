@@ -253,8 +253,9 @@ class TrialTrainer(Base):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with self.run.clock.during("save"):
+            self.run.checkpoints.make_room(self.run.progress)
             super()._save_checkpoint(model, trial)
-        self.run.record_checkpoint(self.state.global_step)
+            self.run.record_checkpoint(self.state.global_step)
 
     def _rotate_checkpoints(self, *_: Any, **__: Any) -> None:
         """Do nothing: `Checkpoints` removes a checkpoint when a newer one is complete."""

@@ -261,8 +261,8 @@ def test_a_smaller_trial_keeps_its_new_packing_key_and_no_configuration_is_read_
     given, of_the_file = zip(*keys, strict=True)
     assert given == of_the_file
     assert [given[0] == key for key in given] == [True, False, False, False]
-    # Only to halve it.
-    assert len(reads) == 1
+    # To compare it with the proposal, and to halve it.
+    assert len(reads) == 2
 
 
 def test_a_kill_before_the_smaller_configuration_was_written_costs_no_try(tmp_path):

@@ -191,5 +191,9 @@ def test_the_newest_complete_checkpoint_counts(tmp_path):
     assert checkpoints.newest() == checkpoints.at(10)
     progress = TrialProgress(step=90, tokens=7, best=Measurement(step=8, eval_loss=1.0))
     checkpoints.complete(progress)
+    # The one before stays until the next one is about to be written.
+    kept = {"checkpoint-10", "checkpoint-90", "best-8"}
+    assert {path.name for path in checkpoints.path.iterdir()} == kept
+    checkpoints.make_room(progress)
     assert {path.name for path in checkpoints.path.iterdir()} == {"checkpoint-90", "best-8"}
     assert checkpoints.read_progress(checkpoints.newest()) == progress

@@ -88,6 +88,9 @@ def test_a_pickle_in_a_checkpoint_runs_nothing(name, tiny, tmp_path):
     marker, newest = tmp_path / "went-off", Checkpoints(folder).newest()
     assert (newest / name).exists()
     torch.save(Bomb(marker), newest / name)
+    # Who can write the file can write the list of files as well.
+    checkpoints = Checkpoints(folder)
+    checkpoints.complete(checkpoints.read_progress(newest))
     result = train(folder)
     assert result.state == "failed"
     assert result.cause.kind == "error"
