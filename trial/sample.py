@@ -28,13 +28,18 @@ TEXT_TOKENS = 8
 
 
 def sample(folder: TrialFolder) -> Path | None:
-    """Write the trial's samples and return the file; None if the trial has no weights."""
+    """Write the trial's samples and return the file; None if the trial has no weights.
+
+    Raises:
+        ValueError: the weights are not as the trial wrote them.
+    """
     config = folder.read_config()
     weights = folder.adapter if config.lora.r else folder.model
     if folder.samples.exists():
         return folder.samples
     if not weights.exists():
         return None
+    folder.refuse_damaged_weights()
     from trial.data.prepare import prepare
     from trial.devices.device import select_device
     from trial.model.load import load_tokenizer

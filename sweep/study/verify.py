@@ -131,11 +131,18 @@ def _damage(number: int, folder: TrialFolder, deep: bool) -> Iterator[Finding]:
         ended = folder.result.exists()
         for text in folder.damage(deep=deep):
             yield Finding(number, text)
+        for attempt in folder.read_attempts():
+            for text in attempt.damaged:
+                # A damaged checkpoint has been made good by then.
+                if text.startswith(folder.metrics.name):
+                    yield Finding(number, text)
     except (OSError, ValueError):
         return  # `_compare` says that the result cannot be read.
     checkpoints = Checkpoints(folder)
     for checkpoint in checkpoints.complete_ones():
         wrong = checkpoints.damage(checkpoint, deep=deep)
+        if not wrong and not ended and (text := checkpoints.metrics_damage(checkpoint)):
+            yield Finding(number, text)
         # A running trial may have removed it meanwhile.
         for text in wrong if (checkpoint / COMPLETE).exists() else []:
             after = "cannot be trained for longer" if ended else "goes on from one before, or anew"

@@ -1,4 +1,8 @@
-"""Keeps the tokens of a set of rows in memory-mapped files, by their content hash."""
+"""Keeps the tokens of a set of rows in memory-mapped files, by their content hash.
+
+An entry is checked against the hashes of its files when it is opened, and made anew if it is
+damaged.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,11 @@ import numpy as np
 
 from trial.data.examples import Row
 from trial.data.tokens import TokenDataset, Tokens, TokenSettings, tokenize_rows
+from trial.store import manifest
 from trial.store.cache_dir import cache_folder
+from trial.store.files import sync_folder, sync_tree
 
-LAYOUT = 3
+LAYOUT = 4
 """Part of the key of every set: increment it when a change of code gives other tokens or files."""
 _APART_LAYOUT = 1
 """The same in the data hashes of `tokenize: apart`, which do not change any more."""
@@ -56,6 +62,8 @@ class TokenCache:
         """The tokens and their hash, from the files or made anew."""
         if (found := _load(folder, len(rows))) is not None:
             return found
+        if folder.exists():
+            logger.warning("tokens in %s are damaged: they are made anew", folder)
         tokens = tokenize_rows(rows, self.settings, self.tokenizer)
         content_hash = tokens.content_hash()
         try:
@@ -96,17 +104,26 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 _COUNTS = ("truncated", "lost", "text_bytes", "text_hash", "date")
 """Fields of `Tokens` in `counts.json`, beside the hash."""
+_ARRAYS = ("ids.npy", "trained.npy", "spans.npy")
 
 
 def _load(folder: Path, rows: int) -> tuple[Tokens, str] | None:
-    """Map the files of one set; None when they are missing or incomplete."""
+    """Map the files of one set; None when they are missing, incomplete or damaged."""
     try:
+        content = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
+        stamps = manifest.Manifest.model_validate(content).files
+        is_whole = content.get("sha256") and manifest.is_sealed(content)
+        if (
+            not is_whole
+            or set(stamps) != set(_ARRAYS)
+            or manifest.damage(folder, stamps, deep=True)
+        ):
+            return None
         ids = np.load(folder / "ids.npy", mmap_mode="r")
         trained = np.load(folder / "trained.npy", mmap_mode="r")
         spans = np.load(folder / "spans.npy")
-        content = json.loads((folder / "counts.json").read_text())
         counts, content_hash = {name: content[name] for name in _COUNTS}, str(content["hash"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     size = int(spans[-1, 1]) if rows and spans.shape == (rows, 2) else 0
     is_complete = spans.shape == (rows, 2) and size == len(ids) == len(trained)
@@ -119,14 +136,17 @@ def _store(tokens: Tokens, content_hash: str, folder: Path) -> None:
     temporary = folder.with_name(f".{folder.name[:16]}.{uuid.uuid4().hex}.tmp")
     temporary.mkdir()
     try:
-        np.save(temporary / "ids.npy", tokens.ids)
-        np.save(temporary / "trained.npy", tokens.trained)
-        np.save(temporary / "spans.npy", tokens.spans)
+        for name, array in zip(_ARRAYS, (tokens.ids, tokens.trained, tokens.spans), strict=True):
+            np.save(temporary / name, array)
+        stamps = manifest.stamp_all(temporary, [temporary])
         counts = {name: getattr(tokens, name) for name in _COUNTS} | {"hash": content_hash}
-        (temporary / "counts.json").write_text(json.dumps(counts))
+        counts["files"] = {name: stamp.model_dump() for name, stamp in stamps.items()}
+        (temporary / "counts.json").write_text(json.dumps(manifest.seal(counts)), encoding="utf-8")
+        sync_tree(temporary)
         if folder.exists() and _load(folder, len(tokens.spans)) is None:
             shutil.rmtree(folder, ignore_errors=True)
         os.rename(temporary, folder)
+        sync_folder(folder.parent)
     except OSError:
         if _load(folder, len(tokens.spans)) is None:
             raise

@@ -45,8 +45,8 @@ def export(
         The measured loss; None if it was not to be measured.
 
     Raises:
-        ValueError: the trial has no result with weights, `target` exists, the adapter cannot be
-            merged, or the export's loss is not the trial's.
+        ValueError: the trial has no result with whole weights, `target` exists, the adapter cannot
+            be merged, or the export's loss is not the trial's.
         OSError: the files cannot be written.
     """
     result, config, source = _trained(folder)
@@ -80,13 +80,14 @@ def _trained(folder: TrialFolder) -> tuple[Result, TrialConfig, Path]:
     """Result and configuration of the trial, and the folder of its weights.
 
     Raises:
-        ValueError: it has none.
+        ValueError: it has none, or they are not as the trial wrote them.
     """
     result, config = folder.read_result(), folder.read_config()
     source = folder.adapter if config.lora.r else folder.model
     if result is None or result.eval_loss is None or not source.exists():
         state = result.state if result else "not finished"
         raise ValueError(f"{folder.path}: nothing to export, the trial is {state}")
+    folder.refuse_damaged_weights()
     return result, config, source
 
 

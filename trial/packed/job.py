@@ -128,7 +128,9 @@ class PackedJob:
         if (result := trial.folder.read_result()) is not None:
             state.source.ended(trial, result)
             return
-        clock, config = SharedPhaseTimer(), trial.config or trial.folder.read_config()
+        clock, config = SharedPhaseTimer(), self._read_config(trial)
+        if config is None:
+            return
         context = AttemptContext(
             trial.folder, config, trial.control, state.process_cache, clock, state.rank_group
         )
@@ -152,6 +154,19 @@ class PackedJob:
             self.failures.guarded(slot, partial(opened.lifecycle.evaluate, slot))
         if slot in opened.pool:
             self.failures.guarded(slot, partial(opened.lifecycle.stop_before_first_step, slot))
+
+    def _read_config(self, trial: PackedTrial) -> TrialConfig | None:
+        """The trial's configuration; None when it cannot be read, and the trial has failed."""
+        read = trial.folder.read_config
+        try:
+            return self.state.rank_group.run_on_all(lambda: trial.config or read())
+        except (OSError, ValueError, failure_kinds.PeerFailed) as error:
+            if isinstance(error, PeerLost) or failure_kinds.classify(error) != "error":
+                raise
+            result = Result(state="failed", cause=failure_kinds.cause_of(error, None))
+            trial.folder.write_result(result)
+            self.state.source.ended(trial, result)
+            return None
 
     def _open(self, context: AttemptContext) -> OpenedJob:
         """The parts that all trials share, made from the first trial's configuration."""

@@ -27,6 +27,15 @@ class Manifest(Record):
     files: dict[str, FileStamp] = Field(default_factory=dict)
 
 
+def stamp_beginning(path: Path, size: int | None = None) -> FileStamp | None:
+    """The stamp of the first `size` bytes of a small file, or of all; None if it is not there."""
+    try:
+        content = path.read_bytes()[:size]
+    except OSError:
+        return None
+    return FileStamp(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
 def stamp(path: Path) -> FileStamp:
     """Read a file and return its size and hash."""
     with open(path, "rb") as file:

@@ -83,7 +83,8 @@ class Attempt(Record):
     slots: int = 1
     """Trials that the job can train at once; a trial's seconds are its share of the job's."""
     damaged: tuple[str, ...] = ()
-    """What was wrong with newer checkpoints, from which it therefore did not go on."""
+    """What was wrong with newer checkpoints, from which it therefore did not go on, or with its
+    metrics."""
 
 
 class Cause(Record):

@@ -123,6 +123,9 @@ def _agree_on_checkpoint(
         follows = f"goes on from {name}" if name else "starts anew"
         for text in damaged:
             context.folder.write_log(f"damaged checkpoint: {text}; the trial {follows}")
+    if found.checkpoint is not None and (text := checkpoints.metrics_damage(found.checkpoint)):
+        context.folder.write_log(f"damaged: {text}")
+        damaged.append(text)
     return checkpoints.path / name if name else None, tuple(damaged)
 
 

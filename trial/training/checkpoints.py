@@ -67,6 +67,13 @@ class TrialProgress(Record):
     metrics: dict[str, float] = Field(default_factory=dict)
 
 
+class CompleteMark(manifest.Manifest):
+    """The content of COMPLETE: the files, relative to the folder of all checkpoints."""
+
+    metrics: manifest.FileStamp | None = None
+    """What `metrics.jsonl` was then; later lines follow."""
+
+
 class Newest(NamedTuple):
     """The checkpoint to go on from, if any, and what is wrong with each newer one."""
 
@@ -80,6 +87,7 @@ class Checkpoints:
     def __init__(self, folder: TrialFolder) -> None:
         self.path = folder.checkpoints
         self._config = folder.config
+        self._metrics = folder.metrics
         self._best: tuple[tuple[str, int, int], dict[str, manifest.FileStamp]] | None = None
         """A folder of best weights (name, inode, time), and the stamps of its files."""
 
@@ -119,10 +127,21 @@ class Checkpoints:
             if not mark and not listed.get(LISTED):
                 return _missing_files(checkpoint, step)
             stamps = manifest.Manifest.model_validate_json(mark).files
+            if not manifest.is_sealed(json.loads(mark)):
+                return [f"{checkpoint.name}/{COMPLETE} has been changed"]
         except (OSError, ValidationError, UnicodeDecodeError) as error:
             what = "is missing" if isinstance(error, FileNotFoundError) else "cannot be read"
             return [f"{checkpoint.name}/{PROGRESS} or {COMPLETE} {what}"]
         return manifest.damage(self.path, stamps, deep=deep)
+
+    def metrics_damage(self, checkpoint: Path) -> str:
+        """What is wrong with the trial's metrics until a whole checkpoint; empty if nothing is."""
+        text = (checkpoint / COMPLETE).read_text(encoding="utf-8")
+        then = CompleteMark.model_validate_json(text).metrics if text else None
+        if then is None or manifest.stamp_beginning(self._metrics, then.size) == then:
+            return ""
+        step = checkpoint.name.removeprefix(PREFIX)
+        return f"{self._metrics.name} is not as it was at step {step}: lines are lost or changed"
 
     def read_progress(self, checkpoint: Path) -> TrialProgress:
         """The trial's progress at a checkpoint.
@@ -146,8 +165,9 @@ class Checkpoints:
         files = manifest.stamp_all(self.path, [checkpoint]) | self._stamps_of_best(progress)
         # A checkpoint of that step may have been complete before.
         files.pop(f"{checkpoint.name}/{COMPLETE}", None)
-        mark = manifest.Manifest(files=files)
-        write_atomically(checkpoint / COMPLETE, mark.model_dump_json())
+        mark = CompleteMark(files=files, metrics=manifest.stamp_beginning(self._metrics))
+        sealed = manifest.seal(json.loads(mark.model_dump_json()))
+        write_atomically(checkpoint / COMPLETE, json.dumps(sealed))
         self.tidy(progress, kept)
 
     def _stamps_of_best(self, progress: TrialProgress) -> dict[str, manifest.FileStamp]:

@@ -57,7 +57,8 @@ class RunState:
     data: DataSummary | None = None
     """What the eval loss is measured on, among others; None until the data are read."""
     damaged: tuple[str, ...] = ()
-    """What was wrong with newer checkpoints than the one that this attempt goes on from."""
+    """What was wrong with newer checkpoints than the one that this attempt goes on from, or with
+    the metrics until it."""
     attempts_size: int | None = None
     """Bytes of `attempts.jsonl` after this attempt's line."""
     _tokens: torch.Tensor | None = None
