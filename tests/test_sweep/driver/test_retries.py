@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import count
 
 import pytest
@@ -292,3 +293,54 @@ def test_a_full_disk_ends_the_sweep_and_no_trial(tmp_path):
     assert decider.told == {}
     assert driver.executor.submitted == [0, 1]
     assert driver.study.trial(0).read_failures() == []
+
+
+def broken(folder: TrialFolder) -> None:
+    folder.config.write_text('{"version": 1, "trai')
+
+
+def edited(folder: TrialFolder) -> None:
+    content = folder.read_config().model_dump(mode="json")
+    content["training"]["learning_rate"] = 0.5
+    folder.config.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("damage", [broken, edited])
+def test_a_trial_that_failed_on_its_damaged_configuration_is_tried_again(tmp_path, damage):
+    """Whatever the policy says of errors: the failure was not the trial's."""
+
+    class Reading(fakes.ScriptedExecutor):
+        def advance(self, number):
+            path, _, _ = self.running[number]
+            if self.submitted.count(number) > 1:
+                return super().advance(number)
+            damage(TrialFolder(path))
+            cause = Cause(kind="error", message="config.json: content: invalid JSON")
+            return [self.finish(number, Result(state="failed", cause=cause))]
+
+    decider = fakes.ScriptedDecider()
+    executor = Reading(fakes.falling, width=1)
+    driver = fakes.make_driver(tmp_path, decider, executor, trials=1)
+    driver.run()
+    assert executor.submitted == [0, 0]
+    assert decider.told[0].state == "complete"
+    folder = driver.study.trial(0)
+    proposed = fakes.ScriptedDecider()._proposal(0).config
+    assert folder.read_config().fingerprint() == proposed.fingerprint()
+    assert "config.json is made anew as the study proposed it: " in folder.log.read_text()
+
+
+def test_a_damaged_configuration_in_flight_is_made_anew_in_halves(tmp_path):
+    """Memory ran out once, the micro-batch was halved, and then the file was damaged."""
+    decider = fakes.ScriptedDecider(left=[0])
+    driver = fakes.make_driver(tmp_path, decider, fakes.ScriptedExecutor(fakes.falling), trials=1)
+    folder, config = driver.study.trial(0), decider._proposal(0).config
+    TrialFolder.create(folder.path, halve_micro_batch(config))
+    halved = folder.config.read_text()
+    cause = Cause(kind="out_of_memory", message="out of memory")
+    folder.append_failure(Result(state="failed", cause=cause))
+    broken(folder)
+    driver.run()
+    assert folder.config.read_text() == halved
+    assert decider.told[0].state == "complete"
+    assert "config.json is made anew" in folder.log.read_text()

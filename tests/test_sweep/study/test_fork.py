@@ -55,3 +55,12 @@ def test_a_trial_without_memory_is_infeasible_and_sound(tmp_path):
     fork(study, new, grid_of_ranks(2, 4), open_storage(new))
     (carried,) = OptunaDecider(grid_of_ranks(2, 4), "new", open_storage(new)).study.trials
     assert carried.constraints["out_of_memory"] < 0
+
+
+def test_a_trial_with_damaged_files_is_not_carried_over(study, tmp_path):
+    metrics = study.trial(0).metrics
+    metrics.write_text(metrics.read_text().replace("2.0", "1.0"))
+    new = StudyFolder(tmp_path / "new")
+    lines = [str(line) for line in fork(study, new, grid_of_ranks(4, 2), open_storage(new))]
+    said = "trial 0 is dropped: metrics.jsonl has other content than it was written with"
+    assert lines[:2] == [said, "trial 1 becomes 0"]

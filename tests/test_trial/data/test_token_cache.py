@@ -2,7 +2,11 @@
 
 import datetime
 import json
+import logging
+import os
 
+import numpy as np
+import pytest
 import transformers.utils.chat_template_utils as chat_template_utils
 from helpers.training.letters import letter_tokenizer
 from helpers.training.models import make_tokenizer
@@ -155,3 +159,60 @@ def test_tokenizers_share_the_text_that_counts_and_not_the_eval_hash(tmp_path):
     other = prepare(config, renamed, tmp_path / "cache").summary
     assert other.data_hash == letters.data_hash
     assert other.eval_hash != letters.eval_hash
+
+
+def bump(path):
+    """Another valid file: the first token or span, or a count, is another."""
+    if path.suffix == ".json":
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, "truncated": content["truncated"] + 1}))
+    else:
+        array = np.load(path)
+        array.flat[0] = not array.flat[0] if array.dtype == bool else array.flat[0] + 1
+        np.save(path, array)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [bump, flip, os.unlink], ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("name", ["ids.npy", "trained.npy", "spans.npy", "counts.json"])
+def test_damaged_tokens_are_made_anew_with_a_word(tmp_path, caplog, name, damage):
+    whole = prepared(tmp_path, TEMPLATE)
+    expected = [whole.train[0]["input_ids"].tolist(), whole.train[0]["labels"].tolist()]
+    files = sorted((tmp_path / "cache").glob(f"*/{name}"))
+    assert len(files) == 2
+    for file in files:
+        damage(file)
+    with caplog.at_level(logging.WARNING, "trial"):
+        again = prepared(tmp_path, TEMPLATE)
+        assert [record.message for record in caplog.records] == [
+            message for message in caplog.messages if "are damaged: they are made anew" in message
+        ]
+        assert len(caplog.records) == 2
+        caplog.clear()
+        assert prepared(tmp_path, TEMPLATE).data_hash == whole.data_hash
+    assert not caplog.records, "they are whole now"
+    assert again.summary == whole.summary
+    found = [again.train[0]["input_ids"].tolist(), again.train[0]["labels"].tolist()]
+    assert found == expected
+
+
+def test_tokens_are_on_disk_before_they_get_their_name(tmp_path, monkeypatch):
+    synced, fsync, rename = [], os.fsync, os.rename
+    named = []
+
+    def renamed(source, target):
+        named.append((set(synced), {(source / name).stat().st_ino for name in os.listdir(source)}))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino) or fsync(fd))
+    monkeypatch.setattr(os, "rename", renamed)
+    prepared(tmp_path, TEMPLATE)
+    assert len(named) == 2
+    for before, inodes in named:
+        assert len(inodes) == 4
+        assert inodes <= before

@@ -174,3 +174,15 @@ def test_the_exported_template_writes_what_was_trained_on(material, tmp_path, na
         assert prompt == ids[:answer]
         seen.add(number)
     assert len(seen) >= 4
+
+
+def test_damaged_weights_are_not_exported(adapter, tmp_path):
+    source, _ = adapter
+    folder = TrialFolder(shutil.copytree(source.path, tmp_path / "trial"))
+    weights = folder.adapter / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match=r"adapter_model.safetensors has other content"):
+        export(folder, tmp_path / "out", verified=False)
+    assert not (tmp_path / "out").exists()

@@ -132,3 +132,12 @@ def test_experts_are_not_packed(material, tmp_path):
                     pack(material, config, config, slots=slots)
             results = [material.train(config)[1]]
         assert {result.state for result in results} == {"complete"}
+
+
+def test_a_configuration_that_cannot_be_read_fails_its_trial_alone(material):
+    folders = [material.folder(material.config(**MIXED[index])) for index in (0, 1)]
+    folders[0].config.write_text('{"version": 1, "trai')
+    failed, complete = train_packed(folders, slots=2, process_cache=material.process_cache())
+    assert (failed.state, complete.state) == ("failed", "complete")
+    assert "config.json" in failed.cause.message
+    assert folders[0].read_result() == failed
