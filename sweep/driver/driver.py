@@ -32,7 +32,7 @@ from sweep.driver.progress import SweepProgress
 from sweep.driver.proposal_intake import ProposalIntake
 from sweep.driver.retries import Retries
 from sweep.driver.stop_rules import stop_decision
-from sweep.driver.trial_registry import TrialRegistry
+from sweep.driver.trial_registry import MAY_BE_OF_CONFIG, TrialRegistry
 from sweep.spec.spec import FailuresSpec, StopSpec
 from trial.store.disk_full import is_disk_full_message
 from trial.store.failure_kinds import kind_of_log
@@ -310,9 +310,7 @@ class Driver:
         """Schedule another try of a failed trial; False to give the trial up."""
         if self._status.state is SweepState.STOPPING:
             return False
-        # An error may be one of reading it; out of memory, it is about to be halved.
-        reads_config = cause.kind in ("error", "out_of_memory")
-        repaired = reads_config and self._registry.repair_config(number)
+        repaired = cause.kind in MAY_BE_OF_CONFIG and self._registry.repair_config(number)
         # A trial whose failure an earlier run has left was not submitted by this one.
         job = self._jobs.pop(number, None) or self._registry.job(number)
         if not self._retries.schedule(job, cause, free=repaired):

@@ -15,9 +15,12 @@ from trial.config.packing_rules import packing_key
 from trial.config.sections import Origin
 from trial.config.trial_config import TrialConfig
 from trial.store.folders import StudyFolder, TrialFolder
-from trial.store.records import Cause, Result
+from trial.store.records import Cause, CauseKind, Result
 
 logger = logging.getLogger(__name__)
+MAY_BE_OF_CONFIG: tuple[CauseKind, ...] = ("error", "out_of_memory")
+"""Failures after which a trial's configuration is looked at: an error may be one of reading it, and
+after the other it is halved."""
 
 
 @dataclass(slots=True)

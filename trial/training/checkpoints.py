@@ -109,7 +109,7 @@ class Checkpoints:
 
     def newest_whole(self) -> Newest:
         """The newest complete checkpoint whose files are as they were written."""
-        damaged = []
+        damaged: list[str] = []
         for checkpoint in reversed(self.complete_ones()):
             if not (found := self.damage(checkpoint, deep=True)):
                 return Newest(checkpoint, tuple(damaged))
