@@ -8,6 +8,7 @@ replaced only where it exists: a release without it starts as Ray does by defaul
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import secrets
 import sys
@@ -118,9 +119,8 @@ def own_token() -> Iterator[None]:
 
 def forget_token() -> None:
     """Let this process read the token anew when it next needs one."""
-    from ray._raylet import AuthenticationTokenLoader
-
-    AuthenticationTokenLoader.instance().reset_cache()
+    raylet: Any = importlib.import_module("ray._raylet")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextlib.contextmanager

@@ -136,7 +136,8 @@ def _store(tokens: Tokens, content_hash: str, folder: Path) -> None:
     temporary = folder.with_name(f".{folder.name[:16]}.{uuid.uuid4().hex}.tmp")
     temporary.mkdir()
     try:
-        for name, array in zip(_ARRAYS, (tokens.ids, tokens.trained, tokens.spans), strict=True):
+        arrays: tuple[np.ndarray, ...] = (tokens.ids, tokens.trained, tokens.spans)
+        for name, array in zip(_ARRAYS, arrays, strict=True):
             np.save(temporary / name, array)
         stamps = manifest.stamp_all(temporary, [temporary])
         counts = {name: getattr(tokens, name) for name in _COUNTS} | {"hash": content_hash}

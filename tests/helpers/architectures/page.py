@@ -18,7 +18,7 @@ HEAD = f"""# Architectures, each against a plain PEFT loop
 
 Written by
 `PYTHONPATH=.:tests .venv/bin/python -m helpers.architectures.page docs/architectures.md`;
-`tests/whole/test_architectures.py` holds the same.
+`tests/test_trial/effects/test_architectures.py` holds the same.
 
 Tiny models of transformers {transformers.__version__} with random weights, on a CPU in float32:
 eval losses in nats per token before and after {STEPS} optimizer steps, and what differs from that
