@@ -12,6 +12,7 @@ import bz2
 import gzip
 import lzma
 import re
+import zipfile
 from pathlib import Path
 
 import pyarrow
@@ -21,6 +22,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from trial.builtin import model_path
+from trial.config.errors import ConfigError
 from trial.config.sections import DataConfig
 from trial.data.examples import read_rows
 from trial.data.tokens import TokenSettings, tokenize_rows
@@ -28,6 +30,8 @@ from trial.data.tokens import TokenSettings, tokenize_rows
 SHAPES = Path(__file__).parent
 EXPECTED = sorted((SHAPES / "expected").iterdir())
 FORMATS = {"tags": "question_answer", "plain": "plain"}
+SETTINGS = {"hh_rlhf": {"messages_column": "chosen"}}
+"""Settings under `data` of shapes that are not read by themselves, as the refusal names them."""
 
 SPECIAL = {"<s>": "\x01", "</s>": "\x02"}
 """What stands for a special token until the text is whole."""
@@ -138,7 +142,7 @@ def test_text_and_mask_of_every_shape(tokenizer, expected, template):
     (source,) = SHAPES.glob(f"{name}.*")
     tokenizer.chat_template = template
     train_on = "last" if variant == "last" else "all"
-    rows = rows_of(source, train_on=train_on)
+    rows = rows_of(source, train_on=train_on, **SETTINGS.get(name, {}))
     found = outcome(tokenizer, rows, FORMATS.get(variant, "chat_template"), train_on)
     wanted = expected.read_text(encoding="utf-8").splitlines()
     assert list(map(with_space_inside, found)) == list(map(with_space_inside, wanted))
@@ -150,7 +154,7 @@ def test_every_shape_has_its_expected_texts():
     assert len(shapes) > 15
 
 
-@pytest.mark.parametrize("ending", ["gz", "bz2", "xz", "zst"])
+@pytest.mark.parametrize("ending", ["gz", "bz2", "xz", "zst", "zip"])
 @pytest.mark.parametrize("name", ["oasst_trees.jsonl", "alpaca.json", "user_assistant.csv"])
 def test_compressed_files_are_read_as_what_they_hold(tmp_path, ending, name):
     content = (SHAPES / name).read_bytes()
@@ -158,9 +162,27 @@ def test_compressed_files_are_read_as_what_they_hold(tmp_path, ending, name):
     if ending == "zst":
         with pyarrow.output_stream(str(path), compression="zstd") as stream:
             stream.write(content)
+    elif ending == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("__MACOSX/rows", "of the packer")
+            archive.writestr(f"folder/{name}", content)
     else:
         path.write_bytes({"gz": gzip, "bz2": bz2, "xz": lzma}[ending].compress(content))
     assert rows_of(path) == rows_of(SHAPES / name)
+
+
+def test_an_archive_is_read_as_the_file_in_it(tmp_path):
+    path = tmp_path / "rows.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(SHAPES / "gsm8k.jsonl", "gsm8k.jsonl")
+    assert rows_of(path) == rows_of(SHAPES / "gsm8k.jsonl")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.write(SHAPES / "text.jsonl", "text.jsonl")
+    with pytest.raises(ConfigError, match=r"unpack it.*gsm8k\.jsonl, text\.jsonl"):
+        rows_of(path)
+    path.write_bytes(b"PK no archive")
+    with pytest.raises(ConfigError, match="a ZIP archive"):
+        rows_of(path)
 
 
 def test_the_space_before_an_answer_is_in_its_first_token():

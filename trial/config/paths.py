@@ -31,8 +31,9 @@ DATA_ENDINGS: dict[str, str] = {
 }
 """Endings of data files, and the `data.format` that each means."""
 
-COMPRESSED_ENDINGS = (".gz", ".bz2", ".xz", ".zst")
-"""Endings of compressed files; `rows.jsonl.gz` is read as `rows.jsonl` would be."""
+COMPRESSED_ENDINGS = (".gz", ".bz2", ".xz", ".zst", ".zip")
+"""Endings of compressed files; `rows.jsonl.gz` is read as `rows.jsonl` would be. A ZIP archive is
+one of a single file."""
 
 _ENDINGS = (*DATA_ENDINGS, *COMPRESSED_ENDINGS, ".yaml", ".yml")
 

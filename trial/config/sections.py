@@ -75,7 +75,7 @@ class DataConfig(Section):
 
     path: str = "builtin:python-docs"
     """`builtin:python-docs`, a CSV, JSON, JSONL, Parquet or text file (also `.gz`, `.bz2`, `.xz`,
-    `.zst`), a saved dataset, or a hub id."""
+    `.zst`, `.zip`), a saved dataset, or a hub id."""
     name: str | None = None
     """Configuration name of a hub dataset."""
     split: str = "train"
@@ -95,6 +95,9 @@ class DataConfig(Section):
     context_column: str | None = None
     """Column of what the prompt is about, added to it after a blank line; a known name when null,
     none when empty."""
+    history_column: str | None = None
+    """Column of the turns before the prompt, as pairs; `history` when null and it holds such, none
+    when empty."""
     prompt_format: str = "auto"
     """A family of prompt tags (`llama2`, `phi`, ...), `chat_template`, `plain`, or `auto`."""
     train_on: Literal["all", "last"] = "all"

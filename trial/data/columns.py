@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from trial.config.errors import ConfigError, Problem, nearest
 from trial.config.sections import DataConfig
-from trial.data.messages import WrongCellError, read_tools
+from trial.data.messages import WrongCellError, read_history, read_tools
 from trial.data.readers import refuse
 
 Kind = Literal["pair", "chat", "text", "tree"]
@@ -21,13 +21,26 @@ PROMPT_COLUMNS = ("question", "prompt", "instruction", "query")
 COMPLETION_COLUMNS = ("answer", "answers", "completion", "response", "output")
 BOUND_COLUMNS = (("inputs", "targets"), ("user", "assistant"))
 """Prompts and completions that are known only side by side: each name alone may mean anything."""
+LAST_COLUMNS = (
+    ("problem", "solution"),
+    ("human", "assistant"),
+    ("dialogue", "summary"),
+    ("document", "summary"),
+    ("article", "highlights"),
+)
+"""The same, for tables that have no other shape."""
 INPUT_COLUMN = "input"
 """The prompt, where no other column is; beside `instruction` it is what that is about (Alpaca)."""
-CONTEXT_COLUMNS = ("context",)
-SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
-MESSAGES_COLUMNS = ("messages", "conversations", "conversation")
+CONTEXT_COLUMNS = ("context", "passage")
+SYSTEM_COLUMNS = (
+    *("system", "system_prompt", "system_message"),
+    *("systeminstruction", "system_instruction"),
+)
+HISTORY_COLUMN = "history"
+MESSAGES_COLUMNS = ("messages", "conversations", "conversation", "contents")
 TOOLS_COLUMNS = ("tools", "functions")
-TEXT_COLUMN = "text"
+TEXT_COLUMNS = ("text", "content")
+"""Of both, the first: `content` may be part of a table of texts (a file's path and content)."""
 PREFERENCE_COLUMNS = ("chosen", "rejected")
 PARAPHRASED_COLUMN, PERTURBED_COLUMN = "paraphrased_answer", "perturbed_answer"
 """Columns of the TOFU data (Maini et al. 2024): the answer in other words, and wrong answers. The
@@ -52,6 +65,8 @@ class Columns:
     """Of text rows, the text."""
     context: str = ""
     system: str = ""
+    history: str = ""
+    """Turns before the prompt (LLaMA-Factory's Alpaca)."""
     messages: str = ""
     tools: tuple[str, ...] = ()
     """The first that has something in a record."""
@@ -69,7 +84,10 @@ class Columns:
 
 
 def find_columns(
-    known: Sequence[str], config: DataConfig, source: str, first: Mapping[str, Any] | None = None
+    known: Sequence[str],
+    config: DataConfig,
+    source: str,
+    records: Sequence[Mapping[str, Any]] = (),
 ) -> Columns:
     """Choose the columns of a table.
 
@@ -77,14 +95,14 @@ def find_columns(
         known: the table's columns.
         config: the `data` section.
         source: name of the table, for errors.
-        first: its first record.
+        records: its records.
 
     Raises:
         ConfigError: a configured column is missing, none has a known name, or several have.
     """
     if config.tokenize == "apart":
         return _earlier_columns(known, config, source)
-    finder = _Finder(known, config, source, first or {})
+    finder = _Finder(known, config, source, records)
     return finder.with_further(finder.shape())
 
 
@@ -92,9 +110,14 @@ class _Finder:
     """Finds columns by name, without regard to case."""
 
     def __init__(
-        self, known: Sequence[str], config: DataConfig, source: str, first: Mapping[str, Any]
+        self,
+        known: Sequence[str],
+        config: DataConfig,
+        source: str,
+        records: Sequence[Mapping[str, Any]],
     ) -> None:
-        self.known, self.config, self.source, self.first = known, config, source, first
+        self.known, self.config, self.source, self.records = known, config, source, records
+        self.first = records[0] if records else {}
 
     def found(self, names: Sequence[str]) -> list[str]:
         """The table's columns of these names, in the order of the names."""
@@ -139,9 +162,11 @@ class _Finder:
             return pair
         if messages:
             return Columns("chat", messages=messages)
-        text = self.found((TEXT_COLUMN,))
-        if text and not pair.prompt and not pair.completion:
-            return Columns("text", completion=text[0])
+        if not pair.prompt and not pair.completion:
+            if text := self.found(TEXT_COLUMNS):
+                return Columns("text", completion=text[0])
+            if last := self._last_pair():
+                return last
         return self._none(pair)
 
     def _pair(self) -> Columns:
@@ -174,12 +199,23 @@ class _Finder:
             raise self.ambiguous("completion", completions)
         return Columns("pair", prompt or "".join(prompts), completion or "".join(completions))
 
+    def _last_pair(self) -> Columns | None:
+        """The pair of a table without any other known column.
+
+        Raises:
+            ConfigError: there are several.
+        """
+        pairs = [found for names in LAST_COLUMNS if len(found := self.found(names)) == 2]
+        if len(pairs) > 1:
+            raise self.ambiguous("prompt", list(dict.fromkeys(pair[0] for pair in pairs)))
+        return Columns("pair", *pairs[0]) if pairs else None
+
     def _text_column(self) -> str:
         if self.config.completion_column is not None:
             name = self.config.completion_column
             return configured("completion", name, self.known, self.source)
-        if text := self.one("completion", (TEXT_COLUMN,)):
-            return text
+        if text := self.found(TEXT_COLUMNS):
+            return text[0]
         rule = f"the column of {self.source} with the text: {', '.join(self.known)}"
         raise refuse("data.completion_column", rule, "null")
 
@@ -211,7 +247,11 @@ class _Finder:
                 f") are out of scope; `data.{key}: {chosen[0]}` trains on the chosen answers"
             )
             raise refuse(f"data.{key}", rule, "null", chosen[0])
-        raise ConfigError(no_column(pair, self.known, self.source))
+        problems = no_column(pair, self.known, self.source)
+        if len(problems) == 2:
+            lists = [name for name, cell in self.first.items() if _is_conversation(cell)]
+            problems[0] = replace(problems[0], expected=f"{problems[0].expected}; {_ways(lists)}")
+        raise ConfigError(problems)
 
     def with_further(self, columns: Columns) -> Columns:
         """Add context, system message and tools."""
@@ -221,15 +261,27 @@ class _Finder:
         taken = {columns.prompt, columns.completion, columns.messages}
         names = [*CONTEXT_COLUMNS, *([INPUT_COLUMN] if _is_instruction(columns) else [])]
         names = [name for name in names if not set(self.found((name,))) & taken]
-        context = ""
+        context = history = ""
         if columns.kind == "pair":
             context = self._optional("context", self.config.context_column, names)
-        return replace(columns, system=system, context=context, tools=self._tools(columns))
+            history = self._history()
+        further = {"system": system, "context": context, "history": history}
+        return replace(columns, **further, tools=self._tools(columns))
 
     def _optional(self, what: str, given: str | None, names: Sequence[str]) -> str:
         if given is None:
             return self.one(what, names)
         return configured(what, given, self.known, self.source) if given else ""
+
+    def _history(self) -> str:
+        """The column of earlier turns; of its known name only if its first filled cell has them."""
+        given = self.config.history_column
+        if given is not None or not (found := self.found((HISTORY_COLUMN,))):
+            return self._optional("history", given, ())
+        try:
+            return found[0] if any(read_history(r.get(found[0]), "") for r in self.records) else ""
+        except WrongCellError:
+            return ""
 
     def _tools(self, columns: Columns) -> tuple[str, ...]:
         """Columns of functions to call; beside a pair, such a name may mean anything else."""
@@ -239,6 +291,20 @@ class _Finder:
         except (WrongCellError, KeyError):
             is_given = False
         return tuple(found) if is_given else ()
+
+
+def _is_conversation(cell: Any) -> bool:
+    """Whether a cell may be the messages of a conversation."""
+    return isinstance(cell, list) and len(cell) > 1 and all(isinstance(m, str | dict) for m in cell)
+
+
+def _ways(lists: Sequence[str]) -> str:
+    """What reads a table that has neither a prompt nor a completion."""
+    name = lists[0] if lists else "NAME"
+    return (
+        f"`data.messages_column: {name}` reads conversations, `data.prompt_column: ''` with "
+        "`data.completion_column: NAME` text alone"
+    )
 
 
 def _is_instruction(columns: Columns) -> bool:
@@ -274,7 +340,7 @@ def no_column(pair: Columns, known: Sequence[str], source: str) -> list[Problem]
 
 def _earlier_columns(known: Sequence[str], config: DataConfig, source: str) -> Columns:
     """The columns that versions before `data.tokenize` read."""
-    finder = _Finder(known, config, source, {})
+    finder = _Finder(known, config, source, ())
     if config.messages_column is not None:
         messages = configured("messages", config.messages_column, known, source)
         return Columns("chat", messages=messages)

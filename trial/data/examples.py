@@ -17,14 +17,16 @@ from trial.data.columns import PARAPHRASED_COLUMN as PARAPHRASED
 from trial.data.columns import PERTURBED_COLUMN as PERTURBED
 from trial.data.columns import Columns, configured, find_columns
 from trial.data.messages import (
-    MESSAGE_KEYS,
     Message,
     WrongCellError,
+    content_of,
     is_message_list,
+    read_history,
     read_messages,
     read_threads,
     read_tools,
     text_of,
+    unread_keys,
 )
 from trial.data.readers import Table, read_table, refuse
 
@@ -146,8 +148,7 @@ _EVAL_KEY = "data.eval_path"
 
 
 def _rows_of(table: Table, config: DataConfig, key: str, alternative: str | None = None) -> Rows:
-    first = table.records[0] if table.records else None
-    columns = find_columns(table.columns, config, table.source, first)
+    columns = find_columns(table.columns, config, table.source, table.records)
     columns = _with_unlearning_columns(columns, table, config, alternative)
     reader = _RowReader(columns, config)
     if columns.kind == "tree":
@@ -205,7 +206,7 @@ def _unread_keys(table: Table, columns: Columns) -> list[str]:
         cell = record.get(columns.messages)
         for message in cell if isinstance(cell, list) else ():
             if isinstance(message, Mapping):
-                found |= {k: None for k in message if k not in MESSAGE_KEYS and message[k]}
+                found |= dict.fromkeys(unread_keys(message))
     return list(found)
 
 
@@ -264,8 +265,13 @@ class _RowReader:
         text = self._prompt_text(record, prompt)
         system = self._system(record)
         answers = _answers(completion, columns.completion)
+        before = read_history(record.get(columns.history), columns.history)
         for answer in answers if self.is_earlier else dict.fromkeys(answers):
-            yield replace(pair(text, answer, system), tools=tools, **self._further(record))
+            row = pair(text, answer, system)
+            if before and text.strip():
+                messages = (*before, Message("user", text), Message("assistant", answer))
+                row = self.conversation(self._with_system(messages, record))
+            yield replace(row, tools=tools, **self._further(record))
 
     def conversation(self, messages: tuple[Message, ...]) -> Row:
         """The row of a conversation, up to its last answer that counts."""
@@ -277,7 +283,10 @@ class _RowReader:
         messages = messages[:end]
         counted = [n for n, m in enumerate(messages) if m.role == "assistant" and m.trained]
         is_one = not self.trains_all or len(counted) < 2
-        return Row(messages, "chat", group="" if is_one else _key(messages[: counted[0]]))
+        # A greeting answers nothing: rows that begin with the same one do not share a prompt.
+        asked = next((n for n, m in enumerate(messages) if m.role in ("user", "tool")), 0)
+        first = next((n for n in counted if n > asked), len(messages) - 1)
+        return Row(messages, "chat", group="" if is_one else _key(messages[:first]))
 
     def _prompt_and_completion(
         self, record: Mapping[str, Any], prompt: Any, completion: Any
@@ -302,7 +311,10 @@ class _RowReader:
 
     def _system(self, record: Mapping[str, Any]) -> str:
         column = self.columns.system
-        return text_of(record.get(column), column) if column else ""
+        cell = record.get(column) if column else None
+        if isinstance(cell, Mapping) and isinstance(cell.get("parts"), list):
+            cell = cell["parts"]
+        return content_of(cell, column) if isinstance(cell, list) else text_of(cell, column)
 
     def _with_system(
         self, messages: tuple[Message, ...], record: Mapping[str, Any]
@@ -347,9 +359,14 @@ def _joined(value: Any, columns: Columns) -> str:
 
 
 def _answers(value: Any, column: str) -> list[str]:
-    """The answers of a cell: one, a list, or SQuAD's `{"text": [...]}`."""
-    if isinstance(value, Mapping) and isinstance(value.get("text"), list | str):
-        value = value["text"]
-    if not isinstance(value, list):
-        return [text_of(value, column)]
-    return [text_of(answer, column, "text or a number, or a list of them") for answer in value]
+    """The answers of a cell: one, a list, or an object of them (SQuAD, TriviaQA)."""
+    value = _answer_of(value)
+    rule = "text or a number, a list of them, or an object with `text` or `value`"
+    values = map(_answer_of, value) if isinstance(value, list) else [value]
+    return [text_of(answer, column, rule) for answer in values]
+
+
+def _answer_of(value: Any) -> Any:
+    """What an object has under `text` or `value`; anything else is itself."""
+    keys = ("text", "value") if isinstance(value, Mapping) else ()
+    return next((value[key] for key in keys if value.get(key) is not None), value)

@@ -1,7 +1,8 @@
 """Messages of a conversation, read from cells of the field's public formats. Torch-free.
 
-OpenAI (`role`, `content`, `tool_calls`, `weight`), ShareGPT (`from`, `value`), and the message
-trees of OpenAssistant (`parent_id`, `role`, `text`).
+OpenAI (`role`, `content`, `tool_calls`, `weight`), ShareGPT (`from`, `value`), Gemini (`role`,
+`parts`), turns as pairs (`input`, `output`), texts alone that take turns, transcripts (`Human:
+...`), and the message trees of OpenAssistant (`parent_id`, `role`, `text`).
 """
 
 from __future__ import annotations
@@ -24,23 +25,53 @@ ROLES: dict[str, Role] = {
     "chatgpt": "assistant",
     "bing": "assistant",
     "bard": "assistant",
+    "ai": "assistant",
+    "bot": "assistant",
+    "chatbot": "assistant",
     "model": "assistant",
     "function_call": "assistant",
+    "tool_call": "assistant",
     "tool": "tool",
     "function": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
     "observation": "tool",
     "ipython": "tool",
 }
-"""Role by its name in chat records: OpenAI's, ShareGPT's (`human`, `gpt`, `observation`,
-`function_call`), OpenAssistant's (`prompter`) and those of Llama's and Gemma's templates."""
+"""Role by its name in chat records, in small letters: OpenAI's, ShareGPT's (`human`, `gpt`,
+`observation`, `function_call`), OpenAssistant's (`prompter`) and those of Llama's and Gemma's
+templates."""
+TURN_PAIRS = (
+    ("input", "output"),
+    ("user", "assistant"),
+    ("human", "assistant"),
+    ("question", "answer"),
+    ("prompt", "response"),
+    ("prompt", "completion"),
+    ("instruction", "output"),
+    ("query", "response"),
+)
+"""Keys of an object that holds a question and its answer, as one turn of a conversation."""
+_CALLS = ("function_call", "tool_call")
+"""Roles whose content is the call itself, as JSON."""
 _WEIGHTS = ("weight", "trained", "train", "training")
 """Keys of a message that say whether it counts in the loss."""
 _PASSED_ON = ("name", "tool_call_id", "reasoning_content", "thinking")
 """Keys of a message that chat templates read, besides role, content and tool calls."""
 MESSAGE_KEYS = frozenset(
-    ("role", "from", "content", "value", "tool_calls", "function_call", *_WEIGHTS, *_PASSED_ON)
+    (
+        *("role", "from", "content", "value", "parts", "tool_calls", "function_call"),
+        *_WEIGHTS,
+        *_PASSED_ON,
+    )
 )
-"""Keys of a message that are read."""
+"""Keys of a message with a role that are read."""
+_TRANSCRIPT = re.compile(
+    r"(?:\A\s*|\n[ \t]*\n\s*|\s*(?=### ?))(?:### ?)?"
+    r"(system|human|user|assistant|function response):[ \t]*",
+    re.IGNORECASE,
+)
+"""Where a message of a transcript begins: at the start, after a blank line, or with `###`."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -84,47 +115,125 @@ def text_of(value: Any, column: str, expected: str = "text or a number") -> str:
 
 
 def read_messages(value: Any, column: str) -> tuple[Message, ...]:
-    """The messages of a cell: a list of objects, or its JSON text.
+    """The messages of a cell: a list of objects or of texts, its JSON text, or a transcript.
+
+    Texts are the user's and the assistant's in turn.
 
     Raises:
         WrongCellError: it is no list of messages with a known role and text.
     """
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        value = _parsed(value)
+    if isinstance(value, str):
+        value = _parsed(value) if value.lstrip().startswith("[") else _transcript(value)
     if not isinstance(value, list):
-        raise WrongCellError(column, "a list of messages", value)
-    return tuple(_message(message, column) for message in value)
+        rule = "a list of messages, or a transcript that begins with `Human:` or `User:`"
+        raise WrongCellError(column, rule, value)
+    if value and all(isinstance(text, str) for text in value):
+        roles: tuple[Role, Role] = ("user", "assistant")
+        return tuple(Message(roles[n % 2], text_of(t, column)) for n, t in enumerate(value))
+    return tuple(message for one in value for message in _messages(one, column))
+
+
+def read_history(value: Any, column: str) -> tuple[Message, ...]:
+    """Turns that stand before a prompt: a list of pairs of texts, or messages; empty for none.
+
+    Raises:
+        WrongCellError: it is something else.
+    """
+    value = _parsed(value) if isinstance(value, str) else value
+    if not value or value != value:
+        return ()
+    if isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        value = [text for pair in value for text in pair]
+        if not all(isinstance(text, str) for text in value):
+            raise WrongCellError(
+                column, "pairs of a prompt and its answer, both of them text", value
+            )
+    elif not is_message_list(value):
+        rule = (
+            "a list of pairs of a prompt and its answer (`data.history_column: ''` leaves it out)"
+        )
+        raise WrongCellError(column, rule, value)
+    return read_messages(value, column)
 
 
 def is_message_list(value: Any) -> bool:
     """Whether a cell holds messages rather than text or texts."""
-    return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) for m in value)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(m, Mapping) and (_role_name(m) is not None or _turn(m)) for m in value)
+    )
 
 
-def _message(message: object, column: str) -> Message:
+def _transcript(text: str) -> Any:
+    """The messages of a text like `Human: ... Assistant: ...`; the text itself where it is none."""
+    begun = list(_TRANSCRIPT.finditer(text))
+    if not begun or begun[0].start():
+        return text
+    ends = [*(found.start() for found in begun[1:]), len(text)]
+    return [
+        {"role": found[1].replace(" ", "_"), "content": text[found.end() : end].strip()}
+        for found, end in zip(begun, ends, strict=True)
+    ]
+
+
+def _role_name(message: Mapping[str, Any]) -> Any:
+    name = message.get("role") or message.get("from")
+    return name.strip().lower().replace("-", "_") if isinstance(name, str) else name
+
+
+def _turn(message: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The keys of a question and its answer, of an object that has no role."""
+    return next((pair for pair in TURN_PAIRS if all(key in message for key in pair)), None)
+
+
+def unread_keys(message: Mapping[str, Any]) -> list[str]:
+    """The keys of a message, or of a turn that is a pair, that have something and are not read."""
+    pair = _turn(message) if _role_name(message) is None else None
+    read = MESSAGE_KEYS if pair is None else {*pair, "system", *_WEIGHTS}
+    return [key for key, value in message.items() if key not in read and value]
+
+
+def _messages(message: object, column: str) -> Iterator[Message]:
+    """The message of an object; of a turn that is a pair, both (and its system message)."""
     if not isinstance(message, Mapping):
         raise WrongCellError(column, "messages that are objects of role and content", message)
-    name = message.get("role") or message.get("from")
+    if _role_name(message) is None and (pair := _turn(message)):
+        if system := text_of(message.get("system"), column):
+            yield Message("system", system)
+        yield Message("user", text_of(message[pair[0]], column))
+        yield Message("assistant", text_of(message[pair[1]], column), _is_trained(message, column))
+    else:
+        yield _message(message, column)
+
+
+def _message(message: Mapping[str, Any], column: str) -> Message:
+    name = _role_name(message)
     if not isinstance(name, str) or name not in ROLES:
-        raise WrongCellError(column, f"a role of {', '.join(ROLES)}", name)
-    content = message.get("content")
-    content = message.get("value") if content is None else content
+        got = message if name is None else message.get("role") or message.get("from")
+        raise WrongCellError(column, f"a role of {', '.join(ROLES)}", got)
+    found = (message.get(key) for key in ("content", "value", "parts"))
+    content = next((value for value in found if value is not None), None)
     extra: dict[str, Any] = {}
     calls = message.get("tool_calls") or _single_call(message.get("function_call"))
-    if name == "function_call":
+    if name in _CALLS:
         calls, content = _parsed(content), None
         calls = calls if isinstance(calls, list) else [calls]
     if calls:
         extra["tool_calls"] = [_tool_call(call, column) for call in calls]
     extra |= {key: message[key] for key in _PASSED_ON if message.get(key) is not None}
-    text = "" if content is None and calls else _content(content, column)
+    text = "" if content is None and calls else content_of(content, column)
     encoded = json.dumps(extra, ensure_ascii=False) if extra else ""
     text_of(encoded, column)
     return Message(ROLES[name], text, _is_trained(message, column), encoded)
 
 
-def _content(content: Any, column: str) -> str:
-    """Text, or the texts of a list of parts one after another."""
+def content_of(content: Any, column: str) -> str:
+    """Text, or the texts of a list of parts one after another.
+
+    Raises:
+        WrongCellError: it is something else, or a part is no text.
+    """
     if isinstance(content, list):
         return "".join(_part(part, column) for part in content)
     if not isinstance(content, str):

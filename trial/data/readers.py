@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import bz2
 import csv
-import gzip
 import io
 import json
-import lzma
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +15,7 @@ from typing import Any
 from trial.config.errors import ConfigError, Problem, nearest
 from trial.config.paths import COMPRESSED_ENDINGS, DATA_ENDINGS
 from trial.config.sections import DataConfig
+from trial.data.files.compressed import content_of, only_member
 from trial.model import hub
 
 BUILTIN = "builtin:"
@@ -83,8 +80,11 @@ def source_kind(path: str, declared: str, key: str = "data.path") -> str:
     file = Path(path).expanduser()
     if file.is_dir():
         return "dataset"
-    if _ending(file) in DATA_ENDINGS:
-        return DATA_ENDINGS[_ending(file)]
+    ending = _ending(file)
+    if file.suffix.lower() == ".zip" and file.is_file():
+        ending = _ending(Path(only_member(file, key)))
+    if ending in DATA_ENDINGS:
+        return DATA_ENDINGS[ending]
     if not file.exists() and hub.HUB_ID.fullmatch(path):
         return "dataset"
     if not file.exists():
@@ -92,7 +92,8 @@ def source_kind(path: str, declared: str, key: str = "data.path") -> str:
     raise refuse(
         key,
         f"a file that ends in {', '.join(DATA_ENDINGS)} (or also in "
-        f"{', '.join(COMPRESSED_ENDINGS)}), or `data.format` beside it",
+        f"{', '.join(COMPRESSED_ENDINGS)}), or `data.format` beside it (`text` for any plain text);"
+        " an archive is unpacked first, another kind of table saved as Parquet or CSV",
         repr(path),
     )
 
@@ -122,34 +123,9 @@ def _check_file(file: Path, path: str, key: str) -> None:
         raise refuse(key, "a file with rows", f"{path!r}, which is empty")
 
 
-def _bytes(file: Path, key: str) -> bytes:
-    """The content of a file, decompressed as its ending says."""
-    try:
-        return _DECOMPRESS.get(file.suffix.lower(), bytes)(file.read_bytes())
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise refuse(key, f"{file}: a readable file", reason[:120]) from error
-
-
-def _unzstd(content: bytes) -> bytes:
-    import pyarrow
-
-    with pyarrow.input_stream(pyarrow.py_buffer(content), compression="zstd") as stream:
-        whole: bytes = stream.read()
-    return whole
-
-
-_DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
-    ".zst": _unzstd,
-}
-
-
 def _text(file: Path, key: str) -> str:
     """UTF-8 text with line ends as newlines, without a byte order mark."""
-    content = _bytes(file, key)
+    content = content_of(file, key)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -224,7 +200,24 @@ def _read_json(file: Path, config: DataConfig, key: str) -> Table:
     if not isinstance(rows, list):
         got = f"an object of {', '.join(content)[:80]}" if isinstance(content, dict) else repr(rows)
         raise refuse(key, f'{file}: a list of rows, or {{"data": [rows]}}', got[:100])
+    rows = [part for row in rows for part in _questions(row)]
     return _from_objects(str(file), "row", list(enumerate(rows, 1)), key)
+
+
+def _questions(article: Any) -> list[Any]:
+    """The rows of an article of SQuAD's own files, which nest paragraphs and questions."""
+    paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
+    is_nested = isinstance(paragraphs, list) and all(
+        isinstance(p, dict) and isinstance(p.get("qas"), list) for p in paragraphs
+    )
+    if not paragraphs or not is_nested:
+        return [article]
+    about = {name: value for name, value in article.items() if name != "paragraphs"}
+    return [
+        {**about, "context": paragraph.get("context"), **question}
+        for paragraph in paragraphs
+        for question in paragraph["qas"]
+    ]
 
 
 def _read_jsonl(file: Path, config: DataConfig, key: str) -> Table:
@@ -259,8 +252,8 @@ def _read_parquet(file: Path, config: DataConfig, key: str) -> Table:
     import pyarrow.parquet
 
     try:
-        is_compressed = file.suffix.lower() in _DECOMPRESS
-        source = pyarrow.BufferReader(_bytes(file, key)) if is_compressed else file
+        is_compressed = file.suffix.lower() in COMPRESSED_ENDINGS
+        source = pyarrow.BufferReader(content_of(file, key)) if is_compressed else file
         content = pyarrow.parquet.read_table(source)
     except (pyarrow.ArrowException, OSError) as error:
         raise refuse(key, f"{file}: a Parquet file", str(error).splitlines()[0][:120]) from error

@@ -11,7 +11,7 @@ from trial.data.examples import read_rows
 
 
 def columns(known, first=None, **data):
-    return find_columns(known.split(), DataConfig(**data), "d.jsonl", first)
+    return find_columns(known.split(), DataConfig(**data), "d.jsonl", [first] if first else ())
 
 
 def problem(known, first=None, **data):
@@ -76,6 +76,12 @@ def test_pairs(known, data, expected):
         ("id conversations system", {"system_column": ""}, "chat", ("conversations",)),
         ("prompt completion chat", {"messages_column": "chat"}, "chat", ("chat",)),
         ("text label", {}, "text", ("text",)),
+        ("path content license", {}, "text", ("content",)),
+        ("content text", {}, "text", ("text",)),
+        ("problem solution messages", {}, "chat", ("messages",)),
+        ("problem solution type", {}, "pair", ("problem", "solution")),
+        ("id dialogue summary", {}, "pair", ("dialogue", "summary")),
+        ("question passage answer", {}, "pair", ("question", "passage", "answer")),
         ("content id", {"prompt_column": "", "completion_column": "content"}, "text", ("content",)),
     ],
 )
@@ -96,6 +102,48 @@ def test_preference_sets_are_refused_with_a_way_on(known, first, key):
     found = problem(known, first)
     assert found.key == key
     assert "out of scope" in found.expected
+
+
+@pytest.mark.parametrize(
+    ("first", "way"),
+    [
+        ({"id": 1, "dialog": ["Hi", "Hello"]}, "`data.messages_column: dialog`"),
+        ({"id": 1, "turns": [{"x": 1}, {"x": 2}]}, "`data.messages_column: turns`"),
+        ({"id": 1, "story": "Once."}, "`data.prompt_column: ''`"),
+    ],
+)
+def test_a_table_of_no_known_shape_is_refused_with_a_way_on(first, way):
+    with pytest.raises(ConfigError) as caught:
+        columns(" ".join(first), first)
+    assert way in caught.value.problems[0].expected
+
+
+HISTORY = [["Hey", "Hello"]]
+
+
+@pytest.mark.parametrize(
+    ("cells", "data", "used"),
+    [
+        ([[], HISTORY], {}, "history"),
+        ([None, json.dumps(HISTORY)], {}, "history"),
+        (
+            [[{"role": "user", "content": "Hey"}, {"role": "assistant", "content": "Hi"}]],
+            {},
+            "history",
+        ),
+        ([[], HISTORY], {"history_column": ""}, ""),
+        ([[], None, ""], {}, ""),
+        (["In 1492 it began."], {}, ""),
+        ([3], {}, ""),
+        ([HISTORY], {"history_column": "history"}, "history"),
+    ],
+)
+def test_a_history_is_one_where_it_holds_turns(cells, data, used):
+    records = [{"prompt": "q", "response": "a", "history": cell} for cell in cells]
+    assert (
+        find_columns(("prompt", "response", "history"), DataConfig(**data), "", records).history
+        == used
+    )
 
 
 def test_a_label_that_is_no_preference_is_only_not_used():

@@ -194,8 +194,12 @@ CELL = "column 'answer'"
         ("d.csv", "question,anser\nq,a\n", ["data.completion_column", "did you mean answer"]),
         ("d.parquet", "PAR", ["a Parquet file"]),
         ("d.jsonl", '{"messages": "hello"}', ["line 1", "a list of messages", "'hello'"]),
-        ("d.jsonl", '{"messages": ["hello"]}', ["role and content", "'hello'"]),
-        ("d.jsonl", '{"messages": [{"role": "bot", "content": "x"}]}', ["a role of", "'bot'"]),
+        ("d.jsonl", '{"messages": ["hello", {}]}', ["role and content", "'hello'"]),
+        (
+            "d.jsonl",
+            '{"messages": [{"role": "narrator", "content": "x"}]}',
+            ["a role of", "'narrator'"],
+        ),
         ("d.jsonl", '{"messages": [{"role": "user", "content": 1}]}', ["is text", "1 (int)"]),
     ],
 )
@@ -312,3 +316,48 @@ def test_one_row_again_and_again_is_trained_and_evaluated_on(tmp_path, count):
     split = read_split(DataConfig(path=path))
     assert [len(split.train), len(split.eval)] == [count, 1]
     assert split.eval[0] == split.train[0]
+
+
+def test_rows_that_begin_with_one_greeting_have_prompts_of_their_own(tmp_path):
+    """A greeting answers nothing; by it alone, all such rows would be held out or none."""
+    said = [["gpt", "How can I help?"], ["human", "q{}"], ["gpt", "a{}"]]
+    chats = [[{"from": f, "value": v.format(n)} for f, v in said] for n in range(20)]
+    path = tmp_path / "d.json"
+    path.write_text(json.dumps([{"conversations": chat} for chat in chats]))
+    config = DataConfig(path=str(path), eval_fraction=0.2)
+    split = read_split(config)
+    assert (len(split.train), len(split.eval)) == (16, 4)
+    assert {m.trained for row in split.train for m in row.messages} == {True}
+    assert len({row.prompt_key for row in split.train + split.eval}) == 20
+
+
+@pytest.mark.parametrize(
+    ("cell", "answers"),
+    [
+        ({"value": "A", "aliases": ["B"]}, ["A"]),
+        ({"text": ["A", "A", "B"], "answer_start": [1, 1, 2]}, ["A", "B"]),
+        ([{"text": "A", "answer_start": 1}, {"text": "B"}], ["A", "B"]),
+        ([{"value": 3}, "B"], ["3", "B"]),
+    ],
+)
+def test_answers_that_are_objects(tmp_path, cell, answers):
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps({"question": "q", "answer": cell}))
+    assert [answer for _, answer in pairs_of(DataConfig(path=str(path)))] == answers
+
+
+def test_an_answer_that_is_an_unknown_object_is_refused(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps({"question": "q", "answer": {"spans": ["A"]}}))
+    (problem,) = refusals(DataConfig(path=str(path)))
+    assert "line 1 column 'answer'" in problem.expected
+    assert "`text` or `value`" in problem.expected
+
+
+def test_a_system_message_may_be_parts(tmp_path):
+    path = tmp_path / "d.jsonl"
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    cells = ([{"text": "Be "}, {"text": "kind."}], {"parts": [{"text": "Be kind."}]}, "Be kind.")
+    path.write_text("\n".join(json.dumps({"system": s, "messages": said}) for s in cells))
+    rows = read_rows(DataConfig(path=str(path))).rows
+    assert [row.messages[0] for row in rows] == [Message("system", "Be kind.")] * 3

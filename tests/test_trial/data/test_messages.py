@@ -4,7 +4,15 @@ import json
 
 import pytest
 
-from trial.data.messages import Message, WrongCellError, read_messages, read_tools, text_of
+from trial.data.messages import (
+    Message,
+    WrongCellError,
+    read_history,
+    read_messages,
+    read_tools,
+    text_of,
+    unread_keys,
+)
 
 
 def message(**fields):
@@ -23,6 +31,9 @@ WHOLE = {"type": "function", "function": CALL}
         ({"from": "human", "value": "u"}, Message("user", "u")),
         ({"from": "bard", "value": "a"}, Message("assistant", "a")),
         ({"from": "observation", "value": "r"}, Message("tool", "r")),
+        ({"role": "Assistant ", "content": "a"}, Message("assistant", "a")),
+        ({"from": "function-response", "value": "r"}, Message("tool", "r")),
+        ({"role": "model", "parts": [{"text": "a"}, {"text": "b"}]}, Message("assistant", "ab")),
         ({"role": "assistant", "content": "a", "weight": 0}, Message("assistant", "a", False)),
         ({"role": "assistant", "content": "a", "weight": 1.0}, Message("assistant", "a")),
         ({"role": "assistant", "content": "a", "weight": None}, Message("assistant", "a")),
@@ -42,6 +53,7 @@ def test_roles_weights_and_parts(fields, expected):
         {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"x": 1}'}}]},
         {"role": "assistant", "content": None, "function_call": CALL},
         {"from": "function_call", "value": json.dumps(CALL)},
+        {"role": "tool_call", "content": json.dumps(CALL)},
     ],
 )
 def test_tool_calls_of_every_notation_are_one(fields):
@@ -99,3 +111,27 @@ def test_cells_as_text(value, text):
 def test_messages_as_json_text():
     text = json.dumps([{"role": "user", "content": "u"}])
     assert read_messages(text, "messages") == (Message("user", "u"),)
+
+
+@pytest.mark.parametrize(
+    "cell", [["text"], [["only a question"]], [["q", 3]], "text", {"q": "a"}, [["q", "a"], "text"]]
+)
+def test_a_history_of_anything_but_turns_is_refused(cell):
+    with pytest.raises(WrongCellError):
+        read_history(cell, "history")
+
+
+@pytest.mark.parametrize("cell", [None, [], "", "[]", float("nan")])
+def test_a_history_may_be_empty(cell):
+    assert read_history(cell, "history") == ()
+
+
+@pytest.mark.parametrize("text", ["Hello.", "Said she:\n\nHuman: a", "", "Response: a"])
+def test_a_text_without_speakers_is_no_conversation(text):
+    with pytest.raises(WrongCellError, match="transcript"):
+        read_messages(text, "chat")
+
+
+def test_keys_of_a_turn_that_nothing_reads():
+    assert unread_keys({"input": "q", "output": "a", "id": 3, "score": None}) == ["id"]
+    assert unread_keys({"role": "user", "content": "q", "input": "x"}) == ["input"]
