@@ -226,7 +226,7 @@ def _data(analysis: StudyAnalysis) -> PageSection:
         [
             _Cell(name),
             *(_Cell(f"{n:,}", n) for n in (trials[name], *counts(found))),
-            *map(_Cell, (found.prompt_format, found.train_on)),
+            *map(_Cell, (found.format_words, found.train_on)),
             _Cell(", ".join(found.unused_columns) or "none"),
         ]
         for name, found in distinct.items()

@@ -132,7 +132,7 @@ def _lines(seen: SeenData) -> list[str]:
         cut = f"what is cut is not known, {seen.view.absent} is not on this machine"
     first = (
         f"{name}: {summary.train_rows:,} training and {summary.eval_rows:,} held-out rows as"
-        f" {summary.prompt_format}; {summary.skipped:,} skipped, {cut},"
+        f" {summary.format_words}; {summary.skipped:,} skipped, {cut},"
         f" {summary.duplicates_across:,} of the held-out rows trained on too"
     )
     more = [f"columns not used: {', '.join(summary.unused_columns)}"] * bool(summary.unused_columns)
@@ -176,7 +176,7 @@ def _facts(summary: DataSummary, absent: str) -> Mapping[str, str]:
     facts |= {
         "columns used": ", ".join(summary.used_columns) or "none",
         "columns not used": ", ".join(summary.unused_columns) or "none",
-        "prompt format": summary.prompt_format,
+        "prompt format": summary.format_words,
         "train_on": summary.train_on,
         "tokenize": summary.tokenize,
         "date in the template": summary.date,

@@ -132,9 +132,11 @@ _SPLIT = ("path", "name", "split", "split_seed", "eval_fraction")
 _TEXT_TO_TOKENS = {
     "data.max_length": "where eval rows are cut",
     "data.prompt_format": "the tokens around the eval rows",
+    "data.chat_template": "the tokens around the eval rows",
     "data.prompt_column": "the prompts of the eval rows",
     "data.system_column": "the prompts of the eval rows",
     "data.context_column": "the prompts of the eval rows",
+    "data.history_column": "the prompts of the eval rows",
     "data.tokenize": "the tokens of the eval rows",
     "model.name_or_path": "the eval rows' tokens where tokenizers or their templates are unlike",
     "model.tokenizer_name_or_path": "the tokens of the eval rows",

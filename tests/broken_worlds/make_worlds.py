@@ -22,6 +22,7 @@ from broken_worlds.material import (
     CHAT,
     MODEL,
     REFUSES_SYSTEM,
+    TAKES_ALL,
     TOKENIZER,
     TORCH_ADAM,
     Material,
@@ -161,6 +162,22 @@ TEXTS = {
         model=template(REFUSES_SYSTEM),
         rows=records({"messages": CHAT}),
         sections={"data": {"prompt_format": "llama2"}},
+    ),
+    "own template with a mistake": World(
+        "data.chat_template", {"data": {"chat_template": "{% for m in messages %}"}}
+    ),
+    "own template that reads no messages": World(
+        "data.chat_template", {"data": {"chat_template": "{{ mesages }}"}}
+    ),
+    "own template without a system role": World(
+        "data.chat_template",
+        {"data": {"chat_template": REFUSES_SYSTEM}},
+        rows=records({"messages": CHAT}),
+    ),
+    "own template in place of one that refuses": World(
+        sections={"data": {"chat_template": TAKES_ALL}},
+        model=template(REFUSES_SYSTEM),
+        rows=records({"messages": CHAT}),
     ),
     "template with a mistake": World("data.prompt_format", model=template("{% for m in %}")),
     "chat without a template": World(rows=records({"messages": CHAT})),

@@ -19,6 +19,7 @@ REFUSES_SYSTEM = (
     "{{ '<s>' + m['role'] + ': ' + m['content'] + '</s>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<s>assistant: ' }}{% endif %}"
 )
+TAKES_ALL = REFUSES_SYSTEM.replace("{{ raise_exception('System role not supported') }}", "")
 CHAT = [
     {"role": "system", "content": "You are kind."},
     {"role": "user", "content": "what is red?"},

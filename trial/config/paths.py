@@ -15,6 +15,7 @@ PATH_KEYS = (
     "data.eval_path",
     "data.forget_path",
     "data.alternatives",
+    "data.chat_template",
     "evaluation.retain_model",
     "deepspeed.config",
 )
@@ -35,7 +36,7 @@ COMPRESSED_ENDINGS = (".gz", ".bz2", ".xz", ".zst", ".zip")
 """Endings of compressed files; `rows.jsonl.gz` is read as `rows.jsonl` would be. A ZIP archive is
 one of a single file."""
 
-_ENDINGS = (*DATA_ENDINGS, *COMPRESSED_ENDINGS, ".yaml", ".yml")
+_ENDINGS = (*DATA_ENDINGS, *COMPRESSED_ENDINGS, ".yaml", ".yml", ".jinja", ".jinja2", ".j2")
 
 
 def resolve(key: str, value: Any, folders: Sequence[Path]) -> tuple[Any, Problem | None]:
@@ -44,6 +45,8 @@ def resolve(key: str, value: Any, folders: Sequence[Path]) -> tuple[Any, Problem
     A value that is found nowhere is returned unchanged; with a problem, if it can only be a path.
     """
     if not isinstance(value, str) or not value or value.startswith("builtin:"):
+        return value, None
+    if key.endswith("data.chat_template") and is_template_text(value):
         return value, None
     try:
         candidates = [(folder / Path(value).expanduser()).absolute() for folder in folders]
@@ -57,6 +60,11 @@ def resolve(key: str, value: Any, folders: Sequence[Path]) -> tuple[Any, Problem
     looked = " and ".join(dict.fromkeys(str(folder) for folder in folders))
     rule = f"no such file or folder (looked in {looked})"
     return value, Problem(key, rule, repr(value), _nearest(value, folders))
+
+
+def is_template_text(value: str) -> bool:
+    """Whether a `data.chat_template` is a template itself rather than the path of one."""
+    return "{%" in value or "{{" in value
 
 
 def _nearest(value: str, folders: Sequence[Path]) -> str:
@@ -75,7 +83,7 @@ def _nearest(value: str, folders: Sequence[Path]) -> str:
 def _must_exist(key: str, value: str) -> bool:
     """Whether a value can only be a path; a hub id is `name` or `owner/name`."""
     return (
-        key.endswith("deepspeed.config")
+        key.endswith(("deepspeed.config", "data.chat_template"))
         or value.startswith((".", "/", "~"))
         or value.lower().endswith(_ENDINGS)
         or value.count("/") > 1

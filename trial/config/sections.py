@@ -100,6 +100,9 @@ class DataConfig(Section):
     when empty."""
     prompt_format: str = "auto"
     """A family of prompt tags (`llama2`, `phi`, ...), `chat_template`, `plain`, or `auto`."""
+    chat_template: str | None = None
+    """A prompt format of your own: a file with a Jinja chat template as transformers takes it, or
+    the template's text; the tokenizer's own when null."""
     train_on: Literal["all", "last"] = "all"
     """Which answers of a conversation count in the loss: all of them, or the last one."""
     tokenize: Literal["together", "apart"] = "together"
@@ -138,6 +141,13 @@ class DataConfig(Section):
     def _apart_is_for_last(self) -> DataConfig:
         if self.tokenize == "apart" and self.train_on != "last":
             raise across("train_on", "last, the only one of `tokenize: apart`", self.train_on)
+        return self
+
+    @model_validator(mode="after")
+    def _one_format(self) -> DataConfig:
+        if self.chat_template is not None and self.prompt_format not in ("auto", "chat_template"):
+            rule = "chat_template or auto, beside `data.chat_template`"
+            raise across("prompt_format", rule, self.prompt_format)
         return self
 
     @field_validator("alternatives", mode="before")

@@ -265,8 +265,8 @@ class _Finder:
         if columns.kind == "pair":
             context = self._optional("context", self.config.context_column, names)
             history = self._history()
-        further = {"system": system, "context": context, "history": history}
-        return replace(columns, **further, tools=self._tools(columns))
+        tools = self._tools(columns)
+        return replace(columns, system=system, context=context, history=history, tools=tools)
 
     def _optional(self, what: str, given: str | None, names: Sequence[str]) -> str:
         if given is None:

@@ -15,6 +15,12 @@ from trial.config.errors import ConfigError, Problem
 from trial.config.sections import DataConfig
 from trial.data.prompts import choose_format
 from trial.data.split import Split, read_split, summary_of_rows
+from trial.data.text.template_file import (
+    read_template,
+    template_hash,
+    template_name,
+    with_template,
+)
 from trial.data.token_cache import TokenCache, digest, measured_hash
 from trial.data.tokens import TokenDataset, Tokens, TokenSettings
 from trial.store.records import DataSummary
@@ -65,10 +71,16 @@ def prepare(
             [Problem("model.tokenizer_name_or_path", "a tokenizer with an eos token")]
         )
     family = f"{model_family} {os.path.basename(str(tokenizer.name_or_path))}"
+    template = name = ""
+    if config.chat_template is not None:
+        template, name = read_template(config.chat_template), template_name(config.chat_template)
+        tokenizer = with_template(tokenizer, template)
     has_template = bool(tokenizer.chat_template)
     prompt_format = choose_format(config.prompt_format, has_template=has_template, family=family)
     split = read_split(config)
-    settings = TokenSettings(prompt_format, config.max_length, config.train_on, config.tokenize)
+    settings = TokenSettings(
+        prompt_format, config.max_length, config.train_on, config.tokenize, name
+    )
     tokens = TokenCache(cache, settings, tokenizer)
     train, train_hash = tokens.dataset(split.train)
     held_out, eval_hash = tokens.dataset(split.eval)
@@ -82,6 +94,9 @@ def prepare(
         measured = [digest([part, unlearning.data_hash]) for part in measured]
     hashes = (data_hash, measured[0][:16], measured[1][:16])
     summary = _summary(config, split, train.tokens, held_out.tokens, prompt_format, hashes)
+    if template:
+        own = {"chat_template": name, "chat_template_hash": template_hash(template)}
+        summary = summary.model_copy(update=own)
     prepared = PreparedData(train, held_out, summary, unlearning)
     _log(prepared)
     return prepared
@@ -119,7 +134,7 @@ def _log(prepared: PreparedData) -> None:
         "%d training and %d held-out rows as %s (%s); %d empty ones skipped, %d training rows left"
         " out because the eval set asks the same, %d cut to %d tokens (%d of them in what counts);"
         " columns not used: %s",
-        summary.train_rows, summary.eval_rows, summary.prompt_format, summary.data_hash,
+        summary.train_rows, summary.eval_rows, summary.format_words, summary.data_hash,
         summary.skipped, summary.overlapping, summary.truncated, prepared.train.max_length,
         summary.answers_cut, ", ".join(summary.unused_columns) or "none",
     )  # fmt: skip

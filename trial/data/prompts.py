@@ -64,7 +64,8 @@ def format_problem(name: str) -> Problem | None:
     if name in known_formats():
         return None
     problem = unknown(name, known_formats(), "prompt format")
-    return Problem("data.prompt_format", problem.expected, problem.got, problem.near)
+    rule = f"{problem.expected}; `data.chat_template: FILE.jinja` takes one of your own"
+    return Problem("data.prompt_format", rule, problem.got, problem.near)
 
 
 def family_format(family: str) -> str:
@@ -90,7 +91,10 @@ def choose_format(name: str, *, has_template: bool, family: str = "") -> str:
     if name == AUTO:
         return CHAT_TEMPLATE if has_template else family_format(family)
     if name == CHAT_TEMPLATE and not has_template:
-        rule = "a format that needs no chat template, since the tokenizer has none"
+        rule = (
+            "a format that needs no chat template, since the tokenizer has none and "
+            "`data.chat_template` gives none"
+        )
         raise ConfigError([Problem("data.prompt_format", rule, repr(name))])
     return name
 

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from trial.data.examples import Row
 from trial.data.text.apart import encode_apart
+from trial.data.text.chat_template import ChatTemplate
 from trial.data.text.encoder import BoolArray, Encoded, Encoder
 from trial.data.text.layouts import Layouts
 
@@ -38,6 +39,8 @@ class TokenSettings:
     """As `data.train_on`."""
     tokenize: str = "together"
     """As `data.tokenize`."""
+    template_name: str = ""
+    """Name of the user's chat template, for errors; empty for the tokenizer's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,8 @@ def tokenize_rows(rows: Sequence[Row], settings: TokenSettings, tokenizer: Any) 
         ConfigError: the chat template refuses a row.
     """
     encoder = Encoder(tokenizer)
-    layouts = Layouts(settings.prompt_format, settings.train_on, tokenizer, encoder.special)
+    template = ChatTemplate(tokenizer, encoder.special, settings.template_name)
+    layouts = Layouts(settings.prompt_format, settings.train_on, template)
     ids: list[Int32Array] = []
     trained: list[BoolArray] = []
     truncated = lost = 0

@@ -9,6 +9,8 @@ from typing import Any
 
 from trial.config.sections import DataConfig
 from trial.data.prompts import CHAT_TEMPLATE, PROMPT_FORMATS, PromptFormat, choose_format
+from trial.data.text.template_file import read_template, template_hash
+from trial.store.records import DataSummary
 
 FILE = "prompt_format.json"
 EXAMPLE = [{"role": "user", "content": "QUESTION"}]
@@ -17,16 +19,22 @@ EXAMPLE = [{"role": "user", "content": "QUESTION"}]
 def format_name(data: DataConfig, tokenizer: Any, model_type: str) -> str:
     """The prompt format that the trial's `data.prompt_format` means, never `auto`."""
     family = f"{model_type} {os.path.basename(str(tokenizer.name_or_path))}"
-    has_template = bool(tokenizer.chat_template)
+    has_template = data.chat_template is not None or bool(tokenizer.chat_template)
     return choose_format(data.prompt_format, has_template=has_template, family=family)
 
 
-def apply_format(tokenizer: Any, name: str, *, together: bool) -> None:
+def apply_format(tokenizer: Any, name: str, *, together: bool, own: str = "") -> None:
     """Make the chat template of `tokenizer` write prompts as in the prompt format `name`.
 
-    `together`: prompt and answer were tokenized as one text (`data.tokenize`).
+    Args:
+        tokenizer: the base model's.
+        name: never `auto`.
+        together: prompt and answer were tokenized as one text (`data.tokenize`).
+        own: text of the user's own template (`data.chat_template`); empty for none.
     """
-    if name != CHAT_TEMPLATE:
+    if own:
+        tokenizer.chat_template = own
+    elif name != CHAT_TEMPLATE:
         tokenizer.chat_template = template_of(PROMPT_FORMATS[name], tokenizer, together=together)
 
 
@@ -82,9 +90,28 @@ def example(tokenizer: Any) -> str:
     return str(text)
 
 
-def write_format(name: str, folder: Path) -> None:
-    """Write the name of the prompt format, and the text around a question, as JSON."""
+def own_template(data: DataConfig, summary: DataSummary | None) -> str:
+    """Text of the trial's `data.chat_template`; empty without.
+
+    Raises:
+        ValueError: the file is not what it was when the trial read it, or cannot be read.
+    """
+    if data.chat_template is None:
+        return ""
+    text = read_template(data.chat_template)
+    if summary is not None and summary.chat_template_hash not in ("", template_hash(text)):
+        raise ValueError(f"{data.chat_template}: the chat template has changed since the trial")
+    return text
+
+
+def write_format(name: str, folder: Path, template: str = "") -> None:
+    """Write the name of the prompt format, and the text around a question, as JSON.
+
+    `template` is the name of the user's own template.
+    """
     content: dict[str, Any] = {"prompt_format": name}
+    if template:
+        content["chat_template"] = template
     if name != CHAT_TEMPLATE:
         tags = PROMPT_FORMATS[name]
         content |= {field: getattr(tags, field) for field in tags.__slots__}

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from trial.config.trial_config import TrialConfig
+from trial.data.text.template_file import template_name
 from trial.export.card import card
 from trial.export.merge import merged_model
-from trial.export.prompt import apply_format, example, format_name, write_format
+from trial.export.prompt import apply_format, example, format_name, own_template, write_format
 from trial.export.verify import Exported, Measured, tolerance, verify
 from trial.store.files import atomic_folder, write_atomically
 from trial.store.folders import TrialFolder
@@ -57,7 +58,7 @@ def export(
         raise ValueError("--dtype is the type of merged weights: say --merge, of an adapter")
     with atomic_folder(target) as temporary:
         _write_weights(config, source, temporary, dtype if merged else None, merged=merged)
-        tokenizer, name = _write_tokenizer(config, temporary)
+        tokenizer, name = _write_tokenizer(config, result, temporary)
         measured = None
         if verified:
             exported = Exported(temporary, config, merged)
@@ -109,16 +110,22 @@ def _write_weights(
         raise OSError(f"{target}: the merged model cannot be written: {error}") from error
 
 
-def _write_tokenizer(config: TrialConfig, target: Path) -> tuple[Any, str]:
-    """Write the tokenizer with the trial's prompt format; returns it, and the format's name."""
+def _write_tokenizer(config: TrialConfig, result: Result, target: Path) -> tuple[Any, str]:
+    """Write the tokenizer with the trial's prompt format; returns it, and the format's name.
+
+    Raises:
+        ValueError: the trial's own chat template has changed since, or is gone.
+    """
     from trial.model.load import load_tokenizer
 
     tokenizer = load_tokenizer(config.model)
     name = format_name(config.data, tokenizer, _model_type(config))
-    apply_format(tokenizer, name, together=config.data.tokenize == "together")
+    own = own_template(config.data, result.data)
+    apply_format(tokenizer, name, together=config.data.tokenize == "together", own=own)
     tokenizer.save_pretrained(target)
-    write_format(name, target)
-    return tokenizer, name
+    file = template_name(config.data.chat_template) if config.data.chat_template else ""
+    write_format(name, target, file)
+    return tokenizer, f"{name} {file}".strip()
 
 
 def _model_type(config: TrialConfig) -> str:

@@ -18,6 +18,7 @@ from trial.config.trial_config import TrialConfig
 from trial.data.prompts import format_problem
 from trial.data.readers import missing
 from trial.data.split import read_split
+from trial.data.text.template_file import template_problems
 from trial.devices.deepspeed_config import optimizer_problems
 from trial.devices.detect import detected_device, has_cuda_device, has_gaudi_software
 from trial.devices.optimum_habana import PUBLISHED_CONFIGS
@@ -48,7 +49,10 @@ TRACKERS = {
 }
 """Values of `training.report_to` and the package that each needs."""
 
-KEYS_AFTER_READING = ("prompt_format", "max_length", "max_train_samples", "max_eval_samples")
+KEYS_AFTER_READING = (
+    *("prompt_format", "chat_template"),
+    *("max_length", "max_train_samples", "max_eval_samples"),
+)
 """Keys of `data` that apply once its rows are read, so do not decide whether these can be read."""
 
 
@@ -98,13 +102,14 @@ def rank_problems(config: TrialConfig, ranks: int, *, here: bool = True) -> list
 
 
 def _data_problems(config: TrialConfig) -> list[Problem]:
-    """An unknown prompt format, and whatever keeps the data from being read as rows."""
-    problem = format_problem(config.data.prompt_format)
+    """A wrong prompt format, and whatever keeps the data from being read as rows."""
+    unknown = format_problem(config.data.prompt_format)
+    problems = [*([unknown] if unknown else []), *template_problems(config.data.chat_template)]
     rows_only = config.data.model_copy(
         update={name: DataConfig.model_fields[name].default for name in KEYS_AFTER_READING}
     )
     versions = tuple(_file_version(path) for path in _data_files(config.data))
-    return [*([problem] if problem else []), *_row_problems(rows_only, versions)]
+    return [*problems, *_row_problems(rows_only, versions)]
 
 
 def _data_files(data: DataConfig) -> tuple[str | None, ...]:

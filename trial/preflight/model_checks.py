@@ -223,7 +223,8 @@ def _tokenizer_problems(folder: ModelFolder, config: TrialConfig) -> list[Proble
         key = TOKENIZER_KEY if model.tokenizer_name_or_path is not None else MODEL_KEY
         rule = f"tokenizer files in {folder.path}, or `tokenizer_name_or_path` beside it"
         return [Problem(key, rule, "none")]
-    if config.data.prompt_format == CHAT_TEMPLATE and not folder.has_chat_template():
+    has_template = config.data.chat_template is not None or folder.has_chat_template()
+    if config.data.prompt_format == CHAT_TEMPLATE and not has_template:
         rule = f"a format other than the chat template, which {folder.path} lacks"
         return [Problem("data.prompt_format", rule, repr(CHAT_TEMPLATE))]
     return []

@@ -138,6 +138,10 @@ class DataSummary(Record):
     """Columns of the files that no row is made of; `messages.id` is a key of messages."""
     prompt_format: str = ""
     """The format used, never `auto`."""
+    chat_template: str = ""
+    """Name of the file `data.chat_template`; empty for the tokenizer's own template."""
+    chat_template_hash: str = ""
+    """The first 12 hexadecimal digits of that template's SHA-256."""
     train_on: str = ""
     """`data.train_on`."""
     tokenize: str = ""
@@ -157,6 +161,11 @@ class DataSummary(Record):
     unlearning measures. Equal numbers of two tokenizers are equal only where their words are."""
     eval_text_hash: str = ""
     """Equal hashes mean the same text in what the eval loss counts, whatever the tokenizer."""
+
+    @property
+    def format_words(self) -> str:
+        """The prompt format, with the name of the user's own template."""
+        return f"{self.prompt_format} {self.chat_template}".strip()
 
     @property
     def tokens_per_byte(self) -> float | None:

@@ -188,3 +188,32 @@ def test_damaged_weights_are_not_exported(adapter, tmp_path):
     with pytest.raises(ValueError, match=r"adapter_model.safetensors has other content"):
         export(folder, tmp_path / "out", verified=False)
     assert not (tmp_path / "out").exists()
+
+
+OWN = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<bot>{% generation %}{{ m.content }}"
+    "{{ eos_token }}{% endgeneration %}{% else %}<{{ m.role }}>{{ m.content }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
+)
+
+
+def test_the_users_own_template_goes_along_unless_it_has_changed(material, tmp_path):
+    file = tmp_path / "mine.jinja"
+    file.write_text(OWN)
+    config = material.config(data={"chat_template": str(file)}, training=SHORT)
+    folder, result = material.train(config)
+    assert result.data.format_words == "chat_template mine.jinja"
+    measured = export(folder, tmp_path / "out")
+    assert measured.loss == pytest.approx(result.eval_loss, abs=1e-5)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.chat_template == OWN
+    content = json.loads((tmp_path / "out" / "prompt_format.json").read_text())
+    assert content == {"prompt_format": "chat_template", "chat_template": "mine.jinja"}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "<user>QUESTION<bot>" in card
+    assert "prompt format `chat_template mine.jinja`" in card
+
+    file.write_text(OWN.replace("bot", "reply"))
+    with pytest.raises(ValueError, match="the chat template has changed since the trial"):
+        export(folder, tmp_path / "later", verified=False)
+    assert not (tmp_path / "later").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from trial.data.examples import Row
 from trial.data.messages import Message
 from trial.data.text.encoder import Layout, Spans
 from trial.data.text.special_tokens import SpecialTokens
+from trial.data.text.template_file import KEY
 
 FIXED_DATE = datetime.datetime(2024, 7, 26)
 """Today, for templates that ask: the day that the templates of Llama 3.1 have as their own."""
@@ -28,7 +30,9 @@ _FAILURES = (TemplateError, TypeError, ValueError, KeyError, AttributeError, Ind
 class ChatTemplate:
     """Lays rows out as a tokenizer's chat template writes them."""
 
-    def __init__(self, tokenizer: Any, special: SpecialTokens) -> None:
+    def __init__(self, tokenizer: Any, special: SpecialTokens, name: str = "") -> None:
+        """Construct it; `name` is that of the user's own template, for errors."""
+        self.name = name
         self.tokenizer = tokenizer
         self.special = special
         self.date = ""
@@ -51,7 +55,7 @@ class ChatTemplate:
         except _FAILURES as error:
             if isinstance(error, ConfigError):
                 raise
-            raise _refused(row, f"it says: {error}") from error
+            raise self._refused(row, f"it says: {error}", error) from error
         self._refuse_losses(row, messages, tools, laid)
         return laid
 
@@ -124,7 +128,7 @@ class ChatTemplate:
             if n < len(messages) - 1:
                 first, end = self._span(messages, n, whole, tools)
                 if first >= end or not text.startswith(whole[:end]):
-                    raise _refused(row, "it leaves out an answer")
+                    raise self._refused(row, "it leaves out an answer")
             spans.append((first, end))
         return _layout(text, spans)
 
@@ -153,15 +157,27 @@ class ChatTemplate:
         """Refuse a row of which the template leaves out a message, a tool or a tool call."""
         text = laid.text
         if not laid.trained:
-            raise _refused(row, "it leaves out the answer")
+            raise self._refused(row, "it leaves out the answer")
         for message in messages:
             if message["role"] in ("system", "user") and message["content"].strip() not in text:
-                raise _refused(row, f"it leaves out a message of the {message['role']}")
+                raise self._refused(row, f"it leaves out a message of the {message['role']}")
             for call in message.get("tool_calls", ()):
                 if call["function"]["name"] not in text:
-                    raise _refused(row, "it leaves out the tool calls")
+                    raise self._refused(row, "it leaves out the tool calls")
         if tools and not all(_name(tool) in text for tool in tools):
-            raise _refused(row, "it leaves out the tools")
+            raise self._refused(row, "it leaves out the tools")
+
+    def _refused(self, row: Row, reason: str, error: Exception | None = None) -> ConfigError:
+        """The refusal of a row, with the line of the user's own template."""
+        first = next((m.content for m in row.messages if m.content.strip()), "")
+        if self.name:
+            rule = f"{self.name}{_line(error)}: a chat template that takes every row ({reason})"
+            return ConfigError([Problem(KEY, rule, f"the row {first[:60]!r}")])
+        rule = (
+            f"a format that takes every row; the tokenizer's chat template does not ({reason}), "
+            f"`question_answer` does; `{KEY}: FILE.jinja` takes one of your own"
+        )
+        return ConfigError([Problem("data.prompt_format", rule, f"the row {first[:60]!r}")])
 
 
 def without_eos(text: str, eos: str) -> str:
@@ -197,10 +213,8 @@ def _common(left: str, right: str) -> int:
     return next((n for n, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
-def _refused(row: Row, reason: str) -> ConfigError:
-    first = next((m.content for m in row.messages if m.content.strip()), "")
-    rule = (
-        f"a format that takes every row; the tokenizer's chat template does not ({reason}), "
-        "`question_answer` does"
-    )
-    return ConfigError([Problem("data.prompt_format", rule, f"the row {first[:60]!r}")])
+def _line(error: Exception | None) -> str:
+    """The line of a template at which it failed, in words; empty if that is not known."""
+    frames = traceback.extract_tb(error.__traceback__) if error else ()
+    lines = [frame.lineno for frame in frames if frame.filename == "<template>"]
+    return f" line {lines[-1]}" if lines else ""

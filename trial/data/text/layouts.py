@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from trial.data.examples import Row
 from trial.data.messages import Message
 from trial.data.prompts import CHAT_TEMPLATE, PROMPT_FORMATS, PromptFormat
 from trial.data.text.chat_template import ChatTemplate, without_eos
 from trial.data.text.encoder import Layout
-from trial.data.text.special_tokens import SpecialTokens
 
 
 class Layouts:
     """Lays rows out for one tokenizer and prompt format."""
 
-    def __init__(
-        self, prompt_format: str, train_on: str, tokenizer: Any, special: SpecialTokens
-    ) -> None:
+    def __init__(self, prompt_format: str, train_on: str, template: ChatTemplate) -> None:
         self.train_on = train_on
-        self.special = special
-        self.eos: str = tokenizer.eos_token
-        self.template = ChatTemplate(tokenizer, special)
+        self.special = template.special
+        self.eos: str = template.tokenizer.eos_token
+        self.template = template
         self._tags = None if prompt_format == CHAT_TEMPLATE else PROMPT_FORMATS[prompt_format]
 
     @property
