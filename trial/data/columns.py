@@ -208,7 +208,7 @@ class _Finder:
         pairs = [found for names in LAST_COLUMNS if len(found := self.found(names)) == 2]
         if len(pairs) > 1:
             raise self.ambiguous("prompt", list(dict.fromkeys(pair[0] for pair in pairs)))
-        return Columns("pair", *pairs[0]) if pairs else None
+        return Columns("pair", pairs[0][0], pairs[0][1]) if pairs else None
 
     def _text_column(self) -> str:
         if self.config.completion_column is not None:

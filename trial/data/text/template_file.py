@@ -67,7 +67,7 @@ def template_problems(given: str | None) -> list[Problem]:
         if given is not None:
             read_template(given)
     except ConfigError as error:
-        return error.problems
+        return list(error.problems)
     return []
 
 
