@@ -12,6 +12,8 @@ from trial.config.errors import Problem
 
 LONGEST_VALUE = 200
 """Characters of a wrong value that a problem shows."""
+MOST_PROBLEMS = 200
+"""Problems that are noted. Each is compared with all known keys, and a file may have thousands."""
 
 
 @dataclass(slots=True)
@@ -43,7 +45,15 @@ class RawSweep:
         self.locations[key] = location
 
     def add_problem(self, problem: Problem) -> None:
-        """Note a problem once; where it has no location, it gets that of its key."""
+        """Note a problem once; where it has no location, it gets that of its key.
+
+        After `MOST_PROBLEMS` one more says that there are others.
+        """
+        if len(self.problems) >= MOST_PROBLEMS:
+            rule = f"has more mistakes than these {MOST_PROBLEMS}"
+            if len(self.problems) == MOST_PROBLEMS:
+                self.problems.append(Problem("", rule, where=str(self.source)))
+            return
         got = problem.got
         if len(got) > LONGEST_VALUE:
             got = f"{got[:LONGEST_VALUE]}..."

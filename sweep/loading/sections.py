@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -73,7 +74,8 @@ def read_objectives(raw: RawSweep) -> tuple[ObjectiveSpec, ...]:
             objectives += [_read_objective(raw, at, item) for at, item in items.items() if item]
         elif value:
             objectives.append(_read_objective(raw, key, value))
-        twice = next((g.metric for i, g in enumerate(objectives) if g in objectives[:i]), None)
+        counts = Counter((goal.metric, goal.direction) for goal in objectives)
+        twice = next((metric for (metric, _), count in counts.items() if count > 1), None)
         if twice and not raw.has_problem("objective", "objectives"):
             raw.add_problem(Problem(key, "each metric stands once", f"{twice} twice"))
     return tuple(objectives) or (ObjectiveSpec(),)

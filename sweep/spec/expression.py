@@ -22,6 +22,17 @@ MAX_CHARACTERS = 500
 MAX_INTEGER = 2**63
 """Integer results must be smaller than this in absolute value."""
 
+MAX_DIGITS = 400
+"""`round` takes at most so many digits, before or after the point: a float has 308."""
+
+
+def _rounded(value: float, digits: int | None = None) -> float:
+    """`round`; an integer rounded to many digits before the point would take 10 to that power."""
+    if digits is not None and abs(digits) > MAX_DIGITS:
+        raise ValueError(f"round takes at most {MAX_DIGITS} digits")
+    return round(value, digits)
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "abs": abs,
     "ceil": math.ceil,
@@ -34,7 +45,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "log2": math.log2,
     "max": max,
     "min": min,
-    "round": round,
+    "round": _rounded,
     "sqrt": math.sqrt,
 }
 
@@ -65,7 +76,7 @@ def evaluate(text: str, values: Mapping[str, Any]) -> Scalar:
     """
     tree, reads = _compiled(text)
     evaluator = simpleeval.SimpleEval(
-        operators={**simpleeval.DEFAULT_OPERATORS, ast.Pow: _power, ast.Mult: _product},
+        operators={**simpleeval.DEFAULT_OPERATORS, **_BOUNDED},
         functions=FUNCTIONS,
         names=dict(values),
     )
@@ -138,10 +149,31 @@ def _power(base: Any, exponent: Any) -> Any:
     return operator.pow(base, exponent)
 
 
-def _product(left: Any, right: Any) -> Any:
-    if isinstance(left, str) or isinstance(right, str):
-        raise TypeError("text cannot be multiplied")
-    return operator.mul(left, right)
+def _numbers(compute: Callable[[Any, Any], Any], name: str) -> Callable[[Any, Any], Any]:
+    """The operation, for numbers alone: `%` formats text, and `*` repeats it, to any length."""
+
+    def compute_numbers(left: Any, right: Any) -> Any:
+        if isinstance(left, str) or isinstance(right, str):
+            raise TypeError(f"`{name}` is for numbers, not for text")
+        return compute(left, right)
+
+    return compute_numbers
+
+
+def _left_shift(value: int, places: int) -> int:
+    """`<<`; OverflowError for a result that no parameter could hold."""
+    if places >= MAX_INTEGER.bit_length():
+        raise OverflowError
+    return operator.lshift(value, places)
+
+
+_BOUNDED: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Pow: _power,
+    ast.Mult: _numbers(operator.mul, "*"),
+    ast.Mod: _numbers(operator.mod, "%"),
+    ast.LShift: _left_shift,
+}
+"""Operators whose time and memory are bounded whatever the operands."""
 
 
 def _scalar(value: Any) -> Scalar:

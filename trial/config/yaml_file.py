@@ -19,7 +19,7 @@ import yaml
 from trial.config.errors import ConfigError, Problem
 
 MAX_BYTES = 128 * 1024
-MAX_VALUES = 20_000
+MAX_VALUES = 5_000
 """Limit of values with aliases expanded: nine lines of YAML can expand to a billion."""
 MAX_DEPTH = 40
 
@@ -41,6 +41,12 @@ class _Loader(yaml.SafeLoader):
         if not implicit[0]:
             return f"{_TAG}str"
         return f"{_TAG}{'merge' if value == '<<' else 'plain'}"
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        """Begin `[` or `{`; here, since PyYAML's time is quadratic in the depth of brackets."""
+        if self.flow_level >= MAX_DEPTH:
+            raise _Refusal("", f"must not be nested deeper than {MAX_DEPTH}", line=self.line + 1)
+        super().fetch_flow_collection_start(token)
 
 
 @dataclass(slots=True)
