@@ -8,7 +8,6 @@ replaced only where it exists: a release without it starts as Ray does by defaul
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import secrets
 import sys
@@ -66,6 +65,11 @@ LONGEST_SOCKET = "sockets/plasma_store"
 """Of a session's sockets the one with the longest path."""
 
 TOKEN = "RAY_AUTH_TOKEN"
+"""Environment variable of the token."""
+
+TOKEN_LOADER = "AuthenticationTokenLoader"
+"""The class of `ray._raylet` that reads the token once and keeps it; its `reset_cache` forgets."""
+
 TOKEN_BYTES = 32
 """Of the token without which no process may talk to a local Ray: `own_token`."""
 
@@ -119,8 +123,11 @@ def own_token() -> Iterator[None]:
 
 def forget_token() -> None:
     """Let this process read the token anew when it next needs one."""
-    raylet: Any = importlib.import_module("ray._raylet")
-    raylet.AuthenticationTokenLoader.instance().reset_cache()
+    from ray import _raylet
+
+    loader: Any = getattr(_raylet, TOKEN_LOADER, None)
+    if loader is not None:
+        loader.instance().reset_cache()
 
 
 @contextlib.contextmanager

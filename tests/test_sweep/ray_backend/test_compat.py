@@ -70,8 +70,8 @@ NAMES: dict[str, Callable[[], bool]] = {
             ray_constants.PROCESS_TYPE_RUNTIME_ENV_AGENT,
         )
     ),
-    "ray._raylet.AuthenticationTokenLoader.reset_cache": lambda: hasattr(
-        _raylet.AuthenticationTokenLoader, "reset_cache"
+    f"ray._raylet.{compat.TOKEN_LOADER}.reset_cache": lambda: hasattr(
+        getattr(_raylet, compat.TOKEN_LOADER), "reset_cache"
     ),
     "the words 'creation task' in ActorDiedError": lambda: (
         compat.CREATION_FAILED in inspect.getsource(ActorDiedError)
