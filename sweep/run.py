@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shlex
-import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -30,14 +29,20 @@ from sweep.open_study import (
 )
 from sweep.planning import cost
 from sweep.planning.rehearsal import Rehearsal, RehearsalError, request_for
-from sweep.ray_backend.cluster import RaySettings
 from sweep.ray_backend.executor import RayExecutor
-from sweep.signals import graceful_interrupt, raise_keyboard_interrupt
+from sweep.ray_backend.node.settings import RaySettings
+from sweep.signals import (
+    end_when_stuck,
+    graceful_interrupt,
+    handled_by,
+    raise_keyboard_interrupt,
+)
 from sweep.spec.spec import SweepSpec
 from sweep.storage.url import error_text, is_storage_error, masked
 from sweep.study import study_lock
 from trial.store.disk_full import is_full
 from trial.store.folders import StudyFolder
+from trial.store.optional_output import report_lost
 
 if TYPE_CHECKING:
     from sweep.study.decider import OptunaDecider
@@ -91,7 +96,7 @@ def _drive(
                 ask_ahead=spec.resources.ask_ahead,
                 packed=spec.resources.pack != 1,
             )
-            with graceful_interrupt(driver, view):
+            with graceful_interrupt(driver, view), end_when_stuck(driver.is_stopping, _last_words):
                 outcome = driver.run()
         return outcome
 
@@ -138,8 +143,6 @@ def _start(
     executor.start()
     # Not earlier: this thread would compete with Ray's start for the GIL.
     threading.Thread(target=results.preload, daemon=True).start()
-    # Ray has installed its own handler, which ends the process without a message.
-    signal.signal(signal.SIGTERM, raise_keyboard_interrupt)
     rehearsal = _start_rehearsal(executor, spec, folder, options)
     if rehearsal is not None:
         # Imports Optuna meanwhile.
@@ -170,19 +173,19 @@ def _start_rehearsal(
 
 @contextmanager
 def _closing(executor: RayExecutor) -> Iterator[None]:
-    """Free every device whatever happens. While nothing runs yet, SIGTERM ends the sweep."""
-    before = signal.signal(signal.SIGTERM, raise_keyboard_interrupt)
+    """Free every device whatever happens. While nothing runs yet, a signal ends the sweep."""
     ended = False
-    try:
-        yield
-        ended = True
-    except SystemExit:
-        # Raised by Ray's own SIGTERM handler while Ray starts.
-        raise KeyboardInterrupt from None
-    finally:
-        # After a sweep that ended as it should, the report is written while Ray goes down.
-        executor.close(wait=not ended)
-        signal.signal(signal.SIGTERM, before)
+    with handled_by(raise_keyboard_interrupt):
+        try:
+            yield
+            ended = True
+        finally:
+            # After a sweep that ended as it should, the report is written while Ray goes down.
+            executor.close(wait=not ended)
+
+
+def _last_words() -> str:
+    return f"stopped at once; go on with: {resume_command()}"
 
 
 @contextmanager
@@ -211,6 +214,7 @@ def _log_to(path: Path) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
+    report_lost()
     try:
         yield
     finally:

@@ -31,10 +31,11 @@ from trial.distributed.rank_group import PeerLost, folder_of_rank
 from trial.distributed.spawn import end_with_parent, spawn
 from trial.preflight.checks import preflight, rank_problems
 from trial.store.cache_dir import set_cache_folders
-from trial.store.control import NullControl, StopReason
+from trial.store.control import NullControl, StopReason, stop_signals
 from trial.store.disk_full import DiskFullError
 from trial.store.folders import TrialFolder
 from trial.store.log_capture import capture
+from trial.store.optional_output import OptionalOutput, optional_output
 from trial.store.records import Evaluation, Result
 
 COMPLETE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
@@ -44,7 +45,7 @@ class Terminal(NullControl):
     """Prints evaluations; the first Ctrl-C asks for a checkpoint, the second stops at once."""
 
     def __init__(self) -> None:
-        self.out: TextIO = sys.stdout
+        self.out: TextIO | OptionalOutput = sys.stdout
         self.interrupted = self.announced = False
         self.max_steps = 0
 
@@ -73,7 +74,7 @@ class Terminal(NullControl):
         return "interrupt"
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Handle SIGINT or SIGTERM. Prints nothing: it may have interrupted a print."""
+        """Handle SIGINT, SIGTERM or SIGHUP. Prints nothing: it may have interrupted a print."""
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True
@@ -85,6 +86,11 @@ class Terminal(NullControl):
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and train; returns the exit code."""
+    with optional_output():
+        return _main(arguments)
+
+
+def _main(arguments: list[str] | None) -> int:
     given = _parser().parse_args(arguments)
     end_with_parent()
     set_cache_folders()
@@ -178,10 +184,11 @@ def _check(folder: TrialFolder, size: int) -> TrialConfig:
 
 def _train(folder: TrialFolder, config: TrialConfig, verbose: bool) -> int:
     terminal = Terminal()
-    for name in (signal.SIGINT, signal.SIGTERM):
+    for name in stop_signals():
         signal.signal(name, terminal.on_signal)
     try:
-        with capture(folder, echo=verbose) as terminal.out:
+        with capture(folder, echo=verbose) as stream:
+            terminal.out = OptionalOutput(stream, "standard output")
             from trial.train import train
 
             result = train(folder, None if rank_env.rank() else terminal, config=config)

@@ -22,6 +22,7 @@ from sweep.cli.arguments import (
 )
 from sweep.cli.output import err, exit_on_bad_input, out, print_report
 from trial.config.errors import ConfigError, Problem
+from trial.store.optional_output import optional_output
 
 if TYPE_CHECKING:
     from sweep.open_study import RunOptions
@@ -49,7 +50,7 @@ def run(
 
     named = {"stop.trials": trials, "resources.concurrency": workers, "base.device": device}
     extra = [f"{key}={value}" for key, value in named.items() if value is not None]
-    with exit_on_bad_input():
+    with optional_output(), exit_on_bad_input():
         given = [*(overrides or ()), *extra]
         spec, source = load_sweep_file(space, given, ray_address)
         options = RunOptions(
@@ -83,6 +84,8 @@ def _run_and_report(spec: SweepSpec, source: Path, options: RunOptions) -> None:
         out.print(f"interrupted; go on with: {resume_command()}", soft_wrap=True)
         raise typer.Exit(130)
     out.print(f"ended: {outcome.reason}", markup=False, soft_wrap=True)
+    if outcome.resumable:
+        out.print(f"nothing is lost, go on with: {resume_command()}", soft_wrap=True)
     if outcome.kind is OutcomeKind.FAILED:
         raise typer.Exit(1)
 
@@ -113,7 +116,7 @@ def train(
     """Train once, without a sweep; the same command goes on with what was interrupted."""
     from sweep.single_run import SingleRunOptions, named_config, train_once
 
-    with exit_on_bad_input():
+    with optional_output(), exit_on_bad_input():
         if (config is None) == (config_name is None):
             rule = "a configuration, or --config-name; one of them"
             raise ConfigError([Problem("CONFIG", rule)])
@@ -141,7 +144,7 @@ def resume(
     from sweep.open_study import RunOptions, stored_spec
     from sweep.planning.preflight import preflight
 
-    with exit_on_bad_input():
+    with optional_output(), exit_on_bad_input():
         folder = find_study(study, runs)
         if overrides and extend_trial is None:
             rule = "is for `--continue NUMBER`; a changed study is a fork: run SPACE --fork NEW"

@@ -14,6 +14,7 @@ from sweep.driver.executor import (
     Evaluated,
     Event,
     Executor,
+    ExecutorLostError,
     Finished,
     Interrupted,
     Job,
@@ -109,6 +110,9 @@ class Driver:
         try:
             self._resume()
             return self._loop()
+        except ExecutorLostError as error:
+            # What runs or waits is in flight for the study: the next run goes on with it.
+            return SweepOutcome(str(error), OutcomeKind.FAILED, resumable=True)
         finally:
             self._proposals.cancel()
 
@@ -118,6 +122,10 @@ class Driver:
         Safe in a signal handler, which may run at any point of the loop: it only leaves a note.
         """
         self._status.interrupt = reason
+
+    def is_stopping(self) -> bool:
+        """Whether the loop has acted on an interrupt, or ended."""
+        return self._status.state is SweepState.STOPPING
 
     def _loop(self) -> SweepOutcome:
         while True:
@@ -299,6 +307,9 @@ class Driver:
             return
         if result is not None:
             self._trial_finished(number, result)
+        elif event.again:
+            self.view.note(f"trial {number} goes on from its checkpoint: {event.message}")
+            self._enqueue(self._jobs.pop(number))
         elif not self._retry(number, cause):
             result = Result(state="failed", cause=cause, steps=cause.step or 0)
             folder.write_result(result)

@@ -70,6 +70,8 @@ class Lost:
     number: int
     kind: CauseKind
     message: str
+    again: bool = False
+    """Whether the trial has no part in it and goes on as if nothing had been: Ray itself ended."""
 
 
 Event = Started | Evaluated | Finished | Interrupted | Lost
@@ -95,8 +97,12 @@ WorkerMessage = Event | SlotsChanged | Evicted
 """What a worker sends to its executor."""
 
 
+class ExecutorLostError(RuntimeError):
+    """Nothing can be placed any more; what is on disk is whole, and a later run goes on."""
+
+
 class Executor(Protocol):
-    """Places jobs on devices."""
+    """Places jobs on devices. Once started, a method may raise `ExecutorLostError`."""
 
     def start(self) -> None:
         """Connect; blocks until jobs can be placed."""

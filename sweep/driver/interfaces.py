@@ -105,3 +105,5 @@ class SweepOutcome:
 
     reason: str
     kind: OutcomeKind = OutcomeKind.DONE
+    resumable: bool = False
+    """Whether a failed sweep goes on with the same command, and no change."""

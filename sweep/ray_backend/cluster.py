@@ -1,76 +1,25 @@
-"""The Ray that jobs are placed on: a cluster to join, or a local Ray that is started here.
-
-A local Ray has a temporary folder that is locked while its driver lives, and a reaper process
-that removes it when the driver is killed. Where the reaper was killed too, the next driver of the
-same user removes the folder.
-"""
+"""The Ray that jobs are placed on: a cluster to join, or a local Ray that is started here."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import socket
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from sweep.ray_backend import compat, reaper
-from sweep.ray_backend.fork_client import FORK_SERVER
+from sweep.ray_backend import compat
 from sweep.ray_backend.fork_server import ForkServerHandle
-from sweep.ray_backend.local.temp_folder import TempFolder
-from sweep.ray_backend.worker import TrialWorker
+from sweep.ray_backend.liveness import watch
+from sweep.ray_backend.liveness.watch import RayLostError, Watch
+from sweep.ray_backend.node.local_ray import LocalRay, start_local_ray
+from sweep.ray_backend.node.settings import RESOURCE, RaySettings
 from sweep.spec.hpu_groups import GROUP_SIZES, hpus_per_node
-from trial.devices.detect import detected_device, usable_cores
 
-log = logging.getLogger(__name__)
-
-FORK_CLIENT = Path(__file__).with_name("fork_client.py")
-"""Starts workers in the place of Ray's own script."""
-
-AGENT = Path(__file__).with_name("local") / "agent.py"
-"""Starts Ray's agents."""
-
-OBJECT_STORE_BYTES = 100 * 1024 * 1024
-"""Only small events pass through the object store."""
-
-RESOURCE = {"hpu": "HPU", "cuda": "GPU", "cpu": "CPU"}
-"""Ray's resource name of each device."""
-
-
-@dataclass(frozen=True, slots=True)
-class RaySettings:
-    """What the sweep file and the command line say about devices and workers."""
-
-    device: str = "auto"
-    devices_per_trial: int = 1
-    cpus_per_trial: int = 1
-    concurrency: int | None = None
-    """Most jobs at once; None: as many as the cluster holds."""
-    expected_jobs: int | None = None
-    """Most jobs that will come, when known: no more workers than that are started."""
-    address: str | None = None
-    """Address of a cluster; None: a local Ray."""
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """Environment variables of the workers."""
-    hang_seconds: float | None = None
-    """A trial without a sign of life for so long is ended."""
-    pack: int = 1
-    """Trials that a packed job trains at once; 0: as many as raise the throughput."""
-    fork_server: bool = False
-    """Fork the workers of a local Ray on CPUs: see `sweep.ray_backend.fork_server`."""
-    worker: type = TrialWorker
-    """Class of the actors."""
-    resources: Mapping[str, float] = field(default_factory=dict)
-    """Custom resources of a local Ray: tests place HPU jobs on a machine that has no HPU."""
-    refresh_seconds: float = 5.0
-    """How long the cluster's size is remembered, and seconds between heartbeats of a worker."""
-    startup_seconds: float = 60.0
-    """How long a worker may take to start before an idle one takes its job over."""
+SHUTDOWN_SECONDS = 30.0
+"""How long Ray may take to leave."""
 
 
 class Cluster:
@@ -83,7 +32,12 @@ class Cluster:
         self.ray: Any = None
         """The module; None while there is no connection."""
         self.actor_class: Any = None
+        self.beat: Callable[[], None] = lambda: None
+        """Called twice a second, by a thread, while there is a connection."""
         self._own: LocalRay | None = None
+        self._watch = Watch(lambda: "")
+        self._node = ""
+        """Id of the node of this host, once connected."""
         self._capacity = (-float("inf"), 1)
 
     @property
@@ -95,23 +49,25 @@ class Cluster:
         """Connect to the address of the settings, or start a local Ray.
 
         Raises:
-            ConnectionError: there is no Ray at the address.
+            ConnectionError: there is no Ray at the address, or none can be started here.
             ValueError: the machine or the device cannot hold a trial.
         """
         compat.set_environment()
         import ray
 
         self.ray = ray
+        compat.log_errors_of_nodes()
         # Once for all workers: Ray takes a class apart and sends it to its nodes each time.
         self.actor_class = ray.remote(self.settings.worker)
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if self.settings.address:
-            self._join(options)
-        else:
-            self._own = LocalRay(self.settings)
-            self._own.start(ray, self.worker_environment(), options)
+        with compat.own_signals():
+            if self.settings.address:
+                self._join(options)
+            else:
+                self._own = start_local_ray(ray, self.settings, self.worker_environment(), options)
+        self._start_watch()
         if self.device == "auto":
-            total = ray.cluster_resources()
+            total = self.call(ray.cluster_resources)
             self.device = next((d for d, name in RESOURCE.items() if total.get(name)), "cpu")
         self._refuse_impossible()
         self.request(self.settings.concurrency or 0)
@@ -126,6 +82,33 @@ class Cluster:
                 f"{error}. Is Ray up there, and was it started with the RAY_AUTH_MODE and "
                 "RAY_AUTH_TOKEN that are set here? See docs/cluster.md"
             ) from error
+
+    def _start_watch(self) -> None:
+        self._node, raylet, gcs = compat.own_node(self.ray)
+        if self._own is not None:
+            look = watch.of_processes(self._own.processes)
+        else:
+            # A client's server, or the cluster's head.
+            head = gcs or self.settings.address or ""
+            look = watch.of_cluster(raylet, lambda: is_reachable(head))
+        self._watch = Watch(look, lambda: self.beat(), quick=self._own is not None)
+        self._watch.start()
+
+    def check(self, wait: float = 0.0) -> None:
+        """Look whether Ray is still there, for `wait` seconds.
+
+        Raises:
+            RayLostError: it is gone.
+        """
+        self._watch.check(wait)
+
+    def call(self, question: Callable[[], Any]) -> Any:
+        """Ask Ray something that it may not answer.
+
+        Raises:
+            RayLostError: Ray is gone or does not answer.
+        """
+        return self._watch.call(question)
 
     def _refuse_impossible(self) -> None:
         """Raise ValueError when no trial can ever fit; a cluster that is too small may grow."""
@@ -145,11 +128,18 @@ class Cluster:
         from ray.autoscaler.sdk import request_resources
 
         ranks = jobs * self.settings.devices_per_trial
-        request_resources(bundles=[self.rank_resources()] * ranks)
+        self.call(lambda: request_resources(bundles=[self.rank_resources()] * ranks))
 
     def nodes(self) -> list[dict[str, float]]:
-        """The resources of every living node."""
-        return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        """The resources of every living node.
+
+        Raises:
+            RayLostError: Ray is gone, or the node of this host.
+        """
+        nodes = self.call(self.ray.nodes)
+        if any(node["NodeID"] == self._node and not node["Alive"] for node in nodes):
+            self._watch.give_up("the node of this host left the cluster")
+        return [node["Resources"] for node in nodes if node["Alive"]]
 
     def rank_resources(self, ranks: int = 1) -> dict[str, float]:
         """The Ray resources that so many ranks of a trial need."""
@@ -216,11 +206,17 @@ class Cluster:
 
     def end(self, actors: list[Any], placement_group: Any) -> None:
         """Kill actors and free their placement group; what is gone already is left alone."""
-        for actor in actors:
-            with contextlib.suppress(Exception):
-                self.ray.kill(actor)
-        if placement_group is not None:
-            self.ray.util.remove_placement_group(placement_group)
+        ray = self.ray
+
+        def end() -> None:
+            for actor in actors:
+                with contextlib.suppress(Exception):
+                    ray.kill(actor)
+            if placement_group is not None:
+                ray.util.remove_placement_group(placement_group)
+
+        with contextlib.suppress(RayLostError):
+            self.call(end)
 
     def disconnect(self, *, wait: bool) -> None:
         """Leave the cluster, or end the local Ray.
@@ -229,16 +225,22 @@ class Cluster:
         """
         with contextlib.suppress(Exception):  # A cluster that is gone needs no request.
             self.request(0)
-        thread = threading.Thread(target=self._shut_down, args=(self.ray,))
-        self.ray = None
+        self._watch.close()
+        thread = threading.Thread(target=self._shut_down, args=(self.ray, self._own))
+        self.ray = self._own = None
         thread.start()
         if wait:
             thread.join()
 
-    def _shut_down(self, ray: Any) -> None:
-        ray.shutdown()
-        if self._own is not None:
-            self._own.close()
+    def _shut_down(self, ray: Any, own: LocalRay | None) -> None:
+        if self._watch.lost and own is not None:
+            own.kill()
+        # Ray waits for a GCS that is gone, without a limit.
+        leaving = threading.Thread(target=ray.shutdown, daemon=True)
+        leaving.start()
+        leaving.join(SHUTDOWN_SECONDS)
+        if own is not None:
+            own.close()
 
 
 def is_reachable(address: str, timeout: float = 5.0) -> bool:
@@ -258,72 +260,3 @@ def is_reachable(address: str, timeout: float = 5.0) -> bool:
 def _times(node: Mapping[str, float], need: Mapping[str, float]) -> int:
     """How often a node holds what is needed."""
     return int(min(node.get(name, 0.0) // count for name, count in need.items()))
-
-
-class LocalRay:
-    """A Ray that is started on this machine: its folder, its reaper and its fork server."""
-
-    def __init__(self, settings: RaySettings) -> None:
-        self.folder = TempFolder.create()
-        self.fork_server: ForkServerHandle | None = None
-        self._settings = settings
-        self._reaper = reaper.start(self.folder.path)
-
-    def start(self, ray: Any, environment: Mapping[str, str], options: Mapping[str, Any]) -> None:
-        """Start Ray and connect to it.
-
-        Args:
-            ray: The module.
-            environment: Environment variables of the workers.
-            options: Further arguments of `ray.init`.
-        """
-        settings, cores = self._settings, usable_cores()
-        with (
-            compat.loopback_only(),
-            compat.own_token(),
-            compat.agents_by(str(AGENT)),
-            self.with_fork_server(environment) as start_server,
-            compat.minimal_node(str(FORK_CLIENT), start_server),
-        ):
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                # Ranks on the CPU may share cores; that is slow and not wrong.
-                num_cpus=max(cores, settings.cpus_per_trial * settings.devices_per_trial),
-                resources=dict(settings.resources),
-                object_store_memory=OBJECT_STORE_BYTES,
-                **compat.temp_dir_option(str(self.folder.ray)),
-                **options,
-            )
-
-    @contextlib.contextmanager
-    def with_fork_server(
-        self, environment: Mapping[str, str]
-    ) -> Iterator[Callable[[], None] | None]:
-        """Announce a fork server to the Ray that starts inside; yields its `start` or None."""
-        settings = self._settings
-        device = settings.device if settings.device != "auto" else detected_device()
-        if not settings.fork_server or device != "cpu" or sys.platform != "linux":
-            yield None
-            return
-        try:
-            self.fork_server = ForkServerHandle(self.folder.fork_server, device, environment)
-        except OSError as error:
-            log.warning("workers are not forked, each imports by itself: %s", error)
-            yield None
-            return
-        os.environ[FORK_SERVER] = str(self.fork_server.path)
-        try:
-            yield self.fork_server.start
-        finally:
-            del os.environ[FORK_SERVER]
-
-    def close(self) -> None:
-        """Clean up once Ray is down."""
-        if self.fork_server is not None:
-            self.fork_server.close()
-        if self._reaper.stdin:
-            # Any byte: Ray is down, only its folder is left to remove.
-            self._reaper.communicate(b".")
-        self.folder.release()
-        compat.forget_token()

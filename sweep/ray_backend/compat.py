@@ -8,13 +8,17 @@ replaced only where it exists: a release without it starts as Ray does by defaul
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 RAY_VERSION = "2.60.0"
 """The release that every name here was read from."""
@@ -25,9 +29,12 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_prestart_worker_first_driver": "0",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "86400",
 }
 """Set before Ray is imported: no telemetry, no metrics agent, no deduplicated log lines, no hidden
-devices for actors without one, and no idle worker process for each core of the machine."""
+devices for actors without one, and no idle worker process for each core of the machine. A process
+that has lost Ray's global control store (GCS) would end itself after a minute, in C++ and without
+cleaning up; here `sweep.ray_backend.liveness.watch` notices that, and within seconds."""
 
 KEEP_MODULES = {"RAY_EXPERIMENTAL_NOSET_HABANA_VISIBLE_MODULES": "1"}
 """Keeps Ray from setting HABANA_VISIBLE_MODULES in a worker."""
@@ -80,11 +87,27 @@ the first argument is the program's name."""
 AGENTS = ("dashboard_agent", "runtime_env_agent")
 """Those that the raylet starts."""
 
-REGISTRATION_TIMEOUT_SECONDS = 30.0
-"""Longest wait for a node here, in seconds; Ray itself then waits on, and reports what is wrong."""
+REGISTRATION_TIMEOUT_SECONDS = 90.0
+"""Longest wait for a node, in seconds: a loaded machine may take half a minute."""
 
 POLL_SECONDS = 0.02
 """Seconds between two looks at whether the node is registered."""
+
+GCS_SECONDS = 5.0
+"""Longest wait for one answer of the GCS while a node starts."""
+
+POPEN = "ConsolePopen"
+"""The class in `ray._private.services` by which Ray starts its processes."""
+
+SET_SIGTERM = "set_sigterm_handler"
+"""The function of `ray._private.utils` by which Ray sets its handlers of SIGTERM."""
+
+PRINT = "print_to_stdstream"
+"""The function of `ray._private.worker` that prints what a node reports as an error."""
+
+
+class NotUpError(RuntimeError):
+    """A Ray that was started here is not up."""
 
 
 def set_environment() -> None:
@@ -183,6 +206,9 @@ def minimal_node(
         setup_worker: Script that starts workers in the place of Ray's `SETUP_WORKER`.
         on_object_store: Called once the object store is up, and not earlier: work beside the
             store's start would delay it, and a late store costs Ray a second.
+
+    Raises:
+        NotUpError: a process of Ray's ended while it started, or the node is not up in time.
     """
     from ray._private.node import Node
 
@@ -199,8 +225,8 @@ def minimal_node(
             setattr(Node, name, method)
 
 
-def _do_nothing(node: Any, *args: Any, **kwargs: Any) -> None:
-    """Stands in for a method of `Node` that starts a process."""
+def _do_nothing(*args: Any, **kwargs: Any) -> None:
+    """Stands in for what Ray should not do here."""
 
 
 def _until_registered(
@@ -218,15 +244,88 @@ def _until_registered(
             parameters.setup_worker_path = setup_worker
         start(node)
         until, callback = time.monotonic() + REGISTRATION_TIMEOUT_SECONDS, on_object_store
-        # What goes wrong here goes wrong for Ray's own wait as well, which reports it better.
-        with contextlib.suppress(Exception):
-            client = node.get_gcs_client()
-            while not client.get_all_node_info() and time.monotonic() < until:
-                if callback is not None and os.path.exists(node.plasma_store_socket_name):
-                    callback()
-                    callback = None
-                time.sleep(POLL_SECONDS)
+        while not _is_registered(node):
+            if ended := [name for name, process in _processes(node) if process.poll() is not None]:
+                raise NotUpError(f"its {ended[0]} ended while it started")
+            if time.monotonic() > until:
+                raise NotUpError(f"it was not up within {REGISTRATION_TIMEOUT_SECONDS:.0f} s")
+            if callback is not None and os.path.exists(node.plasma_store_socket_name):
+                callback()
+                callback = None
+            time.sleep(POLL_SECONDS)
         if callback is not None:
             callback()
 
     return wrapped
+
+
+def _is_registered(node: Any) -> bool:
+    # An error here is none yet: what is behind it shows in the processes or in the time.
+    with contextlib.suppress(Exception):
+        return bool(node.get_gcs_client().get_all_node_info(timeout=GCS_SECONDS))
+    return False
+
+
+def _processes(node: Any) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    for name, started in getattr(node, "all_processes", {}).items():
+        yield from ((name, info.process) for info in started)
+
+
+@contextlib.contextmanager
+def own_sessions(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Start each process of a Ray that starts here in a session of its own; add it to `processes`.
+
+    A signal to the driver's process group then reaches the driver alone, which needs its Ray to
+    write checkpoints. What such a process starts stays in its session, workers included.
+    """
+    from ray._private import services
+
+    popen: Any = getattr(services, POPEN, None)
+
+    def start(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
+        process: subprocess.Popen[bytes] = popen(*args, **kwargs, start_new_session=True)
+        processes.append(process)
+        return process
+
+    if popen is not None:
+        setattr(services, POPEN, start)
+    try:
+        yield
+    finally:
+        if popen is not None:
+            setattr(services, POPEN, popen)
+
+
+@contextlib.contextmanager
+def own_signals() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM: `ray.init` sets others, which end the process."""
+    from ray._private import utils
+
+    before: Any = getattr(utils, SET_SIGTERM, None)
+    if before is not None:
+        setattr(utils, SET_SIGTERM, _do_nothing)
+    try:
+        yield
+    finally:
+        if before is not None:
+            setattr(utils, SET_SIGTERM, before)
+
+
+def log_errors_of_nodes() -> None:
+    """Write what Ray's nodes report to the log; Ray prints it, with the ends of its own logs."""
+    from ray._private import worker
+
+    def write(data: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+        log.warning("%s: %s", data.get("pid", "ray"), "\n".join(map(str, data.get("lines", ()))))
+
+    if hasattr(worker, PRINT):
+        setattr(worker, PRINT, write)
+
+
+def own_node(ray: Any) -> tuple[str, str, str]:
+    """Id of this driver's node, its raylet's socket and the GCS's address; empty when unknown."""
+    node = getattr(ray._private.worker, "_global_node", None)
+    if node is None:
+        return "", "", ""
+    values = (getattr(node, name, None) or "" for name in ("raylet_socket_name", "gcs_address"))
+    return ray.get_runtime_context().get_node_id(), *map(str, values)  # type: ignore[return-value]

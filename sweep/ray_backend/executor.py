@@ -6,20 +6,63 @@ searcher would replace Optuna's pruners and report a stopped trial as complete.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sweep.driver.executor import Event, Evicted, Finished, Interrupted, Job, Lost, SlotsChanged
-from sweep.ray_backend.cluster import RESOURCE, Cluster, RaySettings
-from sweep.ray_backend.health import Heartbeats, LossAction, action_on_loss, reason_of
+from sweep.driver.executor import (
+    Event,
+    Evicted,
+    ExecutorLostError,
+    Finished,
+    Interrupted,
+    Job,
+    Lost,
+    SlotsChanged,
+)
+from sweep.ray_backend.cluster import Cluster
+from sweep.ray_backend.health import Heartbeats, Leases, LossAction, action_on_loss, reason_of
+from sweep.ray_backend.liveness.watch import RayLostError
+from sweep.ray_backend.node.settings import RESOURCE, RaySettings
 from sweep.ray_backend.scheduler import Scheduler
 from sweep.ray_backend.worker_group import GroupState, WorkerGroup
 from trial.store.control import StopReason
 from trial.store.records import CauseKind
 
 log = logging.getLogger(__name__)
+
+
+RESTARTS, RESTART_SECONDS = 3, 3600.0
+"""How often a local Ray is started again within so many seconds."""
+
+ENDING_SECONDS = 0.5
+"""How long a Ray that ends may take to do so, once its workers have ended."""
+
+
+class Restarts:
+    """Counts how often a local Ray has ended."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._times: deque[float] = deque()
+
+    def note(self, reason: str) -> None:
+        """Count one end.
+
+        Raises:
+            ExecutorLostError: it was one too many.
+        """
+        now = self._clock()
+        while self._times and self._times[0] <= now - RESTART_SECONDS:
+            self._times.popleft()
+        self._times.append(now)
+        if len(self._times) > RESTARTS:
+            times = f"{len(self._times)} times within {RESTART_SECONDS / 60:.0f} minutes"
+            raise ExecutorLostError(f"Ray has ended {times}, the last time because {reason}")
 
 
 class RayExecutor:
@@ -30,8 +73,12 @@ class RayExecutor:
         self.cluster = Cluster(settings)
         self.scheduler = Scheduler(self.cluster, settings)
         self._heartbeats = Heartbeats(self.cluster)
+        self.restarts = Restarts()
+        self._capacity = 1
+        """As last known."""
         self._events: list[Event] = []
-        """Events that did not come from a worker."""
+        """What has happened and was not returned yet."""
+        self.cluster.beat = Leases(self.cluster, lambda: self.scheduler.groups).renew
 
     @property
     def device(self) -> str:
@@ -45,13 +92,26 @@ class RayExecutor:
         return server.path if server is not None else None
 
     def start(self) -> None:
-        """Connect to Ray or start one; begin to start and warm the first workers."""
-        self.cluster.connect()
-        self.scheduler.start_groups()
+        """Connect to Ray or start one; begin to start and warm the first workers.
+
+        Raises:
+            ConnectionError: there is no Ray to connect to, or none can be started.
+            ValueError: the machine or the device cannot hold a trial.
+        """
+        try:
+            self.cluster.connect()
+            self.scheduler.start_groups()
+            self._capacity = self.scheduler.capacity()
+        except RayLostError as error:
+            raise ConnectionError(f"Ray ended as soon as it had started: {error}") from error
 
     def capacity(self) -> int:
         """How many trials fit the cluster as it is now; at least one, to let a cluster grow."""
-        return self.scheduler.capacity()
+        # Of a Ray that is gone as many as it had, until it is known to be gone.
+        with contextlib.suppress(RayLostError):
+            if self.cluster.ray is not None:
+                self._capacity = self.scheduler.capacity()
+        return self._capacity
 
     def describe(self) -> str:
         """Devices and workers in words."""
@@ -68,11 +128,16 @@ class RayExecutor:
         """Give the job to a worker: one with a free slot, an idle one, or a new one.
 
         Raises:
+            ExecutorLostError: Ray is gone and does not start again.
             ValueError: several trials for several ranks.
         """
+        if self.cluster.ray is None:
+            self._start_again()
         if self.settings.devices_per_trial > 1 and len(job.trials) > 1:
             raise ValueError("a job that is not packed trains one trial on several devices")
-        self.scheduler.submit(job)
+        # Where Ray is gone by now the job waits, and `events` gives it back.
+        with contextlib.suppress(RayLostError):
+            self.scheduler.submit(job)
 
     def stop(self, number: int, reason: StopReason) -> None:
         """Pass the request to the worker that has the trial; of several ranks to the first."""
@@ -86,17 +151,52 @@ class RayExecutor:
         """Everything that has happened, waiting at most `timeout` seconds for the first."""
         until = time.monotonic() + timeout
         while True:
-            self._heartbeats.check(self.scheduler.groups, time.monotonic())
-            found, self._events = self._events, []
-            for group, rank in self._ready(time.monotonic() if found else until):
-                if rank in group.streams:
-                    found += self._receive(group, rank)
-            for group in [g for g in self.scheduler.groups if g.state is GroupState.FAILING]:
-                found += self._conclude(group)
-            self.scheduler.hand_over()
-            self.scheduler.dispatch()
-            if found or time.monotonic() >= until:
+            try:
+                self._turn(until)
+            except RayLostError as error:
+                self._ray_lost(str(error))
+            if self._events or time.monotonic() >= until:
+                found, self._events = self._events, []
                 return found
+
+    def _turn(self, until: float) -> None:
+        """Receive what is there, or wait for it; then place jobs.
+
+        Raises:
+            RayLostError: Ray is gone. What has been received is in `_events`.
+        """
+        if self.cluster.ray is None:
+            time.sleep(max(0.0, until - time.monotonic()))
+            return
+        self.cluster.check()
+        self._heartbeats.check(self.scheduler.groups, time.monotonic())
+        for group, rank in self._ready(time.monotonic() if self._events else until):
+            if rank in group.streams:
+                self._events += self._receive(group, rank)
+        for group in [g for g in self.scheduler.groups if g.state is GroupState.FAILING]:
+            self._events += self._conclude(group)
+        self.scheduler.hand_over()
+        self.scheduler.dispatch()
+
+    def _ray_lost(self, reason: str) -> None:
+        """Give all trials back to the driver; the next one that it submits starts Ray again.
+
+        Raises:
+            ExecutorLostError: the cluster is gone, or Ray ends too often.
+        """
+        numbers = sorted(self.scheduler.abandon())
+        self.cluster.disconnect(wait=True)
+        if self.settings.address is not None:
+            raise ExecutorLostError(f"the Ray cluster at {self.settings.address}: {reason}")
+        self.restarts.note(reason)
+        message = f"Ray is started again: {reason}"
+        self._events += [Lost(number, "lost", message, again=True) for number in numbers]
+
+    def _start_again(self) -> None:
+        try:
+            self.start()
+        except (OSError, ValueError) as error:
+            raise ExecutorLostError(f"Ray is gone: {error}") from error
 
     def _ready(self, until: float) -> list[tuple[WorkerGroup, int]]:
         """Ranks whose stream has an event, as soon as one has."""
@@ -152,8 +252,13 @@ class RayExecutor:
         return [event]
 
     def _worker_lost(self, group: WorkerGroup, rank: int, error: Exception) -> list[Event]:
-        """Handle the death of a worker process or its node."""
+        """Handle the death of a worker process or its node.
+
+        Raises:
+            RayLostError: Ray itself has ended, and the worker with it.
+        """
         log.warning("a worker was lost: %s", error)
+        self.cluster.check(wait=ENDING_SECONDS)
         action = action_on_loss(
             group.state, packed=group.key is not None, has_trials=bool(group.open)
         )

@@ -1,13 +1,16 @@
-"""Workers that hang or die: heartbeats, and what follows when a worker is lost."""
+"""Workers that hang or die: heartbeats, leases, and what follows when a worker is lost."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from enum import Enum, auto
+from typing import Any
 
 from sweep.driver.executor import Lost
 from sweep.ray_backend import compat
 from sweep.ray_backend.cluster import Cluster
+from sweep.ray_backend.liveness.lease import RENEWAL_SECONDS
 from sweep.ray_backend.worker_group import GroupState, WorkerGroup
 
 
@@ -47,6 +50,37 @@ class Heartbeats:
     def next_check(self) -> float | None:
         """Seconds until the workers must be asked again; None when they are not asked."""
         return None if self._hang_seconds is None else self._interval
+
+
+class Leases:
+    """Renews the leases of the workers, in the thread that watches Ray."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        groups: Callable[[], Iterable[WorkerGroup]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cluster = cluster
+        self._groups = groups
+        self._clock = clock
+        self._answers: dict[Any, Any] = {}
+        """The last answer of each actor; one that has not answered is not asked again."""
+        self._due = -float("inf")
+
+    def renew(self) -> None:
+        """Renew them all when `RENEWAL_SECONDS` have passed since the last time."""
+        now = self._clock()
+        if now < self._due:
+            return
+        self._due = now + RENEWAL_SECONDS
+        before, self._answers = self._answers, {}
+        for group in list(self._groups()):
+            for actor in group.actors:
+                answer = before.get(actor)
+                if answer is None or self._cluster.is_ready(answer):
+                    answer = actor.renew_lease.remote()
+                self._answers[actor] = answer
 
 
 class LossAction(Enum):

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from sweep.driver.executor import Evicted, Job
-from sweep.ray_backend.cluster import Cluster, RaySettings
+from sweep.ray_backend.cluster import Cluster
+from sweep.ray_backend.node.settings import RaySettings
 from sweep.ray_backend.worker_group import GroupState, WorkerGroup, start_group
 
 MAX_OVERTAKES = 32
@@ -46,6 +47,12 @@ class JobQueue:
         kept = [w for w in self._jobs if all(trial.number != number for trial in w.job.trials)]
         found = len(kept) < len(self._jobs)
         self._jobs = kept
+        return found
+
+    def clear(self) -> set[int]:
+        """Remove all jobs; returns the numbers of their trials."""
+        found = {trial.number for waiting in self._jobs for trial in waiting.job.trials}
+        self._jobs = []
         return found
 
     def dispatch(self, place: Callable[[Job], bool]) -> None:
@@ -199,6 +206,18 @@ class Scheduler:
                 for number in sorted(group.open):
                     self.queue.add(Job((group.trials[number],), group.key))
                 return
+
+    def abandon(self) -> set[int]:
+        """Forget all worker groups and jobs, of a Ray that is gone; the numbers of their trials."""
+        numbers = self.queue.clear()
+        for group in self.groups:
+            numbers |= group.open
+            numbers |= (
+                {trial.number for trial in group.next_job.trials} if group.next_job else set()
+            )
+            group.retire()
+        self.groups = []
+        return numbers
 
     def retire(self, group: WorkerGroup) -> None:
         """End a worker group that failed or cannot be cleaned; it is replaced and never reused."""

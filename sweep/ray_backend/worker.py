@@ -30,6 +30,7 @@ from sweep.driver.executor import (
     TrialRef,
     WorkerMessage,
 )
+from sweep.ray_backend.liveness import lease
 from sweep.ray_backend.rank_placement import (
     HeldResources,
     NoFreeHpusError,
@@ -178,7 +179,7 @@ class FollowerTrialSource:
     """
 
     def next(self, wait: bool) -> PackedTrial | None:
-        """Never called: the first rank takes trials."""
+        """Never called."""
 
     def ended(self, trial: PackedTrial, result: Result | None) -> None:
         """Reported by the first rank."""
@@ -202,7 +203,9 @@ class TrialWorker:
         preload: str | None = None,
         hang_seconds: float | None = None,
     ) -> None:
+        lease.end_with_parent()
         os.environ.update(environment)
+        self._lease = lease.Lease()
         self.process_cache: Any = None
         """The warm `ProcessCache`; None before the first trial and after a failure."""
         self._hang_seconds = hang_seconds
@@ -211,8 +214,7 @@ class TrialWorker:
         self._source: WorkerTrialSource | None = None
         """Where the packed job that runs here gets its trials."""
         self._inbox: queue.SimpleQueue[TrialRef | None] = queue.SimpleQueue()
-        """Trials that join the packed job that runs here, or the next one: Ray's calls may overtake
-        each other."""
+        """Trials that join the packed job that runs here, or (calls may overtake) the next one."""
         # The imports take seconds: begin while Ray is still starting other workers.
         self._importing = threading.Thread(target=import_trial, args=(preload,), daemon=True)
         if preload:
@@ -221,6 +223,10 @@ class TrialWorker:
     def pid(self) -> int:
         """The worker's process id; answers once it is up."""
         return os.getpid()
+
+    def renew_lease(self) -> None:
+        """The driver is there: this process does not end itself for `lease.LEASE_SECONDS`."""
+        self._lease.renew()
 
     def placement(self, request: PlacementRequest) -> RankPlacement | str:
         """Reserve what a rank needs on this node; an error message if it cannot be had."""
@@ -328,11 +334,7 @@ class TrialWorker:
             events.put(None)
 
     def _train_packed(
-        self,
-        source: TrialSource,
-        events: EventQueue,
-        slots: int,
-        limit: int,
+        self, source: TrialSource, events: EventQueue, slots: int, limit: int
     ) -> None:
         """Train what the source has until it is closed; after an error the worker is not reused.
 

@@ -230,7 +230,16 @@ def rank_outcome(number: int, ended: Mapping[int, Event | None], grace_over: boo
 
 
 def start_group(cluster: Cluster) -> WorkerGroup:
-    """Ask Ray for the actors of a trial; they start when there is a place for them."""
+    """Ask Ray for the actors of a trial; they start when there is a place for them.
+
+    Raises:
+        RayLostError: Ray is gone.
+    """
+    group: WorkerGroup = cluster.call(lambda: _start_group(cluster))
+    return group
+
+
+def _start_group(cluster: Cluster) -> WorkerGroup:
     if cluster.settings.devices_per_trial == 1:
         # Nodes are filled evenly: a lost one takes as few trials with it as can be.
         group = WorkerGroup([_start_actor(cluster, scheduling_strategy="SPREAD")])

@@ -69,7 +69,7 @@ def test_nothing_private_is_imported_from_another_folder():
 TOPICS = {
     "test_results/render": {"browser"},
     "test_sweep/loading": {"broken_files", "fuzzed_files", "hostile_files"},
-    "test_sweep/ray_backend/real_ray": {"nodes", "packed", "packed_ranks"},
+    "test_sweep/ray_backend/real_ray": {"cluster_lost", "nodes", "packed", "packed_ranks"},
     "test_sweep/storage": {"storage"},
     "test_trial/builtin": {"builtin"},
     "test_trial/devices": {"optimum_habana_internals"},

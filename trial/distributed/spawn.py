@@ -19,6 +19,7 @@ from contextlib import contextmanager
 
 from trial.devices.detect import usable_cores
 from trial.distributed.rank_group import LISTENER, rank_environment
+from trial.store.control import stop_signals
 
 PARENT = "GAUDI_SWEEP_PARENT"
 GRACE_SECONDS = 10.0
@@ -69,7 +70,7 @@ def _start(
 
 @contextmanager
 def _signals_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    names = (signal.SIGINT, signal.SIGTERM)
+    names = stop_signals()
     before = [signal.signal(name, lambda sent, _: process.send_signal(sent)) for name in names]
     try:
         yield

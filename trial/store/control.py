@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Literal, Protocol
 
 from trial.store.folders import TrialFolder
@@ -9,6 +10,15 @@ from trial.store.records import Evaluation
 
 StopReason = Literal["prune", "interrupt"]
 """`prune` ends the trial for good; `interrupt` checkpoints it, to go on later."""
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """The signals that ask for a checkpoint and an end.
+
+    Without SIGHUP, which a lost terminal sends, where this process ignores it: `nohup` set that.
+    """
+    hang_up = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    return (signal.SIGINT, signal.SIGTERM, *hang_up)
 
 
 class Control(Protocol):

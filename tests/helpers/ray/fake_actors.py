@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sweep.ray_backend.cluster import RaySettings
+from sweep.ray_backend.node.settings import RaySettings
 from sweep.ray_backend.worker_group import WorkerGroup
 
 

@@ -8,7 +8,9 @@ import time
 
 from helpers.sweeps import fakes
 
+from sweep.driver.executor import ExecutorLostError, Lost
 from sweep.driver.interfaces import OutcomeKind
+from sweep.spec.spec import FailuresSpec
 from trial.config.trial_config import TrialConfig
 from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.records import Evaluation, Result
@@ -144,3 +146,79 @@ def test_nothing_is_repeated_after_an_interruption(tmp_path):
     driver.interrupt()
     driver.run()
     assert executor.submitted == []
+
+
+class EndingRay(fakes.ScriptedExecutor):
+    """Gives every running trial back at its second step, as when Ray itself ends."""
+
+    def __init__(self, *, for_good: bool) -> None:
+        super().__init__(fakes.falling)
+        self.for_good = for_good
+        self.turns = 0
+
+    def events(self, timeout):
+        self.turns += 1
+        if self.turns != 2:
+            return super().events(timeout)
+        if self.for_good:
+            raise ExecutorLostError("the Ray cluster at x: its head has not answered")
+        numbers = list(self.running)
+        self.running.clear()
+        return [Lost(n, "lost", "Ray is started again", again=True) for n in numbers]
+
+
+def test_a_ray_that_is_started_again_is_no_failure_of_a_trial(tmp_path):
+    decider, executor = fakes.ScriptedDecider(total=3), EndingRay(for_good=False)
+    policy = FailuresSpec(lost_retries=0)
+    driver = fakes.make_driver(tmp_path, decider, executor, failures=policy, trials=3)
+    assert driver.run().kind is OutcomeKind.DONE
+    assert executor.submitted == [0, 1, 0, 1, 2]
+    assert {number: result.state for number, result in decider.told.items()} == dict.fromkeys(
+        range(3), "complete"
+    )
+    assert [driver.study.trial(number).read_failures() for number in range(3)] == [[], [], []]
+    assert any("goes on from its checkpoint" in note for note in driver.view.notes)
+
+
+def test_a_result_that_was_on_disk_when_ray_ended_counts(tmp_path):
+    class Finished(EndingRay):
+        def events(self, timeout):
+            events = super().events(timeout)
+            if self.turns == 2:
+                result = Result(state="complete", eval_loss=0.25, steps=9)
+                driver.study.trial(events[0].number).write_result(result)
+            return events
+
+    decider, executor = fakes.ScriptedDecider(total=2), Finished(for_good=False)
+    driver = fakes.make_driver(tmp_path, decider, executor, trials=2)
+    driver.run()
+    assert executor.submitted == [0, 1, 1]
+    assert decider.told[0].eval_loss == 0.25
+
+
+def test_a_cluster_that_is_gone_ends_the_run_and_the_next_one_goes_on(tmp_path):
+    decider = fakes.ScriptedDecider(total=2)
+    driver = fakes.make_driver(tmp_path, decider, EndingRay(for_good=True), trials=2)
+    outcome = driver.run()
+    assert (outcome.kind, outcome.resumable) == (OutcomeKind.FAILED, True)
+    assert "its head has not answered" in outcome.reason
+    assert decider.told == {}
+    assert driver.study.trial(0).read_failures() == []
+
+
+def test_a_trial_that_ray_gives_back_after_an_interrupt_is_left_for_the_next_run(tmp_path):
+    class Late(EndingRay):
+        def events(self, timeout):
+            if self.turns == 1:
+                driver.interrupt()
+            return super().events(timeout)
+
+        def stop(self, number, reason):
+            """Ray is gone: nobody hears it."""
+
+    decider, executor = fakes.ScriptedDecider(total=2), Late(for_good=False)
+    driver = fakes.make_driver(tmp_path, decider, executor, trials=2)
+    assert not driver.is_stopping()
+    assert driver.run().kind is OutcomeKind.INTERRUPTED
+    assert driver.is_stopping()
+    assert executor.submitted == [0, 1]

@@ -11,8 +11,8 @@ from helpers.ray.executor_bench import ExecutorBench
 from helpers.ray.node_worker import COMPLETE, LOCKS, WAIT, NodeWorker
 
 from sweep.driver.executor import Finished
-from sweep.ray_backend.cluster import RaySettings
 from sweep.ray_backend.executor import RayExecutor
+from sweep.ray_backend.node.settings import RaySettings
 
 
 @pytest.mark.parametrize("devices", [3, 8])

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 
+import psutil
 import pytest
 from helpers.ray import scripted_worker
 from helpers.ray.scripted_worker import ScriptedWorker, UnfitWorker
@@ -15,6 +18,7 @@ from helpers.ray.scripted_worker import ScriptedWorker, UnfitWorker
 from sweep.driver.executor import (
     Evaluated,
     Event,
+    ExecutorLostError,
     Finished,
     Interrupted,
     Job,
@@ -22,8 +26,8 @@ from sweep.driver.executor import (
     Started,
     TrialRef,
 )
-from sweep.ray_backend.cluster import RaySettings
-from sweep.ray_backend.executor import RayExecutor
+from sweep.ray_backend.executor import RESTART_SECONDS, RESTARTS, RayExecutor, Restarts
+from sweep.ray_backend.node.settings import RaySettings
 from trial.config.sections import LoraSection
 from trial.config.trial_config import TrialConfig
 from trial.store.folders import TrialFolder
@@ -54,6 +58,7 @@ def submit(executor, tmp_path) -> Callable[[int], int]:
         executor.submit(Job((TrialRef(number, folder.path),)))
         return number
 
+    submit.folder = lambda number: tmp_path / f"{number:05d}"
     return submit
 
 
@@ -148,9 +153,55 @@ def test_an_exception_that_escapes_the_trial_is_still_a_result(executor, submit,
     assert TrialFolder(tmp_path / f"{number:05d}").read_result() == event.result
 
 
+def of_ray(program: str) -> psutil.Process:
+    """The process of Ray's that runs under this driver."""
+    children = psutil.Process().children(recursive=True)
+    return next(each for each in children if program in " ".join(each.cmdline()))
+
+
+@pytest.mark.parametrize("program", ["raylet/raylet", "gcs_server"])
+def test_trials_go_on_with_a_new_ray_when_a_process_of_rays_ends(executor, submit, program):
+    executor.restarts = Restarts()
+    handler = signal.getsignal(signal.SIGTERM)
+    running, _ = submit(2), submit(1)
+    started = gather(executor, lambda found: sum(isinstance(e, Started) for e in found) == 2)
+    started += gather(executor, ends(1)) if not ends(1)(started) else []
+    before = executor.cluster.ray.get(executor.scheduler.groups[0].up)
+    of_ray(program).kill()
+    begun = time.monotonic()
+    (lost,) = gather(executor, ends(1))
+    assert time.monotonic() - begun < 30
+    # Nothing that ended before is given back, and the trial is no failure.
+    assert (lost.number, lost.again) == (running, True)
+    assert program.split("/")[0] in lost.message
+    assert not psutil.pid_exists(before)
+    assert executor.capacity() == 2
+    executor.submit(Job((TrialRef(running, submit.folder(running)),)))
+    executor.stop(running, "prune")
+    assert isinstance(gather(executor, ends(1))[-1], Finished)
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_a_stop_before_ray_is_there_again_is_harmless(executor):
+    executor.stop(7, "interrupt")
+    assert executor.events(0.0) == []
+
+
+def test_ray_is_not_started_again_for_ever():
+    now = [0.0]
+    restarts = Restarts(clock=lambda: now[0])
+    for _ in range(RESTARTS):
+        restarts.note("its raylet ended")
+        now[0] += 60.0
+    with pytest.raises(ExecutorLostError, match=f"{RESTARTS + 1} times .* its raylet ended"):
+        restarts.note("its raylet ended")
+    now[0] += RESTART_SECONDS
+    restarts.note("its raylet ended")
+
+
 CLOSING = """
 import psutil
-from sweep.ray_backend.cluster import RaySettings
+from sweep.ray_backend.node.settings import RaySettings
 from sweep.ray_backend.executor import RayExecutor
 
 executor = RayExecutor(RaySettings(device="cpu", concurrency=1, expected_jobs=1))

@@ -21,10 +21,11 @@ from helpers.training.train import Material
 
 from sweep.driver.executor import Finished, Job, Lost, Started, TrialRef
 from sweep.ray_backend import fork_client, fork_server
-from sweep.ray_backend.cluster import FORK_CLIENT, LocalRay, RaySettings
 from sweep.ray_backend.executor import RayExecutor
 from sweep.ray_backend.fork_client import FORK_SERVER
 from sweep.ray_backend.fork_server import ForkServerHandle
+from sweep.ray_backend.node.local_ray import FORK_CLIENT, LocalRay
+from sweep.ray_backend.node.settings import RaySettings
 from trial.config.trial_config import TrialConfig
 from trial.store.folders import TrialFolder
 

@@ -8,8 +8,8 @@ import pytest
 from helpers.ray.fake_actors import FakeCluster, start_fake
 
 from sweep.driver.executor import Job, Lost, TrialRef
-from sweep.ray_backend.cluster import RaySettings
-from sweep.ray_backend.health import Heartbeats, LossAction, action_on_loss, reason_of
+from sweep.ray_backend.health import Heartbeats, Leases, LossAction, action_on_loss, reason_of
+from sweep.ray_backend.node.settings import RaySettings
 from sweep.ray_backend.worker_group import GroupState, WorkerGroup
 
 S = GroupState
@@ -110,3 +110,15 @@ def test_nobody_is_asked_where_trials_may_hang(group):
     heartbeats.check([group], 100.0)
     assert group.actors[0].calls == ["run"]
     assert heartbeats.next_check() is None
+
+
+def test_a_lease_is_renewed_every_five_seconds_by_workers_that_answer(cluster, group):
+    now = [0.0]
+    leases, calls = Leases(cluster, lambda: [group], clock=lambda: now[0]), group.actors[0].calls
+    for now[0], renewals in ((0.0, 1), (4.9, 1), (5.1, 1), (11.0, 1)):
+        leases.renew()
+        assert calls.count("renew_lease") == renewals
+    cluster.is_ready = lambda reference: True
+    for now[0], renewals in ((15.0, 1), (16.1, 2), (21.2, 3)):
+        leases.renew()
+        assert calls.count("renew_lease") == renewals

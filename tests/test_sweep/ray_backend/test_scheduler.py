@@ -9,7 +9,7 @@ import pytest
 from helpers.ray.fake_actors import FakeCluster, start_fake
 
 from sweep.driver.executor import Evicted, Job, TrialRef
-from sweep.ray_backend.cluster import RaySettings
+from sweep.ray_backend.node.settings import RaySettings
 from sweep.ray_backend.scheduler import MAX_OVERTAKES, MAX_SLOTS, JobQueue, Scheduler
 from sweep.ray_backend.worker_group import GroupState, WorkerGroup
 
@@ -247,3 +247,14 @@ def test_a_retired_group_is_ended_and_another_one_is_started():
     (second,) = scheduler.groups
     assert second is not first
     assert cluster.ended == first.actors
+
+
+def test_what_a_ray_that_is_gone_had_is_named_once_and_forgotten():
+    scheduler = scheduler_of(2)
+    groups = [running(scheduler, number) for number in (0, 1)]
+    for number in (2, 3):
+        scheduler.submit(job(number))
+    groups[0].open.discard(0)  # It has ended.
+    assert scheduler.abandon() == {1, 2, 3}
+    assert (scheduler.groups, len(scheduler.queue)) == ([], 0)
+    assert scheduler.abandon() == set()

@@ -16,7 +16,7 @@ from trial.store.folders import StudyFolder
 
 LISTEN = """
 import psutil
-from sweep.ray_backend.cluster import RaySettings
+from sweep.ray_backend.node.settings import RaySettings
 from sweep.ray_backend.executor import RayExecutor
 executor = RayExecutor(RaySettings(device="cpu", concurrency=1, expected_jobs=1))
 executor.start()

@@ -21,7 +21,7 @@ from sweep.ray_backend.local import temp_folder
 
 DRIVER = """
 import json, os, sys
-from sweep.ray_backend.cluster import RaySettings
+from sweep.ray_backend.node.settings import RaySettings
 from sweep.ray_backend.executor import RayExecutor
 executor = RayExecutor(
     RaySettings(device="cpu", concurrency=1, expected_jobs=1, fork_server=True)

@@ -28,8 +28,8 @@ from helpers.ray.node_worker import (
 
 from sweep.driver.executor import Finished, Lost, Started
 from sweep.ray_backend import compat
-from sweep.ray_backend.cluster import RaySettings
 from sweep.ray_backend.executor import RayExecutor
+from sweep.ray_backend.node.settings import RaySettings
 
 
 @pytest.fixture(scope="module")

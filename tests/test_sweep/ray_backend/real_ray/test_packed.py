@@ -22,8 +22,8 @@ from sweep.driver.executor import (
     Started,
     TrialRef,
 )
-from sweep.ray_backend.cluster import RaySettings
 from sweep.ray_backend.executor import RayExecutor
+from sweep.ray_backend.node.settings import RaySettings
 from trial.config.packing_rules import packing_key
 from trial.config.trial_config import TrialConfig
 

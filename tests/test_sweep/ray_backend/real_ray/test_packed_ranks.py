@@ -11,8 +11,8 @@ from helpers.training.train import Material
 from test_sweep.ray_backend.real_ray.test_packed import Sweep, attempts
 
 from sweep.driver.executor import Evaluated, Finished, Interrupted, Job, Lost, Started, TrialRef
-from sweep.ray_backend.cluster import RaySettings
 from sweep.ray_backend.executor import RayExecutor
+from sweep.ray_backend.node.settings import RaySettings
 from trial.config.packing_rules import packing_key
 
 

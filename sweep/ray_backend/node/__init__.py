@@ -1,0 +1,1 @@
+"""The settings of an executor, and a Ray that is started on this machine."""
