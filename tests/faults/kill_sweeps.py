@@ -165,7 +165,7 @@ class Faults:
     def _after(self, sweep: Sweep, driver: subprocess.Popen[bytes], kind: str) -> None:
         code = driver.wait(60)
         # Before its handlers are installed, a signal ends the driver at once: nothing runs then.
-        gentle = (130, 0, -signal.SIGTERM, -signal.SIGINT, 1)
+        gentle = (130, 0, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
         require(kind not in GENTLE or code in gentle, f"{kind} ended with {code}")
         if kind in WITHOUT_REAPER:
             sweep.check_clean(folders=False)

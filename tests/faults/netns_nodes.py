@@ -85,8 +85,8 @@ def drive(root: str, name: str, device: str) -> int:
     from helpers.ray.executor_bench import ExecutorBench
 
     from sweep.driver.executor import Finished, Lost
-    from sweep.ray_backend.cluster import RaySettings
     from sweep.ray_backend.executor import RayExecutor
+    from sweep.ray_backend.node.settings import RaySettings
 
     ray.cloudpickle.register_pickle_by_value(node_worker)
     locks = {node_worker.LOCKS: root}

@@ -1,4 +1,4 @@
-"""A real sweep whose worker and driver get SIGKILL; `make test-faults` has the long form."""
+"""A real sweep whose worker, Ray and driver get SIGKILL; `make test-faults` has the long form."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def test_a_sweep_that_is_killed_ends_as_if_it_had_not_been():
     # A short path: Ray's sockets lie below it. It stays when the test fails.
     root = Path(tempfile.mkdtemp(prefix="gf"))
     print(f"seed {seed} in {root}")
-    # Of 32 evaluations, so that the sweep is not over before both kills.
+    # Of 32 evaluations, so that the sweep is not over before the last kill.
     faults = kill_sweeps.Faults(seed, root, rates=kill_sweeps.RATES[:2], by_clock=0, within=6)
     sweep = faults.sweep("g", resources={"concurrency": 1})
-    faults.run(sweep, iter(("worker", "driver")), reference=False)
-    assert faults.counts.total() == 2
+    faults.run(sweep, iter(("worker", "raylet", "driver")), reference=False)
+    assert faults.counts.total() == 3
     assert curves(sweep.study) == undisturbed(sweep.study, root / "alone")
     shutil.rmtree(root)

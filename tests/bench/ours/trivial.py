@@ -24,8 +24,8 @@ from sweep.driver.driver import Driver  # noqa: E402
 from sweep.driver.executor import Finished  # noqa: E402
 from sweep.driver.progress import SweepProgress  # noqa: E402
 from sweep.loading import loader  # noqa: E402
-from sweep.ray_backend.cluster import RaySettings  # noqa: E402
 from sweep.ray_backend.executor import RayExecutor  # noqa: E402
+from sweep.ray_backend.node.settings import RaySettings  # noqa: E402
 from sweep.ray_backend.worker import TrialWorker, WorkerControl  # noqa: E402
 from sweep.spec.spec import SweepSpec  # noqa: E402
 from trial.store.folders import StudyFolder, TrialFolder  # noqa: E402

@@ -29,8 +29,8 @@ from sweep.driver.driver import Driver
 from sweep.driver.executor import Event, Finished
 from sweep.driver.progress import SweepProgress
 from sweep.driver.simulated_executor import SimulatedExecutor
-from sweep.ray_backend.cluster import RaySettings
 from sweep.ray_backend.executor import RayExecutor
+from sweep.ray_backend.node.settings import RaySettings
 from sweep.spec.spec import PrunerSpec, SweepSpec
 from sweep.storage.open import open_storage
 from sweep.study.decider import OptunaDecider

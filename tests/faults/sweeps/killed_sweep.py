@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,9 +53,25 @@ class Sweep:
         self.runs.mkdir(parents=True, exist_ok=True)
         self.temporary.mkdir(exist_ok=True)
 
-    def start(self) -> subprocess.Popen[bytes]:
-        """The command, in a session of its own, its output in a file."""
-        words = [sys.executable, "-m", "sweep", "run", str(self.source), "--runs", str(self.runs)]
+    def start(
+        self, within: Sequence[str] = (), output: int | None = None
+    ) -> subprocess.Popen[bytes]:
+        """The command, in a session of its own, its output in a file.
+
+        Args:
+            within: Words before the command: a program that runs it.
+            output: File descriptor of another standard output.
+        """
+        words = [
+            *within,
+            sys.executable,
+            "-m",
+            "sweep",
+            "run",
+            str(self.source),
+            "--runs",
+            str(self.runs),
+        ]
         environment = {
             **os.environ,
             MARK: self.mark,
@@ -66,11 +83,11 @@ class Sweep:
             environment[VARIABLE] = self.storage
         if self.nodes:
             words += ["--ray-address", self.nodes.address]
-        with open(self.output, "ab") as output:
+        with open(self.output, "ab") as file:
             return subprocess.Popen(
                 words,
-                stdout=output,
-                stderr=output,
+                stdout=file if output is None else output,
+                stderr=file,
                 env=environment,
                 start_new_session=True,
             )

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 
 import psutil
@@ -29,6 +30,30 @@ def kill_group(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
     """SIGKILL to the driver's process group, as a terminal or a batch system does it."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(driver.pid, signal.SIGKILL)
+
+
+def of_ray(program: str) -> Callable[[Sweep, subprocess.Popen[bytes]], None]:
+    """SIGKILL to one of Ray's own processes; the sweep goes on with a new Ray."""
+
+    def kill(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
+        # While Ray starts again there may be none.
+        while not (found := _named(sweep, program)) and driver.poll() is None:
+            time.sleep(0.05)
+        for process in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    return kill
+
+
+def _named(sweep: Sweep, program: str) -> list[psutil.Process]:
+    """Processes of the run with a word of their command line that ends so."""
+    found = []
+    for process in sweep.ours():
+        with contextlib.suppress(psutil.Error):
+            if any(word.strip().endswith(program) for word in process.cmdline()[:4]):
+                found.append(process)
+    return found
 
 
 def kill_node(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
@@ -59,6 +84,28 @@ def kill_with_reaper(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
 def terminate(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
     """SIGTERM: checkpoint and leave."""
     driver.terminate()
+
+
+def to_group(sent: signal.Signals) -> Callable[[Sweep, subprocess.Popen[bytes]], None]:
+    """A signal to the driver's process group, as `timeout` and service managers send it."""
+
+    def send(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(driver.pid, sent)
+
+    return send
+
+
+def to_session(sent: signal.Signals) -> Callable[[Sweep, subprocess.Popen[bytes]], None]:
+    """A signal to every process of the driver's session, as a terminal and Slurm send it."""
+
+    def send(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
+        for pid in psutil.pids():
+            with contextlib.suppress(ProcessLookupError):
+                if os.getsid(pid) == driver.pid:
+                    os.kill(pid, sent)
+
+    return send
 
 
 def interrupt(sweep: Sweep, driver: subprocess.Popen[bytes]) -> None:
@@ -96,15 +143,26 @@ KILLS: dict[str, Callable[[Sweep, subprocess.Popen[bytes]], None]] = {
     "tree": kill_tree,
     "reaper": kill_with_reaper,
     "node": kill_node,
+    "raylet": of_ray("raylet/raylet"),
+    "gcs": of_ray("gcs/gcs_server"),
+    "dashboard agent": of_ray("ray::DashboardAgent"),
+    "runtime environment agent": of_ray("ray::RuntimeEnvAgent"),
     "sigterm": terminate,
+    "sigterm group": to_group(signal.SIGTERM),
+    "sigterm session": to_session(signal.SIGTERM),
+    "sighup group": to_group(signal.SIGHUP),
+    "sighup session": to_session(signal.SIGHUP),
     "sigint": interrupt,
     "sigint twice": interrupt_twice,
 }
-GENTLE = ("sigterm", "sigint")
+GENTLE = (
+    "sigterm", "sigterm group", "sigterm session", "sighup group", "sighup session", "sigint",
+)  # fmt: skip
 """After these the driver writes checkpoints and exits by itself."""
 WITHOUT_REAPER = ("tree", "reaper")
 """After these only the next run can remove the temporary folder."""
-SURVIVED = ("worker", "node")
+OF_RAY = ("raylet", "gcs", "dashboard agent", "runtime environment agent")
+SURVIVED = ("worker", "node", *OF_RAY)
 """After these the driver lives on."""
 ON_A_CLUSTER = ("node", "driver", "group", "sigterm", "sigint")
 ALONE = tuple(kind for kind in KILLS if kind != "node")
