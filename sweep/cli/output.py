@@ -6,9 +6,11 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from traceback import extract_tb
 from typing import TYPE_CHECKING
 
 import typer
+from rich import console
 from rich.console import Console
 
 from trial.config.errors import ConfigError
@@ -45,10 +47,17 @@ def exit_on_bad_input() -> Iterator[None]:
         raise typer.Exit(2) from None
     except (StudyBusyError, OSError, ValueError) as error:
         text = str(error)
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, OSError) and error.errno in FULL and _came_from_output(error):
+            text = f"standard output cannot be written: {text}"
+        elif isinstance(error, OSError) and error.errno in FULL:
             text += ": make room and give the command again; what had ended is kept"
         err.print(text, style="bold red", markup=False, soft_wrap=True)
         raise typer.Exit(2) from None
+
+
+def _came_from_output(error: Exception) -> bool:
+    """Whether it was raised while something was printed: then no disk of ours is full."""
+    return console.__file__ in {frame.filename for frame in extract_tb(error.__traceback__)}
 
 
 def print_report(folder: StudyFolder, price: float | None = None) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from importlib.metadata import version
 
 import pytest
@@ -27,6 +29,18 @@ def test_a_full_disk_says_how_to_go_on(capsys):
         told = capsys.readouterr().err
         assert "no such luck" in told
         assert ("give the command again" in told) is hint
+
+
+def test_a_full_output_is_not_taken_for_the_disk(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text("space: {lora.r: [2, 4]}\nstop: {trials: 2}\n")
+    words = [sys.executable, "-m", "sweep", "check", str(path)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        "standard output cannot be written: [Errno 28] No space left on device"
+    )
 
 
 def test_output_into_a_pipe_is_whole(tmp_path, monkeypatch):
