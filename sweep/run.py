@@ -96,7 +96,8 @@ def _drive(
                 ask_ahead=spec.resources.ask_ahead,
                 packed=spec.resources.pack != 1,
             )
-            with graceful_interrupt(driver, view), end_when_stuck(driver.is_stopping, _last_words):
+            stuck = end_when_stuck(driver.status.is_stopping, _last_words)
+            with graceful_interrupt(driver, view), stuck:
                 outcome = driver.run()
         return outcome
 

@@ -59,6 +59,10 @@ class DriverStatus:
         """The state, with an interrupt that the loop has not acted on yet."""
         return SweepState.STOPPING if self.interrupt else self.state
 
+    def is_stopping(self) -> bool:
+        """Whether the loop has acted on an interrupt."""
+        return self.state is SweepState.STOPPING
+
     def kind(self) -> OutcomeKind | None:
         """The outcome's kind; None while the state is SEARCHING."""
         return self.outcome.kind if self.outcome else None
@@ -90,7 +94,7 @@ class Driver:
     """Proposals to have ready; None: as many as it takes to keep the devices busy."""
     patience: float | None = 0.1
     """Longest wait for the sampler while trials run, in seconds; None: no limit."""
-    _status: DriverStatus = field(default_factory=DriverStatus, init=False)
+    status: DriverStatus = field(default_factory=DriverStatus, init=False)
     _disk_refusal: str = field(default="", init=False)
     """Why disk space lets no trial start; empty when there is enough."""
     _queue: deque[Job] = field(default_factory=deque, init=False)
@@ -103,29 +107,21 @@ class Driver:
 
     def run(self) -> SweepOutcome:
         """Run trials until a stop condition holds, nothing is left, or `interrupt` is called."""
-        registry = TrialRegistry(self.study, self.decider, self.progress, self.disk, self.packed)
-        self._registry = registry
+        known = (self.study, self.decider, self.progress, self.disk, self.packed)
+        self._registry = TrialRegistry(*known)
         self._proposals = ProposalIntake(self.decider, self._record_untrainable, self.ask_ahead)
         self._retries = Retries(self.failures, self.progress.clock)
         try:
             self._resume()
             return self._loop()
         except ExecutorLostError as error:
-            # What runs or waits is in flight for the study: the next run goes on with it.
             return SweepOutcome(str(error), OutcomeKind.FAILED, resumable=True)
         finally:
             self._proposals.cancel()
 
     def interrupt(self, reason: str = "interrupted") -> None:
-        """Start no further trial; let the running ones checkpoint and leave their devices.
-
-        Safe in a signal handler, which may run at any point of the loop: it only leaves a note.
-        """
-        self._status.interrupt = reason
-
-    def is_stopping(self) -> bool:
-        """Whether the loop has acted on an interrupt, or ended."""
-        return self._status.state is SweepState.STOPPING
+        """Let running trials checkpoint and leave, start no other; safe in a signal handler."""
+        self.status.interrupt = reason
 
     def _loop(self) -> SweepOutcome:
         while True:
@@ -149,16 +145,16 @@ class Driver:
         self._obey_interrupt()  # It may have come since the turn began.
         self._proposals.requeue_unstarted()
         if self._disk_refusal:
-            return self._status.outcome or SweepOutcome(self._disk_refusal, OutcomeKind.FAILED)
+            return self.status.outcome or SweepOutcome(self._disk_refusal, OutcomeKind.FAILED)
         if self._queue_confirmations():
             return None
-        return self._status.outcome or SweepOutcome("nothing is left to try")
+        return self.status.outcome or SweepOutcome("nothing is left to try")
 
     def _stop_trials(self) -> None:
         """Ask the running trials to leave their devices; forget those that wait."""
-        if self._status.state is SweepState.STOPPING:
+        if self.status.state is SweepState.STOPPING:
             return
-        self._status.state = SweepState.STOPPING
+        self.status.state = SweepState.STOPPING
         self._queue.clear()
         self._retries.clear()
         for number, row in self.progress.running.items():
@@ -166,17 +162,17 @@ class Driver:
             self.executor.stop(number, "interrupt")
 
     def _obey_interrupt(self) -> None:
-        reason = self._status.interrupt
-        if reason and self._status.kind() is not OutcomeKind.INTERRUPTED:
-            self._status.outcome = SweepOutcome(reason, OutcomeKind.INTERRUPTED)
+        reason = self.status.interrupt
+        if reason and self.status.kind() is not OutcomeKind.INTERRUPTED:
+            self.status.outcome = SweepOutcome(reason, OutcomeKind.INTERRUPTED)
             self._stop_trials()
 
     def _apply_stop_rules(self) -> None:
         """End the search when one of the sweep's stop conditions holds."""
-        if self._status.state is not SweepState.SEARCHING:
+        if self.status.state is not SweepState.SEARCHING:
             return
         if decision := stop_decision(self.stop, self.progress):
-            self._status.close(decision.outcome)
+            self.status.close(decision.outcome)
             if decision.state is SweepState.STOPPING:
                 self._stop_trials()
 
@@ -188,7 +184,7 @@ class Driver:
         return (
             self._has_free_device()
             and self._proposals.drawing
-            and self._status.may_start() is SweepState.SEARCHING
+            and self.status.may_start() is SweepState.SEARCHING
         )
 
     def _resume(self) -> None:
@@ -211,12 +207,12 @@ class Driver:
         self._queue.extend(self._retries.pop_due())
         self._proposals.receive(0.0)
         self._fill_devices()
-        if self._status.may_start() is SweepState.SEARCHING and not self._disk_refusal:
+        if self.status.may_start() is SweepState.SEARCHING and not self._disk_refusal:
             self._proposals.prefetch(self.progress)
 
     def _fill_devices(self) -> None:
         while self._has_free_device():
-            if self._status.may_start() is SweepState.STOPPING or not self._has_disk_space():
+            if self.status.may_start() is SweepState.STOPPING or not self._has_disk_space():
                 return
             job = self._queue.popleft() if self._queue else self._next_proposed()
             if job is None:
@@ -230,7 +226,7 @@ class Driver:
     def _has_disk_space(self) -> bool:
         """Whether the disk has room for another trial; the first refusal in a row is shown."""
         before, self._disk_refusal = self._disk_refusal, ""
-        nothing_due = self._status.state is not SweepState.SEARCHING and not self._queue
+        nothing_due = self.status.state is not SweepState.SEARCHING and not self._queue
         if self.disk is None or nothing_due:
             return True
         self._disk_refusal = self.disk.refusal()
@@ -240,11 +236,11 @@ class Driver:
 
     def _next_proposed(self) -> Job | None:
         """The next new trial; None when there is none, or none yet."""
-        while self._status.state is SweepState.SEARCHING:
+        while self.status.state is SweepState.SEARCHING:
             if proposal := self._proposals.pop():
                 return self._registry.create(proposal)
             if self._proposals.exhausted:
-                self._status.close(SweepOutcome("every configuration of the space has been tried"))
+                self.status.close(SweepOutcome("every configuration of the space has been tried"))
             elif not self._proposals.draw(self.patience):
                 return None
         return None
@@ -256,7 +252,7 @@ class Driver:
 
     def _queue_confirmations(self) -> bool:
         """Once the search has ended well, queue the repeats of its best; False without any."""
-        if self._status.state is SweepState.STOPPING or self._status.kind() is OutcomeKind.FAILED:
+        if self.status.state is SweepState.STOPPING or self.status.kind() is OutcomeKind.FAILED:
             return False
         for proposal in self.decider.confirmations():
             if job := self._registry.create(proposal):
@@ -297,12 +293,12 @@ class Driver:
         self._registry.report_evaluations(number)
         result, cause = folder.read_result(), cause_of_loss(event, folder)
         full = is_disk_full_message(event.message)
-        left = self._status.state is SweepState.STOPPING and cause.kind == "lost"
+        left = self.status.state is SweepState.STOPPING and cause.kind == "lost"
         if result is None and (full or left):
             # No fault of the trial's: the next run resumes it from its checkpoint.
             self.progress.remove_running(number)
             if full:
-                self._status.close(SweepOutcome(event.message, OutcomeKind.FAILED))
+                self.status.close(SweepOutcome(event.message, OutcomeKind.FAILED))
                 self._stop_trials()
             return
         if result is not None:
@@ -319,7 +315,7 @@ class Driver:
 
     def _retry(self, number: int, cause: Cause) -> bool:
         """Schedule another try of a failed trial; False to give the trial up."""
-        if self._status.state is SweepState.STOPPING:
+        if self.status.state is SweepState.STOPPING:
             return False
         repaired = cause.kind in MAY_BE_OF_CONFIG and self._registry.repair_config(number)
         # A trial whose failure an earlier run has left was not submitted by this one.

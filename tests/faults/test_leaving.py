@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from faults import kill_sweeps
 from faults.sweeps.killed_sweep import Sweep
 from faults.sweeps.kills import KILLS
@@ -20,12 +21,13 @@ from trial.training.checkpoints import Checkpoints
 
 SLOW = """
 import os, time
+from trial.objectives.losses import sft
 
 def loss(model, batch):
     with open(os.environ["SLOW_STEPS"], "a") as file:
         file.write("begun ")
     time.sleep(float(os.environ["SLOW_SECONDS"]))
-    return model(**batch).loss
+    return sft(model, batch)
 """
 """An objective whose steps take as long as they are told, and say when they begin."""
 
@@ -51,8 +53,9 @@ def slow(faults, monkeypatch) -> Sweep:
     monkeypatch.setenv("PYTHONPATH", path)
     monkeypatch.setenv("SLOW_STEPS", str(faults.root / "steps"))
     sweep = faults.sweep("s", resources={"concurrency": 1})
-    text = sweep.source.read_text()
-    sweep.source.write_text(text + "objective: slow_objective:loss\n")
+    content = yaml.safe_load(sweep.source.read_text())
+    content["base"]["objective"] = "slow_objective:loss"
+    sweep.source.write_text(yaml.safe_dump(content))
     return sweep
 
 

@@ -218,7 +218,7 @@ def test_a_trial_that_ray_gives_back_after_an_interrupt_is_left_for_the_next_run
 
     decider, executor = fakes.ScriptedDecider(total=2), Late(for_good=False)
     driver = fakes.make_driver(tmp_path, decider, executor, trials=2)
-    assert not driver.is_stopping()
+    assert not driver.status.is_stopping()
     assert driver.run().kind is OutcomeKind.INTERRUPTED
-    assert driver.is_stopping()
+    assert driver.status.is_stopping()
     assert executor.submitted == [0, 1]

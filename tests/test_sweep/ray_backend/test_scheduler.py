@@ -251,9 +251,9 @@ def test_a_retired_group_is_ended_and_another_one_is_started():
 
 def test_what_a_ray_that_is_gone_had_is_named_once_and_forgotten():
     scheduler = scheduler_of(2)
-    groups = [running(scheduler, number) for number in (0, 1)]
-    for number in (2, 3):
+    for number in range(4):
         scheduler.submit(job(number))
+    groups = [running(scheduler, number) for number in (0, 1)]
     groups[0].open.discard(0)  # It has ended.
     assert scheduler.abandon() == {1, 2, 3}
     assert (scheduler.groups, len(scheduler.queue)) == ([], 0)
