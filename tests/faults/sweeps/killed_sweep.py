@@ -47,6 +47,7 @@ class Sweep:
 
     def __post_init__(self) -> None:
         self.mark = uuid.uuid4().hex
+        self._sessions: set[int] = set()
         self.study = StudyFolder(self.runs / self.source.stem)
         self.before = Snapshot()
         self.output = self.runs.parent / f"{self.runs.name}.log"
@@ -98,14 +99,19 @@ class Sweep:
         return sum(len(folder.read_evaluations()) for folder in folders)
 
     def ours(self) -> list[psutil.Process]:
-        """Every live process that carries our mark."""
-        found = []
+        """Every live process that carries our mark, or is in a session of one that did.
+
+        A process that changes its title, as Ray's agents and workers do, may lose its mark.
+        """
+        alive, found = {}, []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                alive = process.status() != psutil.STATUS_ZOMBIE
-                if alive and process.environ().get(MARK) == self.mark:
-                    found.append(process)
-        return found
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    alive[process] = os.getsid(process.pid)
+                    if process.environ().get(MARK) == self.mark:
+                        found.append(process)
+        self._sessions |= {alive[process] for process in found}
+        return [process for process, session in alive.items() if session in self._sessions]
 
     # What must hold
 
