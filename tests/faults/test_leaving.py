@@ -168,7 +168,7 @@ def test_a_small_dev_shm_is_enough(faults, size):
 @pytest.mark.faults
 def test_without_room_for_rays_files_the_cause_is_one_sentence(faults):
     sweep = faults.sweep("d", resources={"concurrency": 1})
-    within = mounted(str(sweep.temporary), "48k")
+    within = mounted(str(sweep.temporary), "8k")
     assert sweep.start(within).wait(240) == 2
     said = sweep.output.read_text()
     assert "Ray did not start" in said
