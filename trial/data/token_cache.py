@@ -136,9 +136,9 @@ def _store(tokens: Tokens, content_hash: str, folder: Path) -> None:
     temporary = folder.with_name(f".{folder.name[:16]}.{uuid.uuid4().hex}.tmp")
     temporary.mkdir()
     try:
-        arrays: tuple[np.ndarray, ...] = (tokens.ids, tokens.trained, tokens.spans)
-        for name, array in zip(_ARRAYS, arrays, strict=True):
-            np.save(temporary / name, array)
+        np.save(temporary / "ids.npy", tokens.ids)
+        np.save(temporary / "trained.npy", tokens.trained)
+        np.save(temporary / "spans.npy", tokens.spans)
         stamps = manifest.stamp_all(temporary, [temporary])
         counts = {name: getattr(tokens, name) for name in _COUNTS} | {"hash": content_hash}
         counts["files"] = {name: stamp.model_dump() for name, stamp in stamps.items()}
