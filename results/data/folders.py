@@ -199,7 +199,8 @@ def _evaluation(row: Any) -> tuple[float, ...] | None:
     try:
         if row["kind"] != "eval":
             return None
-        return tuple([float(row.get(name, 0.0)) for name in _COLUMNS])
+        values = [row.get(name, 0.0) for name in _COLUMNS]
+        return None if str in map(type, values) else tuple(map(float, values))
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 

@@ -12,7 +12,9 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from functools import lru_cache
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +115,22 @@ def load_function(key: str, name: str) -> Callable[..., Any]:
     if not callable(found):
         raise ConfigError([Problem(key, "package.module:function", f"{name}, no function")])
     return found  # type: ignore[no-any-return]
+
+
+def number(key: str, name: str, value: Any) -> float:
+    """What the function called `name` returned, as a float; `key` is its key in the configuration.
+
+    A number, or an array or tensor that holds one. A text is none, whatever its digits say.
+
+    Raises:
+        ConfigError: it is no number.
+    """
+    try:
+        # Of NumPy's and of torch's, the plain Python value.
+        plain = value.item() if hasattr(value, "item") else value
+    except (TypeError, ValueError, RuntimeError):
+        plain = None
+    if not isinstance(plain, Real | Decimal):
+        got = f"{name} returned {value!r:.200}, of type {type(value).__name__}"
+        raise ConfigError([Problem(key, "a function that returns a number", got)])
+    return float(plain)

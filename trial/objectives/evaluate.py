@@ -48,6 +48,9 @@ class UnlearningEvaluator:
         """Every chosen metric by name, those left out that are not finite.
 
         Every rank must call this; each returns the metrics of all rows.
+
+        Raises:
+            ConfigError: a user's metric returned something that is no number.
         """
         eval_sets: Mapping[str, EvalSet] = self.data.eval_sets if self.data else {}
         answers = {
@@ -59,7 +62,8 @@ class UnlearningEvaluator:
         values = {name: value for name, value in values.items() if name in self.names}
         for name in user_metrics:
             function = user_functions.load_function("evaluation.metrics", name)
-            values[name.rpartition(":")[2]] = float(function(context.model, answers))
+            value = function(context.model, answers)
+            values[name.rpartition(":")[2]] = user_functions.number("evaluation.metrics", name, value)
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def write_ratios(self, file: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, Strict
 
 State = Literal["complete", "pruned", "failed", "duplicate"]
 """`duplicate`: not trained, since another trial has the same configuration."""
 CauseKind = Literal["diverged", "out_of_memory", "lost", "device_busy", "hung", "error"]
 """`lost`: the worker or its node has ended; `hung`: it made no progress for too long."""
+
+Measured = Annotated[float, Strict()]
+"""A number that was measured: in a file, a text is none, whatever its digits say."""
 
 
 class Record(BaseModel):
@@ -35,14 +38,14 @@ class Evaluation(Record):
     kind: Literal["eval"] = "eval"
     step: int
     """Optimizer steps done."""
-    eval_loss: float
+    eval_loss: Measured
     """Cross-entropy in nats per completion token over the whole eval set."""
-    eval_loss_per_byte: float | None = None
+    eval_loss_per_byte: Measured | None = None
     """The same sum of nats per UTF-8 byte of the text that counts, special tokens left out."""
     eval_hash: str = ""
     """As in `DataSummary`; empty in lines of earlier versions."""
     eval_text_hash: str = ""
-    metrics: dict[str, float] = Field(default_factory=dict)
+    metrics: dict[str, Measured] = Field(default_factory=dict)
     """Further metrics by name."""
     epoch: float = 0.0
     tokens: int = 0
@@ -58,10 +61,10 @@ class TrainLog(Record):
 
     kind: Literal["train"] = "train"
     step: int
-    loss: float
+    loss: Measured
     """The trainer's own logged loss. Not comparable with `eval_loss`."""
     learning_rate: float | None = None
-    grad_norm: float | None = None
+    grad_norm: Measured | None = None
     time: float = Field(default_factory=time.time)
 
 
@@ -181,16 +184,16 @@ class Result(Record):
 
     version: Literal[1] = 1
     state: State
-    eval_loss: float | None = Field(default=None, alias="value")
+    eval_loss: Measured | None = Field(default=None, alias="value")
     """Eval loss of the saved adapter (see `keep`), or the last eval loss of a pruned trial."""
     best_step: int | None = None
     steps: int = 0
     """Optimizer steps done."""
     max_steps: int = 0
     """Optimizer steps planned."""
-    initial_eval_loss: float | None = None
+    initial_eval_loss: Measured | None = None
     """Eval loss before the first step, when `training.eval_on_start` is set."""
-    metrics: dict[str, float] = Field(default_factory=dict)
+    metrics: dict[str, Measured] = Field(default_factory=dict)
     """Metrics of the evaluation that gave `value`, and counters of the device, by name."""
     tokens: int = 0
     """Training tokens seen, padding left out."""

@@ -28,7 +28,7 @@ from trial.distributed import rank_env
 from trial.store import manifest
 from trial.store.files import sync_tree, write_atomically
 from trial.store.folders import TrialFolder
-from trial.store.records import Record, Seconds
+from trial.store.records import Measured, Record, Seconds
 
 COMPLETE = "COMPLETE"
 PROGRESS = "progress.json"
@@ -48,9 +48,9 @@ class Measurement(Record):
     """An evaluation: its step, eval loss and further metrics."""
 
     step: int
-    eval_loss: float = Field(alias="value")
+    eval_loss: Measured = Field(alias="value")
     """In nats per token."""
-    metrics: dict[str, float] = Field(default_factory=dict)
+    metrics: dict[str, Measured] = Field(default_factory=dict)
 
 
 class TrialProgress(Record):
@@ -61,10 +61,10 @@ class TrialProgress(Record):
     tokens: int = 0
     """Training tokens seen on all ranks, padding left out."""
     peak_memory_bytes: int = 0
-    initial_eval_loss: float | None = None
+    initial_eval_loss: Measured | None = None
     best: Measurement | None = None
     last: Measurement | None = None
-    metrics: dict[str, float] = Field(default_factory=dict)
+    metrics: dict[str, Measured] = Field(default_factory=dict)
 
 
 class CompleteMark(manifest.Manifest):

@@ -38,3 +38,9 @@ def test_an_uninterrupted_curve_repeats_nothing(tmp_path):
     curve = read_curve(folder.metrics)
     assert curve.repeated_seconds == 0.0
     assert list(curve.eval_loss) == [row.eval_loss for row in folder.read_evaluations()]
+
+
+def test_an_evaluation_whose_loss_is_text_is_skipped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(line(10, 3.0, 1.0) + line(20, "2.5", 2.0))
+    assert list(read_curve(path).eval_loss) == [3.0]
