@@ -1,6 +1,7 @@
 """The `gaudi-sweep` command. Parses, prints, and sets the exit code; the work is elsewhere.
 
-Exit codes: 0 done, 1 the sweep failed, 2 bad input (nothing was started), 130 interrupted.
+Exit codes: 0 done, 1 the sweep failed or none of its trials has a value, 2 bad input (nothing was
+started), 130 interrupted.
 """
 
 from __future__ import annotations

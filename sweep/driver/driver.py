@@ -32,7 +32,7 @@ from sweep.driver.interfaces import (
 from sweep.driver.progress import SweepProgress
 from sweep.driver.proposal_intake import ProposalIntake
 from sweep.driver.retries import Retries
-from sweep.driver.stop_rules import stop_decision
+from sweep.driver.stop_rules import judged, stop_decision
 from sweep.driver.trial_registry import MAY_BE_OF_CONFIG, TrialRegistry
 from sweep.spec.spec import FailuresSpec, StopSpec
 from trial.store.disk_full import is_disk_full_message
@@ -148,7 +148,7 @@ class Driver:
             return self.status.outcome or SweepOutcome(self._disk_refusal, OutcomeKind.FAILED)
         if self._queue_confirmations():
             return None
-        return self.status.outcome or SweepOutcome("nothing is left to try")
+        return judged(self.status.outcome or SweepOutcome("nothing is left to try"), self.progress)
 
     def _stop_trials(self) -> None:
         """Ask the running trials to leave their devices; forget those that wait."""

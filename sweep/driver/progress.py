@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from results.data.best_trials import BestTrial, BestTrials
+from trial.store import metrics
 from trial.store.records import CauseKind, Evaluation, Result
 
 CAUSED_BY_PARAMETERS: tuple[CauseKind, ...] = ("diverged", "out_of_memory")
@@ -82,6 +83,10 @@ class SweepProgress:
     """The different base models of the trials that share `same_failure`."""
     base_model_of: dict[int, str] = field(default_factory=dict)
     """The base model of each trial, by its number."""
+    with_value: int = 0
+    """Trials that have a finite value of every objective, or were pruned by one."""
+    without_value: Counter[str] = field(default_factory=Counter)
+    """Why the other ended trials have none, and how many of them."""
 
     measured: BestTrials = field(init=False)
     """The best trials by what they were measured on."""
@@ -173,9 +178,20 @@ class SweepProgress:
             self.timed += 1
             self.seconds_of_timed += self.clock() - row.since
         self._compare_failure(number, result)
+        self._count_value(result)
         repeat = number in self.repeats
         self.measured.add(number, result, self.params.get(number, {}), repeat)
         self.best, self.since_best = self.measured.largest.best, self.measured.since_best
+
+    def _count_value(self, result: Result) -> None:
+        names = (self.metric, *self.further_metrics)
+        missing = [name for name in names if metrics.of_result(result, name) is None]
+        if result.state == "pruned" or (result.state == "complete" and not missing):
+            self.with_value += 1
+        elif result.cause:
+            self.without_value[f"{result.cause.kind}: {result.cause.message}"] += 1
+        else:
+            self.without_value[f"no finite {' or '.join(missing) or self.metric}"] += 1
 
     def forget_failures(self) -> None:
         """Count equal failures in a row from zero."""

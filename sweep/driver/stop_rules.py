@@ -85,3 +85,19 @@ RULES: tuple[Rule, ...] = (_same_failure, _target, _hours, _device_hours, _no_im
 def stop_decision(stop: StopSpec, progress: SweepProgress) -> StopDecision | None:
     """The decision of the first rule that ends the sweep now; None to go on."""
     return next((decision for rule in RULES if (decision := rule(stop, progress))), None)
+
+
+def judged(outcome: SweepOutcome, progress: SweepProgress) -> SweepOutcome:
+    """The outcome; a failure instead where all trials have ended and none has a value.
+
+    Trials that were interrupted may still get one.
+    """
+    if outcome.kind is not OutcomeKind.DONE or progress.with_value or progress.unfinished_seconds:
+        return outcome
+    if not (why := progress.without_value):
+        return outcome
+    most, count = why.most_common(1)[0]
+    others = f", and {len(why) - 1} other reason{'s' * (len(why) > 2)}" if len(why) > 1 else ""
+    trials = f"none of {why.total()} trials has a value of {progress.metric}"
+    reason = f"{outcome.reason}, but {trials}: {count} x {most}{others}"
+    return SweepOutcome(reason, OutcomeKind.FAILED)

@@ -63,7 +63,9 @@ class UnlearningEvaluator:
         for name in user_metrics:
             function = user_functions.load_function("evaluation.metrics", name)
             value = function(context.model, answers)
-            values[name.rpartition(":")[2]] = user_functions.number("evaluation.metrics", name, value)
+            values[name.rpartition(":")[2]] = user_functions.number(
+                "evaluation.metrics", name, value
+            )
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def write_ratios(self, file: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 from helpers.sweeps import fakes
 
 from results.data.best_trials import BestTrial
-from sweep.driver.interfaces import OutcomeKind, SweepState
+from sweep.driver.interfaces import OutcomeKind, SweepOutcome, SweepState
 from sweep.driver.progress import SweepProgress
-from sweep.driver.stop_rules import stop_decision
+from sweep.driver.stop_rules import judged, stop_decision
 from sweep.spec.spec import FailuresSpec, StopSpec
 from trial.store.records import Cause, DataSummary, Result
 
@@ -243,3 +243,53 @@ def test_a_spent_budget_interrupts_the_running_trials(tmp_path, limit):
     assert decider.told == {}
     assert now[0] == {"hours": 4200.0, "device_hours": 2400.0}[limit]
     assert "1 " in outcome.reason
+
+
+NO_NUMBER = Result(state="complete", eval_loss=math.nan)
+DIVERGED = Result(state="failed", cause=Cause(kind="diverged", message="loss is NaN"))
+BROKEN = Result(state="failed", cause=Cause(kind="error", message="no such file"))
+PRUNED, SOUND = Result(state="pruned"), Result(state="complete", eval_loss=2.0)
+
+
+@pytest.mark.parametrize(
+    ("results", "said"),
+    [
+        ([DIVERGED, DIVERGED], "none of 2 trials has a value of eval_loss: 2 x diverged: loss is"),
+        ([NO_NUMBER, NO_NUMBER], "none of 2 trials has a value of eval_loss: 2 x no finite eval_"),
+        ([BROKEN, DIVERGED, BROKEN], ": 2 x error: no such file, and 1 other reason"),
+        ([BROKEN, Result(state="duplicate", duplicate_of=0)], "none of 1 trials"),
+        ([DIVERGED, SOUND], ""),
+        ([BROKEN, PRUNED], ""),
+        ([], ""),
+    ],
+)
+def test_a_sweep_without_any_value_has_failed(results, said):
+    progress = SweepProgress()
+    for number, result in enumerate(results):
+        progress.add_result(number, result)
+    done = SweepOutcome("all trials are done")
+    found = judged(done, progress)
+    assert found.kind is (OutcomeKind.FAILED if said else OutcomeKind.DONE)
+    assert found.reason.startswith("all trials are done")
+    assert said in found.reason
+    interrupted = SweepOutcome("interrupted", OutcomeKind.INTERRUPTED)
+    assert judged(interrupted, progress) is interrupted
+
+
+def test_every_objective_has_to_have_a_value():
+    progress = SweepProgress(further_metrics=("mine",))
+    progress.add_result(0, SOUND)
+    assert "no finite mine" in judged(SweepOutcome("done"), progress).reason
+
+
+@pytest.mark.parametrize("trials", [2, 3])
+def test_a_driver_whose_trials_have_no_value_has_failed(tmp_path, trials):
+    """Two failures are too few to end the sweep early."""
+    curve = [[math.nan], [math.nan], [3.0]]
+    decider, executor = fakes.ScriptedDecider(), fakes.ScriptedExecutor(curve.__getitem__)
+    outcome = fakes.make_driver(tmp_path, decider, executor, trials=trials).run()
+    assert outcome.kind is (OutcomeKind.FAILED if trials == 2 else OutcomeKind.DONE)
+    # A run that finds nothing left to do says the same.
+    executor = fakes.ScriptedExecutor(curve.__getitem__)
+    assert fakes.make_driver(tmp_path, decider, executor, trials=trials).run() == outcome
+    assert executor.submitted == []

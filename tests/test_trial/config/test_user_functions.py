@@ -34,7 +34,18 @@ def test_a_number_counts(value, expected):
 
 @pytest.mark.parametrize(
     "value",
-    ["3.5", b"3.5", np.array("3.5"), np.str_("3.5"), None, [3.5], {}, 1j, np.ones(2), torch.ones(2)],
+    [
+        "3.5",
+        b"3.5",
+        np.array("3.5"),
+        np.str_("3.5"),
+        None,
+        [3.5],
+        {},
+        1j,
+        np.ones(2),
+        torch.ones(2),
+    ],
     ids=repr,
 )
 def test_what_is_no_number_is_refused_with_the_function(value):
