@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 MAY_CHANGE = ("question", "stop", "resources", "failures", "confirm")
 """Keys of a sweep file that may change when a study goes on: they do not touch its trials."""
 
+REPAIRED = ("base", "space", "variables", "objectives", "resources")
+"""Keys that must stay as they are after a repair has made `study.json` anew."""
+
 MUST_STAY = ("resources.devices_per_trial",)
 """Exceptions to `MAY_CHANGE`: the number of devices sets the effective batch size, and a checkpoint
 resumes only with as many ranks as wrote it."""
@@ -82,6 +85,9 @@ def open_folder(
     """
     check_files(folder)
     archive_existing(folder, source, options, console)
+    if not options.fork or folder.sweep_file.exists():
+        # A fork that was cut short has no sweep file yet: it begins again.
+        folder.refuse_lost_record()
     if options.fork:
         fork_study(spec, source, folder, options, console)
     _copy_prior_studies(folder, spec, options, console)
@@ -180,7 +186,11 @@ def write_record(
     if folder.exists():
         record = folder.read_record()
         # A record of an older version lacks later keys: validation fills in their defaults.
-        if problems := differences(SweepSpec.from_content(record.spec).content(), content):
+        problems = differences(SweepSpec.from_content(record.spec).content(), content)
+        if record.provenance.get("rebuilt"):
+            # Overrides of other keys than these are in no trial, so that a repair has lost them.
+            problems = [p for p in problems if p.key.split(".")[0] in REPAIRED]
+        if problems:
             hint = (
                 "--fork NEW starts a study with the trials that still fit; "
                 f"--fresh starts anew and keeps {folder.path} aside"
@@ -276,42 +286,16 @@ def open_decider(spec: SweepSpec, folder: StudyFolder, options: RunOptions) -> O
 
     storage = stored_storage(folder, options.storage, repair=True)
     record = folder.read_record()
+    # Before anything is written: what is lost is not known afterwards.
+    recover.refuse_lost_trials(folder, storage, record.name)
     decider = OptunaDecider(spec, record.name, storage, read_prior_trials(folder))
     if not decider.belongs_to(record.created):
         raise ValueError(
             f"the storage has a study {record.name!r} that belongs to another folder than "
             f"{folder.path}: choose another name with --study"
         )
-    check_same_study(folder, decider.numbers(), decider.finished())
+    recover.check_same_study(folder, decider.numbers(), decider.finished())
     recover.repair_study(folder, decider)
     if options.extend_trial is not None:
         extend_trial(folder, decider, options.extend_trial, options.overrides)
     return decider
-
-
-def check_same_study(folder: StudyFolder, numbered: set[int], finished: list[int]) -> None:
-    """Compare the trial folders with the storage's trials.
-
-    The storage numbers a trial before its folder is made, and is told a result after it has been
-    written to the folder: it never knows fewer trials, nor finished ones without a folder.
-
-    Args:
-        folder: The study.
-        numbered: Numbers of all trials in the storage.
-        finished: Numbers of those that have finished.
-
-    Raises:
-        ValueError: the storage has lost trials, or holds another study of this name.
-    """
-    folders = {number for number, _ in folder.all_trials()}
-    if ahead := sorted(folders - numbered):
-        raise ValueError(
-            f"{folder.path} has a folder of trial {ahead[0]}, which its storage does not know: the "
-            "storage was lost or replaced. `gaudi-sweep verify` says more; --fresh starts anew and "
-            "keeps the folders aside"
-        )
-    if finished and not folders:
-        raise ValueError(
-            f"the storage has a study {folder.name!r} with {len(finished)} finished trials, and "
-            f"{folder.path} has none of them: choose another name with --study"
-        )

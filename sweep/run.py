@@ -79,7 +79,7 @@ def _drive(
         same_failure_limit=spec.failures.alike,
     )
     executor = make_executor(spec, options, folder)
-    with _explained_errors(folder), _closing(executor):
+    with explained_errors(folder), _closing(executor):
         with console.status("starting Ray ..."):
             decider = _start(executor, spec, folder, options, console)
         console.print(f"study {folder.path}: {executor.describe()}")
@@ -96,6 +96,10 @@ def _drive(
                 ask_ahead=spec.resources.ask_ahead,
                 packed=spec.resources.pack != 1,
             )
+            # Not earlier: it imports Optuna.
+            from sweep.storage.patient import show_waiting
+
+            show_waiting(decider.storage, view.note, lambda: driver.interrupted)
             stuck = end_when_stuck(driver.status.is_stopping, _last_words)
             with graceful_interrupt(driver, view), stuck:
                 outcome = driver.run()
@@ -190,7 +194,7 @@ def _last_words() -> str:
 
 
 @contextmanager
-def _explained_errors(folder: StudyFolder) -> Iterator[None]:
+def explained_errors(folder: StudyFolder) -> Iterator[None]:
     """Say how to go on after a full disk, or a storage that does not answer.
 
     Raises:

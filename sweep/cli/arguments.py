@@ -99,12 +99,13 @@ def find_study(study: str, runs: Path) -> StudyFolder:
 
     Raises:
         ConfigError: there is none of that name.
-        ValueError: another version wrote it.
+        ValueError: another version wrote it, or its record is lost.
     """
     for path in (runs / study, Path(study)):
         if (folder := StudyFolder(path)).exists():
             folder.refuse_other_version()
             return folder
+        folder.refuse_lost_record()
     known = sorted(path.parent.name for path in runs.glob("*/study.json"))
     problem = unknown(study, known, f"study in {runs}")
     raise ConfigError([Problem("STUDY", problem.expected, repr(study), problem.near)])

@@ -15,7 +15,7 @@ from sweep.cli.arguments import RunsOption, StorageOption, StudyArgument, find_s
 from sweep.cli.output import err, exit_on_bad_input, out, print_report
 
 if TYPE_CHECKING:
-    from trial.store.folders import TrialFolder
+    from trial.store.folders import StudyFolder, TrialFolder
 
 
 def verify(
@@ -25,13 +25,16 @@ def verify(
     deep: Annotated[
         bool, typer.Option("--deep", help="Read every file and compare its hash.")
     ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make damaged files anew from the trial folders.")
+    ] = False,
 ) -> None:
     """Check a study's folders against its journal and say what differs."""
     from sweep.open_study import stored_storage
     from sweep.study.verify import verify as compare_with_storage
 
     with exit_on_bad_input():
-        folder = find_study(study, runs)
+        folder = _repaired(study, runs, storage) if repair else find_study(study, runs)
         findings = compare_with_storage(folder, stored_storage(folder, storage), deep=deep)
     for finding in findings:
         out.print(str(finding), style="red" if finding.wrong else "", markup=False, soft_wrap=True)
@@ -39,7 +42,29 @@ def verify(
     count = len(folder.all_trials())
     out.print(f"{folder.path}: {count} trials, {wrong} difference{'s' * (wrong != 1)}")
     if wrong:
+        if not repair:
+            err.print(folder.repair_hint, markup=False, soft_wrap=True)
         raise typer.Exit(1)
+
+
+def _repaired(study: str, runs: Path, storage: str | None) -> StudyFolder:
+    """The folder of a study, once it has been repaired; prints what was done."""
+    from sweep.file_checks import check_links
+    from sweep.repair.rebuild import repair
+    from sweep.study import study_lock
+    from trial.store.files import DamagedFileError
+    from trial.store.folders import StudyFolder
+
+    places = [StudyFolder(path) for path in (runs / study, Path(study)) if path.is_dir()]
+    try:
+        folder = find_study(study, runs)
+    except DamagedFileError:
+        folder = places[0]
+    check_links(folder)
+    with study_lock.hold(folder):
+        for line in repair(folder, storage):
+            out.print(line, markup=False, soft_wrap=True)
+    return folder
 
 
 def status(study: StudyArgument, runs: RunsOption = Path("runs")) -> None:

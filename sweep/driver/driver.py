@@ -123,6 +123,11 @@ class Driver:
         """Let running trials checkpoint and leave, start no other; safe in a signal handler."""
         self.status.interrupt = reason
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether `interrupt` was called."""
+        return bool(self._status.interrupt)
+
     def _loop(self) -> SweepOutcome:
         while True:
             self._obey_interrupt()
@@ -196,6 +201,8 @@ class Driver:
             else:
                 self.progress.set_running(number)
                 self._trial_finished(number, found)
+        for note in self._registry.notes:
+            self.view.note(note)
 
     def _enqueue(self, job: Job) -> None:
         self.progress.set_waiting(job.trials[0].number)

@@ -57,6 +57,9 @@ class Decider(Protocol):
     def finished(self) -> list[int]:
         """Numbers of the trials whose result the study has."""
 
+    def again(self, number: int) -> Proposal | Result:
+        """A finished trial whose result is lost: what to train anew, or its result if known."""
+
     def report(self, number: int, evaluation: Evaluation) -> bool:
         """Report an evaluation; True to prune the trial. A step counts once."""
 

@@ -14,6 +14,7 @@ from sweep.driver.retry_policy import config_difference, halved_as
 from trial.config.packing_rules import packing_key
 from trial.config.sections import Origin
 from trial.config.trial_config import TrialConfig
+from trial.store.files import DamagedFileError, set_aside
 from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.records import Cause, CauseKind, Result
 
@@ -37,8 +38,12 @@ class TrialRegistry:
     disk: DiskGuard | None = None
     packed: bool = False
     """Whether trials may share a job."""
+    notes: list[str] = field(default_factory=list, init=False)
+    """What was found damaged while trials were restored, for people."""
     _proposed: dict[int, TrialConfig] = field(default_factory=dict, init=False)
     """Configurations of the trials in flight, by number, as they were proposed."""
+    _lost: list[int] = field(default_factory=list, init=False)
+    """Finished trials whose result has been lost."""
 
     def create(self, proposal: Proposal) -> Job | None:
         """Write the configuration of a proposal into its folder.
@@ -122,7 +127,9 @@ class TrialRegistry:
         """
         for number in self.decider.finished():
             folder = self.study.trial(number)
-            result = folder.read_result()
+            result = self._read_result(number)
+            if result is None and folder.path.exists():
+                self._lost.append(number)
             if result:
                 origin = _origin(folder)
                 if origin:
@@ -135,15 +142,48 @@ class TrialRegistry:
 
         The decider has all their evaluations then; it has yet to be told the results.
         """
+        yield from self._restore_lost()
         for proposal in self.decider.pending():
             folder = self._add_to_progress(proposal)
             if proposal.config is not None and folder.config.exists():
                 self._proposed[proposal.number] = proposal.config
                 self.repair_config(proposal.number)
-            found = folder.read_result() or self.create(proposal)
+            found = self._read_result(proposal.number) or self.create(proposal)
             if found:
                 self.report_evaluations(proposal.number)
                 yield proposal.number, found
+
+    def _read_result(self, number: int) -> Result | None:
+        """A trial's result; None if it has none. A damaged file is set aside: it is none, either.
+
+        Raises:
+            ValueError: another version of this program wrote it.
+        """
+        folder = self.study.trial(number)
+        try:
+            return folder.read_result()
+        except DamagedFileError as error:
+            aside = set_aside(folder.result)
+            self.notes.append(f"trial {number} is trained anew: {error}; kept as {aside.name}")
+            logger.warning(self.notes[-1])
+        return None
+
+    def _restore_lost(self) -> Iterator[tuple[int, Job]]:
+        """Finished trials without a result: its result where the decider knows it, or the job."""
+        for number in self._lost:
+            found, folder = self.decider.again(number), self.study.trial(number)
+            if isinstance(found, Result):
+                folder.write_result(found)
+                self._count(number, found)
+                continue
+            self._add_to_progress(found)
+            if found.config is not None and folder.config.exists():
+                self._proposed[number] = found.config
+                self.repair_config(number)
+            if job := self.create(found):
+                self.report_evaluations(number)
+                yield number, job
+        self._lost.clear()
 
     def _add_to_progress(self, proposal: Proposal) -> TrialFolder:
         config = proposal.config

@@ -32,6 +32,7 @@ from sweep.spec import hpu_shapes
 from sweep.spec.space import Space
 from sweep.spec.spec import SweepSpec
 from sweep.storage import compat
+from sweep.study import retrained
 from sweep.study.confirmations import OUTSIDE_SEARCH, missing_repeats
 from sweep.study.proposed import proposed_config, stored_config
 from trial.config.errors import ConfigError
@@ -64,7 +65,7 @@ class OptunaDecider:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         compat.ignore_cmaes_warning()
-        self.spec = spec
+        self.spec, self.storage = spec, storage
         self.space = Space.of(spec)
         self._metrics = tuple(goal.metric for goal in spec.objectives)
         self.study = optuna.create_study(
@@ -85,6 +86,8 @@ class OptunaDecider:
         self._pruning = AlikePruning(self.study, past)
         self.ask_seconds = ASK_SECONDS.get(spec.sampler.name, 0.0)
         self._in_flight: dict[int, Trial] = {}
+        self._retrained: dict[int, FrozenTrial] = {}
+        """Finished trials that are trained anew, by number."""
         self._known = KnownConfigurations(spec, self.space, past)
         self._duplicates = 0
         """Duplicates drawn in a row."""
@@ -200,6 +203,18 @@ class OptunaDecider:
         trials = self.study.get_trials(deepcopy=False)
         return [trial.number for trial in trials if trial.state.is_finished()]
 
+    def again(self, number: int) -> Proposal | Result:
+        """A finished trial whose result is lost: the result if it is known, or what to train.
+
+        What it then reports and comes to is not told once more.
+        """
+        trial = next(t for t in self.study.get_trials(deepcopy=False) if t.number == number)
+        if (known := retrained.told_result(trial)) is not None:
+            return known
+        self._retrained[number] = trial
+        config = proposed_config(self.space, number, trial.params, trial.user_attrs)
+        return Proposal(number, trial.params, config)
+
     def numbers(self) -> set[int]:
         """Numbers of all trials that were ever started or enqueued."""
         return {trial.number for trial in self.study.get_trials(deepcopy=False)}
@@ -220,6 +235,8 @@ class OptunaDecider:
         """
         if len(self.spec.objectives) > 1:
             return False
+        if number in self._retrained:
+            return retrained.was_pruned_at(self._retrained[number], evaluation.step)
         trial = self._in_flight[number]
         objective = metrics.of_evaluation(evaluation, self.spec.objectives[0].metric)
         # Before the first step all trials are the same model: nothing to prune by.
@@ -235,6 +252,9 @@ class OptunaDecider:
 
         A duplicate is told as failed, which samplers ignore: it teaches them nothing new.
         """
+        if number in self._retrained:
+            retrained.compare(self._retrained.pop(number), result, self._metrics)
+            return
         trial = self._in_flight.pop(number)
         if result.state == "duplicate":
             trial.set_user_attr("duplicate_of", result.duplicate_of)

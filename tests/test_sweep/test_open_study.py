@@ -6,7 +6,6 @@ import pytest
 
 from sweep.open_study import (
     RunOptions,
-    check_same_study,
     differences,
     stored_spec,
     with_stored_data,
@@ -14,6 +13,7 @@ from sweep.open_study import (
 )
 from sweep.spec.dimension import Choices
 from sweep.spec.spec import ResourceSpec, StopSpec, SweepSpec
+from sweep.study.recover import check_same_study
 from trial.config.trial_config import TrialConfig
 from trial.store.folders import StudyFolder, TrialFolder
 from trial.store.records import StudyRecord

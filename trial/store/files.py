@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -133,6 +135,27 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class DamagedFileError(ValueError):
+    """A file of a study does not hold what its writer wrote; the message has its path and line."""
+
+    def __init__(self, path: Path, what: str, line: int | None = None) -> None:
+        at = "" if line is None else f":{line}"
+        super().__init__(f"{path}{at}: {what}")
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or folder: its name gets `.damaged` and the time. Returns the new path.
+
+    Nothing reads it under that name.
+    """
+    stem = f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = itertools.chain([stem], (f"{stem}-{count}" for count in itertools.count(2)))
+    aside = next(path.with_name(name) for name in names if not path.with_name(name).exists())
+    path.rename(aside)
+    sync_folder(path.parent)
+    return aside
 
 
 def cut_torn_line(path: Path) -> None:

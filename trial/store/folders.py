@@ -11,6 +11,7 @@ A trial folder is the authority on what happened in the trial; the journal can b
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from trial.config import earlier
 from trial.config.trial_config import TrialConfig
 from trial.store import manifest
-from trial.store.files import append_line, read_lines, write_atomically
+from trial.store.files import DamagedFileError, append_line, read_lines, write_atomically
 from trial.store.records import Attempt, Evaluation, Record, Result, StudyRecord, TrainLog
 
 M = TypeVar("M", bound=BaseModel)
@@ -184,6 +185,24 @@ class StudyFolder:
         """The study's name: its folder's."""
         return self.path.name
 
+    @property
+    def repair_hint(self) -> str:
+        """The command that makes the study's own files anew, from its trial folders."""
+        return f"repair it with: gaudi-sweep verify {shlex.quote(str(self.path))} --repair"
+
+    def refuse_lost_record(self) -> None:
+        """Check that a folder without a record is no study that has lost it.
+
+        Raises:
+            DamagedFileError: there are trials or a journal, and no record.
+        """
+        if self.exists():
+            return
+        trials = len(self.all_trials())
+        if trials or (self.journal.exists() and self.journal.stat().st_size):
+            what = f"is missing, and the folder holds a study of {trials} trials"
+            raise DamagedFileError(self.record, f"{what}; {self.repair_hint}")
+
     def exists(self) -> bool:
         """Whether a study has been started here."""
         return self.record.exists()
@@ -195,7 +214,11 @@ class StudyFolder:
             FileNotFoundError: there is no study here.
             ValueError: this version cannot read it.
         """
-        return _read(self.record, StudyRecord, earlier.stored_record)
+        try:
+            return _read(self.record, StudyRecord, earlier.stored_record)
+        except DamagedFileError as error:
+            error.args = (f"{error}; {self.repair_hint}",)
+            raise
 
     def refuse_other_version(self) -> None:
         """Check the format version of the study's record alone.
@@ -236,14 +259,27 @@ def _read(path: Path, record: type[M], complete: Callable[[str], str] = str) -> 
     try:
         text = complete(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: content: is not UTF-8 text ({error.reason})") from error
+        line = error.object[: error.start].count(b"\n") + 1
+        what = f"content: is not UTF-8 text ({error.reason})"
+        raise DamagedFileError(path, what, line) from error
     try:
         return record.model_validate_json(text)
     except ValidationError as error:
         _refuse_version(path, text, record)
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{path}: {key or 'content'}: {first['msg']}") from error
+        raise DamagedFileError(path, f"{key or 'content'}: {first['msg']}", _line(text)) from error
+
+
+def _line(text: str) -> int | None:
+    """The line at which a text stops being JSON; None if it is JSON."""
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return error.lineno
+    except (ValueError, RecursionError):
+        return 1
+    return None
 
 
 def _refuse_version(path: Path, text: str, record: type[BaseModel]) -> None:

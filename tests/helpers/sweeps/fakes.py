@@ -179,6 +179,9 @@ class ScriptedDecider:
     def finished(self) -> list[int]:
         return list(self.told)
 
+    def again(self, number: int) -> Proposal:
+        return self._proposal(number)
+
     def report(self, number: int, evaluation: Evaluation) -> bool:
         if (number, evaluation.step) not in self.reported:
             self.reported.append((number, evaluation.step))
