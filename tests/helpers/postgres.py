@@ -8,8 +8,9 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 PASSWORD = "open sesame/42@home"
@@ -46,9 +47,25 @@ def _unprivileged() -> str | None:
         return None
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server that can be stopped, and started again with what it holds."""
+
+    url: str
+    start: Callable[[], None]
+    stop: Callable[[], None]
+
+
 @contextmanager
 def server() -> Iterator[str]:
     """A running server; yields the URL of an empty database."""
+    with stoppable_server() as running:
+        yield running.url
+
+
+@contextmanager
+def stoppable_server() -> Iterator[Server]:
+    """A running server with an empty database."""
     folder = Path(tempfile.mkdtemp(prefix="pg"))
     user = _unprivileged() if os.getuid() == 0 else None
     if user:
@@ -68,11 +85,18 @@ def server() -> Iterator[str]:
     )
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
     control = (f"{here}/pg_ctl", "-D", data, "-l", str(folder / "log"))
+    running = Server(
+        f"postgresql+psycopg2://sweeper:{ENCODED}@127.0.0.1:{port}/postgres",
+        start=lambda: call(*control, "-w", "-o", options, "start"),
+        # As a crash does: connections are cut in the middle.
+        stop=lambda: call(*control, "-m", "immediate", "-w", "stop"),
+    )
     try:
-        call(*control, "-w", "-o", options, "start")
-        yield f"postgresql+psycopg2://sweeper:{ENCODED}@127.0.0.1:{port}/postgres"
+        running.start()
+        yield running
     finally:
-        call(*control, "-m", "immediate", "stop")
+        with suppress(subprocess.CalledProcessError):  # It may be stopped.
+            running.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 
