@@ -126,7 +126,7 @@ class Driver:
     @property
     def interrupted(self) -> bool:
         """Whether `interrupt` was called."""
-        return bool(self._status.interrupt)
+        return bool(self.status.interrupt)
 
     def _loop(self) -> SweepOutcome:
         while True:
