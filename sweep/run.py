@@ -42,7 +42,7 @@ from sweep.storage.url import error_text, is_storage_error, masked
 from sweep.study import study_lock
 from trial.store.disk_full import is_full
 from trial.store.folders import StudyFolder
-from trial.store.optional_output import report_lost
+from trial.optional_output import report_lost
 
 if TYPE_CHECKING:
     from sweep.study.decider import OptunaDecider
@@ -99,7 +99,7 @@ def _drive(
             # Not earlier: it imports Optuna.
             from sweep.storage.patient import show_waiting
 
-            show_waiting(decider.storage, view.note, lambda: driver.interrupted)
+            show_waiting(decider.storage, view.note, lambda: bool(driver.status.interrupt))
             stuck = end_when_stuck(driver.status.is_stopping, _last_words)
             with graceful_interrupt(driver, view), stuck:
                 outcome = driver.run()

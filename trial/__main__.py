@@ -35,7 +35,7 @@ from trial.store.control import NullControl, StopReason, stop_signals
 from trial.store.disk_full import DiskFullError
 from trial.store.folders import TrialFolder
 from trial.store.log_capture import capture
-from trial.store.optional_output import OptionalOutput, optional_output
+from trial.optional_output import OptionalOutput, optional_output
 from trial.store.records import Evaluation, Result
 
 COMPLETE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130

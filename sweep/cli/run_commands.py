@@ -22,7 +22,7 @@ from sweep.cli.arguments import (
 )
 from sweep.cli.output import err, exit_on_bad_input, out, print_report
 from trial.config.errors import ConfigError, Problem
-from trial.store.optional_output import optional_output
+from trial.optional_output import optional_output
 
 if TYPE_CHECKING:
     from sweep.open_study import RunOptions

@@ -123,11 +123,6 @@ class Driver:
         """Let running trials checkpoint and leave, start no other; safe in a signal handler."""
         self.status.interrupt = reason
 
-    @property
-    def interrupted(self) -> bool:
-        """Whether `interrupt` was called."""
-        return bool(self.status.interrupt)
-
     def _loop(self) -> SweepOutcome:
         while True:
             self._obey_interrupt()
@@ -233,8 +228,7 @@ class Driver:
     def _has_disk_space(self) -> bool:
         """Whether the disk has room for another trial; the first refusal in a row is shown."""
         before, self._disk_refusal = self._disk_refusal, ""
-        nothing_due = self.status.state is not SweepState.SEARCHING and not self._queue
-        if self.disk is None or nothing_due:
+        if self.disk is None or not (self._queue or self.status.state is SweepState.SEARCHING):
             return True
         self._disk_refusal = self.disk.refusal()
         if self._disk_refusal and not before:
@@ -261,8 +255,8 @@ class Driver:
         """Once the search has ended well, queue the repeats of its best; False without any."""
         if self.status.state is SweepState.STOPPING or self.status.kind() is OutcomeKind.FAILED:
             return False
-        for proposal in self.decider.confirmations():
-            if job := self._registry.create(proposal):
+        for job in map(self._registry.create, self.decider.confirmations()):
+            if job is not None:
                 self._enqueue(job)
         if self._queue:
             self.view.note(f"the search is over; {len(self._queue)} repeats confirm its best")

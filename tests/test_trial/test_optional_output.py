@@ -11,7 +11,7 @@ import pytest
 
 PROGRAM = """
 import logging, sys
-from trial.store.optional_output import optional_output
+from trial.optional_output import optional_output
 logging.basicConfig(filename=sys.argv[1], format="%(message)s")
 with optional_output():
     sys.stdin.readline()
