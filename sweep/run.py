@@ -40,9 +40,9 @@ from sweep.signals import (
 from sweep.spec.spec import SweepSpec
 from sweep.storage.url import error_text, is_storage_error, masked
 from sweep.study import study_lock
+from trial.optional_output import report_lost
 from trial.store.disk_full import is_full
 from trial.store.folders import StudyFolder
-from trial.optional_output import report_lost
 
 if TYPE_CHECKING:
     from sweep.study.decider import OptunaDecider

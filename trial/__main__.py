@@ -29,13 +29,13 @@ from trial.devices.environment import set_environment
 from trial.distributed import rank_env
 from trial.distributed.rank_group import PeerLost, folder_of_rank
 from trial.distributed.spawn import end_with_parent, spawn
+from trial.optional_output import OptionalOutput, optional_output
 from trial.preflight.checks import preflight, rank_problems
 from trial.store.cache_dir import set_cache_folders
 from trial.store.control import NullControl, StopReason, stop_signals
 from trial.store.disk_full import DiskFullError
 from trial.store.folders import TrialFolder
 from trial.store.log_capture import capture
-from trial.optional_output import OptionalOutput, optional_output
 from trial.store.records import Evaluation, Result
 
 COMPLETE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130

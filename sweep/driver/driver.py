@@ -181,11 +181,8 @@ class Driver:
 
     def _awaits_sampler(self) -> bool:
         """Whether a device is free for a proposal that is being drawn."""
-        return (
-            self._has_free_device()
-            and self._proposals.drawing
-            and self.status.may_start() is SweepState.SEARCHING
-        )
+        may_propose = self.status.may_start() is SweepState.SEARCHING
+        return may_propose and self._has_free_device() and self._proposals.drawing
 
     def _resume(self) -> None:
         """Restore what earlier runs did: trials that ended, and those still in flight."""
