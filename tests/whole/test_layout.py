@@ -74,7 +74,7 @@ TOPICS = {
     "test_trial/builtin": {"builtin"},
     "test_trial/devices": {"optimum_habana_internals"},
     "test_trial/effects": {"architectures", "effects", "lora_fields", "training_arguments"},
-    "test_trial/export": {"lora_fields"},
+    "test_trial/export": {"export", "lora_fields"},
     "test_trial/packed": {
         "failures", "graphs", "independence", "own_randomness", "ranks", "refill", "solo_equality",
     },
