@@ -248,6 +248,12 @@ def attention_name(model: Any) -> str:
     return name
 
 
+def text_attention_name(model: Any) -> str:
+    """The same of a model's text part, where it has others."""
+    name: str = model.config.get_text_config()._attn_implementation
+    return name
+
+
 def set_attention_name(model: Any, name: str) -> None:
     """Let a model's layers call another attention function, by its registered name."""
     model.config._attn_implementation = name

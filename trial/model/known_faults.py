@@ -6,6 +6,7 @@ from typing import Any
 
 from trial.config.errors import Problem
 from trial.config.sections import ModelConfig
+from trial.devices.compat import text_attention_name
 
 RIGHT_ATTENTION = {"doge": "eager"}
 """The one `attn_implementation` of a model type that is right. Doge's others, in transformers 4.55,
@@ -23,7 +24,7 @@ def known_faults(base: Any, model: ModelConfig) -> list[Problem]:
         base: The model, with or without weights.
         model: The `model` section of the trial.
     """
-    kind, attention = base.config.model_type, base.config.get_text_config()._attn_implementation
+    kind, attention = base.config.model_type, text_attention_name(base)
     problems = []
     right = RIGHT_ATTENTION.get(kind)
     if right is not None and attention != right:

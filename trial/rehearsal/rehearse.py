@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from trial.config.errors import ConfigError, Problem
 from trial.config.sections import TRAINING_DEFAULTS, DeepSpeedSection
 from trial.config.trial_config import TrialConfig
+from trial.devices.compat import text_attention_name
 from trial.devices.device import DEVICES, Device
 from trial.distributed import rank_env
 from trial.model.dropout.lora_dropout import BatchPositions
@@ -144,7 +145,7 @@ def make_ready(trainer: Any) -> None:
     from transformers.integrations.deepspeed import deepspeed_init
 
     args = trainer.args
-    attention = trainer.model.config.get_text_config()._attn_implementation
+    attention = text_attention_name(trainer.model)
     if attention == "flex_attention" and args.device.type == "cpu":
         rule = "one that trains on a CPU: eager or sdpa"
         raise ConfigError([Problem("model.attn_implementation", rule, repr(attention))])
