@@ -17,7 +17,14 @@ from transformers.utils import import_utils
 from trial.devices import compat
 from trial.devices.compat import PRIVATE_NAMES, PrivateName
 from trial.devices.device import DEVICES
+from trial.preload import preload
 from trial.training.trainer import trainer_class
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported_as_in_a_worker() -> None:
+    """Without what `trial.preload` leaves out: a plain import takes all optional packages along."""
+    preload("cpu")
 
 
 @pytest.mark.parametrize("name", PRIVATE_NAMES, ids=lambda name: f"{name.module}.{name.name}")
