@@ -30,6 +30,14 @@ with signals.handled_by(lambda number, frame: None):
 """
 
 
+@pytest.fixture(autouse=True)
+def hang_up_is_not_ignored():
+    """The tests themselves may run under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 class Recorder:
     """A driver and a view that note what they are told."""
 

@@ -9,8 +9,8 @@ import sys
 import psutil
 import pytest
 
-from sweep.ray_backend.cluster import AGENT
 from sweep.ray_backend.local.agent import RAYLET
+from sweep.ray_backend.node.local_ray import AGENT
 
 RAYLET_CODE = """
 import os, subprocess, sys
