@@ -81,6 +81,7 @@ def examine(source: Path, overrides: Sequence[str] = ()) -> CheckedSweep:
         ConfigError: It cannot be read at all.
     """
     raw = read(Path(source), overrides)
+    raw.refuse_crowded()
     refuse_secrets(raw)
     make_paths_absolute(raw)
     objectives = sections.read_objectives(raw)
@@ -173,12 +174,12 @@ def _use_seed_config(raw: RawSweep, translated: seed_config.Translation) -> None
 def _read_dimensions(raw: RawSweep, section: str) -> dict[str, Dimension]:
     """The dimensions of `space` or `variables`; those with a problem are left out."""
     find_problem = path_problem if section == "space" else variable_problem
-    content = raw.section(section)
-    wrong_names = {name: problem for name in content if (problem := find_problem(name))}
-    for name, problem in wrong_names.items():
-        raw.add_problem(replace(problem, key=f"{section}.{name}"))
     dimensions: dict[str, Dimension] = {}
-    for name in (name for name in content if name not in wrong_names):
+    content = raw.section(section)
+    for name in content:
+        if (problem := find_problem(name)) is not None:
+            raw.add_problem(replace(problem, key=f"{section}.{name}"))
+            continue
         try:
             dimensions[name] = parse_dimension(content[name], f"{section}.{name}")
         except ConfigError as error:

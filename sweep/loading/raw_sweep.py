@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from sweep.loading.keys import SHORT_FORMS, is_at_or_below, suggestion
-from trial.config.errors import Problem
+from trial.config.errors import ConfigError, Problem
 
 LONGEST_VALUE = 200
 """Characters of a wrong value that a problem shows."""
+
 MOST_PROBLEMS = 200
-"""Problems that are noted. Each is compared with all known keys, and a file may have thousands."""
+"""A file with more is not looked at any further."""
+
+MOST_ENTRIES = {"space": 200, "variables": 200, "enqueue": 5000, "objectives": 20, "warm_start": 50}
+"""Of the top-level lists and mappings whose entries are compared with each other."""
 
 
 @dataclass(slots=True)
@@ -47,25 +51,44 @@ class RawSweep:
     def add_problem(self, problem: Problem) -> None:
         """Note a problem once; where it has no location, it gets that of its key.
 
-        After `MOST_PROBLEMS` one more says that there are others.
+        Raises:
+            ConfigError: there are too many; holds those that were noted.
         """
-        if len(self.problems) >= MOST_PROBLEMS:
-            rule = f"has more mistakes than these {MOST_PROBLEMS}"
-            if len(self.problems) == MOST_PROBLEMS:
-                self.problems.append(Problem("", rule, where=str(self.source)))
-            return
         got = problem.got
         if len(got) > LONGEST_VALUE:
             got = f"{got[:LONGEST_VALUE]}..."
         where = problem.where or self.locate(problem.key)
         located = replace(problem, where=where, got=got, near=suggestion(problem))
-        if located not in self.problems:
-            self.problems.append(located)
+        if located in self.problems:
+            return
+        if len(self.problems) >= MOST_PROBLEMS:
+            rule = f"has more than {MOST_PROBLEMS} mistakes; the first ones are listed"
+            more = Problem("", rule, where=str(self.source))
+            raise ConfigError([*in_file_order(self.problems), more])
+        self.problems.append(located)
 
     def add_problems(self, problems: Iterable[Problem]) -> None:
         """Note several problems."""
         for problem in problems:
             self.add_problem(problem)
+
+    def refuse_crowded(self) -> None:
+        """Refuse sections with so many entries that checking them would take minutes.
+
+        Raises:
+            ConfigError: there are some.
+        """
+        sizes = {
+            key: len(content)
+            for key in MOST_ENTRIES
+            if isinstance(content := self.content.get(key), list | dict)
+        }
+        crowded = [key for key, size in sizes.items() if size > MOST_ENTRIES[key]]
+        for key in crowded:
+            rule = f"must not have more than {MOST_ENTRIES[key]} entries"
+            self.add_problem(Problem(key, rule, str(sizes[key])))
+        if crowded:
+            raise ConfigError(in_file_order(self.problems))
 
     def has_problem(self, *keys: str) -> bool:
         """Whether a problem was noted at or below one of the keys."""

@@ -27,7 +27,9 @@ _VALUE = re.compile(
     r"|\bgh[oprsu]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}"
     r"|\bA(KIA|SIA)[0-9A-Z]{16}\b"  # AWS
     r"|\bsk-[A-Za-z0-9_-]{20,}|\bxox[abprs]-[\w-]{10,}|\bAIza[\w-]{30,}"
-    r"|(?<![\w-])eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]+"  # JSON web tokens
+    # JSON web tokens, from their second part on: looking for the first would take a time quadratic
+    # in the length of a text of many `eyJ-`.
+    r"|(?<=[\w-]{13})\.eyJ[\w-]{10,}+\.[\w-]"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
 

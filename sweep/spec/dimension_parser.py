@@ -30,6 +30,11 @@ from sweep.spec.dimension import (
 from trial.config.errors import ConfigError, Problem, nearest
 from trial.config.sections import Scalar
 
+MAX_CHOICES = 2000
+MAX_BRANCHES = 50
+MAX_ALLOWED = 50
+"""Values of a condition. Branches are compared two by two, and their conditions value by value."""
+
 
 def parse_dimension(raw: Any, key: str) -> Dimension:
     """The dimension that a value of a sweep file stands for.
@@ -43,6 +48,8 @@ def parse_dimension(raw: Any, key: str) -> Dimension:
     """
     if not _is_list_of_branches(raw):
         return (_parse_branch(raw, key),)
+    if len(raw) > MAX_BRANCHES:
+        raise ConfigError([_too_many(key, "branches", MAX_BRANCHES, raw)])
     problems: list[Problem] = []
     branches = []
     for index, item in enumerate(raw):
@@ -70,6 +77,10 @@ _OTHER_WORDS = {
     "options": "choices", "q": "step", "formula": "expression", "if": "when",
 }  # fmt: skip
 """Names that other tools give these keys, too unlike them to be suggested by their spelling."""
+
+
+def _too_many(key: str, what: str, most: int, values: Sequence[Any]) -> Problem:
+    return Problem(key, f"must not have more than {most} {what}", str(len(values)))
 
 
 def _is_list_of_branches(raw: Any) -> bool:
@@ -128,8 +139,13 @@ def _parse_when(raw: dict[str, Any], key: str) -> tuple[dict[str, tuple[Any, ...
         name: tuple(allowed) if isinstance(allowed, list) else (allowed,)
         for name, allowed in conditions.items()
     }
-    empty = [Problem(f"{key}.{name}", "names no value", "[]") for name in when if not when[name]]
-    return when, empty
+    problems = [Problem(f"{key}.{name}", "names no value", "[]") for name in when if not when[name]]
+    problems += [
+        _too_many(f"{key}.{name}", "values", MAX_ALLOWED, values)
+        for name, values in when.items()
+        if len(values) > MAX_ALLOWED
+    ]
+    return when, problems
 
 
 def _check_choices(raw: dict[str, Any], key: str) -> list[Problem]:
@@ -138,6 +154,8 @@ def _check_choices(raw: dict[str, Any], key: str) -> list[Problem]:
         return [Problem(key, "`choices` is a list", repr(choices))]
     if not choices:
         return [Problem(key, "there must be at least one choice", "[]")]
+    if len(choices) > MAX_CHOICES:
+        return [_too_many(key, "choices (a range has `low` and `high`)", MAX_CHOICES, choices)]
     seen: set[Scalar] = set()
     for choice in choices:
         # Plain equality: Optuna cannot tell true from 1, or 1 from 1.0, among its choices.

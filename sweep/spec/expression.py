@@ -1,7 +1,8 @@
 """Expressions of derived values: `2 * lora.r`.
 
 Names are dotted paths and variables; the functions are a short list. Evaluation is pure: the same
-values always give the same result, on every machine.
+values always give the same result, on every machine. Time and memory are bounded, whatever a sweep
+file says: operators take numbers (`+` also two texts), and no result of one is large.
 """
 
 from __future__ import annotations
@@ -19,18 +20,22 @@ import simpleeval
 from trial.config.sections import Scalar
 
 MAX_CHARACTERS = 500
+MAX_DEPTH = 50
+"""Operators and functions within each other; both walks over a tree are recursive."""
 MAX_INTEGER = 2**63
 """Integer results must be smaller than this in absolute value."""
-
+MAX_BITS = 1024
+"""Of integers on the way to a result; floats end there too."""
+MAX_TEXT = 10_000
+"""Characters of a text that is put together."""
 MAX_DIGITS = 400
-"""`round` takes at most so many digits, before or after the point: a float has 308."""
+"""Of `round`, before or after the point: no float has more, and integers take a power of ten."""
 
 
-def _rounded(value: float, digits: int | None = None) -> float:
-    """`round`; an integer rounded to many digits before the point would take 10 to that power."""
+def _round(number: float, digits: int | None = None) -> float:
     if digits is not None and abs(digits) > MAX_DIGITS:
         raise ValueError(f"round takes at most {MAX_DIGITS} digits")
-    return round(value, digits)
+    return round(number, digits)
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -45,14 +50,16 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "log2": math.log2,
     "max": max,
     "min": min,
-    "round": _rounded,
+    "round": _round,
     "sqrt": math.sqrt,
 }
 
 _GRAMMAR = (
     ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Call, ast.Name,
     ast.Attribute, ast.Constant, ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.Load,
+    bool, int, float, str, type(None),
 )  # fmt: skip
+"""Nodes of a tree, and types of its constants."""
 
 
 def names(text: str) -> frozenset[str]:
@@ -76,7 +83,7 @@ def evaluate(text: str, values: Mapping[str, Any]) -> Scalar:
     """
     tree, reads = _compiled(text)
     evaluator = simpleeval.SimpleEval(
-        operators={**simpleeval.DEFAULT_OPERATORS, **_BOUNDED},
+        operators=_OPERATORS,
         functions=FUNCTIONS,
         names=dict(values),
     )
@@ -102,8 +109,11 @@ def _compiled(text: str) -> tuple[ast.expr, frozenset[str]]:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"`{text}` is not an expression") from error
     for node in ast.walk(tree):
-        if not isinstance(node, _GRAMMAR):
-            raise ValueError(f"`{text}`: {type(node).__name__.lower()} is not allowed here")
+        kind = type(node.value if isinstance(node, ast.Constant) else node)
+        if not issubclass(kind, _GRAMMAR):
+            raise ValueError(f"`{text}`: {kind.__name__.lower()} is not allowed here")
+    if _is_deep(tree):
+        raise ValueError(f"`{text}` is nested deeper than {MAX_DEPTH}")
     paths = _Paths()
     return paths.visit(tree).body, frozenset(paths.found)
 
@@ -141,6 +151,14 @@ def _is_path(node: ast.expr) -> bool:
     return isinstance(node, ast.Name) or (isinstance(node, ast.Attribute) and _is_path(node.value))
 
 
+def _is_deep(tree: ast.AST) -> bool:
+    level, depth = [tree], 0
+    while level and depth <= MAX_DEPTH:
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+        depth += 1
+    return bool(level)
+
+
 def _power(base: Any, exponent: Any) -> Any:
     """`**`; OverflowError for integers so large that computing them would hang the driver."""
     whole = isinstance(base, int) and isinstance(exponent, int) and exponent > 0
@@ -149,31 +167,63 @@ def _power(base: Any, exponent: Any) -> Any:
     return operator.pow(base, exponent)
 
 
-def _numbers(compute: Callable[[Any, Any], Any], name: str) -> Callable[[Any, Any], Any]:
-    """The operation, for numbers alone: `%` formats text, and `*` repeats it, to any length."""
-
-    def compute_numbers(left: Any, right: Any) -> Any:
-        if isinstance(left, str) or isinstance(right, str):
-            raise TypeError(f"`{name}` is for numbers, not for text")
-        return compute(left, right)
-
-    return compute_numbers
-
-
-def _left_shift(value: int, places: int) -> int:
-    """`<<`; OverflowError for a result that no parameter could hold."""
-    if places >= MAX_INTEGER.bit_length():
+def _shift_left(number: Any, places: Any) -> Any:
+    if isinstance(places, int) and places > MAX_BITS:
         raise OverflowError
-    return operator.lshift(value, places)
+    return operator.lshift(number, places)
 
 
-_BOUNDED: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Pow: _power,
-    ast.Mult: _numbers(operator.mul, "*"),
-    ast.Mod: _numbers(operator.mod, "%"),
-    ast.LShift: _left_shift,
+def _bounded(symbol: str, operate: Callable[..., Any]) -> Callable[..., Any]:
+    """An operator that takes numbers only, and makes no large integers.
+
+    `%` would format a text with as many characters as that says; `*` would repeat a text or a list.
+    """
+
+    def apply(*operands: Any) -> Any:
+        if texts := [operand for operand in operands if isinstance(operand, str)]:
+            if symbol in _NOT_OF_TEXT:
+                raise TypeError(f"text cannot be {_NOT_OF_TEXT[symbol]}")
+            if symbol == "+" and len(texts) == len(operands) > 1:
+                return _joined(*texts)
+        if not all(isinstance(operand, bool | int | float) for operand in operands):
+            kinds = " and ".join(repr(type(operand).__name__) for operand in operands)
+            raise TypeError(f"unsupported operand type(s) for {symbol}: {kinds}")
+        value = operate(*operands)
+        if isinstance(value, int) and value.bit_length() > MAX_BITS:
+            raise OverflowError
+        return value
+
+    return apply
+
+
+def _joined(left: str, right: str) -> str:
+    if len(left) + len(right) > MAX_TEXT:
+        raise ValueError(f"a text must not have more than {MAX_TEXT} characters")
+    return left + right
+
+
+_NOT_OF_TEXT = {"*": "multiplied", "%": "formatted"}
+_ARITHMETIC: dict[type[ast.AST], tuple[str, Callable[..., Any]]] = {
+    ast.Add: ("+", operator.add),
+    ast.Sub: ("-", operator.sub),
+    ast.Mult: ("*", operator.mul),
+    ast.Div: ("/", operator.truediv),
+    ast.FloorDiv: ("//", operator.floordiv),
+    ast.Mod: ("%", operator.mod),
+    ast.Pow: ("**", _power),
+    ast.LShift: ("<<", _shift_left),
+    ast.RShift: (">>", operator.rshift),
+    ast.BitAnd: ("&", operator.and_),
+    ast.BitOr: ("|", operator.or_),
+    ast.BitXor: ("^", operator.xor),
+    ast.UAdd: ("+", operator.pos),
+    ast.USub: ("-", operator.neg),
+    ast.Invert: ("~", operator.invert),
 }
-"""Operators whose time and memory are bounded whatever the operands."""
+_OPERATORS = {
+    **simpleeval.DEFAULT_OPERATORS,
+    **{node: _bounded(*entry) for node, entry in _ARITHMETIC.items()},
+}
 
 
 def _scalar(value: Any) -> Scalar:

@@ -7,6 +7,8 @@ when the study is started and again when it is resumed; `study.json` has it with
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -19,13 +21,23 @@ if TYPE_CHECKING:
 VARIABLE = "GAUDI_SWEEP_STORAGE"
 HIDDEN = "***"
 
-# No part of a pattern may match at many places of one long text: the time would be quadratic.
-_USER_INFO = re.compile(r"(?P<head>://[^/@\s:]*:)(?P<secret>[^@/\s]+)(?=@)")
+# Both begin with a sign that no part before it may hold: a long text is read once, and not from
+# each of its letters on. For the same reason repetitions are possessive (`*+`) where they can be.
+_USER_INFO = re.compile(r"(?P<head>(?<=[\w+.-])://[^/@:\s]*+:)(?P<secret>[^@/\s]++)(?=@)")
 _PARAMETER = re.compile(
     r"(?i)(?P<head>[?&][\w.-]*(?:password|passwd|passphrase|pwd|secret|token|key)=)"
     r"(?P<secret>[^&#\s]+)"
 )
 _SQLITE = re.compile(r"sqlite(?:\+\w+)?:///")
+
+_DRIVERS = {
+    "postgresql": (("psycopg", "psycopg"), ("psycopg2", "psycopg2")),
+    "mysql": (("MySQLdb", "mysqldb"), ("pymysql", "pymysql")),
+    "mariadb": (("MySQLdb", "mysqldb"), ("pymysql", "pymysql")),
+}
+"""Modules that speak with a database, and SQLAlchemy's names of them; the first is its default."""
+_EXTRA = {"postgresql": "postgresql", "mysql": "mysql", "mariadb": "mysql"}
+"""The extra of this package that installs one, by database."""
 
 
 def masked(text: str) -> str:
@@ -78,10 +90,21 @@ def connect(url: str) -> BaseStorage:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        return optuna.storages.get_storage(url)
+        return optuna.storages.get_storage(with_driver(url))
     except (SQLAlchemyError, ImportError, ValueError, OSError, OptunaError) as error:
         rule = f"expected an Optuna storage URL that can be opened: {error_text(error, url)}"
+        extra = _EXTRA.get(re.split(r"[:+]", url, maxsplit=1)[0])
+        if isinstance(error.__cause__ or error, ImportError) and extra:
+            rule += f"; `pip install 'gaudi-sweep[{extra}]'` installs a driver"
         raise ConfigError([Problem("--storage", rule, masked(url))]) from None
+
+
+def with_driver(url: str) -> str:
+    """A URL that names a database alone, with a driver that is installed; others as they are."""
+    database, mark, rest = url.partition("://")
+    installed = (name for module, name in _DRIVERS.get(database, ()) if find_spec(module))
+    driver = next(installed, None)
+    return f"{database}+{driver}{mark}{rest}" if driver else url
 
 
 def is_storage_error(error: BaseException) -> bool:
@@ -89,10 +112,22 @@ def is_storage_error(error: BaseException) -> bool:
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
+    return any(isinstance(e, StorageInternalError | SQLAlchemyError) for e in _causes(error))
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether an exception or a cause may say that a study, a trial or the journal is not there."""
+    from sqlalchemy.exc import IntegrityError
+
+    return any(isinstance(e, KeyError | FileNotFoundError | IntegrityError) for e in _causes(error))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and those that it was raised from."""
     seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, StorageInternalError | SQLAlchemyError):
+    while seen is not None:
+        yield seen
         seen = seen.__cause__ or seen.__context__
-    return seen is not None
 
 
 def error_text(error: BaseException, url: str | None = None) -> str:

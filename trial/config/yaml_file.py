@@ -21,7 +21,12 @@ from trial.config.errors import ConfigError, Problem
 MAX_BYTES = 128 * 1024
 MAX_VALUES = 5_000
 """Limit of values with aliases expanded: nine lines of YAML can expand to a billion."""
+MAX_TEXT = 8 * MAX_BYTES
+"""Limit of characters in all values together, with aliases expanded."""
 MAX_DEPTH = 40
+MAX_PROBLEMS = 200
+MAX_PATH = 2000
+"""Characters of a dotted key: each of the values below a long one would repeat it."""
 
 _TAG = "tag:yaml.org,2002:"
 _INT = re.compile(r"[-+]?[0-9]+(_[0-9]+)*|0o[0-7]+|0x[0-9a-fA-F]+")
@@ -110,9 +115,8 @@ def parse(text: str, where: str) -> Document:
         raise ConfigError([_at(Problem("", error.expected), where, error.line)]) from error
     except RecursionError as error:
         raise ConfigError([Problem("", "is nested too deeply", where=where)]) from error
-    if reader.problems:
-        raise ConfigError(_at(Problem(r.key, r.expected, r.got), where, r.line) for r in
-                          reader.problems)  # fmt: skip
+    if found := reader.problems[:MAX_PROBLEMS]:
+        raise ConfigError(_at(Problem(r.key, r.expected, r.got), where, r.line) for r in found)
     return Document(content, reader.lines)
 
 
@@ -136,7 +140,7 @@ class _Reader:
     def __init__(self) -> None:
         self.lines: dict[str, int] = {}
         self.problems: list[_Refusal] = []
-        self._count = 0
+        self._count = self._characters = 0
         self._open: list[int] = []
 
     def value(self, node: yaml.Node, key: str, line: int) -> Any:
@@ -146,7 +150,7 @@ class _Reader:
             return self._value(node, key)
         except _Refusal as refusal:
             refusal.line = refusal.line or node.start_mark.line + 1
-            if self._count > MAX_VALUES:
+            if self._count > MAX_VALUES or self._characters > MAX_TEXT:
                 raise
             self.problems.append(refusal)
             return None
@@ -156,6 +160,10 @@ class _Reader:
         if self._count > MAX_VALUES:
             raise _Refusal("", f"must not hold more than {MAX_VALUES} values, aliases expanded")
         if isinstance(node, yaml.ScalarNode):
+            self._characters += len(node.value)
+            if self._characters > MAX_TEXT:
+                rule = f"must not hold more than {MAX_TEXT} characters, aliases expanded"
+                raise _Refusal("", rule)
             return _scalar(node, key)
         if id(node) in self._open:
             raise _Refusal(key, "an alias must not contain itself")
@@ -187,6 +195,10 @@ class _Reader:
             if name is None:
                 continue
             path = f"{key}.{name}" if key else name
+            if len(path) > MAX_PATH:
+                rule = f"a key, with those above it, has at most {MAX_PATH} characters"
+                self.problems.append(_Refusal(key, rule, f"{name[:40]!r}...", _line(name_node)))
+                continue
             if name in first:
                 said = f"a second time, first on line {first[name]}"
                 refusal = _Refusal(path, "a key stands once", said, _line(name_node))

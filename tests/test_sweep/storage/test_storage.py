@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import optuna
@@ -24,7 +26,7 @@ from sweep import open_study
 from sweep.open_study import RunOptions
 from sweep.spec.dimension import Choices
 from sweep.spec.spec import SamplerSpec, SweepSpec
-from sweep.storage.open import open_storage, rename_study
+from sweep.storage.open import open_storage, rename_study, study_names
 from sweep.storage.url import VARIABLE, connect, masked, resumed_url, with_absolute_path
 from sweep.study import archive
 from sweep.study.decider import OptunaDecider
@@ -248,6 +250,24 @@ def test_a_storage_that_cannot_be_opened_is_refused_without_its_password(url, tm
     assert done.exit_code == 2, done.output
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "smoke" / "study.json").exists()
+
+
+def test_a_database_alone_is_opened_with_the_driver_that_is_installed(postgres):
+    assert study_names(connect(postgres.replace("postgresql+psycopg2", "postgresql"))) is not None
+
+
+@pytest.mark.parametrize(
+    ("database", "modules"),
+    [("postgresql", ["psycopg", "psycopg2"]), ("mysql", ["MySQLdb", "pymysql"])],
+)
+def test_without_a_driver_the_extra_that_installs_one_is_named(database, modules):
+    with pytest.raises(ConfigError) as error:
+        connect(f"{database}://me:sesame@127.0.0.1:1/db")
+    without = not any(find_spec(module) for module in modules)
+    assert (f"pip install 'gaudi-sweep[{database}]'" in str(error.value)) == without
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (driver,) = extras["optional-dependencies"][database]
+    assert driver.split("[")[0].split("=")[0] in modules
 
 
 def one_finished(study: StudyFolder, url: str) -> OptunaDecider:
