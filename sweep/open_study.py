@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from sweep import provenance
-from sweep.file_checks import check_files
+from sweep.file_checks import check_code, check_files
 from sweep.spec.spec import SweepSpec
 from sweep.storage.url import connect, masked, resumed_url, with_absolute_path
 from sweep.study import archive, recover
@@ -57,6 +57,8 @@ class RunOptions:
     """Words of the command line, for the study's provenance."""
     quick: bool = False
     """Start a new study without a rehearsal."""
+    trust_code: bool = False
+    """Run code that the study brings along (`trial.trust`)."""
 
 
 def study_folder(spec_name: str, options: RunOptions) -> StudyFolder:
@@ -81,9 +83,14 @@ def open_folder(
 
     Raises:
         ConfigError: the sweep file differs from the one the study was started with.
-        ValueError: the folder holds links or checkpoints that must not be followed or loaded.
+        ValueError: the folder holds links or checkpoints that must not be followed or loaded, or
+            code that must not be run.
     """
     check_files(folder)
+    if not options.trust_code and not options.fresh:
+        check_code(folder, spec, source, options.extend_trial)
+        if options.fork:
+            check_code(_folder(options.study or spec.name, options), spec, source)
     archive_existing(folder, source, options, console)
     if not options.fork or folder.sweep_file.exists():
         # A fork that was cut short has no sweep file yet: it begins again.
@@ -264,6 +271,20 @@ def stored_storage(
 
     kept = folder.read_record().provenance.get("storage")
     return open_storage(folder, resumed_url(kept, given), repair=repair)
+
+
+def has_vanished(folder: StudyFolder, given: str | None = None) -> bool:
+    """Whether the study is no longer in its storage, which answers: something has deleted it."""
+    from sweep.storage.open import study_names
+
+    record = folder.read_record()
+    if record.provenance.get("storage") is None and not folder.journal.exists():
+        return True
+    try:
+        return record.name not in study_names(stored_storage(folder, given))
+    except Exception:
+        # A storage that does not answer, or cannot be read, is another fault.
+        return False
 
 
 def _check_storage(folder: StudyFolder, options: RunOptions) -> None:

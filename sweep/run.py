@@ -21,6 +21,7 @@ from sweep.driver.interfaces import SweepOutcome
 from sweep.driver.progress import SweepProgress
 from sweep.open_study import (
     RunOptions,
+    has_vanished,
     open_decider,
     open_folder,
     study_folder,
@@ -38,7 +39,7 @@ from sweep.signals import (
     raise_keyboard_interrupt,
 )
 from sweep.spec.spec import SweepSpec
-from sweep.storage.url import error_text, is_storage_error, masked
+from sweep.storage.url import error_text, is_missing, is_storage_error, masked
 from sweep.study import study_lock
 from trial.optional_output import report_lost
 from trial.store.disk_full import is_full
@@ -79,7 +80,7 @@ def _drive(
         same_failure_limit=spec.failures.alike,
     )
     executor = make_executor(spec, options, folder)
-    with explained_errors(folder), _closing(executor):
+    with explained_errors(folder, options), _closing(executor):
         with console.status("starting Ray ..."):
             decider = _start(executor, spec, folder, options, console)
         console.print(f"study {folder.path}: {executor.describe()}")
@@ -194,22 +195,30 @@ def _last_words() -> str:
 
 
 @contextmanager
-def explained_errors(folder: StudyFolder) -> Iterator[None]:
-    """Say how to go on after a full disk, or a storage that does not answer.
+def explained_errors(folder: StudyFolder, options: RunOptions) -> Iterator[None]:
+    """Say how to go on after a full disk, a storage that does not answer, a study that is gone.
 
     Raises:
-        ValueError: either of the two ended the sweep.
+        ValueError: one of them ended the sweep.
     """
     try:
         yield
     except Exception as error:
+        again = f"nothing is lost, go on with: {resume_command()}"
         if is_full(error, folder.path):
-            text = f"the disk of {folder.path} is full"
+            text = f"the disk of {folder.path} is full; {again}"
+        elif is_missing(error) and has_vanished(folder, options.storage):
+            repair = shlex.join(["gaudi-sweep", "verify", str(folder.path), "--repair"])
+            text = (
+                f"the study {folder.name!r} is gone from its storage: something else has deleted "
+                f"it; the trial folders in {folder.trials} are whole: {repair} puts them back into "
+                f"it, then go on with: {resume_command()}"
+            )
         elif is_storage_error(error):
-            text = f"the storage of {folder.path} does not answer: {error_text(error)}"
+            text = f"the storage of {folder.path} does not answer: {error_text(error)}; {again}"
         else:
             raise
-        raise ValueError(f"{text}; nothing is lost, go on with: {resume_command()}") from error
+        raise ValueError(text) from error
 
 
 @contextmanager

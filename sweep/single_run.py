@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from results.data import format
-from trial import single_run
+from trial import single_run, trust
 from trial.devices import environment
 from trial.distributed.spawn import run_process
 from trial.store.folders import TrialFolder
@@ -76,7 +76,8 @@ def _environment(run: single_run.SingleRun) -> dict[str, str]:
 
 def _command(folder: TrialFolder, options: SingleRunOptions) -> list[str]:
     """The command line of the training process."""
-    words = [sys.executable, "-m", "trial", str(folder.path)]
+    # The configuration file that the user has named says which code runs.
+    words = [sys.executable, "-m", "trial", str(folder.path), trust.FLAG]
     words += ["--world-size", str(options.world_size)]
     return words + ["--merge"] * options.merge + ["--verbose"] * options.verbose
 

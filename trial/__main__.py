@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from trial import single_run
+from trial import single_run, trust
 from trial.config import earlier
 from trial.config.errors import ConfigError, Problem
 from trial.config.trial_config import TrialConfig, validate
@@ -97,6 +97,8 @@ def _main(arguments: list[str] | None) -> int:
     try:
         folder = folder_of_rank(_folder(given))
         config = _check(folder, given.world_size)
+        if not _is_trusted(given):
+            trust.refuse_code(folder.path, trust.code_of_training(folder, config))
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return WRONG
@@ -106,12 +108,14 @@ def _main(arguments: list[str] | None) -> int:
         _report(Terminal(), folder, result)
         code = _exit_code(result)
     elif given.world_size > 1 and "RANK" not in os.environ:
-        more = ["--verbose"] if given.verbose else []
+        more = ["--verbose"] * given.verbose + [trust.FLAG] * _is_trusted(given)
         command = [sys.executable, "-m", "trial", str(folder.path), *more]
         code = spawn(command, given.world_size)
     else:
         code = _train(folder, config, given.verbose)
-    return _merge(folder) if given.merge and code == COMPLETE and not rank_env.rank() else code
+    if given.merge and code == COMPLETE and not rank_env.rank():
+        return _merge(folder, trusted=_is_trusted(given))
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -125,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of a file")
     add("--run-dir", type=Path, help="the run's folder, for a configuration file")
     add("--merge", action="store_true", help="write the merged model to merged/ when complete")
+    add(trust.FLAG, action="store_true", help=trust.HELP)
     return parser
 
 
@@ -146,11 +151,17 @@ def _folder(given: argparse.Namespace) -> TrialFolder:
     return single_run.open_folder(found, given.world_size)
 
 
-def _merge(folder: TrialFolder) -> int:
+def _is_trusted(given: argparse.Namespace) -> bool:
+    """Whether code may run: the flag says so, or a file of the user's own, named here."""
+    return bool(given.trust_remote_code or given.path.is_file())
+
+
+def _merge(folder: TrialFolder, *, trusted: bool) -> int:
     """Write the merged model in another process: this one still holds the training's memory."""
     target = folder.path / "merged"
     if not target.exists():
         command = [sys.executable, "-m", "trial.export", str(folder.path), str(target), "--merge"]
+        command += [trust.FLAG] * trusted
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             print(done.stderr.strip(), file=sys.stderr)

@@ -1,6 +1,6 @@
 """Generates text with trained trials for a few fixed prompts: the first rows of the held-out set.
 
-    python -m trial.sample runs/x/trials/00003 runs/x/trials/00007
+    python -m trial.sample [--trust-remote-code] runs/x/trials/00003 runs/x/trials/00007
 
 Writes `samples.jsonl` (prompt, completion, reference) into each folder that has weights, unless it
 is there already. Greedy decoding, so that only the weights differ.
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from trial import trust
 from trial.config.trial_config import TrialConfig
 from trial.store.files import write_atomically
 from trial.store.folders import TrialFolder
@@ -27,19 +28,33 @@ TEXT_TOKENS = 8
 """A row without a prompt and with more tokens than this is text to be continued."""
 
 
-def sample(folder: TrialFolder) -> Path | None:
+def needs_sampling(folder: TrialFolder) -> bool:
+    """Whether the trial has weights and no samples yet.
+
+    Raises:
+        OSError, ValueError: its configuration cannot be read.
+    """
+    return not folder.samples.exists() and _weights(folder, folder.read_config()).exists()
+
+
+def _weights(folder: TrialFolder, config: TrialConfig) -> Path:
+    return folder.adapter if config.lora.r else folder.model
+
+
+def sample(folder: TrialFolder, trusted: bool = False) -> Path | None:
     """Write the trial's samples and return the file; None if the trial has no weights.
 
     Raises:
-        ValueError: the weights are not as the trial wrote them.
+        ValueError: the weights are not as the trial wrote them; or loading the model would run its code, and it is not `trusted`.
     """
     config = folder.read_config()
-    weights = folder.adapter if config.lora.r else folder.model
     if folder.samples.exists():
         return folder.samples
-    if not weights.exists():
+    if not _weights(folder, config).exists():
         return None
     folder.refuse_damaged_weights()
+    if not trusted:
+        trust.refuse_code(folder.path, trust.code_of_model(config))
     from trial.data.prepare import prepare
     from trial.devices.device import select_device
     from trial.model.load import load_tokenizer
@@ -64,7 +79,11 @@ def _load(folder: TrialFolder, config: TrialConfig) -> Any:
     from trial.model.load import load_base
 
     if not config.lora.r:
-        return AutoModelForCausalLM.from_pretrained(str(folder.model)).eval()
+        # Without the argument, transformers would ask the terminal.
+        model = config.model
+        return AutoModelForCausalLM.from_pretrained(
+            str(folder.model), trust_remote_code=model.trust_remote_code
+        ).eval()
     from peft import PeftModel
 
     base = load_base(config.model, config.model.attn_implementation)
@@ -101,10 +120,10 @@ def _complete(model: Any, tokenizer: Any, prompt: list[int], answer: list[int]) 
 
 def main(paths: list[str]) -> int:
     """Sample from every folder named; returns exit code 0, or 1 if one of them failed."""
-    failed = 0
-    for path in paths:
+    failed, trusted = 0, trust.FLAG in paths
+    for path in (path for path in paths if path != trust.FLAG):
         try:
-            sample(TrialFolder(path))
+            sample(TrialFolder(path), trusted)
         except (OSError, ValueError) as error:
             print(f"{path}: {error}", file=sys.stderr)
             failed = 1

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sweep.cli.output import out
+from trial import trust
 from trial.config.errors import ConfigError, Problem, unknown
 from trial.store.folders import StudyFolder
 
@@ -37,6 +38,7 @@ QuickOption = Annotated[
     bool,
     typer.Option("--quick", help="No rehearsal: build no model, tokenise nothing beforehand."),
 ]
+TrustOption = Annotated[bool, typer.Option(trust.FLAG, help=trust.HELP)]
 RunsOption = Annotated[Path, typer.Option("--runs", file_okay=False, help="Folder of all studies.")]
 StudyArgument = Annotated[
     str, typer.Argument(metavar="STUDY", help="A study's name, or the path of its folder.")

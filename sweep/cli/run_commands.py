@@ -16,6 +16,7 @@ from sweep.cli.arguments import (
     SpaceArgument,
     StorageOption,
     StudyArgument,
+    TrustOption,
     find_study,
     load_sweep_file,
     located,
@@ -44,6 +45,7 @@ def run(
     storage: StorageOption = None,
     ray_address: AddressOption = None,
     quick: QuickOption = False,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Start a sweep, or go on with it."""
     from sweep.open_study import RunOptions
@@ -62,6 +64,7 @@ def run(
             ray_address=ray_address,
             command=sys.argv,
             quick=quick,
+            trust_code=trust_remote_code,
         )
         with located(space, given):
             _run_and_report(spec, source, options)
@@ -139,6 +142,7 @@ def resume(
     overrides: SetOption = None,
     storage: StorageOption = None,
     ray_address: AddressOption = None,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Go on with a study by its name, with the sweep file it keeps."""
     from sweep.open_study import RunOptions, stored_spec
@@ -161,5 +165,6 @@ def resume(
             command=sys.argv,
             # The study was accepted when it was started.
             quick=True,
+            trust_code=trust_remote_code,
         )
         _run_and_report(spec, folder.sweep_file, options)

@@ -6,13 +6,22 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sweep.cli.arguments import RunsOption, StorageOption, StudyArgument, find_study
+from sweep.cli.arguments import (
+    RunsOption,
+    StorageOption,
+    StudyArgument,
+    TrustOption,
+    find_study,
+)
 from sweep.cli.output import err, exit_on_bad_input, out, print_report
+from trial import trust
+from trial.sample import needs_sampling
 
 if TYPE_CHECKING:
     from trial.store.folders import StudyFolder, TrialFolder
@@ -99,6 +108,7 @@ def export(
         bool, typer.Option(help="Load it again in a fresh process and measure its loss.")
     ] = True,
     runs: RunsOption = Path("runs"),
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Write a trial's adapter (or merged model), its model card and its configuration."""
     from results import recommended
@@ -112,7 +122,8 @@ def export(
         words = [sys.executable, "-m", "trial.export", str(folder.path), str(target)]
         words += ["--merge"] * merge + ["--no-verify"] * (not verify)
         words += ["--dtype", dtype] if dtype else []
-        done = subprocess.run(words, capture_output=True, text=True)
+        words += [trust.FLAG] * trust_remote_code
+        done = _run(words)
         if done.returncode:
             raise ValueError(done.stderr.strip())
     out.print(f"trial {folder.path.name} is in {target}")
@@ -126,6 +137,7 @@ def compare(
     ] = "",
     samples: Annotated[bool, typer.Option(help="What each says to a few fixed prompts.")] = True,
     runs: RunsOption = Path("runs"),
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Write a page that holds trials of one or more studies side by side."""
     from results import compare as write_comparison
@@ -136,15 +148,32 @@ def compare(
         for folder in folders:
             check_links(folder)
         chosen = trials.replace(",", " ").split()
-        page = write_comparison(folders, chosen, before=_write_samples if samples else None)
+        before = partial(_write_samples, trusted=trust_remote_code) if samples else None
+        page = write_comparison(folders, chosen, before=before)
     out.print(f"comparison: {page}", soft_wrap=True)
 
 
-def _write_samples(trials: Sequence[TrialFolder]) -> None:
-    """Write completions of a few fixed prompts, for the trials that still have weights."""
+def _run(words: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a program, which can ask nothing: its question would not be seen."""
+    return subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+
+def _write_samples(trials: Sequence[TrialFolder], trusted: bool) -> None:
+    """Write completions of a few fixed prompts, for the trials that still have weights.
+
+    Raises:
+        ValueError: loading one of them would run its code, and `trusted` is not said.
+    """
+    if not trusted:
+        for trial in trials:
+            if needs_sampling(trial):
+                trust.refuse_code(
+                    f"{trial.path} (--no-samples loads no model)",
+                    trust.code_of_model(trial.read_config()),
+                )
     # A process of its own: generating needs torch, and this process never loads it.
-    words = [sys.executable, "-m", "trial.sample", *(str(trial.path) for trial in trials)]
-    done = subprocess.run(words, capture_output=True, text=True)
+    words = [sys.executable, "-m", "trial.sample", *[trust.FLAG] * trusted]
+    done = _run([*words, *(str(trial.path) for trial in trials)])
     if done.returncode:
         err.print(f"no samples: {done.stderr.strip()[-300:]}", markup=False)
 
@@ -152,16 +181,17 @@ def _write_samples(trials: Sequence[TrialFolder]) -> None:
 def dashboard(
     study: StudyArgument,
     runs: RunsOption = Path("runs"),
-    port: Annotated[int, typer.Option(help="On loopback.")] = 8080,
+    port: Annotated[int, typer.Option(help="On loopback; 0 takes a free one.")] = 8080,
     storage: StorageOption = None,
 ) -> None:
-    """Serve Optuna Dashboard over a study, on loopback, until Ctrl-C."""
+    """Show a study in Optuna Dashboard, on loopback, until Ctrl-C; the URL holds its token."""
     from sweep.open_study import stored_storage
 
     with exit_on_bad_input():
         opened = stored_storage(find_study(study, runs), storage)
-        import optuna_dashboard
+        from sweep.dashboard import Dashboard
 
-        out.print(f"http://127.0.0.1:{port}/dashboard (Ctrl-C ends it)")
+        server = Dashboard(opened, port)
+        out.print(f"{server.url} (read-only; Ctrl-C ends it)", soft_wrap=True)
         with contextlib.suppress(KeyboardInterrupt):
-            optuna_dashboard.run_server(opened, host="127.0.0.1", port=port)
+            server.serve()

@@ -15,6 +15,7 @@ from statistics import median
 from sweep.spec.grid import grid_size, variants
 from sweep.spec.space import Space
 from sweep.spec.spec import SweepSpec
+from trial import trust
 from trial.config.trial_config import TrialConfig
 from trial.devices.detect import usable_cores
 from trial.devices.environment import process_environment
@@ -251,7 +252,8 @@ def measure(spec: SweepSpec) -> Profile:
     variables = {**os.environ, **process_environment(config.device), "OMP_NUM_THREADS": threads}
     with tempfile.TemporaryDirectory() as scratch:
         folder = TrialFolder.create(Path(scratch, "profile"), config)
-        words = [sys.executable, "-m", "trial", str(folder.path)]
+        # The sweep file that the user has named says which code runs.
+        words = [sys.executable, "-m", "trial", str(folder.path), trust.FLAG]
         done = subprocess.run(words, capture_output=True, text=True, env=variables)
         result = folder.read_result()
         if result is None or result.state != "complete":

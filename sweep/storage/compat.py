@@ -49,6 +49,15 @@ def ignore_cmaes_warning() -> None:
 # Trials of a study
 
 
+def refuse_deleted(study: Study) -> None:
+    """Look whether the study is still in its storage: a journal writes to trials without a study.
+
+    Raises:
+        KeyError: it has been deleted.
+    """
+    study._storage.get_study_name_from_id(study._study_id)
+
+
 def running_trial(study: Study, trial: FrozenTrial) -> Trial:
     """A trial in flight as an object that suggests and reports."""
     return Trial(study, trial._trial_id)

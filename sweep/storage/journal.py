@@ -7,7 +7,9 @@ disk already, in its trial's folder, from which a resume reports what the journa
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
 from collections.abc import Container
 from typing import Any
 
@@ -23,7 +25,14 @@ class Journal(compat.UnlockedJournalFile):
     """Appends operations to a file; `sweep.study.study_lock` keeps other drivers out."""
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append; syncs to disk unless a resume could restore all of it."""
+        """Append; syncs to disk unless a resume could restore all of it.
+
+        Raises:
+            FileNotFoundError: somebody has removed the file. Appending would make another, without
+                what was there.
+        """
+        if not os.path.exists(self.path):
+            raise FileNotFoundError(errno.ENOENT, "the journal is gone", self.path)
         if any(log["op_code"] != compat.INTERMEDIATE_VALUE for log in logs):
             super().append_logs(logs)
             return

@@ -252,6 +252,7 @@ class OptunaDecider:
 
         A duplicate is told as failed, which samplers ignore: it teaches them nothing new.
         """
+        compat.refuse_deleted(self.study)
         if number in self._retrained:
             retrained.compare(self._retrained.pop(number), result, self._metrics)
             return

@@ -306,6 +306,8 @@ def test_a_complete_run_is_merged_once(config, tmp_path, monkeypatch, capsys, fa
     assert main([str(run), "--merge"]) == code
     target = str(run / "merged")
     assert ran == [[sys.executable, "-m", "trial.export", str(run), target, "--merge"]]
+    assert main([str(run), "--merge", "--trust-remote-code"]) == code
+    assert ran[1:] == [[*ran[0], "--trust-remote-code"]]
     assert failure in capsys.readouterr().err
     Path(target).mkdir()
     assert main([str(run), "--merge"]) == 0

@@ -1,6 +1,7 @@
 """Export a trained trial: adapter or merged model, tokenizer, model card, configuration.
 
 python -m trial.export runs/x/trials/00007 out [--merge] [--dtype float32] [--no-verify]
+                                           [--trust-remote-code]
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from trial import trust
 from trial.export.merge import DTYPES
 from trial.export.write import export
 from trial.store.folders import TrialFolder
@@ -23,10 +25,14 @@ def main() -> int:
     parser.add_argument("--merge", action="store_true", help="the merged model")
     parser.add_argument("--dtype", choices=DTYPES, help="type of merged weights; the base's own")
     parser.add_argument("--no-verify", action="store_true", help="do not measure the loss again")
+    parser.add_argument(trust.FLAG, action="store_true", help=trust.HELP)
     given = parser.parse_args()
     # What goes to standard error is why there is no export.
     warnings.simplefilter("ignore")
     try:
+        if not given.trust_remote_code:
+            config = TrialFolder(given.trial).read_config()
+            trust.refuse_code(given.trial, trust.code_of_model(config))
         measured = export(
             TrialFolder(given.trial),
             given.target,
