@@ -55,7 +55,7 @@ def check_code(
 ) -> None:
     """Refuse to train a study that would run code for which nobody has said a word.
 
-    A sweep file that the user names is that word; the copy that the study keeps is not. Trials in
+    A sweep file that the user names is that word; the copy that a study keeps is not. Trials in
     flight go on by the configurations and checkpoints in their folders.
 
     Args:
@@ -68,7 +68,7 @@ def check_code(
         ValueError: there is such code; says which.
     """
     allowed: set[str] = set()
-    if source.resolve().is_relative_to(folder.path.resolve()):
+    if StudyFolder(source.resolve().parent).exists():
         trust.refuse_code(folder.path, _code_of_spec(spec))
     else:
         allowed = _code_of_spec(spec)

@@ -17,7 +17,7 @@ from trial import sample
 from trial.__main__ import main as train_one
 from trial.export.__main__ import main as export_one
 from trial.store.folders import StudyFolder, TrialFolder
-from trial.store.records import Result
+from trial.store.records import Result, StudyRecord
 from trial.trust import FLAG
 
 MARKED = "open({marker!r}, 'w').close()\n"
@@ -234,7 +234,7 @@ def test_code_that_only_some_trials_would_run(key, dimension, tiny, tmp_path):
     source.write_text(yaml.safe_dump(content))
     spec = loader.examine(source).spec
     study = StudyFolder(tmp_path / "runs" / "x")
-    study.path.mkdir(parents=True)
+    study.write_record(StudyRecord(name="x", spec={}))
     check_code(study, spec, source)
     study.sweep_file.write_text(source.read_text())
     with pytest.raises(ValueError, match=FLAG):
