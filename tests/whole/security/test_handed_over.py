@@ -121,7 +121,9 @@ def test_a_trial_runs_code_only_after_the_word(study, tmp_path, marker, capsys, 
     programs = {
         "train": lambda *flag: train_one([in_flight, *flag]),
         "sample": lambda *flag: sample.main([*flag, ended]),
-        "export": lambda *flag: call_export(monkeypatch, ended, str(tmp_path / "out"), *flag),
+        "export": lambda *flag: call_export(
+            monkeypatch, ended, str(tmp_path / "out"), "--no-verify", *flag
+        ),
     }
     for name, program in programs.items():
         assert program() != 0
@@ -129,7 +131,7 @@ def test_a_trial_runs_code_only_after_the_word(study, tmp_path, marker, capsys, 
         assert not marker.exists(), name
         # The model is none that could be trained: what matters is that its code has run.
         with suppress(ValueError, KeyError, AttributeError):
-            assert program(FLAG) != 0
+            program(FLAG)
         assert marker.exists(), name
         marker.unlink()
         forget_modules(monkeypatch, tmp_path / f"cache-{name}")
@@ -157,7 +159,7 @@ def with_deepspeed_checkpoint(trial: TrialFolder) -> None:
     (states / "mp_rank_00_model_states.pt").write_bytes(b"a pickle")
 
 
-@pytest.mark.parametrize("stage", [None, 2])
+@pytest.mark.parametrize("stage", [None, 0, 2])
 def test_deepspeeds_pickles_need_the_word_where_the_study_alone_asks_for_them(
     stage, tiny, tmp_path
 ):
