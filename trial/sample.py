@@ -45,7 +45,8 @@ def sample(folder: TrialFolder, trusted: bool = False) -> Path | None:
     """Write the trial's samples and return the file; None if the trial has no weights.
 
     Raises:
-        ValueError: the weights are not as the trial wrote them; or loading the model would run its code, and it is not `trusted`.
+        ValueError: the weights are not as the trial wrote them, or loading the model would run its
+            code and it is not `trusted`.
     """
     config = folder.read_config()
     if folder.samples.exists():
