@@ -311,4 +311,4 @@ def test_a_complete_run_is_merged_once(config, tmp_path, monkeypatch, capsys, fa
     assert failure in capsys.readouterr().err
     Path(target).mkdir()
     assert main([str(run), "--merge"]) == 0
-    assert len(ran) == 1
+    assert len(ran) == 2

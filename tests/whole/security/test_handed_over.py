@@ -58,7 +58,7 @@ def sweep_file(path: Path, tiny: tuple[Path, Path], **base: object) -> Path:
             "device": "cpu",
             **base,
         },
-        "space": {"lora.r": [2, 4]},
+        "space": {"lora.r": [2, 4, 8]},
         "sampler": "grid",
     }
     path.write_text(yaml.safe_dump(content))
@@ -66,12 +66,14 @@ def sweep_file(path: Path, tiny: tuple[Path, Path], **base: object) -> Path:
 
 
 def handed_over(path: Path, source: Path) -> StudyFolder:
-    """A study of a sweep file: one trial has ended and has an adapter, one is in flight."""
+    """A study of a sweep file: two trials have ended and have adapters, the second is in flight."""
     study = StudyFolder(path)
     spec = loader.load(source)
-    tell_all(study, spec, [Result(state="complete", eval_loss=2.0, steps=4), None])
+    complete = Result(state="complete", eval_loss=2.0, steps=4)
+    tell_all(study, spec, [complete, None, complete])
     study.sweep_file.write_text(source.read_text())
-    study.trial(0).adapter.mkdir()
+    for number in (0, 2):
+        study.trial(number).adapter.mkdir()
     return study
 
 
@@ -224,7 +226,7 @@ SEARCHED = [
     ("model.trust_remote_code", {"value": True}),
     ("model.trust_remote_code", {"expression": "lora.r > 2"}),
     ("model.attn_implementation", ["eager", "somebody/attention"]),
-    ("objective", ["sft", "shutil:rmtree"]),
+    ("objective.name", ["sft", "shutil:rmtree"]),
 ]
 
 
