@@ -1,18 +1,31 @@
-"""One driver per study: a file lock, and a note of the process that holds it."""
+"""One driver per study: a file lock, and a note of the process that holds it.
+
+Where a network file system has no locks (some mounts of NFS and FUSE), a file that exists keeps out
+the drivers of other hosts, and a lock on the local disk those of this one. The operating system
+releases a local lock when its holder dies. So the file of a driver of this host that was killed is
+taken over, and that of another host must be removed by hand.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from trial.store.files import write_atomically
 from trial.store.folders import StudyFolder
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file system without locks answers to `flock`."""
 
 
 class StudyBusyError(RuntimeError):
@@ -23,26 +36,64 @@ class StudyBusyError(RuntimeError):
 def hold(study: StudyFolder) -> Iterator[None]:
     """Hold the study's lock: no other driver can run it meanwhile.
 
-    The operating system releases the lock when the holder dies; nothing is left to clean up.
-
     Raises:
         StudyBusyError: names the holder: host, process, since when.
+        OSError: the lock's file cannot be written.
     """
     study.path.parent.mkdir(parents=True, exist_ok=True)
     # Beside the folder, not in it: `--fresh` renames the folder while the lock is held.
-    lock = FileLock(study.path.with_name(f".{study.name}.lock"))
+    path = study.path.with_name(f".{study.name}.lock")
     holder = study.path.with_name(f".{study.name}.driver.json")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise StudyBusyError(f"study {study.name} is being run by {_describe(holder)}") from None
-    try:
+    with ExitStack() as held:
+        try:
+            try:
+                held.enter_context(FileLock(path, timeout=0))
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                held.enter_context(_without_locks(path))
+        except Timeout:
+            busy = f"study {study.name} is being run by {_describe(holder)}"
+            raise StudyBusyError(busy) from None
+        except FileExistsError as error:
+            busy = f"study {study.name} is being run by {_describe(holder)}"
+            advice = f"its file system has no locks: if that has ended, remove {error.filename}"
+            raise StudyBusyError(f"{busy}; {advice}") from None
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
         write_atomically(holder, json.dumps(owner) + "\n")
         yield
         holder.unlink(missing_ok=True)
-    finally:
-        lock.release()
+
+
+@contextmanager
+def _without_locks(path: Path) -> Iterator[None]:
+    """Keep out other drivers where `path` cannot be locked.
+
+    Raises:
+        Timeout: a driver of this host runs the study.
+        FileExistsError: a driver of another host runs it, or was killed.
+    """
+    temporary = Path(tempfile.gettempdir())
+    # Containers may share a host's name; they do not share its temporary files.
+    place = os.stat(temporary)
+    here = f"{socket.gethostname()} {place.st_dev}:{place.st_ino}"
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    mark = path.with_suffix(".held")
+    with FileLock(temporary / f"gaudi-sweep-study-{os.geteuid()}-{name}.lock", timeout=0):
+        # A link appears whole or not at all, on NFS too.
+        own = mark.with_name(f"{mark.name}.{socket.gethostname()}.{os.getpid()}")
+        own.write_text(here, encoding="utf-8")
+        try:
+            os.link(own, mark)
+        except FileExistsError:
+            if mark.read_text(encoding="utf-8") != here:
+                raise FileExistsError(errno.EEXIST, "held", str(mark)) from None
+        finally:
+            own.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            mark.unlink(missing_ok=True)
 
 
 def _describe(holder: os.PathLike[str]) -> str:
