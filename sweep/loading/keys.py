@@ -76,6 +76,10 @@ def config_section(path: str, value: Any) -> bool:
 def unknown_path(path: str, known: Sequence[str]) -> Problem:
     """The problem of a dotted path that is not in `known`."""
     near = nearest(path, known)
+    section, _, name = path.partition(".")
+    if not near and name and section in CONFIG_SECTIONS:
+        of_section = [key.partition(".")[2] for key in known if key.startswith(f"{section}.")]
+        return replace(unknown(path, of_section), got=repr(path))
     begins = "" if near else f"; a path begins with {', '.join(known_keys()[''])}"
     return Problem(path, f"unknown key{begins}", repr(path), near)
 

@@ -215,6 +215,21 @@ ADAPTERS = {
     "saved module": World(sections=lora(modules_to_save=["lm_head"])),
     "a norm as a target": World("lora.target_modules", lora(target_modules=["input_layernorm"])),
     "all biases": World(sections=lora(bias="all")),
+    "rank pattern of no module": World("lora.rank_pattern", lora(rank_pattern={"q_prj": 4})),
+    "alpha pattern of no module": World("lora.alpha_pattern", lora(alpha_pattern={"q_prj": 4})),
+    "nothing to exclude": World("lora.exclude_modules", lora(exclude_modules=["q_prj"])),
+    "nothing to exclude by a pattern": World(
+        "lora.exclude_modules", lora(exclude_modules=".*q_prj")
+    ),
+    "a pattern of a module that is no target": World(
+        sections=lora(
+            target_modules=NAMES,
+            rank_pattern={"up_proj": 4},
+            alpha_pattern={"layers.1.self_attn.q_proj": 4},
+            exclude_modules=["lm_head"],
+        )
+    ),
+    "alora of no token": World("lora.alora_invocation_tokens", lora(alora_invocation_tokens=[999])),
     "rank pattern": World(sections=lora(rank_pattern={"q_proj": 4})),
     "token beyond the embeddings": World(TOKENS, lora(trainable_token_indices=[999])),
     "negative token": World(TOKENS, lora(trainable_token_indices=[-1])),
@@ -318,6 +333,9 @@ ARGUMENTS = {
         training(gradient_checkpointing=True),
         another("CTRLLMHeadModel", "CTRLConfig", n_embd=16, n_layer=1, n_head=2, n_positions=64),
     ),
+    "less noise than none": World(
+        "training.neftune_noise_alpha", training(neftune_noise_alpha=-1.0)
+    ),
     "neftune": World(sections=training(neftune_noise_alpha=5.0)),
     "by length": World(sections=training(group_by_length=True)),
     "no evaluation": World(sections=training(eval_strategy="no")),
@@ -357,7 +375,8 @@ PACKED = {
     if name
     in (
         "sound", "mixtral", "mamba", "bare gpt2", "bare model", "pad beyond the embeddings",
-        "lone surrogate", "rank pattern", "a norm as a target", "unknown lr_scheduler_kwargs",
+        "lone surrogate", "rank pattern", "rank pattern of no module", "a norm as a target",
+        "unknown lr_scheduler_kwargs",
         "polynomial above its start", "eva", "opt", "bloom with dropout", "falcon with dropout",
         "mixtral with the router's loss", "mamba with other targets", "no token",
     )

@@ -76,6 +76,7 @@ _MINIMUM: dict[str, tuple[float, bool]] = {
     "save_steps": (0, False),
     "seed": (0, True),
     "label_smoothing_factor": (0, True),
+    "neftune_noise_alpha": (0, True),
     "adam_beta1": (0, True),
     "adam_beta2": (0, True),
     library_arguments.LORAPLUS_RATIO: (1, True),

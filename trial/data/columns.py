@@ -49,6 +49,13 @@ _FLAT_TREE = ("message_id", "parent_id", "role", "text")
 _NESTED_TREE = ("message_tree_id", "prompt")
 """Columns of OpenAssistant's files of messages and of trees."""
 
+_IDLE: dict[Kind, tuple[str, tuple[str, ...]]] = {
+    "chat": ("conversations", ("prompt", "completion", "context", "history")),
+    "text": ("texts alone", ("system", "context", "history")),
+    "tree": ("message trees", ("system", "context", "history")),
+}
+"""How each shape is called, and the columns that have no place in it."""
+
 _EARLIER_PROMPTS = ("question", "prompt", "instruction")
 _EARLIER_COMPLETIONS = ("answer", "completion", "response", "output")
 _EARLIER_MESSAGES = ("messages", "conversations")
@@ -98,12 +105,15 @@ def find_columns(
         records: its records.
 
     Raises:
-        ConfigError: a configured column is missing, none has a known name, or several have.
+        ConfigError: a configured column is missing or would not be read, none has a known name, or
+            several have.
     """
     if config.tokenize == "apart":
         return _earlier_columns(known, config, source)
     finder = _Finder(known, config, source, records)
-    return finder.with_further(finder.shape())
+    shape = finder.shape()
+    _refuse_idle(shape.kind, config, source)
+    return finder.with_further(shape)
 
 
 class _Finder:
@@ -291,6 +301,15 @@ class _Finder:
         except (WrongCellError, KeyError):
             is_given = False
         return tuple(found) if is_given else ()
+
+
+def _refuse_idle(kind: Kind, config: DataConfig, source: str) -> None:
+    """Refuse the configured columns of which no row would be made."""
+    words, idle = _IDLE.get(kind, ("", ()))
+    rule = f"null: {source} is read as {words}, where such a column has no place"
+    given = {f"data.{name}_column": getattr(config, f"{name}_column") for name in idle}
+    if problems := [Problem(key, rule, repr(name)) for key, name in given.items() if name]:
+        raise ConfigError(problems)
 
 
 def _is_conversation(cell: Any) -> bool:

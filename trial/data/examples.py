@@ -291,22 +291,42 @@ class _RowReader:
     def _prompt_and_completion(
         self, record: Mapping[str, Any], prompt: Any, completion: Any
     ) -> Row:
-        """TRL's conversational prompt and completion: only the completion's answers count."""
+        """TRL's conversational prompt and completion: the prompt's own answers do not count."""
         columns = self.columns
         if is_message_list(prompt):
-            before = read_messages(prompt, columns.prompt)
+            before = self._with_context(read_messages(prompt, columns.prompt), record)
         else:
             before = (Message("user", self._prompt_text(record, prompt)),)
         before = tuple(replace(message, trained=False) for message in before)
+        start = int(before[0].role == "system")
+        history = read_history(record.get(columns.history), columns.history)
+        before = (*before[:start], *history, *before[start:])
         if is_message_list(completion):
             after = read_messages(completion, columns.completion)
         else:
             after = (Message("assistant", text_of(completion, columns.completion)),)
         return self.conversation(self._with_system((*before, *after), record))
 
+    def _with_context(
+        self, messages: tuple[Message, ...], record: Mapping[str, Any]
+    ) -> tuple[Message, ...]:
+        """The messages of a prompt, the context after the last one of the user."""
+        context = self._context(record)
+        asked = [n for n, message in enumerate(messages) if message.role == "user"]
+        if not context.strip():
+            return messages
+        if not asked:
+            return (*messages, Message("user", context))
+        last = messages[asked[-1]]
+        with_context = replace(last, content=f"{last.content}\n\n{context}")
+        return (*messages[: asked[-1]], with_context, *messages[asked[-1] + 1 :])
+
+    def _context(self, record: Mapping[str, Any]) -> str:
+        column = self.columns.context
+        return _joined(record.get(column), self.columns) if column else ""
+
     def _prompt_text(self, record: Mapping[str, Any], cell: Any) -> str:
-        prompt = text_of(cell, self.columns.prompt)
-        context = self.columns.context and _joined(record.get(self.columns.context), self.columns)
+        prompt, context = text_of(cell, self.columns.prompt), self._context(record)
         return f"{prompt}\n\n{context}" if prompt.strip() and context.strip() else prompt
 
     def _system(self, record: Mapping[str, Any]) -> str:

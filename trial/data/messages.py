@@ -54,8 +54,9 @@ TURN_PAIRS = (
 """Keys of an object that holds a question and its answer, as one turn of a conversation."""
 _CALLS = ("function_call", "tool_call")
 """Roles whose content is the call itself, as JSON."""
-_WEIGHTS = ("weight", "trained", "train", "training")
+_WEIGHTS = ("weight", "trained", "train", "training", "loss")
 """Keys of a message that say whether it counts in the loss."""
+_NOTHING: tuple[object, ...] = (None, "", [], {})
 _PASSED_ON = ("name", "tool_call_id", "reasoning_content", "thinking")
 """Keys of a message that chat templates read, besides role, content and tool calls."""
 MESSAGE_KEYS = frozenset(
@@ -191,7 +192,7 @@ def unread_keys(message: Mapping[str, Any]) -> list[str]:
     """The keys of a message, or of a turn that is a pair, that have something and are not read."""
     pair = _turn(message) if _role_name(message) is None else None
     read = MESSAGE_KEYS if pair is None else {*pair, "system", *_WEIGHTS}
-    return [key for key, value in message.items() if key not in read and value]
+    return [key for key, value in message.items() if key not in read and value not in _NOTHING]
 
 
 def _messages(message: object, column: str) -> Iterator[Message]:

@@ -24,7 +24,7 @@ from trial.store import manifest
 from trial.store.cache_dir import cache_folder
 from trial.store.files import sync_folder, sync_tree
 
-LAYOUT = 4
+LAYOUT = 5
 """Part of the key of every set: increment it when a change of code gives other tokens or files."""
 _APART_LAYOUT = 1
 """The same in the data hashes of `tokenize: apart`, which do not change any more."""

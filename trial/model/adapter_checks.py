@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from trial.config.errors import ConfigError, Problem
+from trial.config.errors import ConfigError, Problem, nearest
 from trial.config.sections import LoraSection
 from trial.model.lora_targets import layer_of
 
 TOKENS_KEY = "lora.trainable_token_indices"
+INVOCATION_KEY = "lora.alora_invocation_tokens"
+_PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
 def refuse_unknown_tokens(base: Any, lora: LoraSection) -> None:
@@ -39,6 +42,41 @@ def refuse_unknown_tokens(base: Any, lora: LoraSection) -> None:
         if not tokens or not all(0 <= token < size for token in tokens):
             rule = f"at least one number of a token, from 0 to {size - 1}"
             raise ConfigError([Problem(TOKENS_KEY, rule, repr(given))])
+
+
+def refuse_unknown_names(base: Any, lora: LoraSection) -> None:
+    """Refuse patterns that no module of the model matches, and tokens that begin no adapter.
+
+    A pattern of a module that another trial's `target_modules` leaves out is none of them.
+
+    Args:
+        base: The model, without an adapter.
+        lora: The `lora` section of the trial.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    extra = lora.model_extra or {}
+    names = [name for name, _ in base.named_modules()]
+    names += [name for name, _ in base.named_parameters()]
+    excluded = extra.get("exclude_modules") or []
+    patterns = [(key, p) for key in _PATTERNS for p in extra.get(key) or {}]
+    # As PEFT matches them.
+    expressions = [(key, pattern, rf"(.*\.)?({pattern})") for key, pattern in patterns]
+    if isinstance(excluded, str):
+        expressions.append(("exclude_modules", excluded, excluded))
+    else:
+        expressions += [("exclude_modules", e, rf"(.*\.)?{re.escape(e)}") for e in excluded]
+    for key, pattern, expression in expressions:
+        if not any(re.fullmatch(expression, name) for name in names):
+            ends = sorted({name.rpartition(".")[2] for name in names if "." in name})
+            rule = "a name or an expression that modules of the model match"
+            raise ConfigError([Problem(f"lora.{key}", rule, repr(pattern), nearest(pattern, ends))])
+    size = base.get_input_embeddings().weight.shape[0]
+    tokens = extra.get("alora_invocation_tokens")
+    if tokens is not None and not (tokens and all(0 <= token < size for token in tokens)):
+        rule = f"at least one number of a token, from 0 to {size - 1}"
+        raise ConfigError([Problem(INVOCATION_KEY, rule, repr(tokens))])
 
 
 def refuse_idle_keys(model: Any, lora: LoraSection) -> None:

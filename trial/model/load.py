@@ -17,7 +17,11 @@ from trial.config.sections import LoraSection, ModelConfig
 from trial.config.trial_config import TrialConfig
 from trial.devices.compat import whole_size
 from trial.devices.deepspeed_config import wants_bf16
-from trial.model.adapter_checks import refuse_idle_keys, refuse_unknown_tokens
+from trial.model.adapter_checks import (
+    refuse_idle_keys,
+    refuse_unknown_names,
+    refuse_unknown_tokens,
+)
 from trial.model.hub import HUB_ID
 from trial.model.known_faults import known_faults
 from trial.model.model_folder import ModelFolder
@@ -230,6 +234,7 @@ def attach_adapter(
     without_weights = next(base.parameters()).is_meta
     settings = settings or lora_config(config.lora)
     refuse_unknown_tokens(base, config.lora)
+    refuse_unknown_names(base, config.lora)
     model = get_peft_model(base, settings, low_cpu_mem_usage=without_weights)
     refuse_idle_keys(model, config.lora)
     if start is not None:

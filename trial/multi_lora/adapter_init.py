@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from trial.config.trial_config import TrialConfig
+from trial.model.adapter_checks import refuse_unknown_names
 from trial.model.dropout.lora_dropout import lora_layers
 from trial.model.load import count_parameters, lora_config
 from trial.multi_lora.packable import NotPackableError
@@ -71,6 +72,7 @@ class AdapterInitializer:
 
         Raises:
             NotPackableError: PEFT adapts something else than linear layers.
+            ConfigError: a key of `lora` is about modules that the model lacks.
         """
         # All that the initial values depend on; the other settings are the slot's.
         key = config.lora.model_dump_json(), config.training["seed"]
@@ -86,6 +88,7 @@ class AdapterInitializer:
         import transformers
         from peft import get_peft_model
 
+        refuse_unknown_names(self.model, config.lora)
         transformers.set_seed(config.training["seed"])
         model = get_peft_model(self.model, lora_config(config.lora))
         try:

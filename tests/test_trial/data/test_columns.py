@@ -156,6 +156,29 @@ def test_a_configured_column_must_exist(key, near):
     assert (found.key, found.near) == (f"data.{key}", near)
 
 
+@pytest.mark.parametrize(
+    ("known", "data", "key"),
+    [
+        ("messages about", {"context_column": "about"}, "data.context_column"),
+        ("messages about", {"history_column": "nowhere"}, "data.history_column"),
+        (
+            "messages question answer",
+            {"messages_column": "messages", "prompt_column": "question"},
+            "data.prompt_column",
+        ),
+        ("text label", {"system_column": "label"}, "data.system_column"),
+        ("text label", {"prompt_column": "", "context_column": "label"}, "data.context_column"),
+        ("message_id parent_id role text about", {"system_column": "about"}, "data.system_column"),
+    ],
+)
+def test_a_configured_column_of_which_no_row_is_made_is_refused(known, data, key):
+    assert problem(known, **data).key == key
+
+
+def test_a_column_may_be_left_out_of_a_shape_that_has_none():
+    assert columns("messages context", context_column="", history_column="").kind == "chat"
+
+
 def test_versions_before_took_the_first_candidate_and_no_context():
     earlier = {"tokenize": "apart", "train_on": "last"}
     found = columns("question prompt answer output context system messages", **earlier)

@@ -361,3 +361,26 @@ def test_a_system_message_may_be_parts(tmp_path):
     path.write_text("\n".join(json.dumps({"system": s, "messages": said}) for s in cells))
     rows = read_rows(DataConfig(path=str(path))).rows
     assert [row.messages[0] for row in rows] == [Message("system", "Be kind.")] * 3
+
+
+@pytest.mark.parametrize("as_messages", [True, False])
+def test_context_and_history_of_a_conversational_pair(tmp_path, as_messages):
+    question = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+    record = {
+        "prompt": question if as_messages else "q",
+        "completion": [{"role": "assistant", "content": "a"}],
+        "context": "c",
+        "history": [["before", "then"]],
+    }
+    path = write_jsonl(tmp_path / "d.jsonl", [record])
+    (row,) = read_rows(DataConfig(path=str(path))).rows
+    texts = [message.content for message in row.messages if message.role != "system"]
+    assert texts == ["before", "then", "q\n\nc", "a"]
+    assert [message.role for message in row.messages][:1] == ["system" if as_messages else "user"]
+
+
+def test_a_context_that_no_question_follows_is_the_question(tmp_path):
+    record = {"prompt": [{"role": "system", "content": "s"}], "completion": "a", "context": "c"}
+    path = write_jsonl(tmp_path / "d.jsonl", [record])
+    (row,) = read_rows(DataConfig(path=str(path))).rows
+    assert [message.content for message in row.messages] == ["s", "c", "a"]

@@ -35,6 +35,7 @@ WHOLE = {"type": "function", "function": CALL}
         ({"from": "function-response", "value": "r"}, Message("tool", "r")),
         ({"role": "model", "parts": [{"text": "a"}, {"text": "b"}]}, Message("assistant", "ab")),
         ({"role": "assistant", "content": "a", "weight": 0}, Message("assistant", "a", False)),
+        ({"role": "assistant", "content": "a", "loss": False}, Message("assistant", "a", False)),
         ({"role": "assistant", "content": "a", "weight": 1.0}, Message("assistant", "a")),
         ({"role": "assistant", "content": "a", "weight": None}, Message("assistant", "a")),
         ({"role": "assistant", "content": "a", "train": False}, Message("assistant", "a", False)),
@@ -135,3 +136,4 @@ def test_a_text_without_speakers_is_no_conversation(text):
 def test_keys_of_a_turn_that_nothing_reads():
     assert unread_keys({"input": "q", "output": "a", "id": 3, "score": None}) == ["id"]
     assert unread_keys({"role": "user", "content": "q", "input": "x"}) == ["input"]
+    assert unread_keys({"role": "user", "content": "q", "masked": False, "tags": []}) == ["masked"]

@@ -9,12 +9,11 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import TemplateError
-
 from trial.config.errors import ConfigError, Problem
 from trial.data.examples import Row
 from trial.data.messages import Message
 from trial.data.text.encoder import Layout, Spans
+from trial.data.text.left_out import FAILURES, left_out
 from trial.data.text.special_tokens import SpecialTokens
 from trial.data.text.template_file import KEY
 
@@ -23,8 +22,6 @@ FIXED_DATE = datetime.datetime(2024, 7, 26)
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PROBE = "\U0010fff1"
 """Words that no answer has."""
-_FAILURES = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
-"""What templates raise for messages that they do not expect."""
 
 
 class ChatTemplate:
@@ -52,7 +49,7 @@ class ChatTemplate:
         try:
             laid = self._by_markers(messages, tools, row, counted)
             laid = laid or self._by_prompts(messages, tools, row, counted)
-        except _FAILURES as error:
+        except FAILURES as error:
             if isinstance(error, ConfigError):
                 raise
             raise self._refused(row, f"it says: {error}", error) from error
@@ -139,7 +136,7 @@ class ChatTemplate:
         try:
             before = self.render(messages[:n], tools=tools, prompt=True)
             through = self.render(messages[: n + 1], tools=tools, prompt=False).rstrip()
-        except _FAILURES:
+        except FAILURES:
             before = through = ""
         if before and whole.startswith(through) and through.startswith(before):
             return len(before), len(through)
@@ -155,17 +152,10 @@ class ChatTemplate:
         self, row: Row, messages: list[dict[str, Any]], tools: Any, laid: Layout
     ) -> None:
         """Refuse a row of which the template leaves out a message, a tool or a tool call."""
-        text = laid.text
         if not laid.trained:
             raise self._refused(row, "it leaves out the answer")
-        for message in messages:
-            if message["role"] in ("system", "user") and message["content"].strip() not in text:
-                raise self._refused(row, f"it leaves out a message of the {message['role']}")
-            for call in message.get("tool_calls", ()):
-                if call["function"]["name"] not in text:
-                    raise self._refused(row, "it leaves out the tool calls")
-        if tools and not all(_name(tool) in text for tool in tools):
-            raise self._refused(row, "it leaves out the tools")
+        if what := left_out(messages, tools, laid.text, lambda m, t: self.render(m, tools=t)):
+            raise self._refused(row, f"it leaves out {what}")
 
     def _refused(self, row: Row, reason: str, error: Exception | None = None) -> ConfigError:
         """The refusal of a row, with the line of the user's own template."""
@@ -193,11 +183,6 @@ def _other(message: dict[str, Any]) -> dict[str, Any]:
         function = {"name": _PROBE, "arguments": {}}
         other["tool_calls"] = [{**call, "function": function} for call in calls]
     return other
-
-
-def _name(tool: dict[str, Any]) -> str:
-    function = tool.get("function", tool)
-    return str(function.get("name", "")) if isinstance(function, dict) else ""
 
 
 def _layout(text: str, spans: Sequence[tuple[int, int]]) -> Layout:

@@ -55,7 +55,7 @@ TRIMS = SIMPLE.replace("m.content", "(m.content | trim)")
     ("template", "expected"),
     [
         (SIMPLE, "U:a{<|end|>}A:[b{<|end|>}]U:c{<|end|>}A:[d{<|end|>}{</s>}]"),
-        # The markers say that the end of a turn is not the answer's; the row's eos always is.
+        # The markers say that the end of a turn is not the answer's; an eos of ours always is.
         (MARKED, "U:a{<|end|>}A:[b]{<|end|>}U:c{<|end|>}A:[d]{<|end|>}[{</s>}]"),
         (CUTS_THOUGHTS, "U:a{<|end|>}A:[b{<|end|>}]U:c{<|end|>}A:[(hm)d{<|end|>}{</s>}]"),
         # What it writes to have an answer generated is no part of past answers.
@@ -122,6 +122,25 @@ def test_an_eos_at_the_end_of_an_answer_is_control(end):
 REFUSES_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
 )
+CALLS = "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}"
+TOOLS = "{{ tools | tojson }}\n"
+DROPS_RESULTS = LOOP.replace(
+    "BODY",
+    f"{{% if m.role != 'tool' %}}{{{{ m.role[0] }}}}:{{{{ m.content }}}}{CALLS}{{% endif %}}",
+)
+LOOKED = Row(
+    (
+        *chat("a").messages,
+        Message(
+            "assistant", "", extra=json.dumps({"tool_calls": [{"function": {"name": "look"}}]})
+        ),
+        Message("tool", "ok"),
+        Message("assistant", "b"),
+    ),
+    "chat",
+    '[{"function": {"name": "look"}}]',
+)
+"""A row in which the name of its only tool, and the letters of its result, come more than once."""
 DROPS_SYSTEM = LOOP.replace("BODY", "{% if m.role != 'system' %}{{ m.content }}.{% endif %}")
 
 
@@ -139,6 +158,12 @@ DROPS_SYSTEM = LOOP.replace("BODY", "{% if m.role != 'system' %}{{ m.content }}.
         ),
         (SIMPLE, Row(chat("a", "b").messages, "chat", '[{"function": {"name": "look"}}]'),
          "leaves out the tools"),
+        (SIMPLE.replace("{{ m.content }}", "{{ m.content }}" + CALLS), LOOKED,
+         "leaves out the tools"),
+        (TOOLS + SIMPLE, LOOKED, "leaves out the tool calls"),
+        (TOOLS + DROPS_RESULTS, LOOKED, "leaves out a message of the tool"),
+        (SIMPLE, Row((*chat("a").messages, Message("assistant", "b", extra='{"thinking": "so"}')),
+                     "chat"), "leaves out what was thought"),
         ("{{ messages[0].content + 1 }}", chat("a", "b"), "it says"),
     ],
 )  # fmt: skip
