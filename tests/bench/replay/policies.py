@@ -55,6 +55,10 @@ FORKED = 0.31
 on CPUs (`sweep/ray_backend/fork_server.py`); measured by `replay/record.py --start`. It comes up
 while Ray does, for which nobody pays here."""
 
+IMPORTED = 3.45
+"""Seconds of start-up of a process that imports everything for itself, as a peer's do; measured by
+`replay/record.py --imports` on the machine of the recording."""
+
 
 @dataclass
 class Watch:
@@ -99,8 +103,8 @@ class Policy:
     ray: dict[str, Any] | None = None
     """Keywords of ASHAScheduler."""
     warm: bool = True
-    startup: float | None = FORKED
-    """Seconds of a worker's start; None for the recorded ones, with all imports in them."""
+    startup: float = FORKED
+    """Seconds of a worker's start."""
     pack: int = 1
     steps: tuple[int, ...] | None = None
     """Evaluations of a peer's trials, where they are not all that were recorded."""
@@ -132,7 +136,7 @@ def policies(recorded: RecordedGrid) -> list[Policy]:
              evaluate="rungs", pack=PACK),
         ours("ours: default, packed", *default, p=halving, pack=PACK),
         ours("ours: default, start-up free", *default, p=halving, startup=0.0),
-        ours("ours: default, workers not forked", *default, p=halving, startup=None),
+        ours("ours: default, workers not forked", *default, p=halving, startup=IMPORTED),
         ours("ours: default, first rung at the first evaluation", *default,
              p={**halving, "min_resource": recorded.steps[0]}),
         ours("ours: successive halving / 3", *default, p={"reduction_factor": 3}),
@@ -144,11 +148,11 @@ def policies(recorded: RecordedGrid) -> list[Policy]:
         ours("ours: random, successive halving / 2", "random", "successive_halving", p=halving),
         Policy("random search", SamplerSpec(name="random")),
         Policy("plain TPE", plain),
-        Policy("Ray Tune: OptunaSearch, ASHA", plain, ray=asha, warm=False, startup=None),
-        Policy("Ray Tune: the same, reuse_actors", plain, ray=asha, startup=None),
-        Policy("Ray Tune: evaluated half as often", plain, startup=None, warm=False,
+        Policy("Ray Tune: OptunaSearch, ASHA", plain, ray=asha, warm=False, startup=IMPORTED),
+        Policy("Ray Tune: the same, reuse_actors", plain, ray=asha, startup=IMPORTED),
+        Policy("Ray Tune: evaluated half as often", plain, startup=IMPORTED, warm=False,
                ray={"max_t": len(recorded.steps) // 2}, steps=recorded.steps[1::2]),
-        Policy("Ray Tune: reuse_actors, evaluated half as often", plain, startup=None,
+        Policy("Ray Tune: reuse_actors, evaluated half as often", plain, startup=IMPORTED,
                ray={"max_t": len(recorded.steps) // 2}, steps=recorded.steps[1::2]),
         Policy("Ray Tune: reuse_actors, start-up free", plain, ray=asha, startup=0.0),
     ]  # fmt: skip
@@ -162,9 +166,8 @@ def play(grid: Grid, policy: Policy, seed: int, slots: int, goal: float) -> Watc
         points[number] = config.origin.params if config.origin else {}
         return recorded.curve(points[number], random.Random(f"{seed}/{number}").randrange(1000))
 
-    startup = recorded.costs.startup if policy.startup is None else policy.startup
     executor = SimulatedExecutor(
-        curve, devices=slots, startup_seconds=startup, warm=policy.warm,
+        curve, devices=slots, startup_seconds=policy.startup, warm=policy.warm,
         pack=policy.pack, share=SHARE if policy.pack > 1 else 1.0,
     )  # fmt: skip
     executor.start()

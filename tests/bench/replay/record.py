@@ -6,18 +6,22 @@ python tests/bench/replay/record.py --losses runs/tiny_llama_joint \
     tests/bench/curves/tiny_llama_joint.csv
 python tests/bench/replay/record.py --share runs/tiny_llama_packed runs/tiny_llama
 python tests/bench/replay/record.py --start runs/tiny_llama
+python tests/bench/replay/record.py --imports
 
 A row a trial: its parameters, the seconds it spent by phase, its eval loss at every step. With
 `--losses` without the seconds: those of a packed or a busy worker are no trial's own.
 
 `--share` says what a trial takes of a device in the same grid with `resources.pack`, over what it
-takes alone; `--start` what a worker's first trial takes more than a later one, until it trains.
+takes alone; `--start` what a worker's first trial takes more than a later one, until it trains;
+`--imports` what a fresh process takes to import what a trial needs, the median of five.
 """
 
 from __future__ import annotations
 
 import csv
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -27,6 +31,9 @@ from trial.store.folders import StudyFolder
 
 
 def main() -> int:
+    if sys.argv[1] == "--imports":
+        print(f"imports {median(imports() for _ in range(5)):.2f} seconds")
+        return 0
     if sys.argv[1] == "--share":
         packed, alone = (taken(StudyFolder(Path(path))) for path in sys.argv[2:])
         print(f"share {packed / alone:.3f}: {packed:.2f} and {alone:.2f} seconds a trial")
@@ -49,6 +56,14 @@ def taken(study: StudyFolder) -> float:
     results = [folder.read_result() for _, folder in study.all_trials()]
     complete = [result.seconds for result in results if result and result.state == "complete"]
     return median(sum(seconds.model_dump().values()) - seconds.startup for seconds in complete)
+
+
+def imports() -> float:
+    """Seconds from the start of a process until all is imported that a trial on a CPU needs."""
+    begun = time.monotonic()
+    words = [sys.executable, "-c", "from trial.preload import preload; preload('cpu')"]
+    subprocess.run(words, check=True, capture_output=True)
+    return time.monotonic() - begun
 
 
 def start(study: StudyFolder) -> float:
