@@ -7,10 +7,12 @@ Checkpoints of pruned and failed trials are removed.
 
 from __future__ import annotations
 
+import os
 import shutil
 from bisect import insort
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from sweep.spec.spec import ObjectiveSpec, ResourceSpec
@@ -87,9 +89,10 @@ def remove_checkpoints(folder: TrialFolder) -> None:
 def folder_bytes(folder: TrialFolder) -> int:
     """Bytes of a trial's files."""
     total = 0
-    for path in folder.path.rglob("*"):
-        try:
-            total += path.lstat().st_size
-        except OSError:
-            continue  # Removed meanwhile.
+    # Unlike `Path.rglob`, `os.walk` passes over a folder that is removed meanwhile, or that another
+    # host has made on a network file system which shows its name before its content.
+    for path, _, files in os.walk(folder.path):
+        for name in files:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(path, name)).st_size
     return total

@@ -10,6 +10,7 @@ from helpers.sweeps import fakes
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import OperationalError
 
+from sweep.open_study import RunOptions
 from sweep.run import explained_errors
 from sweep.spec.dimension import Choices
 from sweep.spec.spec import SweepSpec
@@ -108,7 +109,7 @@ def drive(study: StudyFolder, url: str, outage: Outage | None, lose_answer: str 
     executor = fakes.ScriptedExecutor(fakes.falling)
     driver = fakes.make_driver(study.path.parent, decider, executor)
     driver.study = study
-    with explained_errors(study):
+    with explained_errors(study, RunOptions(study.path.parent)):
         driver.run()
     return executor.submitted
 
