@@ -8,6 +8,7 @@ merged model by plain transformers. Fields that nothing here can train with are 
 from dataclasses import dataclass, fields
 
 import pytest
+import torch
 from helpers.paths import ROOT
 from helpers.training.models import make_tokenizer, model_config, write_rows
 from helpers.training.train import Material
@@ -109,6 +110,8 @@ class Outcome:
 
 def make_base(folder, tied):
     """A two-layer Qwen2 (its q, k and v have biases), with its tokenizer."""
+    # The same weights in every run: how far a few steps go depends on them.
+    torch.manual_seed(0)
     tokenizer = make_tokenizer()
     settings = model_config("qwen2", len(tokenizer)).to_dict()
     model = AutoModelForCausalLM.from_config(
