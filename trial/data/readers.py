@@ -23,6 +23,11 @@ DELIMITERS = ",;\t|"
 SNIFFED_RECORDS = 50
 """Records from which the delimiter of a CSV file is guessed."""
 
+_WHOLE = "train"
+"""The split that is all of a file."""
+_SPLIT_KEYS = {"data.path": "data.split", "data.eval_split": "data.eval_split"}
+"""The key that asks for a split, by the key under which a table is read."""
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -50,15 +55,20 @@ def read_table(path: str, config: DataConfig, split: str, key: str = "data.path"
     """Read `path`; `split` is for datasets only, and `key` is the one that errors name.
 
     Raises:
-        ConfigError: it is missing, a folder, empty or malformed.
+        ConfigError: it is missing, a folder, empty or malformed, or a file of which a split is
+            asked for.
     """
     if not path.strip():
         raise refuse(key, "a file, a dataset or a built-in name", repr(path))
     kind = source_kind(path, config.format, key)
-    if kind == "builtin":
-        return _read_builtin(path, key)
     if kind == "dataset":
         return _read_dataset(path, config, split, key)
+    if config.tokenize != "apart" and key in _SPLIT_KEYS and split != _WHOLE:
+        split_key = _SPLIT_KEYS[key]
+        right = "null" if split_key == "data.eval_split" else _WHOLE
+        raise refuse(split_key, f"{right}, since {path} has no splits", repr(split))
+    if kind == "builtin":
+        return _read_builtin(path, key)
     file = Path(path).expanduser()
     _check_file(file, path, key)
     table = READERS[kind](file, config, key)

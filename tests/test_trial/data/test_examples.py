@@ -225,6 +225,14 @@ def test_several_wrong_cells_are_reported_at_once(tmp_path):
     assert "line 1 " in problems[0].expected
 
 
+@pytest.mark.parametrize("key", ["split", "eval_split"])
+def test_a_file_has_no_splits(tmp_path, key):
+    path = write_jsonl(tmp_path / "d.jsonl", objects())
+    config = DataConfig(path=path, **{key: "validation"})
+    (problem,) = refusals(config, "eval" if key == "eval_split" else "train")
+    assert problem.key == f"data.{key}"
+
+
 def test_missing_paths(tmp_path, monkeypatch):
     write_jsonl(tmp_path / "train.jsonl", objects())
     (problem,) = refusals(DataConfig(path=str(tmp_path / "trian.jsonl")))
