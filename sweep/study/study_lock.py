@@ -21,6 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from trial.store.cache_dir import make_private
 from trial.store.files import write_atomically
 from trial.store.folders import StudyFolder
 
@@ -72,14 +73,17 @@ def _without_locks(path: Path) -> Iterator[None]:
     Raises:
         Timeout: a driver of this host runs the study.
         FileExistsError: a driver of another host runs it, or was killed.
+        OSError: there is no private folder for the lock among the temporary files.
     """
-    temporary = Path(tempfile.gettempdir())
+    local = Path(tempfile.gettempdir(), f"gaudi-sweep-locks-{os.geteuid()}")
+    if not make_private(local):
+        raise OSError(errno.EPERM, "is not a folder of this user's own", str(local))
     # Containers may share a host's name; they do not share its temporary files.
-    place = os.stat(temporary)
+    place = os.stat(local)
     here = f"{socket.gethostname()} {place.st_dev}:{place.st_ino}"
     name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
     mark = path.with_suffix(".held")
-    with FileLock(temporary / f"gaudi-sweep-study-{os.geteuid()}-{name}.lock", timeout=0):
+    with FileLock(local / f"{name}.lock", timeout=0):
         # A link appears whole or not at all, on NFS too.
         own = mark.with_name(f"{mark.name}.{socket.gethostname()}.{os.getpid()}")
         own.write_text(here, encoding="utf-8")

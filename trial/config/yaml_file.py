@@ -116,7 +116,11 @@ def parse(text: str, where: str) -> Document:
     except RecursionError as error:
         raise ConfigError([Problem("", "is nested too deeply", where=where)]) from error
     if found := reader.problems[:MAX_PROBLEMS]:
-        raise ConfigError(_at(Problem(r.key, r.expected, r.got), where, r.line) for r in found)
+        problems = [_at(Problem(r.key, r.expected, r.got), where, r.line) for r in found]
+        if len(reader.problems) > MAX_PROBLEMS:
+            rule = f"has more than {MAX_PROBLEMS} mistakes; the first ones are listed"
+            problems.append(Problem("", rule, where=where))
+        raise ConfigError(problems)
     return Document(content, reader.lines)
 
 

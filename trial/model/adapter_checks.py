@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trial.config.errors import ConfigError, Problem, nearest
@@ -38,10 +38,7 @@ def refuse_unknown_tokens(base: Any, lora: LoraSection) -> None:
         if both:
             rule = f"null where `modules_to_save` trains all of {both[0]}"
             raise ConfigError([Problem(TOKENS_KEY, rule, repr(given))])
-        size = embeddings.weight.shape[0]
-        if not tokens or not all(0 <= token < size for token in tokens):
-            rule = f"at least one number of a token, from 0 to {size - 1}"
-            raise ConfigError([Problem(TOKENS_KEY, rule, repr(given))])
+        _refuse_unknown_tokens(base, TOKENS_KEY, tokens)
 
 
 def refuse_unknown_names(base: Any, lora: LoraSection) -> None:
@@ -72,11 +69,16 @@ def refuse_unknown_names(base: Any, lora: LoraSection) -> None:
             ends = sorted({name.rpartition(".")[2] for name in names if "." in name})
             rule = "a name or an expression that modules of the model match"
             raise ConfigError([Problem(f"lora.{key}", rule, repr(pattern), nearest(pattern, ends))])
-    size = base.get_input_embeddings().weight.shape[0]
     tokens = extra.get("alora_invocation_tokens")
-    if tokens is not None and not (tokens and all(0 <= token < size for token in tokens)):
+    if tokens is not None:
+        _refuse_unknown_tokens(base, INVOCATION_KEY, tokens)
+
+
+def _refuse_unknown_tokens(base: Any, key: str, tokens: Sequence[int]) -> None:
+    size = base.get_input_embeddings().weight.shape[0]
+    if not tokens or not all(0 <= token < size for token in tokens):
         rule = f"at least one number of a token, from 0 to {size - 1}"
-        raise ConfigError([Problem(INVOCATION_KEY, rule, repr(tokens))])
+        raise ConfigError([Problem(key, rule, repr(tokens))])
 
 
 def refuse_idle_keys(model: Any, lora: LoraSection) -> None:
