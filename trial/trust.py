@@ -58,5 +58,6 @@ def refuse_code(where: object, code: Collection[str]) -> None:
     """
     if code:
         raise ValueError(
-            f"{where}: would run {'; '.join(sorted(code))}. If you trust who made it, say {FLAG}"
+            f"{where}: this would run code: {'; '.join(sorted(code))}. If you trust who made it, say "
+            f"{FLAG}; a study of your own goes on without it by `gaudi-sweep run` and your sweep file"
         )
