@@ -59,5 +59,5 @@ def refuse_code(where: object, code: Collection[str]) -> None:
     if code:
         raise ValueError(
             f"{where}: this would run code: {'; '.join(sorted(code))}. If you trust who made it, "
-            f"say {FLAG}; your own study goes on without it by `gaudi-sweep run` and your sweep file"
+            f"say {FLAG}; a study of your own goes on without it by `gaudi-sweep run FILE`"
         )
